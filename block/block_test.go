@@ -139,7 +139,12 @@ func TestIdentityOfADiskAndItsPartition(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("sfdisk (package fdisk): %v: %s", err, out)
 	}
-	dev := loop(t, path, "--partscan")
+	dev := loop(t, path)
+	// partx adds the partitions where the kernel cannot read this table itself.
+	if out, err := exec.Command("partx", "--update", dev).CombinedOutput(); err != nil {
+		t.Fatalf("partx (package util-linux): %v: %s", err, out)
+	}
+	t.Cleanup(func() { exec.Command("partx", "--delete", dev).Run() })
 	disk, err := block.Identify(dev)
 	if err != nil {
 		t.Fatal(err)
