@@ -80,7 +80,8 @@ func readAll(b []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return out.Bytes(), w.Done(r.State())
+	err = w.Done(r.State())
+	return out.Bytes(), err
 }
 
 func TestAJournalReadsBackAsWritten(t *testing.T) {
