@@ -1,0 +1,278 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"tidemark/extent"
+)
+
+// The layout of a bitmap, shared with track.bpf.c. Element 0 is the header
+// page: words the programs write, words user space writes, and from summaryOff
+// on one bit for each page of the bitmap that is not empty. The other elements
+// hold one bit a block.
+const (
+	pageSize   = 4096
+	pageBits   = pageSize * 8
+	summaryOff = 2048
+	maxPages   = 2048 * 8 // summary bits
+	windowSize = 64       // pages mapped at a time, so that reading takes little memory
+
+	// MaxBlocks is the largest number of blocks a bitmap can hold: 64 MiB.
+	MaxBlocks = maxPages * pageBits
+)
+
+// Lost is the set of things the programs saw that a bitmap cannot express.
+type Lost uint64
+
+// What Lost may hold; enum lost in track.bpf.c.
+const (
+	LostPassthrough Lost = 1  // a command that went around the block layer
+	LostReplugged   Lost = 2  // another disk under the same number
+	LostResized     Lost = 4  // the disk has not the size of the bitmap
+	LostRange       Lost = 8  // a range beyond the bitmap
+	LostAll         Lost = 16 // everything changed at once: not a loss, but no bits
+)
+
+// Header is the part of a bitmap's header page that user space writes. Package
+// track gives it meaning.
+type Header struct {
+	Epoch        uint64
+	BaseQueue    uint64 // Misses when the epoch began
+	BaseComplete uint64
+	Floor        uint64 // marks of epochs below are lost, because of FloorWhy
+	FloorWhy     uint64 // Lost flags, or 0 for skipped events
+	FloorMisses  uint64 // the skipped events
+	Doubted      uint64 // last closed epoch in which completions may have been missed; 0 for none
+	Opened       int64  // nanoseconds since 1970
+	Active       bool   // was put in the slot
+	Retired      bool   // is being, or was, taken out of the slot
+	Closed       bool   // its end was dealt with
+}
+
+// word numbers in the header page
+const (
+	wordLost = iota
+	wordDoubts
+	wordEpoch
+	wordBaseQueue
+	wordBaseComplete
+	wordFloor
+	wordFloorWhy
+	wordFloorMisses
+	wordDoubted
+	wordOpened
+	wordActive
+	wordRetired
+	wordClosed
+)
+
+// Bitmap is one bitmap of a disk, active or not.
+type Bitmap struct {
+	m    *ebpf.Map
+	id   uint32
+	page []byte // the header, mapped
+}
+
+// NewBitmap makes an empty bitmap for the given number of blocks.
+func NewBitmap(blocks uint64) (*Bitmap, error) {
+	if blocks == 0 || blocks > MaxBlocks {
+		return nil, fmt.Errorf("bpf: a bitmap of %d blocks: at most %d", blocks, uint64(MaxBlocks))
+	}
+	m, err := newMap(uint32((blocks+pageBits-1)/pageBits) + 1)
+	if err != nil {
+		return nil, explain(fmt.Errorf("make a bitmap of %d blocks: %w", blocks, err))
+	}
+	return openBitmap(m)
+}
+
+func newMap(pages uint32) (*ebpf.Map, error) {
+	return ebpf.NewMap(&ebpf.MapSpec{
+		Name:       "tidemark",
+		Type:       ebpf.Array,
+		KeySize:    4,
+		ValueSize:  pageSize,
+		MaxEntries: pages,
+		Flags:      unix.BPF_F_MMAPABLE | unix.BPF_F_INNER_MAP,
+	})
+}
+
+// OpenBitmap opens a pinned bitmap. The error wraps fs.ErrNotExist when there
+// is none.
+func OpenBitmap(path string) (*Bitmap, error) {
+	m, err := ebpf.LoadPinnedMap(path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("bpf: open bitmap %s: %w", path, err)
+	}
+	return openBitmap(m)
+}
+
+func openBitmap(m *ebpf.Map) (*Bitmap, error) {
+	id, err := mapID(m)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bpf: bitmap: %w", err), m.Close())
+	}
+	if m.Type() != ebpf.Array || m.ValueSize() != pageSize || m.MaxEntries() < 2 {
+		return nil, errors.Join(fmt.Errorf("bpf: %w: map %d is no bitmap", ErrBroken, id), m.Close())
+	}
+	page, err := unix.Mmap(m.FD(), 0, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("bpf: map the header of bitmap %d: %w", id, err), m.Close())
+	}
+	return &Bitmap{m: m, id: id, page: page}, nil
+}
+
+// ID returns the kernel's number of the map, as in [Facility.Active].
+func (b *Bitmap) ID() uint32 { return b.id }
+
+// Memory returns the kernel memory of the bitmap in bytes.
+func (b *Bitmap) Memory() int64 { return int64(b.m.MaxEntries()) * pageSize }
+
+// Pin makes the bitmap outlive this process, at a path in bpffs.
+func (b *Bitmap) Pin(path string) error {
+	if err := b.m.Pin(path); err != nil {
+		return fmt.Errorf("bpf: pin bitmap: %w", err)
+	}
+	return nil
+}
+
+// Unpin removes the pin at path; a bitmap that is still in a slot or open
+// lives on. It is no error when there is none.
+func Unpin(path string) error {
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("bpf: unpin bitmap: %w", err)
+	}
+	return nil
+}
+
+// Close lets go of the bitmap.
+func (b *Bitmap) Close() error {
+	if b.page == nil {
+		return nil
+	}
+	err := errors.Join(unix.Munmap(b.page), b.m.Close())
+	b.page = nil
+	return err
+}
+
+// Lost returns what the programs noted so far.
+func (b *Bitmap) Lost() Lost { return Lost(b.word(wordLost)) }
+
+// Doubts returns how many completions could not be attributed so far.
+func (b *Bitmap) Doubts() uint64 { return b.word(wordDoubts) }
+
+// Header returns the words of user space.
+func (b *Bitmap) Header() Header {
+	return Header{
+		Epoch:        b.word(wordEpoch),
+		BaseQueue:    b.word(wordBaseQueue),
+		BaseComplete: b.word(wordBaseComplete),
+		Floor:        b.word(wordFloor),
+		FloorWhy:     b.word(wordFloorWhy),
+		FloorMisses:  b.word(wordFloorMisses),
+		Doubted:      b.word(wordDoubted),
+		Opened:       int64(b.word(wordOpened)),
+		Active:       b.word(wordActive) != 0,
+		Retired:      b.word(wordRetired) != 0,
+		Closed:       b.word(wordClosed) != 0,
+	}
+}
+
+// SetHeader writes the words of user space. The words of the programs are not
+// touched, so it may be called on an active bitmap.
+func (b *Bitmap) SetHeader(h Header) {
+	for i, v := range map[int]uint64{
+		wordEpoch:        h.Epoch,
+		wordBaseQueue:    h.BaseQueue,
+		wordBaseComplete: h.BaseComplete,
+		wordFloor:        h.Floor,
+		wordFloorWhy:     h.FloorWhy,
+		wordFloorMisses:  h.FloorMisses,
+		wordDoubted:      h.Doubted,
+		wordOpened:       uint64(h.Opened),
+		wordActive:       flag(h.Active),
+		wordRetired:      flag(h.Retired),
+		wordClosed:       flag(h.Closed),
+	} {
+		binary.LittleEndian.PutUint64(b.page[8*i:], v)
+	}
+}
+
+func flag(v bool) uint64 {
+	if v {
+		return 1
+	}
+	return 0
+}
+
+func (b *Bitmap) word(i int) uint64 { return binary.LittleEndian.Uint64(b.page[8*i:]) }
+
+// Set returns the marked blocks as bytes of a disk of the given size; block is
+// the size of a block in bytes. Only pages with marks are read. On an active
+// bitmap it returns at least what was marked before the call.
+func (b *Bitmap) Set(block, size int64) (extent.Set, error) {
+	if b.Lost()&LostAll != 0 {
+		return extent.NewSet(extent.Extent{Len: size}), nil
+	}
+	var out extent.Builder
+	pages := int(b.m.MaxEntries()) - 1
+	words := make([]uint64, windowSize*pageSize/8)
+	for first := 0; first < pages; first += windowSize {
+		n := min(windowSize, pages-first)
+		if !b.anyIn(first, n) {
+			continue
+		}
+		if err := b.read(first, n, words); err != nil {
+			return extent.Set{}, err
+		}
+		out.AddBits(words[:n*pageSize/8], int64(first)*pageBits*block, block)
+	}
+	return out.Set().Clip(extent.Extent{Len: size}), nil
+}
+
+// Marked returns the number of marked blocks.
+func (b *Bitmap) Marked() (uint64, error) {
+	var count uint64
+	pages := int(b.m.MaxEntries()) - 1
+	words := make([]uint64, windowSize*pageSize/8)
+	for first := 0; first < pages; first += windowSize {
+		n := min(windowSize, pages-first)
+		if !b.anyIn(first, n) {
+			continue
+		}
+		if err := b.read(first, n, words); err != nil {
+			return 0, err
+		}
+		for _, w := range words[:n*pageSize/8] {
+			count += uint64(bits.OnesCount64(w))
+		}
+	}
+	return count, nil
+}
+
+// anyIn reports whether one of n pages from first on has marks. Both are
+// multiples of 64, but for the n of the last window.
+func (b *Bitmap) anyIn(first, n int) bool {
+	return binary.LittleEndian.Uint64(b.page[summaryOff+first/8:])<<(64-n) != 0
+}
+
+// read copies n pages of the bitmap to words.
+func (b *Bitmap) read(first, n int, words []uint64) error {
+	win, err := unix.Mmap(b.m.FD(), int64(1+first)*pageSize, n*pageSize, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("bpf: map pages of bitmap %d: %w", b.id, err)
+	}
+	for i := range n * pageSize / 8 {
+		words[i] = binary.LittleEndian.Uint64(win[8*i:])
+	}
+	if err := unix.Munmap(win); err != nil {
+		return fmt.Errorf("bpf: unmap pages of bitmap %d: %w", b.id, err)
+	}
+	return nil
+}

@@ -1,0 +1,285 @@
+// Package bpf installs and operates the eBPF programs that see every change of
+// a block device. It owns the objects pinned in bpffs (programs, links, maps)
+// and the bitmaps; it decides nothing: which disks to track, when an epoch ends
+// and what a mark is worth is the business of package track.
+//
+// # Two marks for one write
+//
+// A tracked disk has one active bitmap, one bit a block. Each change sets its
+// bits twice in the bitmap that is active at that moment:
+//
+//   - when the bio is queued (block_bio_queue), before the driver has seen it.
+//     A reader who copies the block after that may see the new content, so the
+//     block must be in the epoch in which the content could first change;
+//   - when it is completed (block_rq_complete, or block_bio_complete for disks
+//     without a request queue), after the medium has changed. A block that was
+//     copied while its write was in flight is thus in the next epoch again.
+//
+// # Ending an epoch
+//
+// [Facility.Swap] puts a fresh bitmap in the disk's slot. Updating an element
+// of a map of maps returns only after synchronize_rcu (maybe_wait_bpf_programs
+// in kernel/bpf/syscall.c, in every kernel since 5.0), and a tracing program
+// runs from beginning to end in one RCU read-side section (__bpf_trace_run in
+// kernel/trace/bpf_trace.c; none of ours is sleepable). So when Swap returns, no
+// CPU can still be writing to the old bitmap, and what happened before Swap was
+// called is in it.
+//
+// # What it cannot do
+//
+// The kernel skips a program that would interrupt itself on the same CPU; the
+// skips are counted, see [Facility.Misses]. Everything that the programs notice
+// but cannot express as blocks is left as flags in the bitmap's header, see
+// [Lost]. Kernels without BTF, tp_btf programs, bpf_loop or memory-mapped maps
+// are refused with [ErrNotSupported].
+//
+// A Facility and a Bitmap may be used by several goroutines; the header of a
+// bitmap is written under the lock of whoever flips (package track).
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+var (
+	// ErrNotSupported says that this kernel lacks something the tracker needs;
+	// the message names it and the kernel that brought it.
+	ErrNotSupported = errors.New("not supported by this kernel")
+	// ErrNotInstalled says that nothing is pinned at the given place.
+	ErrNotInstalled = errors.New("tracking programs are not installed")
+	// ErrBroken says that some of the pinned objects are gone or are not ours.
+	ErrBroken = errors.New("tracking programs are damaged")
+)
+
+// The tracing programs and what they see.
+const (
+	progQueue    = "queue_bio"
+	progIssue    = "issue_request"
+	progBioDone  = "complete_bio"
+	progReqDone  = "complete_request"
+	mapDisks     = "disks"
+	mapFlights   = "flights"
+	mapBioDisks  = "bio_disks"
+	mapSlots     = "slots"
+	pinnedLink   = "link_" // a dot is not allowed in bpffs
+	stagingEnd   = "-new"
+	dirMode      = 0o700
+	doneKey      = uint32(0) // the only element of bio_disks
+	flightsBatch = 512
+)
+
+func progNames() []string { return []string{progQueue, progIssue, progBioDone, progReqDone} }
+func mapNames() []string  { return []string{mapDisks, mapFlights, mapBioDisks, mapSlots} }
+
+// Facility is the set of programs and maps of this machine.
+type Facility struct {
+	dir   string
+	maps  map[string]*ebpf.Map
+	progs map[string]*ebpf.Program
+	ids   map[string]uint32 // of what was pinned when we opened it
+}
+
+// Misses counts how often the kernel skipped a program. The counters only grow
+// while the programs stay installed.
+type Misses struct {
+	Queue    uint64 // changes that may not have been marked at all
+	Complete uint64 // completions that may not have been marked
+}
+
+// Load opens what is pinned in dir. The error wraps ErrNotInstalled when there
+// is nothing, ErrBroken when something is missing.
+func Load(dir string) (*Facility, error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("bpf: %s: %w", dir, ErrNotInstalled)
+	}
+	f := &Facility{dir: dir, maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}, ids: map[string]uint32{}}
+	if err := f.load(); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("bpf: %s: %w: %w", dir, ErrBroken, err)
+	}
+	return f, nil
+}
+
+func (f *Facility) load() error {
+	for _, name := range mapNames() {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
+		if err != nil {
+			return err
+		}
+		f.maps[name] = m
+		if f.ids[name], err = mapID(m); err != nil {
+			return err
+		}
+	}
+	for _, name := range progNames() {
+		p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, name), nil)
+		if err != nil {
+			return err
+		}
+		f.progs[name] = p
+		info, err := p.Info()
+		if err != nil {
+			return err
+		}
+		id, _ := info.ID()
+		f.ids[name] = uint32(id)
+	}
+	return f.checkLinks()
+}
+
+// Install loads the programs, attaches them and pins everything in dir, which
+// must not exist; its parents are created. A crash leaves either all or nothing
+// at dir.
+func Install(dir string) (*Facility, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("bpf: lift the memory lock limit: %w", err)
+	}
+	staging := dir + stagingEnd
+	if err := os.RemoveAll(staging); err != nil {
+		return nil, fmt.Errorf("bpf: remove a half-made installation: %w", err)
+	}
+	if err := os.MkdirAll(staging, dirMode); err != nil {
+		return nil, fmt.Errorf("bpf: install: %w", err)
+	}
+	if err := pinAll(staging); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(staging))
+	}
+	if err := os.Rename(staging, dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("bpf: install: %w", err), os.RemoveAll(staging))
+	}
+	return Load(dir)
+}
+
+func pinAll(dir string) error {
+	spec, err := loadTrack()
+	if err != nil {
+		return fmt.Errorf("bpf: read the programs: %w", err)
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return explain(err)
+	}
+	defer coll.Close()
+	for name, m := range coll.Maps {
+		if err := m.Pin(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("bpf: pin map %s: %w", name, err)
+		}
+	}
+	for _, name := range progNames() {
+		if err := pinProgram(dir, name, coll.Programs[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func pinProgram(dir, name string, p *ebpf.Program) error {
+	if err := p.Pin(filepath.Join(dir, name)); err != nil {
+		return fmt.Errorf("bpf: pin program %s: %w", name, err)
+	}
+	l, err := link.AttachTracing(link.TracingOptions{Program: p})
+	if err != nil {
+		return explain(fmt.Errorf("attach %s: %w", name, err))
+	}
+	defer l.Close() // the pin holds it
+	if err := l.Pin(filepath.Join(dir, pinnedLink+name)); err != nil {
+		return fmt.Errorf("bpf: pin link %s: %w", name, err)
+	}
+	return nil
+}
+
+// Remove detaches the programs and removes everything pinned in dir, bitmaps
+// included. It is no error when there is nothing.
+func Remove(dir string) error {
+	if err := errors.Join(os.RemoveAll(dir+stagingEnd), os.RemoveAll(dir)); err != nil {
+		return fmt.Errorf("bpf: remove: %w", err)
+	}
+	return nil
+}
+
+// Dir returns the directory of the pins.
+func (f *Facility) Dir() string { return f.dir }
+
+// Check reports whether the programs are still attached and the pinned maps are
+// still those that were opened; the error wraps ErrBroken when not.
+func (f *Facility) Check() error {
+	if err := f.checkLinks(); err != nil {
+		return fmt.Errorf("bpf: %s: %w: %w", f.dir, ErrBroken, err)
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, mapSlots), nil)
+	if err != nil {
+		return fmt.Errorf("bpf: %s: %w: %w", f.dir, ErrBroken, err)
+	}
+	defer m.Close()
+	if id, err := mapID(m); err != nil || id != f.ids[mapSlots] {
+		return fmt.Errorf("bpf: %s: %w: it was installed anew", f.dir, ErrBroken)
+	}
+	return nil
+}
+
+func (f *Facility) checkLinks() error {
+	for _, name := range progNames() {
+		l, err := link.LoadPinnedLink(filepath.Join(f.dir, pinnedLink+name), nil)
+		if err != nil {
+			return fmt.Errorf("program %s is not attached: %w", name, err)
+		}
+		info, err := l.Info()
+		l.Close()
+		if err != nil {
+			return fmt.Errorf("link of %s: %w", name, err)
+		}
+		if uint32(info.Program) != f.ids[name] {
+			return fmt.Errorf("link of %s belongs to another program", name)
+		}
+	}
+	return nil
+}
+
+// Misses reads how often the kernel skipped the programs so far.
+func (f *Facility) Misses() (Misses, error) {
+	n := map[string]uint64{}
+	for name, p := range f.progs {
+		s, err := p.Stats()
+		if err != nil {
+			return Misses{}, fmt.Errorf("bpf: counters of %s: %w", name, err)
+		}
+		n[name] = s.RecursionMisses
+	}
+	return Misses{Queue: n[progQueue] + n[progIssue], Complete: n[progBioDone] + n[progReqDone]}, nil
+}
+
+// Programs returns the loaded programs by name, for their run-time statistics.
+// The caller must not close them.
+func (f *Facility) Programs() map[string]*ebpf.Program { return f.progs }
+
+// Close lets go of the descriptors; what is pinned stays.
+func (f *Facility) Close() error {
+	var errs []error
+	for _, m := range f.maps {
+		errs = append(errs, m.Close())
+	}
+	for _, p := range f.progs {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func mapID(m *ebpf.Map) (uint32, error) {
+	info, err := m.Info()
+	if err != nil {
+		return 0, err
+	}
+	id, ok := info.ID()
+	if !ok {
+		return 0, fmt.Errorf("map has no id: %w (Linux 4.13)", ErrNotSupported)
+	}
+	return uint32(id), nil
+}

@@ -1,0 +1,482 @@
+//go:build ignore
+
+// SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
+//
+// The programs that remember which blocks of a disk were written.
+//
+// Every change is marked twice in the bitmap that is active at that moment:
+// when it is queued (before the driver can touch the medium) and when it is
+// completed (after it has). Why both are needed is told in the package comment
+// of linux/bpf; what user space does with the bitmaps, in package track.
+//
+// The kernel's structures are described by small local views which are
+// relocated (CO-RE) on the running kernel. bpf.h of the kernel headers is not
+// included, so that the object is the same wherever it is built.
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef signed int __s32;
+typedef signed long long __s64;
+typedef __u16 __be16;
+typedef __u32 __be32;
+typedef __u32 __wsum;
+
+// From include/uapi/linux/bpf.h.
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
+	BPF_F_MMAPABLE = 1 << 10,
+	BPF_F_INNER_MAP = 1 << 12,
+	BPF_ANY = 0,
+};
+
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#define VIEW __attribute__((preserve_access_index))
+
+struct gendisk;
+
+struct block_device {
+	__u64 bd_nr_sectors;
+	struct gendisk *bd_disk;
+	__u32 bd_dev;
+} VIEW;
+
+struct gendisk {
+	struct block_device *part0;
+	__u64 diskseq;
+} VIEW;
+
+struct bvec_iter {
+	__u64 bi_sector;
+	__u32 bi_size;
+} VIEW;
+
+struct bio {
+	struct bio *bi_next;
+	struct block_device *bi_bdev;
+	__u32 bi_opf;
+	struct bvec_iter bi_iter;
+	void *bi_private;
+} VIEW;
+
+struct request_queue {
+	struct gendisk *disk;
+} VIEW;
+
+struct request {
+	struct request_queue *q;
+	__u32 cmd_flags;
+	__u32 __data_len;
+	__u64 __sector;
+	struct bio *bio;
+} VIEW;
+
+// The numbers differ between kernels; only the names are used.
+enum req_op {
+	REQ_OP_DISCARD,
+	REQ_OP_ZONE_APPEND,
+	REQ_OP_ZONE_FINISH,
+	REQ_OP_ZONE_RESET,
+	REQ_OP_ZONE_RESET_ALL,
+	REQ_OP_DRV_IN,
+	REQ_OP_DRV_OUT,
+};
+
+#define OP(name) bpf_core_enum_value(enum req_op, name)
+#define REQ_OP_MASK 0xff // include/linux/blk_types.h: REQ_OP_BITS 8
+
+// The layout below is shared with layout.go; a test compares them.
+
+#define PAGE_SIZE 4096
+#define PAGE_WORDS (PAGE_SIZE / 8)
+#define SUMMARY_WORD 256 // word of the header page where the summary begins
+#define SUMMARY_WORDS 256
+#define MAX_SLOTS 256
+#define MAX_DISKS 256
+#define MAX_BIOS 65536
+#define MAX_DISCARD_BIOS 4096
+
+enum header_word {
+	WORD_LOST = 0,	 // flags, set here
+	WORD_DOUBTS = 1, // completions that could not be attributed, counted here
+};
+
+enum lost {
+	LOST_PASSTHROUGH = 1, // a command the block layer does not understand
+	LOST_REPLUGGED = 2,   // another disk under the same number
+	LOST_RESIZED = 4,     // the disk has another size than the bitmap
+	LOST_RANGE = 8,	      // a range beyond the bitmap
+	LOST_ALL = 16,	      // everything changed at once (not an error)
+};
+
+enum disk_flag {
+	DISK_BIO = 1,  // completes bios, not requests
+	DISK_NVME = 2, // passthrough without data may change content
+};
+
+struct disk {
+	__u64 diskseq;
+	__u64 nr_sectors;
+	__u32 slot;
+	__u32 shift; // sectors to blocks
+	__u32 flags;
+	__u32 zone_sectors; // 0 unless zoned
+};
+
+// A bio in flight on a bio-based disk: its range in blocks, inclusive.
+struct flight {
+	__u64 first;
+	__u64 last; // below first: nothing to mark
+	__u32 slot;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_DISKS);
+	__type(key, __u32); // dev_t of the whole disk, the kernel's encoding
+	__type(value, struct disk);
+} disks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_BIOS);
+	__type(key, __u64); // address of the bio
+	__type(value, struct flight);
+} flights SEC(".maps");
+
+// Number of bio-based disks tracked, so that completions on a machine without
+// any cost nothing.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} bio_disks SEC(".maps");
+
+struct bitmap {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(value_size, PAGE_SIZE);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__array(values, struct bitmap);
+} slots SEC(".maps");
+
+static __always_inline __u64 *header(__u32 slot)
+{
+	void *map = bpf_map_lookup_elem(&slots, &slot);
+	__u32 zero = 0;
+
+	return map ? bpf_map_lookup_elem(map, &zero) : 0;
+}
+
+static __always_inline void lose(__u32 slot, __u64 why)
+{
+	__u64 *h = header(slot);
+
+	if (h && !(h[WORD_LOST] & why))
+		__sync_fetch_and_or(&h[WORD_LOST], why);
+}
+
+static __always_inline void doubt(__u32 slot)
+{
+	__u64 *h = header(slot);
+
+	if (h)
+		__sync_fetch_and_add(&h[WORD_DOUBTS], 1);
+}
+
+// Sets the bits of mask in word w of the bitmap. The summary bit follows the
+// first bit set in a page, so it is never seen late by whoever waited for the
+// running programs.
+static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
+{
+	void *map = bpf_map_lookup_elem(&slots, &slot);
+	__u32 zero = 0, key = 1 + (w / PAGE_WORDS);
+	__u64 page = w / PAGE_WORDS, bit = 1ULL << (page % 64);
+	__u64 *bits, *h;
+
+	if (!map)
+		return;
+	h = bpf_map_lookup_elem(map, &zero);
+	if (!h)
+		return;
+	bits = bpf_map_lookup_elem(map, &key);
+	if (!bits || page / 64 >= SUMMARY_WORDS) {
+		__sync_fetch_and_or(&h[WORD_LOST], LOST_RANGE);
+		return;
+	}
+	bits += w % PAGE_WORDS;
+	if ((*bits & mask) != mask)
+		__sync_fetch_and_or(bits, mask);
+	h += SUMMARY_WORD + (page / 64) % SUMMARY_WORDS;
+	if (!(*h & bit))
+		__sync_fetch_and_or(h, bit);
+}
+
+struct span {
+	__u64 word;
+	__u32 slot;
+	__u32 pad;
+};
+
+static long mark_full_word(__u64 i, struct span *s)
+{
+	mark_word(s->slot, s->word + i, ~0ULL);
+	return 0;
+}
+
+// Marks blocks first to last, both included. Global, so that the verifier
+// looks at it once and not once for every caller.
+__attribute__((noinline)) int mark_blocks(__u32 slot, __u64 first, __u64 last)
+{
+	__u64 w = first / 64, wl = last / 64;
+	__u64 head = ~0ULL << (first % 64), tail = ~0ULL >> (63 - last % 64);
+	struct span s = {};
+
+	if (last < first)
+		return 0;
+	if (w == wl) {
+		mark_word(slot, w, head & tail);
+		return 0;
+	}
+	mark_word(slot, w, head);
+	mark_word(slot, wl, tail);
+	if (wl - w > 1) {
+		s.word = w + 1;
+		s.slot = slot;
+		bpf_loop(wl - w - 1, mark_full_word, &s, 0);
+	}
+	return 0;
+}
+
+// The tracked disk behind g, or null. A disk that is not the one we were told
+// about is still returned: its blocks are marked, and the loss is noted.
+static __always_inline struct disk *lookup(struct gendisk *g)
+{
+	struct block_device *whole;
+	struct disk *d;
+	__u32 dev;
+
+	if (!g)
+		return 0;
+	whole = g->part0;
+	dev = whole->bd_dev;
+	d = bpf_map_lookup_elem(&disks, &dev);
+	if (!d)
+		return 0;
+	if (g->diskseq != d->diskseq)
+		lose(d->slot, LOST_REPLUGGED);
+	if (whole->bd_nr_sectors != d->nr_sectors)
+		lose(d->slot, LOST_RESIZED);
+	return d;
+}
+
+// The blocks an operation changes. Sets last below first when there are none.
+static __always_inline void range_of(struct disk *d, __u32 op, __u64 sector, __u64 sectors, struct flight *f)
+{
+	__u64 end;
+
+	f->slot = d->slot;
+	f->first = 1;
+	f->last = 0;
+	if (op == OP(REQ_OP_ZONE_RESET_ALL)) {
+		lose(d->slot, LOST_ALL);
+		return;
+	}
+	if (op == OP(REQ_OP_ZONE_APPEND) || op == OP(REQ_OP_ZONE_RESET) || op == OP(REQ_OP_ZONE_FINISH)) {
+		if (!d->zone_sectors) {
+			lose(d->slot, LOST_RANGE);
+			return;
+		}
+		sector -= sector % d->zone_sectors;
+		sectors = d->zone_sectors;
+		if (sector < d->nr_sectors && sectors > d->nr_sectors - sector)
+			sectors = d->nr_sectors - sector; // a last zone may be short
+	}
+	if (!sectors)
+		return;
+	end = sector + sectors;
+	if (end < sector || end > d->nr_sectors) {
+		lose(d->slot, LOST_RANGE);
+		return;
+	}
+	f->first = sector >> (d->shift & 63);
+	f->last = (end - 1) >> (d->shift & 63);
+}
+
+// Operations that change content have odd numbers (op_is_write).
+static __always_inline int changes(__u32 op)
+{
+	return op & 1;
+}
+
+SEC("tp_btf/block_bio_queue")
+int queue_bio(__u64 *ctx)
+{
+	struct bio *bio = (struct bio *)ctx[0];
+	__u32 op = bio->bi_opf & REQ_OP_MASK;
+	__u64 addr = (__u64)bio;
+	struct flight f = {};
+	struct disk *d;
+
+	if (!changes(op))
+		return 0;
+	d = lookup(bio->bi_bdev->bd_disk);
+	if (!d)
+		return 0;
+	range_of(d, op, bio->bi_iter.bi_sector, bio->bi_iter.bi_size >> 9, &f);
+	mark_blocks(f.slot, f.first, f.last);
+	if ((d->flags & DISK_BIO) && bpf_map_update_elem(&flights, &addr, &f, BPF_ANY))
+		doubt(f.slot);
+	return 0;
+}
+
+// A bio whose start nobody saw ends on a tracked disk: it was queued before
+// tracking began, or its record did not fit. A fragment split off a bio that
+// is on record is not meant: that bio ends after it. Fragments point to what
+// they were split from; a few levels are followed.
+static __always_inline __u64 parent_of(__u64 bio)
+{
+	__u64 parent = 0;
+
+	if (bio)
+		bpf_core_read(&parent, sizeof(parent), &((struct bio *)bio)->bi_private);
+	return parent;
+}
+
+static __always_inline int is_fragment(__u64 bio)
+{
+	__u64 a = parent_of(bio), b = parent_of(a), c = parent_of(b);
+
+	return bpf_map_lookup_elem(&flights, &a) || bpf_map_lookup_elem(&flights, &b) ||
+	       bpf_map_lookup_elem(&flights, &c);
+}
+
+SEC("tp_btf/block_bio_complete")
+int complete_bio(__u64 *ctx)
+{
+	struct bio *bio = (struct bio *)ctx[1];
+	__u64 addr = (__u64)bio;
+	__u64 *count;
+	struct flight *f;
+	struct disk *d;
+	__u32 zero = 0;
+
+	if (!changes(bio->bi_opf & REQ_OP_MASK))
+		return 0;
+	count = bpf_map_lookup_elem(&bio_disks, &zero);
+	if (!count || !*count)
+		return 0;
+	// By address first: a driver may have sent the bio on to another disk.
+	f = bpf_map_lookup_elem(&flights, &addr);
+	if (f) {
+		mark_blocks(f->slot, f->first, f->last);
+		bpf_map_delete_elem(&flights, &addr);
+		return 0;
+	}
+	if (!bio->bi_bdev)
+		return 0;
+	d = lookup(bio->bi_bdev->bd_disk);
+	if (d && (d->flags & DISK_BIO) && !is_fragment(addr))
+		doubt(d->slot);
+	return 0;
+}
+
+SEC("tp_btf/block_rq_issue")
+int issue_request(__u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+	__u32 op = rq->cmd_flags & REQ_OP_MASK;
+	struct disk *d;
+
+	if (op != OP(REQ_OP_DRV_OUT) && op != OP(REQ_OP_DRV_IN))
+		return 0;
+	d = lookup(rq->q->disk);
+	if (!d)
+		return 0;
+	if (op == OP(REQ_OP_DRV_OUT) || ((d->flags & DISK_NVME) && !rq->__data_len))
+		lose(d->slot, LOST_PASSTHROUGH);
+	return 0;
+}
+
+// Discards of unconnected ranges are merged into one request (see
+// blk_discard_mergable in block/blk-merge.c); only its bios know the ranges.
+struct walk {
+	__u64 bio;
+	struct disk *d;
+};
+
+static long mark_next_bio(__u64 i, struct walk *w)
+{
+	struct bio *bio = (struct bio *)w->bio;
+	struct flight f = {};
+	__u64 sector = 0, next = 0;
+	__u32 size = 0;
+
+	if (!bio)
+		return 1;
+	if (bpf_core_read(&sector, sizeof(sector), &bio->bi_iter.bi_sector) ||
+	    bpf_core_read(&size, sizeof(size), &bio->bi_iter.bi_size) ||
+	    bpf_core_read(&next, sizeof(next), &bio->bi_next)) {
+		doubt(w->d->slot);
+		w->bio = 0;
+		return 1;
+	}
+	range_of(w->d, OP(REQ_OP_DISCARD), sector, size >> 9, &f);
+	mark_blocks(f.slot, f.first, f.last);
+	w->bio = next;
+	return 0;
+}
+
+static __always_inline void complete_discard(struct disk *d, struct request *rq)
+{
+	struct walk w = { .bio = (__u64)rq->bio, .d = d };
+
+	bpf_loop(MAX_DISCARD_BIOS, mark_next_bio, &w, 0);
+	if (w.bio)
+		doubt(d->slot);
+}
+
+SEC("tp_btf/block_rq_complete")
+int complete_request(__u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+	__u32 op = rq->cmd_flags & REQ_OP_MASK;
+	__u32 bytes = ctx[2];
+	struct flight f = {};
+	struct disk *d;
+
+	if (!changes(op) && op != OP(REQ_OP_DRV_IN))
+		return 0;
+	d = lookup(rq->q->disk);
+	if (!d)
+		return 0;
+	if (op == OP(REQ_OP_DRV_IN) || op == OP(REQ_OP_DRV_OUT)) {
+		// Queued in an earlier epoch perhaps: both are spoilt.
+		if (op == OP(REQ_OP_DRV_OUT) || ((d->flags & DISK_NVME) && !rq->__data_len))
+			lose(d->slot, LOST_PASSTHROUGH);
+		return 0;
+	}
+	if (op == OP(REQ_OP_DISCARD)) {
+		complete_discard(d, rq);
+		return 0;
+	}
+	range_of(d, op, rq->__sector, bytes >> 9, &f);
+	mark_blocks(f.slot, f.first, f.last);
+	return 0;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
