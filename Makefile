@@ -1,0 +1,80 @@
+# tidemark: make demo and make test do all their own set-up; see README.md.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS   += --no-print-directory
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+TOOL    := go tool -modfile=tools/go.mod
+FUZZTIME ?= 3s
+
+# Folders whose tests run once, as built for users, and not with -race as well:
+# they time things, or take long.
+SLOW := tidemark/test/|tidemark/bench
+
+# The race detector alone needs cgo; everything else is built without.
+export CGO_ENABLED := 0
+
+.PHONY: build demo test setup generate man bench vuln fmt lint clean \
+	check-fmt check-vet check-shape check-static check-fix check-generated \
+	test-race test-fuzz test-slow
+
+build: ## bin/tidemark, one static binary
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tidemark ./cmd/tidemark
+
+demo: setup build ## show a live incremental mirror on a loop device (root)
+	scripts/demo.sh
+
+test: setup lint test-race test-fuzz test-slow ## everything CI runs (root)
+
+setup:
+	scripts/setup
+
+generate: setup ## rebuild the committed eBPF objects (clang)
+	cd linux/bpf && go generate .
+
+man: ## rebuild man/ and completions/ from the command tree
+	go run ./cmd/tidemark man man
+	go run ./cmd/tidemark completions completions
+
+bench: setup build ## the numbers of docs/benchmarks.md (root)
+	bench/run
+
+vuln: ## known vulnerabilities of our dependencies; asks vuln.go.dev
+	go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...
+
+fmt:
+	$(TOOL) gofumpt -w .
+
+clean:
+	rm -rf bin
+
+lint: check-fmt check-vet check-shape check-static check-fix check-generated
+
+check-fmt:
+	@bad=$$($(TOOL) gofumpt -l .); [[ -z $$bad ]] || { echo "not formatted (make fmt):" $$bad; exit 1; }
+
+check-vet:
+	go vet ./...
+
+check-shape:
+	go test .
+
+check-static:
+	$(TOOL) staticcheck ./...
+
+check-fix:
+	go fix -diff ./...
+
+check-generated:
+	scripts/check-generated
+
+test-race:
+	scripts/as-root env CGO_ENABLED=1 go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')
+
+test-fuzz:
+	scripts/fuzz $(FUZZTIME)
+
+# Last, and the last lines are go test's own summary.
+test-slow: build
+	scripts/as-root go test -p 1 -count=1 -timeout 40m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')
