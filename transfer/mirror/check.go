@@ -1,0 +1,83 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/format/sidecar"
+)
+
+// checkChunk is how much Check reads at once, in bytes.
+const checkChunk = 1 << 20
+
+// Check reads the target and returns the blocks whose content is not what their
+// checksums say, as far as the mirror has been copied. progress, if not nil, is
+// told the bytes read; it is called by one goroutine at a time.
+func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.Set, error) {
+	var (
+		mu  sync.Mutex
+		bad []extent.Extent
+	)
+	chunk := max(checkChunk, s.state.BlockSize)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	bufs := sync.Pool{New: func() any { return block.AlignedBuffer(int(chunk)) }}
+	end := s.copied()
+	for off := int64(0); off < end && ctx.Err() == nil; off += chunk {
+		e := extent.Extent{Off: off, Len: min(chunk, end-off)}
+		group.Go(func() error {
+			buf := bufs.Get().([]byte)
+			defer bufs.Put(buf)
+			wrong, err := s.checkChunk(buf[:e.Len], e.Off)
+			mu.Lock()
+			defer mu.Unlock()
+			bad = append(bad, wrong...)
+			if progress != nil {
+				progress(e.Len)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return extent.Set{}, fmt.Errorf("mirror: check: %w", err)
+	}
+	return extent.NewSet(bad...), context.Cause(ctx)
+}
+
+func (s *Store) checkChunk(buf []byte, off int64) ([]extent.Extent, error) {
+	if err := readFull(s.target, buf, off); err != nil {
+		return nil, err
+	}
+	bs := s.state.BlockSize
+	sums := make([]sidecar.Sum, sidecar.Blocks(int64(len(buf)), bs))
+	if err := s.sums.Read(sums, off); err != nil {
+		return nil, err
+	}
+	var bad []extent.Extent
+	for i, want := range sums {
+		at := int64(i) * bs
+		b := buf[at:min(at+bs, int64(len(buf)))]
+		var got sidecar.Sum
+		if !block.IsZero(b) {
+			got = sidecar.SumOf(b)
+		}
+		if got != want {
+			bad = append(bad, extent.Extent{Off: off + at, Len: int64(len(b))})
+		}
+	}
+	return bad, nil
+}
+
+// copied returns how many bytes from the start of the target the sums vouch for.
+func (s *Store) copied() int64 {
+	if s.state.Complete {
+		return s.state.Size
+	}
+	return s.state.Copied
+}

@@ -1,0 +1,161 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/block"
+	"tidemark/format/sidecar"
+)
+
+// ErrBusy says that another run holds the mirror.
+var ErrBusy = errors.New("another run is using this mirror")
+
+const lockFile = "lock"
+
+// Dir is a Folder on disk. While it is open no other process can open it.
+type Dir struct {
+	path string
+	dir  *os.File
+	lock *os.File
+}
+
+// OpenDir opens and locks the folder at path, making it if create is set. The
+// error wraps ErrBusy when another process has it open.
+func OpenDir(path string, create bool) (*Dir, error) {
+	if create {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		lock.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrBusy
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return &Dir{path: path, dir: dir, lock: lock}, nil
+}
+
+// Open implements Folder.
+func (d *Dir) Open(name string, create bool) (File, error) {
+	flags := os.O_RDWR
+	if create {
+		flags |= os.O_CREATE | os.O_TRUNC
+	}
+	f, err := os.OpenFile(filepath.Join(d.path, name), flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return osFile{f}, nil
+}
+
+// Rename implements Folder.
+func (d *Dir) Rename(from, to string) error {
+	return os.Rename(filepath.Join(d.path, from), filepath.Join(d.path, to))
+}
+
+// Remove implements Folder.
+func (d *Dir) Remove(name string) error { return os.Remove(filepath.Join(d.path, name)) }
+
+// Sync implements Folder.
+func (d *Dir) Sync() error { return d.dir.Sync() }
+
+// Close gives the folder up to others.
+func (d *Dir) Close() error { return errors.Join(d.dir.Close(), d.lock.Close()) }
+
+type osFile struct{ *os.File }
+
+func (f osFile) Size() (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
+}
+
+// Disk is a Target that is an image file or a block device.
+type Disk struct {
+	*block.Device
+}
+
+// Resize implements Target. A device that is too small is an error.
+func (d Disk) Resize(size int64) error {
+	if !d.IsDevice() {
+		return d.Truncate(size)
+	}
+	if have := d.Size(); have < size {
+		return fmt.Errorf("%s has %d bytes, the source %d", d.Path(), have, size)
+	}
+	return nil
+}
+
+// Fingerprint implements Target.
+func (d Disk) Fingerprint() (sidecar.Target, error) {
+	if d.IsDevice() {
+		return deviceFingerprint(d.Path(), d.Size())
+	}
+	info, err := d.File().Stat()
+	if err != nil {
+		return sidecar.Target{}, err
+	}
+	return sidecar.Target{Size: info.Size(), MTime: info.ModTime().UnixNano()}, nil
+}
+
+func deviceFingerprint(path string, size int64) (sidecar.Target, error) {
+	id, err := block.Identify(path)
+	if err != nil {
+		return sidecar.Target{}, err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return sidecar.Target{}, err
+	}
+	written, err := sectorsWritten(id)
+	if err != nil {
+		return sidecar.Target{}, err
+	}
+	return sidecar.Target{
+		Size: size, BootID: strings.TrimSpace(string(boot)), DiskSeq: id.DiskSeq, Written: written,
+	}, nil
+}
+
+// sectorsWritten adds up the sectors written to and discarded from a device
+// since it appeared (Documentation/block/stat.rst, fields 7 and 14).
+func sectorsWritten(id block.Identity) (uint64, error) {
+	path := fmt.Sprintf("/sys/dev/block/%d:%d/stat", id.Major, id.Minor)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(b))
+	var sum uint64
+	for _, i := range []int{6, 13} {
+		if i >= len(fields) {
+			break
+		}
+		n, err := strconv.ParseUint(fields[i], 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}

@@ -1,0 +1,164 @@
+package mirror
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"tidemark/format/sidecar"
+)
+
+// recover finishes or discards the update that a crash interrupted.
+func (s *Store) recover() error {
+	if err := s.finish(); err != nil {
+		return err
+	}
+	err := s.folder.Remove(journalFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		s.recovered = "discarded an update that was not committed"
+	}
+	return err
+}
+
+func (s *Store) finish() error {
+	f, err := s.folder.Open(readyFile, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	r, err := s.openJournal(f)
+	if err != nil {
+		return damaged(err)
+	}
+	if r.Update <= s.state.Update {
+		return s.removeReady()
+	}
+	// All of it is read before any of it is written.
+	if err := drain(r); err != nil {
+		return damaged(err)
+	}
+	if err := s.apply(f); err != nil {
+		return err
+	}
+	s.recovered = "finished an update that was committed"
+	return nil
+}
+
+// damaged makes a committed journal that is cut short what it is: damaged.
+func damaged(err error) error {
+	if errors.Is(err, sidecar.ErrIncomplete) {
+		return fmt.Errorf("%w: %w", sidecar.ErrDamaged, err)
+	}
+	return err
+}
+
+func (s *Store) openJournal(f File) (*sidecar.JournalReader, error) {
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	r, err := sidecar.NewJournalReader(io.NewSectionReader(f, 0, size))
+	if err != nil {
+		return nil, err
+	}
+	if r.ID != s.state.ID || r.BlockSize != s.state.BlockSize {
+		return nil, fmt.Errorf("journal: of mirror %x, not %x: %w", r.ID, s.state.ID, sidecar.ErrNotOurs)
+	}
+	return r, nil
+}
+
+func drain(r *sidecar.JournalReader) error {
+	for {
+		if _, err := r.Next(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// apply writes a committed journal to the target, makes that durable, and then
+// the state, and then forgets the journal. A crash in between is no harm: the
+// journal is applied again.
+func (s *Store) apply(f File) error {
+	r, err := s.openJournal(f)
+	if err != nil {
+		return err
+	}
+	if err := s.target.Resize(r.Size); err != nil {
+		return err
+	}
+	for {
+		rec, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return damaged(err)
+		}
+		if err := s.applyRecord(rec, r.BlockSize); err != nil {
+			return err
+		}
+	}
+	if err := s.syncData(); err != nil {
+		return err
+	}
+	next := r.State()
+	if err := s.stamp(&next); err != nil {
+		return err
+	}
+	if err := s.saveState(next); err != nil {
+		return err
+	}
+	return s.removeReady()
+}
+
+func (s *Store) applyRecord(rec sidecar.Record, blockSize int64) error {
+	if rec.Data == nil {
+		if err := s.target.Zero(rec.Extent); err != nil {
+			return err
+		}
+		return s.writeZeroSums(rec.Off, sidecar.Blocks(rec.Len, blockSize))
+	}
+	if _, err := s.target.WriteAt(rec.Data, rec.Off); err != nil {
+		return err
+	}
+	return s.sums.Write(rec.Sums, rec.Off)
+}
+
+// writeZeroSums is bounded in memory, however long the extent is.
+func (s *Store) writeZeroSums(off, blocks int64) error {
+	zero := make([]sidecar.Sum, min(blocks, 1<<16))
+	for blocks > 0 {
+		n := min(blocks, int64(len(zero)))
+		if err := s.sums.Write(zero[:n], off); err != nil {
+			return err
+		}
+		off += n * s.state.BlockSize
+		blocks -= n
+	}
+	return nil
+}
+
+// syncData makes target and sums durable; neither is trusted until a state that
+// is saved afterwards says so.
+func (s *Store) syncData() error {
+	if err := s.target.Sync(); err != nil {
+		return err
+	}
+	return s.sumsFile.Sync()
+}
+
+func (s *Store) removeReady() error {
+	if err := s.folder.Remove(readyFile); err != nil {
+		return err
+	}
+	return s.folder.Sync()
+}

@@ -1,0 +1,267 @@
+package mirror
+
+import (
+	"bufio"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"sync"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/format/sidecar"
+)
+
+// Init makes a new mirror of size bytes, which counts as not yet copied. foreign
+// says that the target may hold anything; otherwise it has never been written to
+// and reads as zeros. What an earlier mirror in the folder knew is forgotten.
+func (s *Store) Init(size, blockSize int64, source sidecar.Source, foreign bool) error {
+	if err := s.init(size, blockSize, source, foreign); err != nil {
+		return fmt.Errorf("mirror: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) init(size, blockSize int64, source sidecar.Source, foreign bool) error {
+	if err := s.Close(); err != nil {
+		return err
+	}
+	for _, name := range []string{stateFile, journalFile, readyFile} {
+		if err := s.folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := s.folder.Sync(); err != nil {
+		return err
+	}
+	next := sidecar.State{Size: size, BlockSize: blockSize, Source: source, Foreign: foreign}
+	if _, err := rand.Read(next.ID[:]); err != nil {
+		return err
+	}
+	f, err := s.folder.Open(sumsFile, true)
+	if err != nil {
+		return err
+	}
+	s.sumsFile = f
+	if s.sums, err = sidecar.CreateSums(f, next.ID, blockSize); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := s.saveState(next); err != nil {
+		return err
+	}
+	return s.target.Resize(size)
+}
+
+// Update is one run's changes to a mirror. It is not kept until Commit has
+// returned nil.
+type Update struct {
+	store     *Store
+	size      int64 // bytes, of the target afterwards
+	blockSize int64
+	inPlace   bool // a first copy: blocks go straight to the target
+
+	// known covers the blocks that need not be written when their checksum is
+	// the one in the sums file.
+	known extent.Set
+	// blank says that blocks outside known read as zeros: nothing was ever
+	// written to them.
+	blank bool
+
+	mu      sync.Mutex // guards what follows
+	touched []extent.Extent
+	journal *sidecar.JournalWriter
+	out     *bufio.Writer
+	file    File
+	bytes   int64
+}
+
+// Begin starts an update after which the target has size bytes. Blocks in
+// distrust are written whatever their checksum says; Check found them. A first
+// copy that an earlier run left unfinished goes on.
+func (s *Store) Begin(size int64, distrust extent.Set, blank bool) (*Update, error) {
+	bs := s.state.BlockSize
+	whole := extent.Extent{Len: min(s.copied(), size)}
+	if size != s.state.Size {
+		whole.Len = whole.Len / bs * bs // the last block was short, or becomes so
+	}
+	u := &Update{
+		store: s, size: size, blockSize: bs, inPlace: !s.state.Complete,
+		known: extent.NewSet(whole).Subtract(distrust.Align(bs, s.state.Size)),
+		blank: blank && !s.state.Complete,
+	}
+	if !s.state.Complete && size != s.state.Size {
+		return nil, errors.New("mirror: the size of the source changed before the first copy ended")
+	}
+	return u, nil
+}
+
+// Put hands over the content of the blocks from off (bytes, a multiple of the
+// block size) with their checksums. It writes those that differ from what the
+// target holds, to the journal or, in a first copy, to the target, and returns
+// their number in bytes. Calls for extents that do not overlap may be made by
+// several goroutines at once.
+func (u *Update) Put(off int64, data []byte, sums []sidecar.Sum) (written int64, err error) {
+	e := extent.Extent{Off: off, Len: int64(len(data))}
+	old := make([]sidecar.Sum, len(sums))
+	if err := u.store.sums.Read(old, off); err != nil {
+		return 0, err
+	}
+	differs, err := u.compare(e, data, sums, old)
+	if err != nil {
+		return 0, err
+	}
+	for _, run := range runs(differs, sums) {
+		ext := u.extentOf(e, run)
+		at := ext.Off - off
+		err := u.write(ext, data[at:at+ext.Len], sums[run.from:run.to])
+		if err != nil {
+			return written, fmt.Errorf("mirror: %w", err)
+		}
+		written += ext.Len
+	}
+	if u.inPlace && !slices.Equal(sums, old) {
+		err = u.store.sums.Write(sums, off)
+	}
+	return written, err
+}
+
+// compare tells for each block whether it has to be written.
+func (u *Update) compare(e extent.Extent, data []byte, sums, old []sidecar.Sum) ([]bool, error) {
+	differs := make([]bool, len(sums))
+	allKnown := u.known.Covers(e)
+	var held []byte
+	for i := range sums {
+		b := u.extentOf(e, run{from: i, to: i + 1})
+		switch {
+		case allKnown || u.known.Covers(b):
+			differs[i] = sums[i] != old[i]
+		case u.blank:
+			differs[i] = sums[i] != sidecar.Sum{}
+		case !u.inPlace: // distrusted, new, or journaled in this run
+			differs[i] = true
+		default:
+			if held == nil {
+				held = block.AlignedBuffer(len(data))
+				if err := readFull(u.store.target, held, e.Off); err != nil {
+					return nil, err
+				}
+			}
+			at := b.Off - e.Off
+			differs[i] = string(held[at:at+b.Len]) != string(data[at:at+b.Len])
+		}
+	}
+	return differs, nil
+}
+
+// write puts one run of blocks that are all zero or all not.
+func (u *Update) write(e extent.Extent, data []byte, sums []sidecar.Sum) error {
+	zero := sums[0] == sidecar.Sum{}
+	if u.inPlace {
+		if zero {
+			return u.store.target.Zero(e)
+		}
+		_, err := u.store.target.WriteAt(data, e.Off)
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if err := u.openJournal(); err != nil {
+		return err
+	}
+	u.touched = append(u.touched, e)
+	if zero {
+		return u.journal.Zero(e)
+	}
+	return u.journal.Data(e.Off, data, sums)
+}
+
+// NextPass must be called between passes with the blocks put since the last
+// call. In a first copy their checksums are now those of the target; otherwise
+// the journal has overtaken the sums, and a block that was journaled is journaled
+// again when it is put again. No Put may be under way.
+func (u *Update) NextPass(done extent.Set) {
+	if u.inPlace {
+		u.known = u.known.Union(done)
+		return
+	}
+	u.known = u.known.Subtract(extent.NewSet(u.touched...))
+	u.touched = nil
+}
+
+// InPlace reports whether blocks go straight to the target: a first copy.
+func (u *Update) InPlace() bool { return u.inPlace }
+
+// JournalBytes returns how much has been written to the journal.
+func (u *Update) JournalBytes() int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.bytes
+}
+
+func (u *Update) openJournal() error {
+	if u.journal != nil {
+		return nil
+	}
+	f, err := u.store.folder.Open(journalFile, true)
+	if err != nil {
+		return err
+	}
+	u.file = f
+	u.out = bufio.NewWriterSize(&appender{u: u}, 1<<20)
+	st := u.store.state
+	u.journal, err = sidecar.NewJournalWriter(u.out, sidecar.JournalHeader{
+		ID: st.ID, BlockSize: st.BlockSize, Update: st.Update + 1, Size: u.size,
+	})
+	return err
+}
+
+// appender writes to the end of the journal; u.mu is held.
+type appender struct{ u *Update }
+
+func (a *appender) Write(p []byte) (int, error) {
+	n, err := a.u.file.WriteAt(p, a.u.bytes)
+	a.u.bytes += int64(n)
+	return n, err
+}
+
+// run is the range [from, to) of blocks of one Put.
+type run struct{ from, to int }
+
+// runs joins neighbouring blocks that are to be written and are alike in being
+// zero or not.
+func runs(differs []bool, sums []sidecar.Sum) []run {
+	var out []run
+	for i, d := range differs {
+		if !d {
+			continue
+		}
+		if n := len(out); n > 0 && out[n-1].to == i && (sums[i] == sidecar.Sum{}) == (sums[i-1] == sidecar.Sum{}) {
+			out[n-1].to++
+			continue
+		}
+		out = append(out, run{from: i, to: i + 1})
+	}
+	return out
+}
+
+// extentOf returns the bytes of the target that a run of blocks of e covers.
+func (u *Update) extentOf(e extent.Extent, r run) extent.Extent {
+	off := e.Off + int64(r.from)*u.blockSize
+	return extent.Extent{Off: off, Len: min(int64(r.to-r.from)*u.blockSize, e.End()-off)}
+}
+
+// readFull reads len(p) bytes; what lies behind the end reads as zeros.
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		clear(p[n:])
+		return nil
+	}
+	return err
+}
