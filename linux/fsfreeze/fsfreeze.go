@@ -1,0 +1,102 @@
+// Package fsfreeze freezes mounted filesystems, and makes sure that they thaw.
+//
+// It owns the FIFREEZE and FITHAW calls and the watchdog. The watchdog is a second
+// process, the same program started anew, that makes the calls: it is in a session
+// of its own, locked in memory, and thaws what it froze when it is told to, when
+// the time is up, or when the process that started it dies, however that dies. A
+// FIFREEZE that blocks for long holds up nobody but the watchdog; it thaws as soon
+// as the call is through. If the watchdog is killed instead, the process that
+// started it thaws at once.
+//
+// What it cannot survive is that both processes are killed at the same moment, as
+// by cgroup.kill: nobody is left to thaw then (echo j >/proc/sysrq-trigger does).
+//
+// It refuses to thaw what somebody else froze, and to freeze without a watchdog.
+// The program's main must begin with
+//
+//	if fsfreeze.IsWatchdog() {
+//		os.Exit(fsfreeze.RunWatchdog())
+//	}
+//
+// A Guard may be used by several goroutines at once, but freezes once.
+package fsfreeze
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Errors that callers act on.
+var (
+	// ErrBusy says that somebody else has frozen a filesystem already.
+	ErrBusy = errors.New("frozen by someone else")
+	// ErrNotSupported says that a kind of filesystem cannot be frozen.
+	ErrNotSupported = errors.New("filesystem cannot be frozen")
+	// ErrBroken says that a filesystem did not stay frozen until Thaw.
+	ErrBroken = errors.New("freeze broken")
+	// ErrNoWatchdog says that the watchdog did not come up; nothing was frozen.
+	ErrNoWatchdog = errors.New("no watchdog")
+)
+
+// The calls, from include/uapi/linux/fs.h: _IOWR('X', 119, int) and 120.
+const (
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+// Filesystem is one to freeze.
+type Filesystem struct {
+	Name string   // for messages
+	Dir  *os.File // any file or directory on it, open for reading
+}
+
+// A step is what was being done to a filesystem when it failed.
+func stepError(step, name string, errno unix.Errno) error {
+	cause := error(errno)
+	switch {
+	case step == "freeze" && errno == unix.EBUSY:
+		cause = errors.Join(ErrBusy, errno)
+	case step == "freeze" && errno == unix.EOPNOTSUPP:
+		cause = errors.Join(ErrNotSupported, errno)
+	case step == "thaw" && errno == unix.EINVAL:
+		cause = fmt.Errorf("%w: thawed by someone else", ErrBroken)
+	case step == "thaw":
+		cause = errors.Join(ErrBroken, errno)
+	}
+	return fmt.Errorf("fsfreeze: %s %s: %w", step, name, cause)
+}
+
+func freeze(fd int) unix.Errno { return call(fd, fiFreeze) }
+
+func call(fd int, request uint) unix.Errno {
+	for {
+		err := unix.IoctlSetInt(fd, request, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		errno, _ := err.(unix.Errno)
+		return errno
+	}
+}
+
+// How often, and how long, a thaw that fails for a reason that may pass is tried
+// again. A filesystem whose device fails to write its superblock stays frozen.
+const (
+	thawPause = 50 * time.Millisecond
+	thawTries = 200
+)
+
+func thaw(fd int) unix.Errno {
+	for range thawTries {
+		errno := call(fd, fiThaw)
+		if errno == 0 || errno == unix.EINVAL || errno == unix.EPERM {
+			return errno
+		}
+		time.Sleep(thawPause)
+	}
+	return call(fd, fiThaw)
+}

@@ -1,0 +1,244 @@
+package fsfreeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Guard is an armed watchdog and the filesystems in its care.
+type Guard struct {
+	filesystems []Filesystem
+	conn        *os.File
+	process     *exec.Cmd
+	events      chan report   // from the watchdog; closed when it is gone
+	broken      chan struct{} // closed when a freeze ended without being asked
+	done        chan struct{} // closed when nothing is frozen and nobody is left to reap
+
+	mu       sync.Mutex
+	state    []state
+	isBroken bool
+	err      error // the first thing that went wrong
+	began    time.Time
+	still    time.Time
+	ended    time.Time
+}
+
+// armPatience is far above what a loaded machine needs to start a process;
+// thawPatience is how often a watchdog that does not thaw is woken.
+const (
+	armPatience  = 30 * time.Second
+	thawPatience = time.Second
+)
+
+// Arm starts a watchdog for the filesystems; nothing is frozen yet. It takes the
+// filesystems' files over, also when it fails. They are frozen in the order given
+// and thawed in the opposite one. The error wraps ErrNoWatchdog. Close the Guard
+// when done.
+func Arm(ctx context.Context, filesystems []Filesystem) (*Guard, error) {
+	g := &Guard{
+		filesystems: filesystems,
+		events:      make(chan report, 8*(len(filesystems)+1)),
+		broken:      make(chan struct{}),
+		done:        make(chan struct{}),
+		state:       make([]state, len(filesystems)),
+	}
+	if err := g.start(); err != nil {
+		g.closeFiles()
+		return nil, fmt.Errorf("fsfreeze: %w: %w", ErrNoWatchdog, err)
+	}
+	go g.keep()
+	ctx, cancel := context.WithTimeout(ctx, armPatience)
+	defer cancel()
+	r, err := g.next(ctx)
+	if err == nil && r.event != evReady {
+		err = fmt.Errorf("first word %q", r.event)
+	}
+	if err != nil {
+		g.kill()
+		return nil, fmt.Errorf("fsfreeze: %w: %w", ErrNoWatchdog, err)
+	}
+	return g, nil
+}
+
+// start runs this program's own image again: also when its file was replaced.
+func (g *Guard) start() error {
+	if os.Getenv(watchdogEnv) != "" {
+		return errors.New("this program's main does not call RunWatchdog")
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "watchdog")
+	defer theirs.Close()
+	g.conn = os.NewFile(uintptr(fds[0]), "watchdog")
+	if err := unix.SetNonblock(fds[1], false); err != nil {
+		return errors.Join(os.NewSyscallError("fcntl", err), g.conn.Close())
+	}
+	g.process = &exec.Cmd{
+		Path:        "/proc/self/exe",
+		Args:        []string{os.Args[0], watchdogArg, strconv.Itoa(len(g.filesystems))},
+		Env:         []string{watchdogEnv + "=1"},
+		Dir:         "/",
+		ExtraFiles:  []*os.File{theirs},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	for _, f := range g.filesystems {
+		g.process.ExtraFiles = append(g.process.ExtraFiles, f.Dir)
+	}
+	if err := g.process.Start(); err != nil {
+		return errors.Join(err, g.conn.Close())
+	}
+	return nil
+}
+
+// keep hears the watchdog until it is gone, reaps it, and does its duty when it
+// left something undone. It outlives a Freeze that was given up.
+func (g *Guard) keep() {
+	defer close(g.done)
+	left := g.listen()
+	g.conn.Close()
+	_ = g.process.Wait() // what it has to say, it said on the socket
+	if !left {
+		g.takeOver()
+	}
+	g.mu.Lock()
+	if g.ended.IsZero() {
+		g.ended = time.Now()
+	}
+	g.mu.Unlock()
+	g.closeFiles()
+	close(g.events)
+}
+
+// listen returns whether the watchdog said that nothing is frozen any more.
+func (g *Guard) listen() (left bool) {
+	buf := make([]byte, reportSize+1)
+	for {
+		n, err := g.conn.Read(buf)
+		if err != nil || n == 0 {
+			return left
+		}
+		r, err := decodeReport(buf[:n], len(g.filesystems))
+		if err != nil {
+			g.fail(fmt.Errorf("fsfreeze: watchdog: %w", err), true)
+			return left
+		}
+		left = left || r.event == evLeaving
+		g.note(r)
+		select {
+		case g.events <- r:
+		default: // nobody waits for so many
+		}
+	}
+}
+
+// note keeps the books on what is frozen.
+func (g *Guard) note(r report) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch r.event {
+	case evFreezing:
+		g.state[r.index] = stateFreezing
+	case evFrozen:
+		g.state[r.index] = stateIdle
+		if r.errno == 0 {
+			g.state[r.index] = stateFrozen
+		}
+	case evStill:
+		g.still = time.Now()
+	case evThawed:
+		if r.errno == 0 || r.errno == unix.EINVAL {
+			g.state[r.index] = stateIdle
+		}
+		if r.errno != 0 {
+			g.failLocked(stepError("thaw", g.filesystems[r.index].Name, r.errno), true)
+		}
+	case evLeaving:
+		g.ended = time.Now()
+	case evExpired:
+		g.failLocked(fmt.Errorf("fsfreeze: %w: the time was up", ErrBroken), true)
+	}
+}
+
+// takeOver thaws what a watchdog that died has left frozen. A freeze that was just
+// being made may have been turned down because of somebody else's, and is thawed
+// all the same: rather that than a machine that hangs.
+func (g *Guard) takeOver() {
+	g.mu.Lock()
+	held := false
+	for _, s := range g.state {
+		held = held || s != stateIdle
+	}
+	if held {
+		g.failLocked(fmt.Errorf("fsfreeze: %w: the watchdog was killed", ErrBroken), true)
+	}
+	g.mu.Unlock()
+	for i := len(g.state) - 1; i >= 0; i-- {
+		if g.state[i] == stateIdle {
+			continue
+		}
+		f := g.filesystems[i]
+		errno := thaw(int(f.Dir.Fd()))
+		if errno != 0 && errno != unix.EINVAL {
+			g.fail(stepError("thaw", f.Name, errno), true)
+		}
+	}
+}
+
+func (g *Guard) fail(err error, broken bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.failLocked(err, broken)
+}
+
+func (g *Guard) failLocked(err error, broken bool) {
+	if g.err == nil {
+		g.err = err
+	}
+	if broken && !g.isBroken {
+		g.isBroken = true
+		close(g.broken)
+	}
+}
+
+func (g *Guard) closeFiles() {
+	for _, f := range g.filesystems {
+		f.Dir.Close()
+	}
+}
+
+// next waits for the watchdog's next word.
+func (g *Guard) next(ctx context.Context) (report, error) {
+	select {
+	case r, ok := <-g.events:
+		if !ok {
+			return report{}, fmt.Errorf("%w: it has gone", ErrNoWatchdog)
+		}
+		return r, nil
+	case <-ctx.Done():
+		return report{}, context.Cause(ctx)
+	}
+}
+
+func (g *Guard) order(o order) error {
+	_, err := g.conn.Write(o.encode())
+	if err != nil {
+		return fmt.Errorf("fsfreeze: %w: %w", ErrNoWatchdog, err)
+	}
+	return nil
+}
+
+// kill ends a watchdog that did not come up; nothing is frozen then.
+func (g *Guard) kill() {
+	_ = g.process.Process.Kill() // it may be gone already
+}

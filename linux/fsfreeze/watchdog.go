@@ -1,0 +1,254 @@
+package fsfreeze
+
+import (
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchdogArg is the first argument of a process that is to be a watchdog.
+const watchdogArg = "tidemark-freeze-watchdog"
+
+// watchdogEnv is set for the watchdog, so that a program that has forgotten to
+// call RunWatchdog does not start itself for ever.
+const watchdogEnv = "TIDEMARK_FREEZE_WATCHDOG"
+
+// Descriptors that the watchdog is started with.
+const (
+	connFD     = 3
+	firstDirFD = 4
+)
+
+// IsWatchdog says whether this process was started to be a watchdog. Call it
+// before anything else.
+func IsWatchdog() bool {
+	return len(os.Args) == 3 && os.Args[1] == watchdogArg && os.Getenv(watchdogEnv) != ""
+}
+
+// RunWatchdog serves the process that started this one, and returns the exit
+// status for it: 0 when everything that was frozen is thawed.
+func RunWatchdog() int {
+	count, err := strconv.Atoi(os.Args[2])
+	if err != nil || count < 0 {
+		return 2
+	}
+	w := &watchdog{conn: connFD, state: make([]state, count)}
+	for i := range count {
+		w.dirs = append(w.dirs, firstDirFD+i)
+	}
+	w.harden()
+	return w.run()
+}
+
+type state byte
+
+const (
+	stateIdle state = iota
+	stateFreezing
+	stateFrozen
+)
+
+// A watchdog is the whole of the second process. From the moment it is ready it
+// opens no file and writes to nothing but its socket.
+type watchdog struct {
+	conn int
+	dirs []int
+
+	mu      sync.Mutex
+	state   []state
+	stopped bool // no further freeze; what is frozen gets thawed
+	failed  bool // a thaw did not work
+}
+
+// harden makes it hard to disturb. Each step is best effort: without one of them
+// the watchdog still works.
+func (w *watchdog) harden() {
+	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE,
+		unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGUSR1, unix.SIGUSR2)
+	if f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err == nil {
+		f.WriteString("-1000")
+		f.Close()
+	}
+	debug.SetGCPercent(-1)
+	// Every path is walked once with a file that nothing happens to, so that its
+	// code and its threads are there: the socket lies on a filesystem that can
+	// neither be frozen nor thawed.
+	freeze(w.conn)
+	call(w.conn, fiThaw)
+	populateText()
+	// MCL_ONFAULT: the address space is far larger than what is in use.
+	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+}
+
+func (w *watchdog) run() int {
+	orders := make(chan order)
+	go w.receive(orders)
+	w.send(report{event: evReady})
+	work := make(chan struct{}, 1) // the worker's end; nil-like while none runs
+	var deadline <-chan time.Time
+	busy, leaving := false, false
+	for {
+		select {
+		case o, ok := <-orders:
+			switch {
+			case !ok || o.cmd == cmdThaw:
+				orders, deadline, leaving = nil, nil, true
+				w.thawAll()
+			case o.cmd == cmdSync && !busy:
+				busy = true
+				go w.worker(w.syncAll, work)
+			case o.cmd == cmdFreeze && !busy:
+				busy, deadline = true, after(o.max)
+				go w.worker(w.freezeAll, work)
+			}
+		case <-deadline:
+			w.send(report{event: evExpired})
+			orders, deadline, leaving = nil, nil, true
+			w.thawAll()
+		case <-work:
+			busy = false
+		}
+		if leaving && !busy {
+			return w.leave()
+		}
+	}
+}
+
+// after is time.After, but never for 0.
+func after(d time.Duration) <-chan time.Time {
+	if d == 0 {
+		return nil
+	}
+	return time.After(d)
+}
+
+func (w *watchdog) worker(do func(), done chan<- struct{}) {
+	do()
+	done <- struct{}{}
+}
+
+// leave says that nothing is frozen any more, if that is so.
+func (w *watchdog) leave() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.failed {
+		return 1
+	}
+	w.send(report{event: evLeaving})
+	return 0
+}
+
+// receive turns packets into orders until the other process is gone. A packet
+// that cannot be understood counts as its death.
+func (w *watchdog) receive(orders chan<- order) {
+	defer close(orders)
+	buf := make([]byte, orderSize+1)
+	for {
+		n, err := unix.Read(w.conn, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		o, err := decodeOrder(buf[:n])
+		if err != nil {
+			return
+		}
+		orders <- o
+		if o.cmd == cmdThaw {
+			return
+		}
+	}
+}
+
+// send never blocks and never fails: a reader that is stopped or gone must not
+// keep the watchdog from its work.
+func (w *watchdog) send(r report) {
+	_ = unix.Sendto(w.conn, r.encode(), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+}
+
+func (w *watchdog) syncAll() {
+	for i, fd := range w.dirs {
+		errno, _ := unix.Syncfs(fd).(unix.Errno)
+		w.send(report{evSynced, i, errno})
+	}
+	w.send(report{event: evSyncEnd})
+}
+
+// freezeAll freezes in order. One that cannot be frozen at all is passed over;
+// after any other failure the rest is thawed.
+func (w *watchdog) freezeAll() {
+	for i := range w.dirs {
+		errno, more := w.freezeOne(i)
+		if !more {
+			return
+		}
+		if errno != 0 && errno != unix.EOPNOTSUPP {
+			w.thawAll()
+			return
+		}
+	}
+	w.send(report{event: evStill})
+}
+
+func (w *watchdog) freezeOne(i int) (errno unix.Errno, more bool) {
+	w.mu.Lock()
+	if w.stopped {
+		w.mu.Unlock()
+		return 0, false
+	}
+	w.state[i] = stateFreezing
+	w.mu.Unlock()
+	w.send(report{evFreezing, i, 0})
+	errno = freeze(w.dirs[i])
+	w.mu.Lock()
+	w.state[i] = stateIdle
+	if errno == 0 {
+		w.state[i] = stateFrozen
+	}
+	stopped := w.stopped
+	w.mu.Unlock()
+	w.send(report{evFrozen, i, errno})
+	if stopped {
+		// Told to stop while the call was running. Whoever said so may be waiting
+		// for a filesystem that lies on this one: thaw it here and now.
+		w.thawOne(i)
+	}
+	return errno, !stopped
+}
+
+// thawAll thaws everything that is frozen, the last one first, and keeps anything
+// more from being frozen.
+func (w *watchdog) thawAll() {
+	w.mu.Lock()
+	w.stopped = true
+	w.mu.Unlock()
+	for i := len(w.dirs) - 1; i >= 0; i-- {
+		w.thawOne(i)
+	}
+}
+
+func (w *watchdog) thawOne(i int) {
+	w.mu.Lock()
+	mine := w.state[i] == stateFrozen
+	if mine {
+		w.state[i] = stateIdle
+	}
+	w.mu.Unlock()
+	if !mine {
+		return
+	}
+	errno := thaw(w.dirs[i])
+	if errno != 0 && errno != unix.EINVAL {
+		w.mu.Lock()
+		w.failed = true
+		w.mu.Unlock()
+	}
+	w.send(report{evThawed, i, errno})
+}

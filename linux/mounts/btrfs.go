@@ -1,0 +1,149 @@
+package mounts
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// btrfs is one mounted btrfs: its superblock carries an anonymous number, so its
+// devices are told by sysfs alone.
+type btrfs struct {
+	id      string // UUID
+	devices []Dev
+}
+
+func (s System) readBtrfs() ([]btrfs, error) {
+	dirs, err := filepath.Glob(filepath.Join(escapeGlob(s.sys()), "fs/btrfs/*/devices"))
+	if err != nil {
+		return nil, err
+	}
+	var all []btrfs
+	for _, dir := range dirs {
+		b := btrfs{id: filepath.Base(filepath.Dir(dir))}
+		entries, err := os.ReadDir(dir)
+		if absent(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			// A missing member of a degraded array has no device behind it.
+			if n, err := nodeAt(filepath.Join(dir, e.Name())); err == nil {
+				b.devices = append(b.devices, n.dev)
+			}
+		}
+		all = append(all, b)
+	}
+	return all, nil
+}
+
+// membersOf returns the block devices that a filesystem stores data on.
+func (t *Table) membersOf(f *Filesystem) []Dev {
+	if f.Type == "btrfs" {
+		return t.btrfsMembers(f)
+	}
+	var devs []Dev
+	if f.Dev.Major != 0 {
+		devs = append(devs, f.Dev)
+	} else {
+		devs = t.sourceDevices(f.Source)
+	}
+	for o := range strings.SplitSeq(f.options, ",") {
+		// XFS may keep its log and its real-time data on devices of their own.
+		if v, ok := cutAny(o, "logdev=", "rtdev="); ok {
+			devs = append(devs, t.sourceDevices(v)...)
+		}
+	}
+	return devs
+}
+
+func cutAny(s string, prefixes ...string) (string, bool) {
+	for _, p := range prefixes {
+		if rest, ok := strings.CutPrefix(s, p); ok {
+			return rest, true
+		}
+	}
+	return "", false
+}
+
+// btrfsMembers takes the filesystem whose devices include the mount's source. A
+// source that cannot be resolved (a node that is not in this root) is taken to be
+// any of those that no other mount has claimed: rather one too many than a write
+// that nobody stopped.
+func (t *Table) btrfsMembers(f *Filesystem) []Dev {
+	source := t.sourceDevices(f.Source)
+	if b := t.btrfsOn(source); b != nil {
+		return b.devices
+	}
+	claimed := map[string]bool{}
+	for _, other := range t.filesystems {
+		if other.Type != "btrfs" {
+			continue
+		}
+		if b := t.btrfsOn(t.sourceDevices(other.Source)); b != nil {
+			claimed[b.id] = true
+		}
+	}
+	devs := source
+	for _, b := range t.btrfs {
+		if !claimed[b.id] {
+			devs = append(devs, b.devices...)
+		}
+	}
+	return devs
+}
+
+func (t *Table) btrfsOn(devs []Dev) *btrfs {
+	for i, b := range t.btrfs {
+		if slices.ContainsFunc(devs, func(d Dev) bool { return slices.Contains(b.devices, d) }) {
+			return &t.btrfs[i]
+		}
+	}
+	return nil
+}
+
+// sourceDevices resolves the source of a mount, one path or several with colons
+// between them, to block devices. What is no path (tmpfs, a share) has none.
+func (t *Table) sourceDevices(source string) []Dev {
+	if !strings.HasPrefix(source, "/") {
+		return nil
+	}
+	if d, ok := t.sourceDevice(source); ok {
+		return []Dev{d}
+	}
+	var devs []Dev
+	for p := range strings.SplitSeq(source, ":") {
+		if d, ok := t.sourceDevice(p); ok {
+			devs = append(devs, d)
+		}
+	}
+	return devs
+}
+
+// sourceDevice resolves one path: by its node, else by the kernel's name for it,
+// else by the name that device-mapper has.
+func (t *Table) sourceDevice(path string) (Dev, bool) {
+	if d, err := DeviceOf(path); err == nil {
+		return d, true
+	}
+	if n, err := nodeAt(filepath.Join(t.sys.sys(), "class/block", filepath.Base(path))); err == nil {
+		return n.dev, true
+	}
+	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys()), "block/dm-*/dm/name"))
+	if err != nil {
+		return Dev{}, false
+	}
+	for _, p := range names {
+		b, err := os.ReadFile(p)
+		if err != nil || strings.TrimSpace(string(b)) != filepath.Base(path) {
+			continue
+		}
+		if n, err := nodeAt(filepath.Dir(filepath.Dir(p))); err == nil {
+			return n.dev, true
+		}
+	}
+	return Dev{}, false
+}

@@ -1,0 +1,117 @@
+// Package mounts answers which mounted filesystems live on a block device, and
+// what else uses one.
+//
+// It owns the reading of mountinfo, swaps, the stacking of block devices in
+// sysfs, and the signatures that filesystems, volume managers and partition
+// tables leave on a disk. A device is followed through its partitions, through
+// holders (device-mapper, md, bcache), through loop devices over it or over a
+// file on one of its filesystems, and through the members of a btrfs. Mounts of
+// other mount namespaces are seen as far as /proc shows them.
+//
+// It refuses to guess: what is held by something it cannot see (a lazily
+// unmounted filesystem, a ZFS pool) is reported as claimed, without a name.
+// Nothing here writes to a device or changes a mount that others can see.
+//
+// A Table is a snapshot and never changes; it may be used by several goroutines
+// at once. It grows old as soon as something is mounted: read a new one.
+package mounts
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Dev is the number of a block device, or of a filesystem that lies on none.
+type Dev struct{ Major, Minor uint32 }
+
+// String returns the number as sysfs writes it, "8:1".
+func (d Dev) String() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+
+func devOf(n uint64) Dev { return Dev{Major: unix.Major(n), Minor: unix.Minor(n)} }
+
+func parseDev(s string) (Dev, error) {
+	var d Dev
+	if _, err := fmt.Sscanf(strings.TrimSpace(s), "%d:%d", &d.Major, &d.Minor); err != nil {
+		return Dev{}, fmt.Errorf("device number %q: %w", s, err)
+	}
+	return d, nil
+}
+
+// System says where the kernel's view of itself is mounted. The zero value is
+// this machine; a container that has the host's trees elsewhere names them.
+type System struct {
+	Proc string // "" is /proc
+	Sys  string // "" is /sys
+}
+
+func (s System) proc() string { return orDefault(s.Proc, "/proc") }
+func (s System) sys() string  { return orDefault(s.Sys, "/sys") }
+
+func orDefault(s, d string) string {
+	if s == "" {
+		return d
+	}
+	return s
+}
+
+// Filesystem is one mounted superblock, however often it is mounted.
+type Filesystem struct {
+	// Dev is what mountinfo shows. It is an anonymous number for a btrfs, and
+	// never equals st_dev of its files there.
+	Dev Dev
+	// Type is the kernel's name, "ext4".
+	Type string
+	// Source is the device as given to mount.
+	Source string
+	// ReadOnly says that the superblock is read-only. A read-only mount of a
+	// writable one does not count.
+	ReadOnly bool
+	// Mounts are its mountpoints in the order they were mounted, those of this
+	// process's namespace first. Never empty.
+	Mounts []Mount
+	// Members are the block devices that it stores data on.
+	Members []Dev
+
+	options string // of the superblock
+	order   int    // position in mount order
+}
+
+// Mount is one place where a filesystem can be reached.
+type Mount struct {
+	ID    int    // of the mount, as in mountinfo; reused by the kernel
+	Point string // path of the mountpoint, seen from the root of process PID
+	PID   int    // a process that sees it; 0 is the caller
+}
+
+// Path returns a path by which this process can try to reach the mount.
+func (m Mount) Path() string {
+	if m.PID == 0 {
+		return m.Point
+	}
+	return fmt.Sprintf("/proc/%d/root%s", m.PID, m.Point)
+}
+
+// String names the filesystem for people: "ext4 on /srv (/dev/sda1)".
+func (f Filesystem) String() string {
+	at := f.Mounts[0].Point
+	if f.Mounts[0].PID != 0 {
+		at += fmt.Sprintf(" of process %d", f.Mounts[0].PID)
+	}
+	return fmt.Sprintf("%s on %s (%s)", f.Type, at, f.Source)
+}
+
+// DeviceOf returns the number of the block device at path. The error wraps
+// unix.ENOTBLK when path is something else.
+func DeviceOf(path string) (Dev, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return Dev{}, fmt.Errorf("mounts: %w", &os.PathError{Op: "stat", Path: path, Err: err})
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return Dev{}, fmt.Errorf("mounts: %s: %w", path, unix.ENOTBLK)
+	}
+	return devOf(st.Rdev), nil
+}

@@ -1,0 +1,95 @@
+package mounts
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnreachable says that every mountpoint of a filesystem is covered by another
+// mount, or lies in a mount namespace that this process cannot enter.
+var ErrUnreachable = errors.New("no mountpoint can be reached")
+
+// Open opens a directory (or, where only a file is bind-mounted, that file) of
+// the filesystem for reading, by whichever of its mounts can be reached. What is
+// opened is proved to be of this filesystem. The error wraps ErrUnreachable, or
+// that of the system call.
+func (t *Table) Open(f Filesystem) (*os.File, error) {
+	var last error
+	for _, m := range f.Mounts {
+		file, err := f.openAt(m.Path(), func(id int) bool { return f.hasMount(id) })
+		if err == nil {
+			return file, nil
+		}
+		last = err
+	}
+	for _, m := range f.Mounts {
+		if m.PID != 0 {
+			continue
+		}
+		file, err := f.uncover(m)
+		if err == nil {
+			return file, nil
+		}
+		last = err
+	}
+	return nil, fmt.Errorf("mounts: open %s: %w", f, errors.Join(ErrUnreachable, last))
+}
+
+func (f Filesystem) hasMount(id int) bool {
+	for _, m := range f.Mounts {
+		if m.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// openAt opens path when it leads to a mount that ours accepts. The file is looked
+// at through O_PATH first: opening a device node or a pipe would have effects.
+func (f Filesystem) openAt(path string, ours func(mountID int) bool) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	id, err := mountID(fd)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	kind := st.Mode & unix.S_IFMT
+	switch {
+	case !ours(id), f.Type != "btrfs" && devOf(st.Dev) != f.Dev:
+		return nil, &os.PathError{Op: "open", Path: path, Err: errCovered}
+	case kind != unix.S_IFDIR && kind != unix.S_IFREG:
+		return nil, &os.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
+	}
+	again, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(again), path), nil
+}
+
+var errCovered = errors.New("covered by another mount")
+
+// pathPrefixes returns "/", "/a", "/a/b" for "/a/b".
+func pathPrefixes(path string) []string {
+	prefixes := []string{"/"}
+	for i := 1; i < len(path); i++ {
+		if path[i] == '/' {
+			prefixes = append(prefixes, path[:i])
+		}
+	}
+	if strings.TrimRight(path, "/") != "" {
+		prefixes = append(prefixes, path)
+	}
+	return prefixes
+}

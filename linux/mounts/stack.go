@@ -1,0 +1,232 @@
+package mounts
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// sector is the unit of offsets and sizes in sysfs, whatever the disk's own.
+const sector = 512
+
+// A node is one block device in sysfs.
+type node struct {
+	dev       Dev
+	dir       string // real path of its folder
+	partition bool
+}
+
+func (s System) node(d Dev) (node, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys(), "dev/block", d.String()))
+	if err != nil {
+		return node{}, fmt.Errorf("device %s: %w", d, err)
+	}
+	_, err = os.Stat(filepath.Join(dir, "partition"))
+	return node{dev: d, dir: dir, partition: err == nil}, nil
+}
+
+func (n node) name() string { return filepath.Base(n.dir) }
+
+func nodeAt(dir string) (node, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return node{}, err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "dev"))
+	if err != nil {
+		return node{}, err
+	}
+	d, err := parseDev(string(b))
+	if err != nil {
+		return node{}, fmt.Errorf("%s: %w", dir, err)
+	}
+	_, err = os.Stat(filepath.Join(dir, "partition"))
+	return node{dev: d, dir: dir, partition: err == nil}, nil
+}
+
+// disk returns the whole disk that a partition is a slice of.
+func (n node) disk() (node, error) {
+	if !n.partition {
+		return n, nil
+	}
+	return nodeAt(filepath.Dir(n.dir))
+}
+
+func (n node) partitions() ([]node, error) {
+	found, err := filepath.Glob(filepath.Join(escapeGlob(n.dir), "*", "partition"))
+	if err != nil {
+		return nil, err
+	}
+	var nodes []node
+	for _, p := range found {
+		child, err := nodeAt(filepath.Dir(p))
+		if absent(err) {
+			continue // the table was read anew in between
+		}
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, child)
+	}
+	return nodes, nil
+}
+
+// escapeGlob guards names like "cciss!c0d0" and folders with brackets.
+func escapeGlob(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
+}
+
+// linked follows the links in one of a device's folders, "holders" or "slaves".
+func (s System) linked(n node, folder string) ([]node, error) {
+	entries, err := os.ReadDir(filepath.Join(n.dir, folder))
+	if absent(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var nodes []node
+	for _, e := range entries {
+		other, err := nodeAt(filepath.Join(s.sys(), "class/block", e.Name()))
+		if absent(err) {
+			continue // taken apart in between
+		}
+		if err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, other)
+	}
+	return nodes, nil
+}
+
+// span returns the bytes of the disk [start, end) that a partition covers.
+func (n node) span() (start, end int64, err error) {
+	first, err := readNumber(filepath.Join(n.dir, "start"))
+	if err != nil {
+		return 0, 0, err
+	}
+	size, err := readNumber(filepath.Join(n.dir, "size"))
+	if err != nil {
+		return 0, 0, err
+	}
+	return first * sector, (first + size) * sector, nil
+}
+
+func readNumber(path string) (int64, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	return n, nil
+}
+
+// above adds to set the device d and everything that stores its data there:
+// partitions, holders, loop devices over it, and so on upwards.
+func (t *Table) above(d Dev, set map[Dev]bool) error {
+	if set[d] {
+		return nil
+	}
+	set[d] = true
+	n, err := t.sys.node(d)
+	if err != nil {
+		return err
+	}
+	over, err := t.sys.linked(n, "holders")
+	if err != nil {
+		return err
+	}
+	if !n.partition {
+		parts, err := n.partitions()
+		if err != nil {
+			return err
+		}
+		over = append(over, parts...)
+	}
+	for _, l := range t.loops {
+		if l.device == d {
+			over = append(over, node{dev: l.dev})
+		}
+	}
+	for _, o := range over {
+		if err := t.above(o.dev, set); err != nil && !absent(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// overlapping adds what shares bytes with a partition without being above it:
+// the whole disk, when that is used directly, and partitions laid over it.
+func (t *Table) overlapping(d Dev, set map[Dev]bool) error {
+	n, err := t.sys.node(d)
+	if err != nil || !n.partition {
+		return err
+	}
+	disk, err := n.disk()
+	if err != nil {
+		return err
+	}
+	set[disk.dev] = true
+	start, end, err := n.span()
+	if err != nil {
+		return err
+	}
+	siblings, err := disk.partitions()
+	if err != nil {
+		return err
+	}
+	for _, p := range siblings {
+		from, to, err := p.span()
+		if err != nil {
+			return err
+		}
+		if from < end && start < to {
+			if err := t.above(p.dev, set); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// below adds to set everything that a write to d passes through: its disk, its
+// slaves, and what a loop device lies on if that is a device.
+func (t *Table) below(d Dev, set map[Dev]bool) error {
+	if set[d] {
+		return nil
+	}
+	set[d] = true
+	n, err := t.sys.node(d)
+	if absent(err) {
+		return nil // anonymous, or gone: nothing below it
+	}
+	if err != nil {
+		return err
+	}
+	under, err := t.sys.linked(n, "slaves")
+	if err != nil {
+		return err
+	}
+	if n.partition {
+		disk, err := n.disk()
+		if err != nil {
+			return err
+		}
+		under = append(under, disk)
+	}
+	if l := t.loopOf(d); l != nil && l.device != (Dev{}) {
+		under = append(under, node{dev: l.device})
+	}
+	for _, u := range under {
+		if err := t.below(u.dev, set); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,118 @@
+package mounts
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Use is who else uses a block device or a file. The zero value is nobody.
+type Use struct {
+	Filesystems []Filesystem // mounted from it, through whatever is stacked on it
+	Swaps       []Swap
+	Holders     []string // devices made of it: "dm-0", "md1", "loop3"
+	// Claimed says that somebody holds it exclusively; where nothing else is
+	// listed it is one whom this process cannot see.
+	Claimed bool
+}
+
+// InUse says whether anything at all was found.
+func (u Use) InUse() bool {
+	return len(u.Filesystems) > 0 || len(u.Swaps) > 0 || len(u.Holders) > 0 || u.Claimed
+}
+
+// String lists the uses in words; it is empty when there are none.
+func (u Use) String() string {
+	var words []string
+	for _, f := range u.Filesystems {
+		words = append(words, "mounted: "+f.String())
+	}
+	for _, s := range u.Swaps {
+		words = append(words, "swap: "+s.Path)
+	}
+	for _, h := range u.Holders {
+		words = append(words, "part of "+h)
+	}
+	if len(words) == 0 && u.Claimed {
+		words = append(words, "held exclusively by another program")
+	}
+	return strings.Join(words, "; ")
+}
+
+// UseOf tells who uses the block device or regular file at path. For a whole disk
+// that counts its partitions, for a partition what overlaps it, for a file the
+// loop devices over it.
+func (t *Table) UseOf(path string) (Use, error) {
+	loops, err := t.LoopsOver(path)
+	if err != nil {
+		return Use{}, err
+	}
+	var u Use
+	devs := loops
+	d, err := DeviceOf(path)
+	switch {
+	case err == nil:
+		devs = append(devs, d)
+		if u.Claimed, err = claimed(path); err != nil {
+			return Use{}, err
+		}
+	case !errors.Is(err, unix.ENOTBLK):
+		return Use{}, err
+	}
+	if u.Filesystems, err = t.On(devs...); err != nil {
+		return Use{}, err
+	}
+	if u.Swaps, err = t.SwapsOn(devs...); err != nil {
+		return Use{}, err
+	}
+	u.Holders, err = t.holders(d, loops)
+	return u, err
+}
+
+// holders names the devices that are made of d, or of its partitions.
+func (t *Table) holders(d Dev, loops []Dev) ([]string, error) {
+	var names []string
+	for _, l := range loops {
+		names = append(names, t.loopOf(l).name)
+	}
+	if d == (Dev{}) {
+		return names, nil
+	}
+	n, err := t.sys.node(d)
+	if err != nil {
+		return nil, fmt.Errorf("mounts: %w", err)
+	}
+	nodes := []node{n}
+	if !n.partition {
+		parts, err := n.partitions()
+		if err != nil {
+			return nil, fmt.Errorf("mounts: %w", err)
+		}
+		nodes = append(nodes, parts...)
+	}
+	for _, n := range nodes {
+		over, err := t.sys.linked(n, "holders")
+		if err != nil {
+			return nil, fmt.Errorf("mounts: %w", err)
+		}
+		for _, o := range over {
+			names = append(names, o.name())
+		}
+	}
+	return names, nil
+}
+
+// claimed tries to claim the device for a moment, as a mount would.
+func claimed(path string) (bool, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("mounts: claim: %w", err)
+	}
+	return false, f.Close()
+}

@@ -1,0 +1,92 @@
+package view
+
+import (
+	"fmt"
+	"strings"
+
+	"tidemark/linux/mounts"
+)
+
+// Choose returns the provider for kind "auto" (or ""), "freeze" or "offline", and
+// in words what was chosen and why. Auto freezes when a writable filesystem is
+// mounted from any of the sources, and otherwise relies on nobody writing.
+// "offline" is refused with ErrMounted where one is mounted, "freeze" with
+// ErrNothingToFreeze where none is.
+func Choose(kind string, o Options) (Provider, string, error) {
+	s, err := look(o.Sources)
+	if err != nil {
+		return nil, "", err
+	}
+	w := s.writable()
+	switch kind {
+	case "", "auto":
+		if len(w) > 0 {
+			return Freeze(o), "freeze: mounted read-write: " + names(w) + s.warning(), nil
+		}
+		return Offline(o), "offline: " + s.idle() + s.warning(), nil
+	case "freeze":
+		if len(w) == 0 {
+			return nil, "", fmt.Errorf("view: freeze: %w", ErrNothingToFreeze)
+		}
+		return Freeze(o), "freeze: as asked: " + names(w) + s.warning(), nil
+	case "offline":
+		if len(w) > 0 {
+			return nil, "", fmt.Errorf("view: offline: %w: %s", ErrMounted, names(w))
+		}
+		return Offline(o), "offline: as asked" + s.warning(), nil
+	}
+	return nil, "", fmt.Errorf("view: unknown kind %q, want auto, freeze or offline", kind)
+}
+
+func names(list []mounts.Filesystem) string {
+	var words []string
+	for _, f := range list {
+		words = append(words, f.String())
+	}
+	return strings.Join(words, ", ")
+}
+
+// idle says why nothing needs to be frozen.
+func (s *scene) idle() string {
+	if len(s.filesystems) > 0 {
+		return "mounted read-only: " + names(s.filesystems)
+	}
+	return "no filesystem is mounted from it"
+}
+
+// warning adds what nothing here can stop.
+func (s *scene) warning() string {
+	if len(s.swaps) == 0 {
+		return ""
+	}
+	return "; swap in use on it, which nothing stops: " + strings.Join(s.swaps, ", ")
+}
+
+// Covered returns, of the paths, those that cannot be written to while the sources
+// are frozen: a write to them would pass through a filesystem on the sources, and
+// wait for the thaw. Paths need not exist yet; a block device counts as what lies
+// below it.
+func Covered(sources []string, paths ...string) ([]string, error) {
+	s, err := look(sources)
+	if err != nil {
+		return nil, err
+	}
+	frozen := map[mounts.Dev]bool{}
+	for _, f := range s.filesystems {
+		frozen[f.Dev] = true
+	}
+	var covered []string
+	for _, p := range paths {
+		through, err := s.table.Through(p)
+		if err != nil {
+			return nil, fmt.Errorf("view: %w", err)
+		}
+		for _, f := range through {
+			if frozen[f.Dev] {
+				covered = append(covered, p)
+				break
+			}
+		}
+	}
+	return covered, nil
+}

@@ -1,0 +1,88 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"tidemark/linux/fsfreeze"
+)
+
+// held is a view of either kind.
+type held struct {
+	since   time.Time
+	watches []watch
+	guard   *fsfreeze.Guard // nil when offline
+	scene   *scene          // what was frozen; nil when offline
+	broken  chan struct{}   // never closed when offline
+	post    func() error
+
+	once   sync.Once
+	err    error
+	report Report
+}
+
+func (h *held) Since() time.Time { return h.since }
+
+func (h *held) Broken() <-chan struct{} {
+	if h.guard != nil {
+		return h.guard.Broken()
+	}
+	return h.broken
+}
+
+func (h *held) Report() Report { return h.report }
+
+func (h *held) Release() error {
+	h.once.Do(func() { h.err = h.release() })
+	return h.err
+}
+
+// release looks for changes first, while everything still has to stand still.
+func (h *held) release() error {
+	err := h.changes()
+	if h.guard != nil {
+		if thawErr := h.guard.Thaw(); thawErr != nil {
+			err = errors.Join(err, fmt.Errorf("%w: %w", ErrBroken, thawErr))
+		}
+		h.report.Frozen = h.guard.Frozen()
+	}
+	if h.post != nil {
+		h.report.PostHook = h.post()
+	}
+	if err != nil {
+		return fmt.Errorf("view: %w", err)
+	}
+	return nil
+}
+
+func (h *held) changes() error {
+	var errs []error
+	for _, w := range h.watches {
+		changed, err := w()
+		switch {
+		case err != nil:
+			errs = append(errs, fmt.Errorf("%w: it cannot be told: %w", ErrBroken, err))
+		case changed != "":
+			errs = append(errs, fmt.Errorf("%w: %s", ErrBroken, changed))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// withHooks runs the pre-hook, makes the view, and sees to it that the post-hook
+// runs whatever happens after the pre-hook was started.
+func withHooks(ctx context.Context, o Options, hold func(context.Context) (*held, error)) (Held, error) {
+	post := func() error { return o.Hooks.RunPost(ctx, o.Sources) }
+	if err := o.Hooks.RunPre(ctx, o.Sources); err != nil {
+		return nil, errors.Join(err, post())
+	}
+	h, err := hold(ctx)
+	if err != nil {
+		return nil, errors.Join(err, post())
+	}
+	h.post = post
+	return h, nil
+}

@@ -1,0 +1,158 @@
+package view
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Offline returns a provider that stops nobody: it looks at what the kernel counts
+// before and after, and says when a source was written to. Hold refuses sources
+// with a writable filesystem on them (ErrMounted), and devices whose writes the
+// kernel does not count.
+func Offline(o Options) Provider { return offline{o} }
+
+type offline struct{ o Options }
+
+func (offline) Kind() string { return "offline" }
+
+func (p offline) Hold(ctx context.Context) (Held, error) {
+	if err := refuseMounted(p.o.Sources); err != nil {
+		return nil, err
+	}
+	return withHooks(ctx, p.o, p.hold)
+}
+
+func refuseMounted(sources []string) error {
+	s, err := look(sources)
+	if err != nil {
+		return err
+	}
+	if w := s.writable(); len(w) > 0 {
+		return fmt.Errorf("view: offline: %w: %s", ErrMounted, w[0])
+	}
+	return nil
+}
+
+func (p offline) hold(ctx context.Context) (*held, error) {
+	s, err := look(p.o.Sources)
+	if err != nil {
+		return nil, err
+	}
+	h := &held{report: Report{Swaps: s.swaps}, broken: make(chan struct{})}
+	for _, src := range s.sources {
+		w, err := watchOffline(ctx, src)
+		if err != nil {
+			return nil, fmt.Errorf("view: offline: %s: %w", src.path, err)
+		}
+		h.watches = append(h.watches, w)
+	}
+	// One mounted since the first look has the chance to be seen now; a later one
+	// is told by its writes.
+	if err := refuseMounted(p.o.Sources); err != nil {
+		return nil, err
+	}
+	h.since = time.Now()
+	return h, nil
+}
+
+// watchOffline remembers the state of a source that nobody should write to.
+func watchOffline(ctx context.Context, s source) (watch, error) {
+	if s.image {
+		if err := settle(ctx, s.path); err != nil {
+			return nil, err
+		}
+		return watchFile(s.path)
+	}
+	if err := flush(s.path); err != nil {
+		return nil, err
+	}
+	return watchDevice(s, true)
+}
+
+// flush brings what the device's page cache holds to the device, so that it is not
+// counted later.
+func flush(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+// settle waits until a further write to the file would get another time stamp.
+func settle(ctx context.Context, path string) error {
+	for {
+		st, err := stateOf(path)
+		if err != nil {
+			return err
+		}
+		left := st.fresh(time.Now())
+		if left <= 0 {
+			return nil
+		}
+		select {
+		case <-time.After(left):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// A watch tells what has changed on a source since it was made; "" is nothing.
+type watch func() (changed string, err error)
+
+// watchDevice looks at written sectors, and at discarded ones where those count:
+// a filesystem may have discards of free space under way when it is frozen.
+func watchDevice(s source, discards bool) (watch, error) {
+	before, err := readCounters(s.dev)
+	if err != nil {
+		return nil, err
+	}
+	return func() (string, error) {
+		after, err := readCounters(s.dev)
+		if err != nil {
+			return "", err
+		}
+		var words []string
+		if n := after.written - before.written; n != 0 {
+			words = append(words, fmt.Sprintf("%d sectors were written", n))
+		}
+		if n := after.discarded - before.discarded; n != 0 && discards {
+			words = append(words, fmt.Sprintf("%d sectors were discarded", n))
+		}
+		if len(words) == 0 {
+			return "", nil
+		}
+		return s.path + ": " + strings.Join(words, ", "), nil
+	}, nil
+}
+
+func watchFile(path string) (watch, error) {
+	before, err := stateOf(path)
+	if err != nil {
+		return nil, err
+	}
+	return func() (string, error) {
+		after, err := stateOf(path)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return path + ": removed", nil
+		case err != nil:
+			return "", err
+		case after.dev != before.dev || after.ino != before.ino:
+			return path + ": replaced by another file", nil
+		case after.size != before.size:
+			return fmt.Sprintf("%s: size changed from %d to %d", path, before.size, after.size), nil
+		case after != before:
+			return path + ": written to", nil
+		}
+		return "", nil
+	}, nil
+}

@@ -1,0 +1,101 @@
+package view
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/mounts"
+)
+
+// A source is a block device or an image file, as found when the view was made.
+type source struct {
+	path  string
+	dev   mounts.Dev // the device; zero for an image file
+	image bool
+	roots []mounts.Dev // the device, or the loop devices over the image
+}
+
+// findSources looks each path up.
+func findSources(t *mounts.Table, paths []string) ([]source, error) {
+	if len(paths) == 0 {
+		return nil, errors.New("view: no source")
+	}
+	var found []source
+	for _, p := range paths {
+		s, err := findSource(t, p)
+		if err != nil {
+			return nil, fmt.Errorf("view: %w", err)
+		}
+		found = append(found, s)
+	}
+	return found, nil
+}
+
+func findSource(t *mounts.Table, path string) (source, error) {
+	s := source{path: path}
+	info, err := os.Stat(path)
+	if err != nil {
+		return s, err
+	}
+	d, err := mounts.DeviceOf(path)
+	switch {
+	case err == nil:
+		s.dev, s.roots = d, []mounts.Dev{d}
+		return s, nil
+	case !errors.Is(err, unix.ENOTBLK):
+		return s, err
+	case !info.Mode().IsRegular():
+		return s, fmt.Errorf("%s: not a block device or image file", path)
+	}
+	s.image = true
+	s.roots, err = t.LoopsOver(path)
+	return s, err
+}
+
+// A scene is what is mounted from the sources at one moment.
+type scene struct {
+	table       *mounts.Table
+	sources     []source
+	filesystems []mounts.Filesystem // in freeze order
+	swaps       []string
+}
+
+func look(paths []string) (*scene, error) {
+	t, err := mounts.Read()
+	if err != nil {
+		return nil, fmt.Errorf("view: %w", err)
+	}
+	s := &scene{table: t}
+	if s.sources, err = findSources(t, paths); err != nil {
+		return nil, err
+	}
+	var roots []mounts.Dev
+	for _, src := range s.sources {
+		roots = append(roots, src.roots...)
+	}
+	if s.filesystems, err = t.On(roots...); err != nil {
+		return nil, fmt.Errorf("view: %w", err)
+	}
+	swaps, err := t.SwapsOn(roots...)
+	if err != nil {
+		return nil, fmt.Errorf("view: %w", err)
+	}
+	for _, a := range swaps {
+		s.swaps = append(s.swaps, a.Path)
+	}
+	return s, nil
+}
+
+// writable returns the filesystems that can change the sources.
+func (s *scene) writable() []mounts.Filesystem {
+	var w []mounts.Filesystem
+	for _, f := range s.filesystems {
+		if !f.ReadOnly {
+			w = append(w, f)
+		}
+	}
+	return w
+}
