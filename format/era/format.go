@@ -43,24 +43,24 @@
 // ascending, then the values. The value of an internal node is the block of a
 // child, its key a lower bound of the keys below it:
 //
-//	  0    4  checksum, constant 121107
-//	  4    4  flags: 1 internal, 2 leaf
-//	  8    8  blocknr
-//	 16    4  entries in use
-//	 20    4  max_entries: the most that fit, rounded down to a multiple of 3
-//	 24    4  bytes of a value
-//	 28    4  padding
+//	 0    4  checksum, constant 121107
+//	 4    4  flags: 1 internal, 2 leaf
+//	 8    8  blocknr
+//	16    4  entries in use
+//	20    4  max_entries: the most that fit, rounded down to a multiple of 3
+//	24    4  bytes of a value
+//	28    4  padding
 //
 // Array: a B-tree whose keys 0, 1, 2… have no gap and whose values are array
 // blocks, all full but the last. The era array holds one u32 for each data
 // block, the newest era known to have written it; a bitset holds u64 words:
 //
-//	  0    4  checksum, constant 595846735
-//	  4    4  max_entries, 4072 / value size: 1018 eras or 509 words
-//	  8    4  entries in use
-//	 12    4  bytes of a value
-//	 16    8  blocknr
-//	 24       values
+//	 0    4  checksum, constant 595846735
+//	 4    4  max_entries, 4072 / value size: 1018 eras or 509 words
+//	 8    4  entries in use
+//	12    4  bytes of a value
+//	16    8  blocknr
+//	24       values
 //
 // Writeset tree: B-tree from era to {bits u32, bitset root u64} of each era that
 // is archived but not yet digested, that is, merged into the era array.
@@ -116,9 +116,9 @@ const (
 // erasPerBlock and bitsPerBlock are what one array block holds. One block of a
 // bitset covers exactly 32 blocks of the era array.
 const (
-	erasPerBlock = (BlockSize - arrayHeader) / eraWidth
+	erasPerBlock  = (BlockSize - arrayHeader) / eraWidth
 	wordsPerBlock = (BlockSize - arrayHeader) / wordWidth
-	bitsPerBlock = wordsPerBlock * 64
+	bitsPerBlock  = wordsPerBlock * 64
 )
 
 // Addr is the number of a metadata block.

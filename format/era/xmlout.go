@@ -1,7 +1,6 @@
 package era
 
 import (
-	"encoding/xml"
 	"io"
 	"strconv"
 	"strings"
@@ -48,12 +47,9 @@ func (x *xmlSink) text(s string) error {
 }
 
 func (x *xmlSink) Begin(h Header) error {
-	var uuid strings.Builder
-	if err := xml.EscapeText(&uuid, []byte(h.UUID)); err != nil {
-		return err
-	}
+	escape := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;")
 	x.buf = append(x.buf, `<superblock uuid="`...)
-	x.buf = append(x.buf, uuid.String()...)
+	x.buf = append(x.buf, escape.Replace(h.UUID)...)
 	x.buf = append(x.buf, '"')
 	x.attr("block_size", uint64(h.BlockSectors))
 	x.attr("nr_blocks", uint64(h.NrBlocks))

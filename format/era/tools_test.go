@@ -1,0 +1,72 @@
+package era
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// tool runs one of Debian's dm-era tools, version 0.9.
+func tool(t testing.TB, name string, args ...string) (stdout string, err error) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("%s is missing: apt-get install thin-provisioning-tools", name)
+	}
+	cmd := exec.Command(path, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err = cmd.Run(); err != nil {
+		t.Logf("%s %v: %v: %s", name, args, err, errs.String())
+	}
+	return out.String(), err
+}
+
+func mustTool(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := tool(t, name, args...)
+	if err != nil {
+		t.Fatalf("%s %v: %v", name, args, err)
+	}
+	return out
+}
+
+// writeFile puts an image where a tool can read it.
+func writeFile(t testing.TB, b []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// memory is a metadata device of fixed size in memory.
+type memory []byte
+
+func (m memory) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(p)) > int64(len(m)) {
+		return 0, os.ErrInvalid
+	}
+	return copy(m[off:], p), nil
+}
+
+func openFile(t testing.TB, path string) *Metadata {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := Open(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
