@@ -1,0 +1,116 @@
+//go:build linux
+
+// Package guest holds what tests inside a VM guest share, and the rig's own guest
+// tests. Its tests run in guests only: on the host the test binary ends at once
+// without running any, so that a plain go test of everything passes by; the rig fails a
+// guest that ran none.
+//
+// A package of guest tests calls Main from its TestMain.
+package guest
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tidemark/test/vm/wire"
+)
+
+// Main runs the tests in a guest, and none elsewhere. Call it as the last thing of TestMain.
+func Main(m *testing.M) {
+	if os.Getenv(wire.Marker) == "" {
+		fmt.Println("guest tests: run by test/vm")
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// Disk returns the device of the guest's disk with that name (its serial number).
+func Disk(t testing.TB, name string) string {
+	t.Helper()
+	for _, pattern := range [...]string{"/sys/block/*/serial", "/sys/block/*/device/serial", "/sys/block/*/device/vpd_pg80"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			serial, err := os.ReadFile(file)
+			if err == nil && strings.HasSuffix(strings.TrimSpace(string(serial)), name) {
+				return "/dev/" + strings.Split(file, "/")[3]
+			}
+		}
+	}
+	t.Fatalf("the guest has no disk %s", name)
+	return ""
+}
+
+// Run runs a program, fails the test if it fails, and returns its output.
+func Run(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	var stderr strings.Builder
+	cmd := exec.Command(program, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", program, strings.Join(args, " "), err, out, stderr.String())
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Modprobe loads kernel modules.
+func Modprobe(t testing.TB, modules ...string) {
+	t.Helper()
+	Run(t, "modprobe", append([]string{"-a"}, modules...)...)
+}
+
+// Mapper creates a device-mapper device with this table, removes it at the end of the
+// test, and returns its path.
+func Mapper(t testing.TB, name, table string) string {
+	t.Helper()
+	Run(t, "dmsetup", "create", name, "--table", table)
+	t.Cleanup(func() { Run(t, "dmsetup", "remove", "--retry", name) })
+	return "/dev/mapper/" + name
+}
+
+// Sectors is the size of a block device in units of 512 bytes.
+func Sectors(t testing.TB, device string) string {
+	t.Helper()
+	return Run(t, "blockdev", "--getsz", device)
+}
+
+// Tell tells the host something, in one line, and returns its answer. It does not
+// return when the host cuts the power.
+func Tell(t testing.TB, event string) string {
+	t.Helper()
+	port, err := talkPort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	if _, err := fmt.Fprintln(port, event); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := bufio.NewReader(port).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSuffix(answer, "\n")
+}
+
+func talkPort() (*os.File, error) {
+	entries, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		name, err := os.ReadFile(entry)
+		if err == nil && strings.TrimSpace(string(name)) == wire.PortTalk {
+			return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(entry)), os.O_RDWR, 0)
+		}
+	}
+	return nil, fmt.Errorf("the guest has no port %s", wire.PortTalk)
+}

@@ -1,0 +1,30 @@
+package vm
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// The rig's guest tests pass in every kernel.
+func TestGuests(t *testing.T) {
+	program := Build(t, "tidemark/test/vm/guest")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			r := Run(t, Config{
+				Kernel: kernel,
+				Disks:  []Disk{NewDisk(t, "data", 64<<20)},
+				Env:    []string{"WANT_KERNEL=" + string(kernel)},
+			}, program)
+			dmesg, err := os.ReadFile(filepath.Join(r.Files, "dmesg"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(dmesg), "Linux version "+string(kernel)+".") {
+				t.Error("the guest's log did not come back")
+			}
+			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
+		})
+	}
+}

@@ -1,0 +1,32 @@
+// Package wire is what the host side of the VM rig and its guests agree on: the names
+// of the serial ports between them and the job that the guest's init is given.
+package wire
+
+// Ports of the guest, by their virtio name.
+const (
+	PortTest  = "tidemark.test"  // guest → host: the output of the test binary, then ExitLine
+	PortTalk  = "tidemark.talk"  // both ways: events of the guest, acknowledgements of the host
+	PortFiles = "tidemark.files" // guest → host: a tar of OutDir at the end
+)
+
+// Paths in the guest.
+const (
+	JobFile = "/rig/job.json"
+	Program = "/rig/test"
+	WorkDir = "/rig/work" // working directory of the program; holds the package's testdata
+	OutDir  = "/out"      // what is here at the end goes back to the host
+)
+
+// Marker is the environment variable that tells a test binary that it runs in a guest.
+const Marker = "TIDEMARK_GUEST"
+
+// ExitLine begins the line that follows the test binary's output: its exit code is
+// the rest. 0x16 never begins a line of a test's own output.
+const ExitLine = "\x16rig exit "
+
+// Job is what init does.
+type Job struct {
+	Args    []string // of the test binary
+	Env     []string // added to its environment
+	Modules []string // loaded before it starts
+}
