@@ -103,16 +103,25 @@ func Load(dir string) (*Facility, error) {
 	f := &Facility{dir: dir, maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}, ids: map[string]uint32{}}
 	if err := f.load(); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("bpf: %s: %w: %w", dir, ErrBroken, err)
+		return nil, fmt.Errorf("bpf: %s: %w", dir, err)
 	}
 	return f, nil
+}
+
+// gone says ErrBroken of a pin that is missing. Other failures (of memory, of
+// permission) say nothing about what is installed.
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrBroken, err)
+	}
+	return err
 }
 
 func (f *Facility) load() error {
 	for _, name := range mapNames() {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
 		if err != nil {
-			return err
+			return gone(err)
 		}
 		f.maps[name] = m
 		if f.ids[name], err = mapID(m); err != nil {
@@ -122,7 +131,7 @@ func (f *Facility) load() error {
 	for _, name := range progNames() {
 		p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, name), nil)
 		if err != nil {
-			return err
+			return gone(err)
 		}
 		f.progs[name] = p
 		info, err := p.Info()
@@ -212,11 +221,11 @@ func (f *Facility) Dir() string { return f.dir }
 // still those that were opened; the error wraps ErrBroken when not.
 func (f *Facility) Check() error {
 	if err := f.checkLinks(); err != nil {
-		return fmt.Errorf("bpf: %s: %w: %w", f.dir, ErrBroken, err)
+		return fmt.Errorf("bpf: %s: %w", f.dir, err)
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, mapSlots), nil)
 	if err != nil {
-		return fmt.Errorf("bpf: %s: %w: %w", f.dir, ErrBroken, err)
+		return fmt.Errorf("bpf: %s: %w", f.dir, gone(err))
 	}
 	defer m.Close()
 	if id, err := mapID(m); err != nil || id != f.ids[mapSlots] {
@@ -229,7 +238,7 @@ func (f *Facility) checkLinks() error {
 	for _, name := range progNames() {
 		l, err := link.LoadPinnedLink(filepath.Join(f.dir, pinnedLink+name), nil)
 		if err != nil {
-			return fmt.Errorf("program %s is not attached: %w", name, err)
+			return fmt.Errorf("program %s is not attached: %w", name, gone(err))
 		}
 		info, err := l.Info()
 		l.Close()
@@ -237,7 +246,7 @@ func (f *Facility) checkLinks() error {
 			return fmt.Errorf("link of %s: %w", name, err)
 		}
 		if uint32(info.Program) != f.ids[name] {
-			return fmt.Errorf("link of %s belongs to another program", name)
+			return fmt.Errorf("%w: the link of %s belongs to another program", ErrBroken, name)
 		}
 	}
 	return nil

@@ -1,0 +1,126 @@
+package track
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"tidemark/block"
+	"tidemark/linux/bpf"
+)
+
+const (
+	recordFile    = "record.json"
+	recordVersion = 1
+)
+
+// record says what is tracked, since when and how. It is written when tracking
+// starts and never changed.
+type record struct {
+	Version     int       `json:"version"`
+	Generation  string    `json:"generation"`
+	Boot        string    `json:"boot"`
+	Disk        string    `json:"disk"`
+	Major       uint32    `json:"major"`
+	Minor       uint32    `json:"minor"`
+	DiskSeq     uint64    `json:"diskseq"`
+	Size        int64     `json:"size"`        // bytes
+	Granularity int64     `json:"granularity"` // bytes
+	Slot        uint32    `json:"slot"`
+	BioBased    bool      `json:"bio_based"`
+	Since       time.Time `json:"since"`
+	// Before says why marks of earlier generations are lost.
+	Before string `json:"before,omitempty"`
+}
+
+func loadRecord(dir string) (record, error) {
+	var r record
+	path := filepath.Join(dir, recordFile)
+	if err := readJSON(path, &r); err != nil {
+		return record{}, err
+	}
+	_, err := moment{generation: r.Generation, epoch: 1}.mark().parse()
+	if r.Version != recordVersion || err != nil || r.Size <= 0 || validBlockSize(r.Granularity, r.Size) != nil ||
+		r.Slot >= bpf.MaxSlots {
+		return record{}, fmt.Errorf("track: %s: %w: values out of range", path, errDamagedState)
+	}
+	return r, nil
+}
+
+func newRecord(id block.Identity, granularity int64, slot uint32, before string) (record, error) {
+	boot, err := bootID()
+	if err != nil {
+		return record{}, err
+	}
+	gen := make([]byte, generationBytes)
+	if _, err := rand.Read(gen); err != nil {
+		return record{}, fmt.Errorf("track: generation id: %w", err)
+	}
+	return record{
+		Version:     recordVersion,
+		Generation:  hex.EncodeToString(gen),
+		Boot:        boot,
+		Disk:        id.Disk,
+		Major:       id.DiskMajor,
+		Minor:       id.DiskMinor,
+		DiskSeq:     id.DiskSeq,
+		Size:        id.DiskSize,
+		Granularity: granularity,
+		Slot:        slot,
+		BioBased:    id.BioBased,
+		Since:       time.Now().UTC(),
+		Before:      before,
+	}, nil
+}
+
+func (r record) dev() uint32    { return bpf.DevT(r.Major, r.Minor) }
+func (r record) blocks() uint64 { return uint64((r.Size + r.Granularity - 1) / r.Granularity) }
+
+// differs says in words why the record is not of this disk in this boot; empty
+// when it is.
+func (r record) differs(id block.Identity) (string, error) {
+	boot, err := bootID()
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case r.Boot != boot:
+		return "the machine was rebooted since", nil
+	case r.Disk != id.Disk || r.Major != id.DiskMajor || r.Minor != id.DiskMinor:
+		return fmt.Sprintf("the device is now on disk %s (%d:%d), was %s (%d:%d)",
+			id.Disk, id.DiskMajor, id.DiskMinor, r.Disk, r.Major, r.Minor), nil
+	case r.DiskSeq != id.DiskSeq:
+		return fmt.Sprintf("the device was re-plugged (diskseq %d, was %d)", id.DiskSeq, r.DiskSeq), nil
+	case r.Size != id.DiskSize:
+		return fmt.Sprintf("the disk was resized from %d to %d bytes", r.Size, id.DiskSize), nil
+	}
+	return "", nil
+}
+
+const (
+	minBlockSize = 4096
+	maxBlockSize = 1 << 30       // format/changes holds no larger
+	maxBitmap    = 32 << 20 << 3 // blocks in the largest bitmap chosen by default
+)
+
+// defaultBlockSize returns 4096 for disks up to 1 TiB and doubles it until the
+// bitmap takes no more than 32 MiB.
+func defaultBlockSize(size int64) int64 {
+	b := int64(minBlockSize)
+	for (size+b-1)/b > maxBitmap {
+		b *= 2
+	}
+	return b
+}
+
+func validBlockSize(b, size int64) error {
+	switch {
+	case b < minBlockSize || b > maxBlockSize || b&(b-1) != 0:
+		return fmt.Errorf("track: block size %d: must be a power of two from %d to %d", b, minBlockSize, maxBlockSize)
+	case uint64((size+b-1)/b) > bpf.MaxBlocks:
+		return fmt.Errorf("track: block size %d: too small for a disk of %d bytes, choose at least %d", b, size, defaultBlockSize(size)/2)
+	}
+	return nil
+}
