@@ -48,7 +48,7 @@ func (s Superblock) header() Header {
 }
 
 // dump is one dump on its way. Reading goes in two passes when faults are
-// tolerated: the first finds what is lost, which must be known before the
+// tolerated: a survey finds what is lost, which must be known before the
 // writesets are written.
 type dump struct {
 	view      *View
@@ -66,6 +66,7 @@ func newDump(v *View, o DumpOptions) (*dump, error) {
 	d.bits = newArray(&v.dev, "writeset", wordWidth, nil)
 	if o.Damaged != nil {
 		err := d.survey()
+		d.eras.seen, d.bits.seen = nil, nil // what was seen is read once more
 		return d, err
 	}
 	seen := newBitmap(v.dev.blocks)
@@ -80,48 +81,6 @@ func (d *dump) setWritesets(list []Writeset) {
 	if n := len(list); d.o.Archived && n > 0 && list[n-1].Current {
 		d.writesets = list[:n-1]
 	}
-}
-
-// survey reads everything once to learn what cannot be read.
-func (d *dump) survey() error {
-	var lost runsList
-	seen := newBitmap(d.view.dev.blocks)
-	lostEras := false
-	list, err := d.view.writesets(seen, func(_ span, f *Fault) error {
-		lostEras = true
-		d.o.Damaged(f)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	d.setWritesets(list)
-	n := uint64(d.view.super.NrBlocks)
-	watch := func(a *array, per uint64) {
-		a.seen = seen
-		a.block = func(uint64, []byte) error { return nil }
-		a.lost = func(at span, f *Fault) error {
-			d.o.Damaged(f)
-			lost.add(at.lo*per, min(at.hi*per, n))
-			return nil
-		}
-	}
-	watch(d.bits, bitsPerBlock)
-	watch(d.eras, erasPerBlock)
-	for _, w := range d.writesets {
-		if err := d.bits.read(w.Root, ceilDiv(uint64(w.Bits), 64), allKeys()); err != nil {
-			return err
-		}
-	}
-	if err := d.eras.read(d.view.super.EraArray, n, allKeys()); err != nil {
-		return err
-	}
-	if lostEras {
-		lost.add(0, n)
-	}
-	d.lost = lost.merged()
-	d.eras.seen, d.bits.seen = nil, nil
-	return nil
 }
 
 func (d *dump) dumpWritesets(sink Sink) error {

@@ -17,11 +17,14 @@ type Metadata struct {
 // While a device is active the kernel writes past the page cache: r must then
 // read the metadata device directly, and only Snapshot gives a stable view.
 func Open(r io.ReaderAt, size int64) (*Metadata, error) {
+	if size < BlockSize {
+		return nil, fmt.Errorf("era: superblock at byte 0: only %d bytes: %w", size, ErrNotEra)
+	}
 	s, err := readSuper(r, 0)
 	if err != nil {
 		return nil, err
 	}
-	blocks := min(uint64(max(size, 0))/BlockSize, MaxMetadataBlocks)
+	blocks := min(uint64(size)/BlockSize, MaxMetadataBlocks)
 	return &Metadata{dev: device{r: r, blocks: blocks}, super: s}, nil
 }
 

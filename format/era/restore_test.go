@@ -13,6 +13,7 @@ func restoreXML(t testing.TB, xml string, blocks int) []byte {
 	if err := Restore(strings.NewReader(xml), image, int64(len(image))); err != nil {
 		t.Fatal(err)
 	}
+	mustBeSound(t, image)
 	return image
 }
 

@@ -1,0 +1,21 @@
+package era
+
+import (
+	"fmt"
+	"io"
+)
+
+// Repair writes to the first size bytes of w what can be read of the metadata
+// m. Blocks whose history is lost count as written in the current era; see
+// DumpOptions.Damaged, which gets each fault. A held snapshot is not kept.
+//
+// m must not be in use by the kernel, and w not be what m reads from.
+func Repair(m *Metadata, w io.WriterAt, size int64, damaged func(*Fault)) error {
+	if damaged == nil {
+		damaged = func(*Fault) {}
+	}
+	if err := m.Live().Dump(NewBuilder(w, size), DumpOptions{Damaged: damaged}); err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package era
+
+import (
+	"fmt"
+	"slices"
+)
+
+// survey reads everything once to learn what cannot be read or believed: d.lost
+// and the faults given to d.o.Damaged.
+func (d *dump) survey() error {
+	s := surveyor{dump: d, n: uint64(d.view.super.NrBlocks), seen: newBitmap(d.view.dev.blocks)}
+	list, err := d.view.writesets(s.seen, s.loseEras)
+	if err != nil {
+		return err
+	}
+	d.setWritesets(list)
+	if err := s.readWritesets(); err != nil {
+		return err
+	}
+	if err := s.readArray(); err != nil {
+		return err
+	}
+	d.lost = s.lost.merged()
+	return nil
+}
+
+// surveyor collects what is wrong with one view.
+type surveyor struct {
+	dump *dump
+	n    uint64 // data blocks
+	seen bitmap
+	lost runsList
+}
+
+// loseEras notes that whole writesets are unknown: any block may be in them.
+func (s *surveyor) loseEras(_ span, f *Fault) error {
+	s.lost.add(0, s.n)
+	s.dump.o.Damaged(f)
+	return nil
+}
+
+func (s *surveyor) lose(at span, per uint64, f *Fault) error {
+	s.lost.add(at.lo*per, min(at.hi*per, s.n))
+	s.dump.o.Damaged(f)
+	return nil
+}
+
+func (s *surveyor) readWritesets() error {
+	a := s.dump.bits
+	a.seen = s.seen
+	a.block = func(uint64, []byte) error { return nil }
+	for _, w := range s.dump.writesets {
+		a.lost = func(at span, f *Fault) error {
+			f.Object = fmt.Sprintf("%s of era %d", f.Object, w.Era)
+			return s.lose(at, bitsPerBlock, f)
+		}
+		if w.Era > s.dump.view.super.Era {
+			s.dump.o.Damaged(damage(w.Root, "writeset", "era %d is above the current era %d", w.Era, s.dump.view.super.Era))
+		}
+		if err := a.read(w.Root, ceilDiv(uint64(w.Bits), 64), allKeys()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *surveyor) readArray() error {
+	a := s.dump.eras
+	a.seen = s.seen
+	a.lost = func(at span, f *Fault) error { return s.lose(at, erasPerBlock, f) }
+	a.block = s.checkEras
+	return a.read(s.dump.view.super.EraArray, s.n, allKeys())
+}
+
+// checkEras looks for eras that the array cannot have: above the current one,
+// or above the oldest writeset, which the kernel digests first, unless a
+// writeset will put the same era there again.
+func (s *surveyor) checkEras(index uint64, values []byte) error {
+	limit := s.dump.view.super.Era
+	if list := s.dump.writesets; len(list) > 0 {
+		limit = min(limit, list[0].Era)
+	}
+	bad, first := 0, 0
+	for i := range len(values) / eraWidth {
+		e := Era(le.Uint32(values[i*eraWidth:]))
+		if e <= limit || s.expected(e) {
+			continue
+		}
+		if bad == 0 {
+			first = i
+		}
+		bad++
+		b := index*erasPerBlock + uint64(i)
+		s.lost.add(b, b+1)
+	}
+	if bad == 0 {
+		return nil
+	}
+	f := damage(s.dump.view.super.EraArray, "era array", "%d impossible eras in block %d of the array: data block %d has era %d, the newest possible is %d",
+		bad, index, index*erasPerBlock+uint64(first), le.Uint32(values[first*eraWidth:]), limit)
+	s.dump.o.Damaged(f)
+	return nil
+}
+
+func (s *surveyor) expected(e Era) bool {
+	_, found := slices.BinarySearchFunc(s.dump.writesets, e, func(w Writeset, e Era) int { return int(w.Era) - int(e) })
+	return found && e <= s.dump.view.super.Era
+}
