@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 )
 
 // Table is what was mounted, and which swap areas were in use, when it was read.
@@ -145,4 +146,7 @@ func (s System) otherNamespaces() []int {
 	return pids
 }
 
-func absent(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+// absent says that a device has gone: its folder with it, or only what is in it.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
+}

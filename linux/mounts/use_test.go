@@ -1,0 +1,162 @@
+package mounts_test
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/mounts"
+	"tidemark/linux/mounts/mountstest"
+)
+
+func use(t *testing.T, path string) mounts.Use {
+	t.Helper()
+	u, err := read(t).UseOf(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestUnusedDeviceIsFree(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, large, 2)
+	for _, path := range append(parts, disk, mountstest.Image(t, small)) {
+		if u := use(t, path); u.InUse() || u.String() != "" {
+			t.Errorf("%s: %v (%+v), want free", path, u, u)
+		}
+	}
+}
+
+func TestMountedPartitionMakesDiskUsedButNotItsSibling(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, large, 2)
+	mountstest.Mkfs(t, "ext4", parts[0])
+	mountstest.Mount(t, parts[0])
+	for _, path := range []string{disk, parts[0]} {
+		if u := use(t, path); len(u.Filesystems) != 1 || !u.Claimed {
+			t.Errorf("%s: %+v, want mounted", path, u)
+		}
+	}
+	if u := use(t, parts[1]); u.InUse() {
+		t.Errorf("sibling: %v, want free", u)
+	}
+}
+
+func TestImageBehindMountedLoopIsUsed(t *testing.T) {
+	image := mountstest.Image(t, small)
+	disk := mountstest.Attach(t, image)
+	if u := use(t, image); len(u.Holders) != 1 {
+		t.Errorf("attached image: %+v, want a holder", u)
+	}
+	mountstest.Mkfs(t, "ext4", disk)
+	mountstest.Mount(t, disk)
+	if u := use(t, image); len(u.Filesystems) != 1 {
+		t.Errorf("image of a mounted disk: %+v, want its filesystem", u)
+	}
+}
+
+func TestDeviceUnderLoopHasAHolder(t *testing.T) {
+	disk := mountstest.Disk(t, small)
+	over := mountstest.Attach(t, disk)
+	if u := use(t, disk); !slices.Equal(u.Holders, []string{over[len("/dev/"):]}) {
+		t.Errorf("%+v, want the holder %s", u, over)
+	}
+}
+
+func TestHiddenUserStillClaims(t *testing.T) {
+	disk := mountstest.Disk(t, small)
+	mountstest.Mkfs(t, "ext4", disk)
+	dir := mountstest.Mount(t, disk)
+	busy, err := os.Create(dir + "/busy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	u := use(t, disk)
+	if len(u.Filesystems) != 0 || !u.Claimed || u.String() == "" {
+		t.Errorf("lazily unmounted: %+v, want it claimed by someone unseen", u)
+	}
+	busy.Close()
+	mountstest.Eventually(t, "the claim ends", func() bool { return !use(t, disk).InUse() })
+}
+
+func TestSwapIsFoundOnItsDeviceAndThroughItsFile(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, large, 2)
+	mountstest.Run(t, "mkswap", parts[0])
+	mountstest.Mkfs(t, "ext4", parts[1])
+	dir := mountstest.Mount(t, parts[1])
+	file := dir + "/swap file"
+	mountstest.Run(t, "dd", "if=/dev/zero", "of="+file, "bs=1M", "count=8", "status=none")
+	if err := os.Chmod(file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mountstest.Run(t, "mkswap", file)
+	for _, area := range []string{parts[0], file} {
+		mountstest.Run(t, "swapon", "--priority", "0", area)
+		t.Cleanup(func() { mountstest.Run(t, "swapoff", area) })
+	}
+	table := read(t)
+	for path, want := range map[string][]string{
+		disk: {parts[0], file}, parts[0]: {parts[0]}, parts[1]: {file},
+	} {
+		swaps, err := table.SwapsOn(device(t, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range swaps {
+			got = append(got, s.Path)
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: swap areas %q, want %q", path, got, want)
+		}
+	}
+	if u := use(t, parts[0]); len(u.Swaps) != 1 || !u.Claimed {
+		t.Errorf("swap partition: %+v", u)
+	}
+}
+
+func TestThroughFollowsWritesDown(t *testing.T) {
+	outer := mountstest.Disk(t, large)
+	mountstest.Mkfs(t, "ext4", outer)
+	dir := mountstest.Mount(t, outer)
+	inner := mountstest.Attach(t, mountstest.ImageIn(t, dir, small))
+	mountstest.Mkfs(t, "ext4", inner)
+	nested := mountstest.Mount(t, inner)
+	for _, d := range []string{"/lower", "/upper", "/work", "/all"} {
+		if err := os.Mkdir(dir+d, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mountstest.MountAt(t, "overlay", dir+"/all", "-t", "overlay",
+		"-o", "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/work")
+	table := read(t)
+	home, err := table.Of(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string][]string{
+		dir + "/new":             {dir, home.Mounts[0].Point},
+		dir + "/all/not/yet":     {dir + "/all", dir, home.Mounts[0].Point},
+		nested + "/not/yet/here": {nested, dir, home.Mounts[0].Point},
+		inner:                    {dir, home.Mounts[0].Point},
+		outer:                    {home.Mounts[0].Point},
+	} {
+		through, err := table.Through(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, f := range through {
+			got = append(got, f.Mounts[0].Point)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: through %q, want %q", path, got, want)
+		}
+	}
+}
