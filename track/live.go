@@ -24,7 +24,7 @@ type Live struct {
 	reader *fileLock
 
 	mu       sync.Mutex
-	firstCut uint64          // epoch that began with our first Cut; 0 before
+	lastCut  uint64          // epoch that began with our newest Cut; 0 before
 	own      map[uint64]bool // epochs that began with one of our Cuts
 	settled  map[Mark]bool
 }
@@ -151,10 +151,8 @@ func (l *Live) Cut(ctx context.Context) (Cut, error) {
 	if err != nil {
 		return Cut{}, err
 	}
-	doubt := l.firstCut != 0 && h.Doubted >= l.firstCut
-	if l.firstCut == 0 {
-		l.firstCut = h.Epoch
-	}
+	doubt := l.lastCut != 0 && h.Doubted >= l.lastCut
+	l.lastCut = h.Epoch
 	l.own[h.Epoch] = true
 	return Cut{Mark: l.mark(h.Epoch), Doubt: doubt}, nil
 }

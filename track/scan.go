@@ -38,6 +38,12 @@ func (s *Scan) Changes(_ context.Context, since, _ Mark) (extent.Set, error) {
 	return extent.NewSet(extent.Extent{Len: s.size}), nil
 }
 
+// Settle does nothing.
+func (s *Scan) Settle(Mark) {}
+
+// Persist does nothing.
+func (s *Scan) Persist(context.Context) error { return nil }
+
 // Keep does nothing: there is no history.
 func (s *Scan) Keep(context.Context, string, Mark) error { return nil }
 

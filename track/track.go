@@ -68,10 +68,10 @@ func (e *LostError) Unwrap() error { return ErrMarkLost }
 // Cut is the outcome of ending an epoch.
 type Cut struct {
 	Mark Mark // this very moment
-	// Doubt says that, since the first Cut of this tracker value, completions
-	// may have gone unseen: a block copied after a mark of this tracker value
-	// while its write was in flight may be missing in Changes since that mark.
-	// Who copied while the source was in use must copy those blocks again.
+	// Doubt says that, since the previous Cut of this tracker value, completions
+	// may have gone unseen: a block copied before this Cut while its write was
+	// in flight may be missing in Changes. Who copied while the source was in
+	// use must copy those blocks again.
 	Doubt bool
 }
 
@@ -88,6 +88,13 @@ type Tracker interface {
 	// changed between two marks; an empty until means now. It writes to no
 	// file. The error wraps ErrMarkLost when the marks cannot be vouched for.
 	Changes(ctx context.Context, since, until Mark) (extent.Set, error)
+	// Settle vouches that no write was in flight on the source at m, because it
+	// stood still: completions missed later cannot spoil the mark. Keep
+	// remembers it.
+	Settle(m Mark)
+	// Persist gives back the memory that closed epochs hold. Not to be called
+	// while a filesystem is frozen.
+	Persist(ctx context.Context) error
 	// Keep keeps the history since m for the owner, instead of since the
 	// owner's mark before; an empty m ends the owner's claim. Not to be called
 	// while a filesystem is frozen.
