@@ -34,8 +34,11 @@ generate: setup ## rebuild the committed eBPF objects (clang)
 	cd linux/bpf && go generate .
 
 man: ## rebuild man/ and completions/ from the command tree
+	rm -f man/*.1
 	go run ./cmd/tidemark man man
-	go run ./cmd/tidemark completions completions
+	go run ./cmd/tidemark completion bash >completions/tidemark.bash
+	go run ./cmd/tidemark completion zsh >completions/_tidemark
+	go run ./cmd/tidemark completion fish >completions/tidemark.fish
 
 bench: setup build ## the numbers of docs/benchmarks.md (root)
 	bench/run

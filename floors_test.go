@@ -31,7 +31,7 @@ var floors = [][]string{
 	{"track", "view"},
 	{"transfer"},
 	{"cmd/tidemark"},
-	{"test", "bench"},
+	{"test", "bench", "internal/*"}, // for tests and measurements only
 }
 
 // never lists what a package must not import although it is on a lower floor.

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// commands returns cmd and all commands below it that users are shown.
+func commands(cmd *cobra.Command) []*cobra.Command {
+	all := []*cobra.Command{cmd}
+	for _, c := range visible(cmd) {
+		all = append(all, commands(c)...)
+	}
+	return all
+}
+
+func TestManPagesAreThoseOfTheCommandTree(t *testing.T) {
+	const dir = "../../man"
+	pages := manPages(newRoot())
+	for name, text := range pages {
+		committed, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || string(committed) != text {
+			t.Errorf("%s is stale (%v): run make man", name, err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if _, ok := pages[e.Name()]; !ok {
+			t.Errorf("%s is the page of no command", e.Name())
+		}
+	}
+}
+
+func TestCompletionsAreThoseOfTheCommandTree(t *testing.T) {
+	for shell, file := range map[string]string{"bash": "tidemark.bash", "zsh": "_tidemark", "fish": "tidemark.fish"} {
+		var out bytes.Buffer
+		if code := run([]string{"completion", shell}, &out, os.Stderr); code != 0 {
+			t.Fatalf("completion %s: exit code %d", shell, code)
+		}
+		committed, err := os.ReadFile(filepath.Join("../../completions", file))
+		if err != nil || !bytes.Equal(committed, out.Bytes()) {
+			t.Errorf("%s is stale (%v): run make man", file, err)
+		}
+	}
+}
+
+func TestManPagesOpenWithAnExampleAndListExitCodes(t *testing.T) {
+	for _, cmd := range commands(newRoot()) {
+		page := manPage(cmd)
+		sections := strings.Split(page, "\n.SH ")
+		if len(sections) < 3 || !strings.HasPrefix(sections[2], "EXAMPLES\n.nf\n  ") || !strings.Contains(sections[2], "tidemark") {
+			t.Errorf("%s does not open with an example", cmd.CommandPath())
+		}
+		for _, code := range exitsOf(cmd) {
+			if code.meaning() == "" {
+				t.Errorf("%s: exit code %d means nothing", cmd.CommandPath(), code)
+			}
+		}
+		if !strings.Contains(page, "\n.SH EXIT STATUS\n") {
+			t.Errorf("%s lists no exit codes", cmd.CommandPath())
+		}
+	}
+}
+
+func TestExamplesAreCommandLinesThatParse(t *testing.T) {
+	for _, cmd := range commands(newRoot()) {
+		for line := range strings.Lines(cmd.Example) {
+			line = strings.TrimSpace(line)
+			if strings.HasPrefix(line, "#") {
+				continue
+			}
+			words := strings.Fields(line)
+			if words[0] != "tidemark" {
+				t.Errorf("%s: %q does not start with tidemark", cmd.CommandPath(), line)
+				continue
+			}
+			if err := parses(words[1:]); err != nil {
+				t.Errorf("%s: %q: %v", cmd.CommandPath(), line, err)
+			}
+		}
+	}
+}
+
+// parses does what executing does short of running the command.
+func parses(args []string) error {
+	cmd, rest, err := newRoot().Find(args)
+	if err != nil {
+		return err
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		return err
+	}
+	return cmd.ValidateArgs(cmd.Flags().Args())
+}
+
+func TestEveryOptionIsDescribed(t *testing.T) {
+	for _, cmd := range commands(newRoot()) {
+		for _, it := range append(flagItems(cmd.LocalFlags()), commandItems(cmd)...) {
+			if len(it.text) < 5 {
+				t.Errorf("%s: %s: %q says nothing", cmd.CommandPath(), it.term, it.text)
+			}
+		}
+	}
+}
+
+func TestEveryClassOfErrorHasACodeThatIsDocumented(t *testing.T) {
+	listed := map[exitCode]bool{}
+	for _, cmd := range commands(newRoot()) {
+		for _, code := range exitsOf(cmd) {
+			listed[code] = true
+		}
+	}
+	for _, c := range classes() {
+		if !listed[c.code] {
+			t.Errorf("%v ends with %d, which no command lists", c.err, c.code)
+		}
+		if got := classify(context.Background(), c.err); got != c.code {
+			t.Errorf("%v ends with %d, want %d", c.err, got, c.code)
+		}
+	}
+}

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/format/changes"
+	"tidemark/format/sidecar"
+	"tidemark/linux/bpf"
+	"tidemark/linux/fsfreeze"
+	"tidemark/track"
+	"tidemark/transfer"
+	"tidemark/transfer/mirror"
+	"tidemark/view"
+)
+
+// exitCode is what the program ends with, one for each class of outcome.
+type exitCode int
+
+const (
+	exitOK          exitCode = 0
+	exitError       exitCode = 1
+	exitUsage       exitCode = 2
+	exitNoConverge  exitCode = 3
+	exitMarkLost    exitCode = 4
+	exitDifferent   exitCode = 5
+	exitRefused     exitCode = 6
+	exitBusy        exitCode = 7
+	exitDamaged     exitCode = 8
+	exitInterrupted exitCode = 128 + exitCode(syscall.SIGINT)
+	exitTerminated  exitCode = 128 + exitCode(syscall.SIGTERM)
+)
+
+// meaning says what the code stands for, in help and in the man pages.
+func (c exitCode) meaning() string {
+	switch c {
+	case exitOK:
+		return "Done."
+	case exitError:
+		return "Failed; the message says where and why."
+	case exitUsage:
+		return "The command line makes no sense; nothing was done."
+	case exitNoConverge:
+		return "The source is written to faster than --max-freeze allows to copy; the target is as it was before."
+	case exitMarkLost:
+		return "The changes since the mark cannot be told; the message says why."
+	case exitDifferent:
+		return "Differences were found."
+	case exitRefused:
+		return "Refused, to keep data safe: the target is mounted, holds something else, or is the source."
+	case exitBusy:
+		return "Busy: another run is using the mirror, or someone else has frozen the filesystem."
+	case exitDamaged:
+		return "The files beside the mirror are damaged, or of a newer tidemark; nothing was written."
+	case exitInterrupted:
+		return "Ended by SIGINT; the target is old or new, the next run goes on."
+	case exitTerminated:
+		return "Ended by SIGTERM; the same."
+	}
+	return ""
+}
+
+// everywhere lists the codes that any command may end with.
+func everywhere() []exitCode { return []exitCode{exitOK, exitError, exitUsage} }
+
+// interruptible lists those of a command that takes long.
+func interruptible() []exitCode { return []exitCode{exitInterrupted, exitTerminated} }
+
+// errDifferent says that a comparison found differences.
+var errDifferent = errors.New("differences found")
+
+// errNotReady says that the machine lacks what a mirror needs.
+var errNotReady = errors.New("this machine cannot mirror a live device")
+
+// usageError is a command line that makes no sense.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return usageError{fmt.Errorf(format, args...)}
+}
+
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ signal syscall.Signal }
+
+func (e signalError) Error() string { return "stopped by " + signalName(e.signal) }
+
+func signalName(s syscall.Signal) string {
+	if s == syscall.SIGTERM {
+		return "SIGTERM"
+	}
+	return "SIGINT"
+}
+
+// classify returns the exit code of an error.
+func classify(ctx context.Context, err error) exitCode {
+	var usage usageError
+	var stopped signalError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	if errors.As(context.Cause(ctx), &stopped) {
+		return 128 + exitCode(stopped.signal)
+	}
+	for _, class := range classes() {
+		if errors.Is(err, class.err) {
+			return class.code
+		}
+	}
+	return exitError
+}
+
+// class is one sort of error: the code it ends with, and what to do next.
+type class struct {
+	err  error
+	code exitCode
+	hint string
+}
+
+// classes lists the errors that the packages export, the most telling first.
+func classes() []class {
+	return []class{
+		{errDifferent, exitDifferent, ""},
+		{track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
+		{track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
+		{track.ErrNotTracked, exitError, `"tidemark track start" starts it`},
+		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
+		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
+		{view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
+		{view.ErrHook, exitError, "run the hook by hand; mirrors are as they were"},
+		{mirror.ErrBusy, exitBusy, "wait until it ends"},
+		{fsfreeze.ErrBusy, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},
+		{sidecar.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{sidecar.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
+		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
+		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
+		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+		{fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
+		{bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
+		{errNotReady, exitError, ""},
+		{syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{syscall.ENOSPC, exitError, "make room for the target or for the journal beside it; the target is as it was before"},
+	}
+}
+
+// hinted is an error with what to do next.
+type hinted struct {
+	err  error
+	hint string
+}
+
+func (e hinted) Error() string { return e.err.Error() }
+func (e hinted) Unwrap() error { return e.err }
+
+// hintOf returns what to do next about err, "" when there is nothing to say.
+func hintOf(err error) string {
+	var h hinted
+	if errors.As(err, &h) {
+		return h.hint
+	}
+	for _, class := range classes() {
+		if errors.Is(err, class.err) {
+			return class.hint
+		}
+	}
+	return ""
+}
+
+// printError tells what went wrong and what to do next.
+func printError(w io.Writer, cmd *cobra.Command, err error, code exitCode) {
+	if code == exitInterrupted || code == exitTerminated {
+		fmt.Fprintf(w, "tidemark: stopped by %s\n", signalName(syscall.Signal(code-128)))
+		if !errors.Is(err, context.Canceled) {
+			fmt.Fprintf(w, "tidemark: %v\n", err)
+		}
+		return
+	}
+	fmt.Fprintf(w, "tidemark: %s\n", strings.TrimPrefix(err.Error(), "tidemark: "))
+	hint := hintOf(err)
+	if hint == "" && code == exitUsage {
+		hint = fmt.Sprintf("see %q", cmd.CommandPath()+" --help")
+	}
+	if hint != "" {
+		fmt.Fprintf(w, "tidemark: hint: %s\n", hint)
+	}
+}

@@ -1,0 +1,64 @@
+// Command tidemark keeps incremental, consistent copies of live block devices.
+//
+// It owns the command line: it parses, calls the packages below and prints.
+// What a command does, its flags and its exit codes are said once, in the
+// command tree of this package; help, man pages (man/) and completions
+// (completions/) are made from that.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"tidemark/linux/fsfreeze"
+)
+
+func main() {
+	if fsfreeze.IsWatchdog() {
+		os.Exit(fsfreeze.RunWatchdog())
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes one command line and returns the exit code.
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := withSignals(context.Background())
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return int(exitOK)
+	}
+	code := classify(ctx, err)
+	printError(stderr, cmd, err, code)
+	return int(code)
+}
+
+// withSignals returns a context that SIGINT or SIGTERM ends, with the signal as
+// its cause. What the signal interrupted unwinds: it thaws, discards and
+// releases before the program ends. A second signal does not hurry that.
+func withSignals(parent context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case s := <-signals:
+			cancel(signalError{s.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+		<-done
+	}
+}

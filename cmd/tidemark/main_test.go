@@ -1,0 +1,31 @@
+package main
+
+import (
+	"os"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"tidemark/linux/fsfreeze"
+)
+
+func TestMain(m *testing.M) {
+	if fsfreeze.IsWatchdog() {
+		os.Exit(fsfreeze.RunWatchdog())
+	}
+	testscript.Main(m, map[string]func(){"tidemark": main})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("TIDEMARK_RUN_DIR", env.WorkDir+"/run")
+			env.Setenv("TIDEMARK_STATE_DIR", env.WorkDir+"/state")
+			return nil
+		},
+		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "json": jsonHas},
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+	})
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/transfer"
+)
+
+// mirrorFlags is the command line of "mirror".
+type mirrorFlags struct {
+	pairs       []string // SRC=DST
+	tracker     choice
+	view        choice
+	maxFreeze   time.Duration
+	forceFreeze bool
+	preHook     string
+	postHook    string
+	bwLimit     byteSize // bytes a second; 0 is no limit
+	blockSize   byteSize // 0 chooses
+	dryRun      bool
+	force       bool
+	every       time.Duration // 0 runs once
+	asJSON      bool
+}
+
+func newMirror(g *globals) *cobra.Command {
+	f := &mirrorFlags{}
+	cmd := command{
+		use: "mirror SRC DST", short: "Bring a copy of a live block device up to date",
+		long: `Copies SRC, a block device or an image file, to DST, a raw image file (made when missing) or a block device. The first run copies everything in use; later runs read and write only what changed since. When a run ends, DST equals what SRC was at one instant.
+
+While SRC is in use, what changed is copied again and again until little is left. Then every filesystem on SRC is frozen, the rest is read, and the filesystems are thawed; a watchdog thaws them even if tidemark is killed. DST is old or new, never between: a run that is interrupted leaves it as it was, and the next run goes on or finishes it.
+
+What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs.`,
+		example: `tidemark mirror /dev/vdb1 /backup/vdb1.img
+# What would be copied?
+tidemark mirror --dry-run /dev/vdb1 /backup/vdb1.img
+# Two disks of one database, at the same instant, every ten minutes
+tidemark mirror --every 10m --pair /dev/vdb=/backup/vdb.img --pair /dev/vdc=/backup/vdc.img`,
+		exits: append(interruptible(), exitNoConverge, exitRefused, exitBusy, exitDamaged),
+		args:  f.checkArgs,
+		run:   func(cmd *cobra.Command, args []string) error { return f.run(cmd, args, g) },
+	}.build()
+	f.add(cmd)
+	return cmd
+}
+
+func (f *mirrorFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST")
+	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto uses bpf where it can; scan reads and compares everything", "auto", "bpf", "scan")
+	addChoice(cmd, &f.view, "view", "what stands still: auto freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline")
+	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "longest `time` that filesystems may be frozen")
+	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze when what is left does not get small enough")
+	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before the freeze; nothing is frozen if it fails")
+	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after the thaw, also when the copy failed")
+	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
+	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
+	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
+	flags.BoolVar(&f.force, "force", false, "overwrite a device that holds a filesystem")
+	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
+	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
+}
+
+// pair is one source and where its copy goes.
+type pair struct{ source, target string }
+
+// checkArgs judges what flags alone cannot.
+func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
+	if f.maxFreeze <= 0 {
+		return errors.New("--max-freeze must be above zero")
+	}
+	if f.every < 0 {
+		return errors.New("--every must not be negative")
+	}
+	if f.dryRun && f.every > 0 {
+		return errors.New("--dry-run and --every do not go together")
+	}
+	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
+		return fmt.Errorf("--block-size %d is not a power of two from 4096 on", b)
+	}
+	_, err := f.pairsOf(args)
+	return err
+}
+
+// pairsOf returns what to copy where.
+func (f *mirrorFlags) pairsOf(args []string) ([]pair, error) {
+	switch {
+	case len(f.pairs) == 0 && len(args) == 2:
+		return []pair{{args[0], args[1]}}, nil
+	case len(f.pairs) == 0:
+		return nil, fmt.Errorf("give SRC and DST, or --pair SRC=DST; got %d arguments", len(args))
+	case len(args) > 0:
+		return nil, errors.New("give either SRC and DST or --pair, not both")
+	}
+	targets := map[string]bool{}
+	var pairs []pair
+	for _, text := range f.pairs {
+		src, dst, ok := strings.Cut(text, "=")
+		if !ok || src == "" || dst == "" {
+			return nil, fmt.Errorf("--pair %q is not SRC=DST", text)
+		}
+		if targets[dst] {
+			return nil, fmt.Errorf("--pair: %s is the target of two pairs", dst)
+		}
+		targets[dst] = true
+		pairs = append(pairs, pair{src, dst})
+	}
+	return pairs, nil
+}
+
+func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
+	pairs, err := f.pairsOf(args)
+	if err != nil {
+		return usageError{err}
+	}
+	once := func(ctx context.Context) error {
+		bar := newProgress(cmd.ErrOrStderr(), f.asJSON)
+		reports, err := f.mirror(ctx, g, pairs, bar)
+		bar.End()
+		return errors.Join(err, f.print(cmd.OutOrStdout(), pairs, reports, err))
+	}
+	if f.every == 0 {
+		return once(cmd.Context())
+	}
+	return repeat(cmd.Context(), f.every, once, func(err error) {
+		fmt.Fprintf(cmd.ErrOrStderr(), "tidemark: %v\ntidemark: trying again in %v\n", err, f.every)
+	})
+}
+
+// repeat calls once at every interval until ctx ends; a call that takes longer
+// delays the next. What passes (the source is too busy, the mirror in use) is
+// told and tried again; any other error ends it.
+func repeat(ctx context.Context, interval time.Duration, once func(context.Context) error, told func(error)) error {
+	ticks := time.NewTicker(interval)
+	defer ticks.Stop()
+	for {
+		if err := once(ctx); err != nil {
+			if code := classify(ctx, err); code != exitNoConverge && code != exitBusy {
+				return err
+			}
+			told(err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticks.C:
+		}
+	}
+}
+
+// print tells what a run did. A run that failed before it had anything to report
+// still gives programs one object for each pair.
+func (f *mirrorFlags) print(w io.Writer, pairs []pair, reports []transfer.Report, failed error) error {
+	if !f.asJSON {
+		if failed != nil {
+			return nil
+		}
+		return printReports(w, reports)
+	}
+	if len(reports) == 0 && failed != nil {
+		for _, p := range pairs {
+			reports = append(reports, transfer.Report{Source: p.source, Target: p.target, Outcome: failed.Error()})
+		}
+	}
+	for _, rep := range reports {
+		if err := printJSON(w, rep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func printReports(w io.Writer, reports []transfer.Report) error {
+	for _, rep := range reports {
+		_, err := fmt.Fprintf(w, "%s -> %s: %s (%s, %s): read %s, wrote %s in %v, frozen for %v\n",
+			rep.Source, rep.Target, rep.Mode, rep.Tracker, rep.View,
+			size(rep.Read), size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

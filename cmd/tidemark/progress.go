@@ -1,0 +1,136 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// plainInterval is the least time between two progress lines where there is no
+// terminal to draw on.
+const plainInterval = 10 * time.Second
+
+// progress shows how far a run is. It prints from its methods alone, and starts
+// no goroutine: while a filesystem is frozen, on which stderr may lie, package
+// transfer calls none, and nothing is printed.
+type progress interface {
+	// Note tells one thing.
+	Note(text string)
+	// Begin starts a phase of total bytes and ends the one before.
+	Begin(phase string, total int64)
+	// Done says how many bytes of the phase are done.
+	Done(n int64)
+	// End ends the phase.
+	End()
+}
+
+// newProgress draws a bar on a terminal, prints plain lines elsewhere, and says
+// nothing when quiet.
+func newProgress(w io.Writer, quiet bool) progress {
+	if quiet {
+		return silent{}
+	}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return &bars{w: w}
+	}
+	return &lines{w: w, now: time.Now}
+}
+
+type silent struct{}
+
+func (silent) Note(string)         {}
+func (silent) Begin(string, int64) {}
+func (silent) Done(int64)          {}
+func (silent) End()                {}
+
+// bars draws a bar with rate and time left.
+type bars struct {
+	w   io.Writer
+	bar *progressbar.ProgressBar
+}
+
+func (d *bars) Note(text string) {
+	if d.bar != nil {
+		_ = d.bar.Clear() // a terminal that went away is no failure of the copy
+	}
+	fmt.Fprintln(d.w, text)
+}
+
+func (d *bars) Begin(phase string, total int64) {
+	d.End()
+	d.bar = progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(d.w),
+		progressbar.OptionSetDescription(fmt.Sprintf("%-10s", phase)),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionUseIECUnits(true),
+		progressbar.OptionSetPredictTime(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionSetSpinnerChangeInterval(0),
+		progressbar.OptionClearOnFinish(),
+		progressbar.OptionSetWidth(20),
+	)
+}
+
+func (d *bars) Done(n int64) {
+	if d.bar != nil {
+		_ = d.bar.Set64(n)
+	}
+}
+
+func (d *bars) End() {
+	if d.bar != nil {
+		_ = d.bar.Finish()
+		d.bar = nil
+	}
+}
+
+// lines prints a line now and then, for logs.
+type lines struct {
+	w             io.Writer
+	now           func() time.Time
+	phase         string
+	done, total   int64
+	started, last time.Time
+}
+
+func (d *lines) Note(text string) { fmt.Fprintln(d.w, text) }
+
+func (d *lines) Begin(phase string, total int64) {
+	d.End()
+	d.phase, d.total, d.done = phase, total, 0
+	d.started, d.last = d.now(), d.now()
+}
+
+func (d *lines) Done(n int64) {
+	d.done = n
+	if now := d.now(); d.phase != "" && now.Sub(d.last) >= plainInterval {
+		d.last = now
+		d.print(now)
+	}
+}
+
+// End prints the sum of a phase that was long enough to have printed before.
+func (d *lines) End() {
+	if d.phase != "" && !d.last.Equal(d.started) {
+		d.print(d.now())
+	}
+	d.phase = ""
+}
+
+func (d *lines) print(now time.Time) {
+	rate := int64(float64(d.done) / max(now.Sub(d.started).Seconds(), 0.001))
+	fmt.Fprintf(d.w, "%s: %s of %s, %s/s\n", d.phase, size(d.done), size(d.total), size(rate))
+}
+
+// size writes a number of bytes for people.
+func size(n int64) string {
+	if n < 0 {
+		return "-" + size(-n)
+	}
+	return humanize.IBytes(uint64(n))
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidemark/transfer"
+	"tidemark/transfer/mirror"
+)
+
+func TestPlainProgressIsALineEveryTenSeconds(t *testing.T) {
+	var out bytes.Buffer
+	now := time.Unix(0, 0)
+	p := &lines{w: &out, now: func() time.Time { return now }}
+	p.Begin("copy", 100<<20)
+	for range 25 {
+		now = now.Add(time.Second)
+		p.Done(int64(now.Unix()) << 20)
+	}
+	p.End()
+	p.Begin("commit", 1<<20)
+	p.Done(1 << 20)
+	p.End()
+	const want = "copy: 10 MiB of 100 MiB, 1.0 MiB/s\n" +
+		"copy: 20 MiB of 100 MiB, 1.0 MiB/s\n" +
+		"copy: 25 MiB of 100 MiB, 1.0 MiB/s\n"
+	if out.String() != want {
+		t.Errorf("got:\n%swant:\n%s", out.String(), want)
+	}
+}
+
+func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
+	var out bytes.Buffer
+	p := &bars{w: &out}
+	p.Begin("copy", 100<<20)
+	p.Done(50 << 20)
+	drawn := out.Len()
+	if drawn == 0 {
+		t.Fatal("nothing was drawn")
+	}
+	p.Done(100 << 20)
+	p.End()
+	p.Note("done")
+	if !bytes.HasSuffix(out.Bytes(), []byte("done\n")) {
+		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
+	results := []error{nil, transfer.ErrNotConverging, mirror.ErrBusy, syscall.EIO, nil}
+	calls, told := 0, 0
+	err := repeat(context.Background(), time.Microsecond, func(context.Context) error {
+		calls++
+		return results[calls-1]
+	}, func(error) { told++ })
+	if !errors.Is(err, syscall.EIO) || calls != 4 || told != 2 {
+		t.Errorf("ended with %v after %d calls, told of %d", err, calls, told)
+	}
+}
+
+func TestRepeatEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	err := repeat(ctx, time.Hour, func(context.Context) error { cancel(); return nil }, nil)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+func TestSizesHaveUnits(t *testing.T) {
+	for text, want := range map[string]byteSize{"4096": 4096, "64KiB": 65536, "64kib": 65536, "100MB": 100e6, "1G": 1e9} {
+		var b byteSize
+		if err := b.Set(text); err != nil || b != want {
+			t.Errorf("%s: %d, %v, want %d", text, b, err, want)
+		}
+	}
+	for _, text := range []string{"", "0", "-1", "1 parsec", "20EiB"} {
+		var b byteSize
+		if err := b.Set(text); err == nil {
+			t.Errorf("%q is taken for %d", text, b)
+		}
+	}
+}

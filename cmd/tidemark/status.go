@@ -1,0 +1,70 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/format/sidecar"
+)
+
+// statusRuns is how many runs people are shown; --json has them all.
+const statusRuns = 10
+
+// mirrorStatus is what "status" says.
+type mirrorStatus struct {
+	Path string `json:"path"`
+	sidecar.State
+}
+
+func newStatus(g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := command{
+		use: "status DST", short: "Show of what a mirror is the copy, and since when",
+		example: "tidemark status /backup/vdb1.img\n# for programs\ntidemark status --json /backup/vdb1.img",
+		exits:   []exitCode{exitDamaged},
+		args:    cobra.ExactArgs(1),
+		run: func(cmd *cobra.Command, args []string) error {
+			state, err := g.readStatus(args[0])
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), mirrorStatus{args[0], state})
+			}
+			return printStatus(cmd.OutOrStdout(), args[0], state)
+		},
+	}.build()
+	addJSON(cmd, &asJSON, "one object")
+	return cmd
+}
+
+func printStatus(w io.Writer, path string, s sidecar.State) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "%s\t%s\n", path, completeness(s))
+	fmt.Fprintf(table, "  source\t%s\n", s.Source.Path)
+	fmt.Fprintf(table, "  size\t%s, in blocks of %s\n", size(s.Size), size(s.BlockSize))
+	fmt.Fprintf(table, "  mark\t%s\n", cmp.Or(s.Mark, "none: the next run reads all of the source"))
+	if err := table.Flush(); err != nil || len(s.Runs) == 0 {
+		return err
+	}
+	fmt.Fprintln(w)
+	table = tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "run\ttracker\tview\tread\twritten\tfrozen\ttook\toutcome")
+	for _, r := range s.Runs[max(0, len(s.Runs)-statusRuns):] {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%.1f ms\t%s\t%s\n", r.Time.Local().Format(time.DateTime), r.Tracker, r.View,
+			size(r.Read), size(r.Written), r.FrozenMS, time.Duration(r.TookMS*float64(time.Millisecond)).Round(time.Millisecond), r.Outcome)
+	}
+	return table.Flush()
+}
+
+func completeness(s sidecar.State) string {
+	if !s.Complete {
+		return fmt.Sprintf("incomplete: %s of %s copied; run mirror again", size(s.Copied), size(s.Size))
+	}
+	return "a copy of " + s.Time.Local().Format(time.DateTime)
+}

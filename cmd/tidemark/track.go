@@ -1,0 +1,276 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/track"
+	"tidemark/view"
+)
+
+func newTrack(g *globals) *cobra.Command {
+	return command{
+		use: "track", short: "Follow the writes to block devices",
+		long: `Starts, stops and questions the tracking of block devices. "tidemark mirror" starts it by itself; these commands are for starting earlier, and for programs that copy on their own.
+
+Tracking goes on when tidemark ends, crashes or is upgraded; a reboot ends it. A partition is tracked with its whole disk.`,
+		example: `tidemark track start /dev/vdb
+tidemark track status
+tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,
+		exits: []exitCode{exitMarkLost},
+	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g))
+}
+
+func (g *globals) trackOptions() track.Options {
+	return track.Options{RunDir: g.runDir, BPFFS: g.bpffs}
+}
+
+// started is what "track start" says of one device.
+type started struct {
+	Device      string     `json:"device"`
+	Mark        track.Mark `json:"mark"`
+	Granularity int64      `json:"granularity"` // bytes
+}
+
+func newTrackStart(g *globals) *cobra.Command {
+	var blockSize byteSize
+	var asJSON bool
+	cmd := command{
+		use: "start DEVICE...", short: "Start tracking, and print a mark of this moment",
+		long:    `Starts to follow the writes to each DEVICE, and prints a mark: a name of this moment, for "tidemark track changes". Starting twice is no error; the mark is new each time. The newest 16 marks made so are kept.`,
+		example: "tidemark track start /dev/vdb /dev/vdc1",
+		args:    cobra.MinimumNArgs(1),
+		run: func(cmd *cobra.Command, args []string) error {
+			for _, device := range args {
+				o := g.trackOptions()
+				o.BlockSize = int64(blockSize)
+				s, err := startTracking(cmd.Context(), device, o)
+				if err != nil {
+					return err
+				}
+				if err := printStarted(cmd.OutOrStdout(), s, asJSON); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}.build()
+	cmd.Flags().Var(&blockSize, "block-size", "granularity, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
+	addJSON(cmd, &asJSON, "one object a line for each device")
+	return cmd
+}
+
+func printStarted(w io.Writer, s started, asJSON bool) error {
+	if asJSON {
+		return printJSON(w, s)
+	}
+	_, err := fmt.Fprintf(w, "%s\t%s\n", s.Device, s.Mark)
+	return err
+}
+
+func startTracking(ctx context.Context, device string, o track.Options) (s started, err error) {
+	o.Drain = func(ctx context.Context) error { return drain(ctx, device) }
+	live, err := track.OpenLive(ctx, device, o)
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, live.Close()) }()
+	cut, err := live.Cut(ctx)
+	if err != nil {
+		return s, err
+	}
+	if err := live.Remember(ctx, cut.Mark); err != nil {
+		return s, err
+	}
+	return started{device, cut.Mark, live.Granularity()}, live.Persist(ctx)
+}
+
+// drain freezes and thaws what is mounted from the device, after which no write
+// from before is in flight.
+func drain(ctx context.Context, device string) error {
+	held, err := view.Freeze(view.Options{Sources: []string{device}}).Hold(ctx)
+	if errors.Is(err, view.ErrNothingToFreeze) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return held.Release()
+}
+
+func newTrackStop(g *globals) *cobra.Command {
+	return command{
+		use: "stop DEVICE...", short: "Stop tracking; all marks of the devices are lost",
+		example: "tidemark track stop /dev/vdb",
+		args:    cobra.MinimumNArgs(1),
+		run: func(cmd *cobra.Command, args []string) error {
+			var errs []error
+			for _, device := range args {
+				errs = append(errs, track.Stop(cmd.Context(), device, g.trackOptions()))
+			}
+			return errors.Join(errs...)
+		},
+	}.build()
+}
+
+func newTrackStatus(g *globals) *cobra.Command {
+	var asJSON bool
+	cmd := command{
+		use: "status [DEVICE...]", short: "Show what is tracked",
+		example: "tidemark track status\n# for programs\ntidemark track status --json /dev/vdb",
+		args:    cobra.ArbitraryArgs,
+		run: func(cmd *cobra.Command, args []string) error {
+			all, err := statusOf(cmd.Context(), args, g.trackOptions())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), all)
+			}
+			return printTracked(cmd.OutOrStdout(), all)
+		},
+	}.build()
+	addJSON(cmd, &asJSON, "one array")
+	return cmd
+}
+
+// statusOf tells of the disks of the devices, or of all without any.
+func statusOf(ctx context.Context, devices []string, o track.Options) ([]track.Status, error) {
+	all, err := track.List(ctx, o)
+	if err != nil || len(devices) == 0 {
+		return all, err
+	}
+	chosen := []track.Status{}
+	for _, device := range devices {
+		id, err := block.Identify(device)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(all, func(s track.Status) bool { return s.Disk == id.Disk })
+		if i < 0 {
+			return nil, fmt.Errorf("track: status: %s: %w", device, track.ErrNotTracked)
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
+}
+
+func printTracked(w io.Writer, all []track.Status) error {
+	for _, s := range all {
+		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(table, "/dev/%s\t%s, in blocks of %s\n", s.Disk, size(s.Size), size(s.Granularity))
+		fmt.Fprintf(table, "  since\t%s\n", s.Since.Local().Format(time.DateTime))
+		fmt.Fprintf(table, "  changed\t%s in epoch %d\n", size(s.Changed), s.Epoch)
+		fmt.Fprintf(table, "  misses\t%d\n", s.Misses)
+		fmt.Fprintf(table, "  memory\t%s\n", size(s.Memory))
+		if s.Lost != "" {
+			fmt.Fprintf(table, "  lost\tall marks: %s\n", s.Lost)
+		}
+		for _, m := range s.Marks {
+			fmt.Fprintf(table, "  mark\t%s (%s, %s)\n", m.Mark, cmp.Or(m.Owner, "track start"), m.Time.Local().Format(time.DateTime))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// changed is what "track changes" says.
+type changed struct {
+	Device      string     `json:"device"`
+	Since       track.Mark `json:"since"`
+	Until       track.Mark `json:"until"`
+	Granularity int64      `json:"granularity"` // bytes
+	Bytes       int64      `json:"bytes"`
+	Extents     [][2]int64 `json:"extents"` // offset and length, bytes of the device
+	set         extent.Set
+}
+
+func newTrackChanges(g *globals) *cobra.Command {
+	var since string
+	var asJSON bool
+	cmd := command{
+		use: "changes DEVICE", short: "Print which parts of a device changed since a mark",
+		long: `Prints the parts of DEVICE that changed since a mark, one a line: offset and length in bytes. Every block whose content changed is among them; some may be whose content is what it was.
+
+With --json there is also a mark of this moment ("until"), to ask from the next time. A part that is being written at this moment is told again then, so that a copy made in between is never left behind.`,
+		example: `tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1
+# for programs
+tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
+		exits: []exitCode{exitMarkLost},
+		args: func(cmd *cobra.Command, args []string) error {
+			if since == "" {
+				return errors.New("--since MARK is needed")
+			}
+			return cobra.ExactArgs(1)(cmd, args)
+		},
+		run: func(cmd *cobra.Command, args []string) error {
+			c, err := changesSince(cmd.Context(), args[0], track.Mark(since), g.trackOptions())
+			if err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), asJSON)
+		},
+	}.build()
+	cmd.Flags().StringVar(&since, "since", "", "`mark` to start from, as printed by \"track start\" and \"track status\"")
+	addJSON(cmd, &asJSON, "one object")
+	return cmd
+}
+
+// changesSince asks without starting anything: where nothing is tracked, every
+// mark is lost.
+func changesSince(ctx context.Context, device string, since track.Mark, o track.Options) (c changed, err error) {
+	if !since.Valid() {
+		return c, fmt.Errorf("--since %q: %w", since, track.ErrBadMark)
+	}
+	if _, err := statusOf(ctx, []string{device}, o); errors.Is(err, track.ErrNotTracked) {
+		return c, &track.LostError{Mark: since, Reason: device + " is not tracked"}
+	} else if err != nil {
+		return c, err
+	}
+	live, err := track.OpenLive(ctx, device, o)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, live.Close()) }()
+	cut, err := live.Cut(ctx)
+	if err != nil {
+		return c, err
+	}
+	set, err := live.Changes(ctx, since, cut.Mark)
+	if err != nil {
+		return c, err
+	}
+	if err := live.Remember(ctx, cut.Mark); err != nil {
+		return c, err
+	}
+	c = changed{Device: device, Since: since, Until: cut.Mark, Granularity: live.Granularity(), Bytes: set.Bytes(), set: set}
+	return c, live.Persist(ctx)
+}
+
+func (c changed) print(w io.Writer, asJSON bool) error {
+	if asJSON {
+		c.Extents = [][2]int64{}
+		for _, e := range c.set.Extents() {
+			c.Extents = append(c.Extents, [2]int64{e.Off, e.Len})
+		}
+		return printJSON(w, c)
+	}
+	for _, e := range c.set.Extents() {
+		if _, err := fmt.Fprintf(w, "%d %d\n", e.Off, e.Len); err != nil {
+			return err
+		}
+	}
+	return nil
+}
