@@ -183,7 +183,7 @@ func TestEveryPackageSaysWhatItOwns(t *testing.T) {
 
 func TestPackagesAreNamedAfterWhatTheyOwn(t *testing.T) {
 	for _, p := range packages(t) {
-		for _, name := range strings.Split(p.dir, "/") {
+		for name := range strings.SplitSeq(p.dir, "/") {
 			if slices.Contains(vagueNames, name) {
 				t.Errorf("%s: %q says nothing", p.dir, name)
 			}

@@ -55,7 +55,7 @@ func helpList(b *strings.Builder, title string, items []item) {
 func wrap(text, prefix string) string {
 	var lines []string
 	line := prefix
-	for _, word := range strings.Fields(text) {
+	for word := range strings.FieldsSeq(text) {
 		if len(line) > len(prefix) && len(line)+1+len(word) > helpWidth {
 			lines = append(lines, line)
 			line = prefix

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,9 +30,7 @@ func newMan() *cobra.Command {
 func manPages(cmd *cobra.Command) map[string]string {
 	pages := map[string]string{manName(cmd) + ".1": manPage(cmd)}
 	for _, c := range visible(cmd) {
-		for name, text := range manPages(c) {
-			pages[name] = text
-		}
+		maps.Copy(pages, manPages(c))
 	}
 	return pages
 }

@@ -57,7 +57,7 @@ func jsonHas(ts *testscript.TestScript, neg bool, args []string) {
 func fits(object map[string]any, arg string) bool {
 	key, want, compare := strings.Cut(arg, "=")
 	var at any = object
-	for _, part := range strings.Split(key, ".") {
+	for part := range strings.SplitSeq(key, ".") {
 		m, ok := at.(map[string]any)
 		if !ok {
 			return false

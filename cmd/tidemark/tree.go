@@ -91,7 +91,7 @@ func joinExits(codes []exitCode) string {
 // exitsOf returns the codes that cmd may end with, in ascending order.
 func exitsOf(cmd *cobra.Command) []exitCode {
 	var codes []exitCode
-	for _, word := range strings.Fields(cmd.Annotations[exitsKey]) {
+	for word := range strings.FieldsSeq(cmd.Annotations[exitsKey]) {
 		if n, err := strconv.Atoi(word); err == nil {
 			codes = append(codes, exitCode(n))
 		}
