@@ -25,11 +25,11 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 		bad []extent.Extent
 	)
 	chunk := max(checkChunk, s.state.BlockSize)
-	group, ctx := errgroup.WithContext(ctx)
+	group, running := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	bufs := sync.Pool{New: func() any { return block.AlignedBuffer(int(chunk)) }}
 	end := s.copied()
-	for off := int64(0); off < end && ctx.Err() == nil; off += chunk {
+	for off := int64(0); off < end && running.Err() == nil; off += chunk {
 		e := extent.Extent{Off: off, Len: min(chunk, end-off)}
 		group.Go(func() error {
 			buf := bufs.Get().([]byte)

@@ -10,21 +10,28 @@ import (
 
 // Checkpoint makes what a first copy has written so far durable: the blocks
 // before copied (bytes) hold what the source held at mark or later. A later run
-// goes on from there. Puts behind copied may be under way.
-func (u *Update) Checkpoint(copied int64, mark string) error {
-	s := u.store
-	if err := s.syncData(); err != nil {
-		return fmt.Errorf("mirror: checkpoint: %w", err)
-	}
-	next := s.state
-	next.Copied, next.Mark = copied, mark
-	if err := s.stamp(&next); err != nil {
-		return fmt.Errorf("mirror: checkpoint: %w", err)
-	}
-	if err := s.saveState(next); err != nil {
+// goes on from there. Puts behind copied may be under way, unless this is the
+// last thing done to the update.
+func (u *Update) Checkpoint(copied int64, mark string, last bool) error {
+	if err := u.checkpoint(copied, mark, last); err != nil {
 		return fmt.Errorf("mirror: checkpoint: %w", err)
 	}
 	return nil
+}
+
+func (u *Update) checkpoint(copied int64, mark string, last bool) error {
+	s := u.store
+	if err := s.syncData(); err != nil {
+		return err
+	}
+	next := s.state
+	next.Copied, next.Mark = copied, mark
+	if !last {
+		next.Target = sidecar.Target{}
+	} else if err := s.stamp(&next); err != nil {
+		return err
+	}
+	return s.saveState(next)
 }
 
 // ErrTargetChanged says that someone else wrote to the target during the run.

@@ -23,7 +23,8 @@
 // A target that someone else wrote to is noticed by its fingerprint (size and
 // modification time of a file; boot, sequence number and written sectors of a
 // device). It is then not trusted until Check has held every block against its
-// checksum.
+// checksum. While a first copy is being written there is no fingerprint in the
+// state, because what a crash leaves behind may be newer than any.
 //
 // A Store serves one run at a time; the methods of an Update that say so may be
 // called by several goroutines.
@@ -255,6 +256,8 @@ func differs(was, now sidecar.Target) string {
 	switch {
 	case was == now:
 		return ""
+	case was == sidecar.Target{}:
+		return "the run that made the first copy was cut off"
 	case was.Size != now.Size:
 		return fmt.Sprintf("its size is %d bytes, it was %d", now.Size, was.Size)
 	case was.MTime != now.MTime:

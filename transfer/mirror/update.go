@@ -52,10 +52,7 @@ func (s *Store) init(size, blockSize int64, source sidecar.Source, foreign bool)
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := s.saveState(next); err != nil {
-		return err
-	}
-	return s.target.Resize(size)
+	return s.saveState(next)
 }
 
 // Update is one run's changes to a mirror. It is not kept until Commit has
@@ -73,8 +70,8 @@ type Update struct {
 	// written to them.
 	blank bool
 
-	mu      sync.Mutex // guards what follows
-	touched []extent.Extent
+	mu      sync.Mutex      // guards what follows
+	touched []extent.Extent // put (in place) or journaled since NextPass
 	journal *sidecar.JournalWriter
 	out     *bufio.Writer
 	file    File
@@ -95,8 +92,20 @@ func (s *Store) Begin(size int64, distrust extent.Set, blank bool) (*Update, err
 		known: extent.NewSet(whole).Subtract(distrust.Align(bs, s.state.Size)),
 		blank: blank && !s.state.Complete,
 	}
-	if !s.state.Complete && size != s.state.Size {
+	if s.state.Complete {
+		return u, nil
+	}
+	if size != s.state.Size {
 		return nil, errors.New("mirror: the size of the source changed before the first copy ended")
+	}
+	next := s.state
+	next.Target = sidecar.Target{}
+	err := s.saveState(next)
+	if err == nil {
+		err = s.target.Resize(size) // Init may have been cut off before
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	return u, nil
 }
@@ -125,10 +134,30 @@ func (u *Update) Put(off int64, data []byte, sums []sidecar.Sum) (written int64,
 		}
 		written += ext.Len
 	}
-	if u.inPlace && !slices.Equal(sums, old) {
-		err = u.store.sums.Write(sums, off)
+	if u.inPlace {
+		err = u.putSums(e, sums, old)
 	}
 	return written, err
+}
+
+// putSums follows a first copy with the checksums of what it wrote.
+func (u *Update) putSums(e extent.Extent, sums, old []sidecar.Sum) error {
+	u.mu.Lock()
+	u.touch(e)
+	u.mu.Unlock()
+	if slices.Equal(sums, old) {
+		return nil
+	}
+	return u.store.sums.Write(sums, e.Off)
+}
+
+// touch notes e; u.mu is held.
+func (u *Update) touch(e extent.Extent) {
+	if n := len(u.touched); n > 0 && u.touched[n-1].End() == e.Off {
+		u.touched[n-1].Len += e.Len
+		return
+	}
+	u.touched = append(u.touched, e)
 }
 
 // compare tells for each block whether it has to be written.
@@ -174,24 +203,27 @@ func (u *Update) write(e extent.Extent, data []byte, sums []sidecar.Sum) error {
 	if err := u.openJournal(); err != nil {
 		return err
 	}
-	u.touched = append(u.touched, e)
+	u.touch(e)
 	if zero {
 		return u.journal.Zero(e)
 	}
 	return u.journal.Data(e.Off, data, sums)
 }
 
-// NextPass must be called between passes with the blocks put since the last
-// call. In a first copy their checksums are now those of the target; otherwise
-// the journal has overtaken the sums, and a block that was journaled is journaled
-// again when it is put again. No Put may be under way.
-func (u *Update) NextPass(done extent.Set) {
-	if u.inPlace {
-		u.known = u.known.Union(done)
-		return
-	}
-	u.known = u.known.Subtract(extent.NewSet(u.touched...))
+// NextPass must be called before a pass that may put blocks a second time. In a
+// first copy their checksums are by then those of the target; otherwise the
+// journal has overtaken the sums, and a block that was journaled is journaled
+// again. No Put may be under way.
+func (u *Update) NextPass() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	touched := extent.NewSet(u.touched...)
 	u.touched = nil
+	if u.inPlace {
+		u.known = u.known.Union(touched)
+	} else {
+		u.known = u.known.Subtract(touched)
+	}
 }
 
 // InPlace reports whether blocks go straight to the target: a first copy.

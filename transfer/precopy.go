@@ -1,0 +1,188 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/extent"
+)
+
+const (
+	// maxPasses ends a copy that shrinks a little with every pass.
+	maxPasses = 30
+	// shrink is what a pass must leave at most, of what it was given, for
+	// another one to be worth while.
+	shrink = 0.7
+	// settled is the time to copy the rest below which no further pass is made.
+	settled = 20 * time.Millisecond
+)
+
+// precopy copies what has changed while the source is in use, until the rest is
+// small or stops shrinking. A tracker that cannot name changes makes that
+// useless: everything would be read again while the view is held.
+func (r *runner) precopy(ctx context.Context) error {
+	for n := 1; ; n++ {
+		before := r.todo()
+		if err := r.copyLive(ctx, n); err != nil {
+			return err
+		}
+		for _, j := range r.liveJobs() {
+			if err := j.next(ctx); err != nil {
+				return fmt.Errorf("%s: %w", j.Name, err)
+			}
+			if err := j.Tracker.Persist(ctx); err != nil {
+				return fmt.Errorf("%s: %w", j.Name, err)
+			}
+		}
+		rest := r.todo()
+		if rest == 0 || r.speed.time(rest) <= settled || n >= maxPasses || float64(rest) > shrink*float64(before) && n > 1 {
+			return nil
+		}
+	}
+}
+
+// todo returns how many bytes are left to copy of sources that can be copied
+// while in use.
+func (r *runner) todo() int64 {
+	var n int64
+	for _, j := range r.liveJobs() {
+		n += j.todo.Bytes()
+	}
+	return n
+}
+
+func (r *runner) liveJobs() []*job {
+	var live []*job
+	for _, j := range r.jobs {
+		if j.live() {
+			live = append(live, j)
+		}
+	}
+	return live
+}
+
+func (r *runner) copyLive(ctx context.Context, n int) error {
+	total, done := r.todo(), int64(0)
+	began := time.Now()
+	for _, j := range r.liveJobs() {
+		if j.todo.Empty() {
+			continue
+		}
+		err := r.copyJob(ctx, j, func(bytes int64) {
+			done += bytes
+			r.o.Progress(Event{Phase: "copy", Pass: n, Done: done, Total: total})
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", j.Name, err)
+		}
+	}
+	r.speed.measured(total, time.Since(began))
+	return nil
+}
+
+// copyJob copies all that one job has to do and tells progress, one call at a
+// time, the bytes of each batch.
+func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) error {
+	j.update.NextPass()
+	group, ctx := errgroup.WithContext(ctx)
+	ended := make(chan finished, r.o.Readers)
+	p := &pass{
+		job: j, readers: r.o.Readers, blockSize: j.Store.State().BlockSize, limit: r.throttle,
+		put: func(c chunk) error {
+			n, err := j.update.Put(c.off, c.data, c.sums)
+			j.written.Add(n)
+			return err
+		},
+		done: func(b batch, bytes int64) { ended <- finished{b, bytes} },
+	}
+	group.Go(func() error {
+		defer close(ended)
+		return p.run(ctx, j.todo)
+	})
+	group.Go(func() error { return j.follow(ended, r.o.Checkpoint, progress) })
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	j.passed()
+	return nil
+}
+
+// finished is a batch that is in the mirror.
+type finished struct {
+	batch batch
+	bytes int64
+}
+
+// follow counts finished batches, and makes a first copy durable every now and
+// then while the copying goes on. It keeps receiving after an error, so that
+// nobody waits for it.
+func (j *job) follow(ended <-chan finished, every int64, progress func(int64)) error {
+	var err error
+	saved := int64(0)
+	if j.progress != nil {
+		saved = j.progress.get()
+	}
+	for f := range ended {
+		progress(f.bytes)
+		if j.progress == nil || j.filled {
+			continue
+		}
+		if at := j.progress.done(f.batch); err == nil && at-saved >= every {
+			saved = at
+			err = j.update.Checkpoint(at, string(j.start), false)
+		}
+	}
+	return err
+}
+
+// throttle keeps to the limit on the bytes read while the source is in use.
+func (r *runner) throttle(ctx context.Context, n int) error {
+	if r.o.Limit == nil || r.held {
+		return nil
+	}
+	for n > 0 {
+		take := min(n, r.o.Limit.Burst())
+		if err := r.o.Limit.WaitN(ctx, take); err != nil {
+			return err
+		}
+		n -= take
+	}
+	return nil
+}
+
+// speed is how fast the run has been copying; it serves to tell how long the rest
+// will take.
+type speed struct {
+	bytes int64
+	took  time.Duration
+}
+
+const (
+	// presumedSpeed stands in until something has been measured, bytes a second.
+	presumedSpeed = 100 << 20
+	// leastMeasured is the shortest copy that tells anything about speed.
+	leastMeasured = 10 * time.Millisecond
+)
+
+// measured adds one pass. Newer passes count for more, because the last ones are
+// the small and scattered ones that the rest will be like.
+func (s *speed) measured(bytes int64, took time.Duration) {
+	if took < leastMeasured {
+		return
+	}
+	s.bytes, s.took = s.bytes/4+bytes, s.took/4+took
+}
+
+// time returns how long it takes to copy bytes.
+func (s *speed) time(bytes int64) time.Duration {
+	if s.bytes == 0 {
+		return time.Duration(float64(bytes) / presumedSpeed * float64(time.Second))
+	}
+	return time.Duration(float64(bytes) / float64(s.bytes) * float64(s.took))
+}
+
+// wholeOf returns the set of all bytes of a source.
+func wholeOf(size int64) extent.Set { return extent.NewSet(extent.Extent{Len: size}) }
