@@ -15,9 +15,11 @@ SLOW := tidemark/test/|tidemark/bench
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
-.PHONY: build demo test setup generate man bench vuln fmt lint clean \
+.PHONY: help build demo test setup generate man bench vuln fmt lint clean \
 	check-fmt check-vet check-shape check-static check-fix check-generated \
 	test-race test-fuzz test-slow
+
+.DEFAULT_GOAL := build
 
 build: ## bin/tidemark, one static binary
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tidemark ./cmd/tidemark
@@ -27,7 +29,10 @@ demo: setup build ## show a live incremental mirror on a loop device (root)
 
 test: setup lint test-race test-fuzz test-slow ## everything CI runs (root)
 
-setup:
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 10
+
+setup: ## the Debian packages that demo and test use
 	scripts/setup
 
 generate: setup ## rebuild the committed eBPF objects (clang)
@@ -46,7 +51,7 @@ bench: setup build ## the numbers of docs/benchmarks.md (root)
 vuln: ## known vulnerabilities of our dependencies; asks vuln.go.dev
 	go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...
 
-fmt:
+fmt: ## format the code
 	$(TOOL) gofumpt -w .
 
 clean:
@@ -54,7 +59,7 @@ clean:
 
 lint: check-fmt check-vet check-shape check-static check-fix check-generated
 
-check-fmt:
+check-fmt: ## format the code
 	@bad=$$($(TOOL) gofumpt -l .); [[ -z $$bad ]] || { echo "not formatted (make fmt):" $$bad; exit 1; }
 
 check-vet:
