@@ -26,7 +26,7 @@ func (u *Update) checkpoint(copied int64, mark string, last bool) error {
 	}
 	next := s.state
 	next.Copied, next.Mark = copied, mark
-	if !last {
+	if !last || u.tainted.Load() {
 		next.Target = sidecar.Target{}
 	} else if err := s.stamp(&next); err != nil {
 		return err

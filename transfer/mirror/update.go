@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"tidemark/block"
 	"tidemark/extent"
@@ -66,6 +67,8 @@ type Update struct {
 	// known covers the blocks that need not be written when their checksum is
 	// the one in the sums file.
 	known extent.Set
+	// tainted says that sums and target may differ where known says they agree.
+	tainted atomic.Bool
 	// blank says that blocks outside known read as zeros: nothing was ever
 	// written to them.
 	blank bool
@@ -92,6 +95,7 @@ func (s *Store) Begin(size int64, distrust extent.Set, blank bool) (*Update, err
 		known: extent.NewSet(whole).Subtract(distrust.Align(bs, s.state.Size)),
 		blank: blank && !s.state.Complete,
 	}
+	u.tainted.Store(!distrust.Empty())
 	if s.state.Complete {
 		return u, nil
 	}
@@ -116,6 +120,11 @@ func (s *Store) Begin(size int64, distrust extent.Set, blank bool) (*Update, err
 // their number in bytes. Calls for extents that do not overlap may be made by
 // several goroutines at once.
 func (u *Update) Put(off int64, data []byte, sums []sidecar.Sum) (written int64, err error) {
+	defer func() {
+		if err != nil {
+			u.tainted.Store(true)
+		}
+	}()
 	e := extent.Extent{Off: off, Len: int64(len(data))}
 	old := make([]sidecar.Sum, len(sums))
 	if err := u.store.sums.Read(old, off); err != nil {

@@ -1,0 +1,70 @@
+package pairs
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"tidemark/block"
+	"tidemark/format/sidecar"
+)
+
+// source is an open source.
+type source struct {
+	*block.Device
+	id block.Identity // of a device
+}
+
+// origin is what a mirror remembers of its source.
+func (s *source) origin() sidecar.Source {
+	if !s.IsDevice() {
+		return sidecar.Source{Path: absolute(s.Path())}
+	}
+	return sidecar.Source{Path: s.Path(), Stable: stableName(s.id), Start: s.id.Start}
+}
+
+// overlaps reports whether two devices share bytes of one disk.
+func overlaps(a, b block.Identity) bool {
+	return a.DiskMajor == b.DiskMajor && a.DiskMinor == b.DiskMinor &&
+		a.Start < b.Start+b.Size && b.Start < a.Start+a.Size
+}
+
+// absolute is path without symbolic links, as far as it exists.
+func absolute(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	} else if dir, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(dir, filepath.Base(path))
+	}
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// stableName names a device by what it is, whatever its name is today: by the
+// id, serial number or backing file that the kernel shows. A device that has
+// nothing of the kind (zram) is named after its place in this boot.
+func stableName(id block.Identity) string {
+	dir := filepath.Join("/sys/block", id.Disk)
+	name := ""
+	for _, file := range []string{"dm/uuid", "loop/backing_file", "wwid", "device/wwid", "serial", "device/serial"} {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if text := strings.TrimSpace(string(b)); err == nil && text != "" {
+			name = file + "=" + text
+			break
+		}
+	}
+	if name == "" {
+		boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // no boot id: the sequence number has to do
+		name = fmt.Sprintf("disk=%s seq=%d boot=%s", id.Disk, id.DiskSeq, strings.TrimSpace(string(boot)))
+	}
+	if offset, err := os.ReadFile(filepath.Join(dir, "loop", "offset")); err == nil {
+		name += " offset=" + strings.TrimSpace(string(offset))
+	}
+	if id.IsPartition() {
+		name += fmt.Sprintf(" start=%d", id.Start)
+	}
+	return name
+}

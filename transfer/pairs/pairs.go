@@ -1,0 +1,239 @@
+// Package pairs makes mirrors of sources that are named by path.
+//
+// It owns everything around package transfer that takes a path: it opens sources
+// and targets, chooses tracker and view, finds the folder where a mirror's files
+// lie, and refuses targets whose content must not be lost (ErrRefused): one that
+// is in use, is the source or holds it, or is a device with a filesystem that is
+// no mirror. Nothing has been written to a target that is refused.
+//
+// The files beside an image DST lie in the folder DST.tidemark; those of a device
+// in a folder of StateDir that is named after the device itself, not after its
+// path, so that a disk that comes up under another name keeps its mirror.
+//
+// A mirror is locked while it is worked on; functions on different mirrors may
+// run at the same time. The program's main must call fsfreeze.IsWatchdog first.
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"tidemark/block"
+	"tidemark/linux/bpf"
+	"tidemark/track"
+	"tidemark/transfer"
+	"tidemark/view"
+)
+
+var (
+	// ErrRefused says that a target holds, or may hold, what must not be lost.
+	ErrRefused = errors.New("refused")
+	// ErrNoMirror says that nothing is known of a target.
+	ErrNoMirror = errors.New("no mirror")
+)
+
+// DefaultStateDir is where the files beside targets that are devices lie.
+const DefaultStateDir = "/var/lib/tidemark"
+
+// Pair names a source, a block device or image file, and its target, an image
+// file, which is made if need be, or a block device.
+type Pair struct{ Source, Target string }
+
+// Options say how to mirror. The zero value works.
+type Options struct {
+	StateDir string        // DefaultStateDir when empty
+	Track    track.Options // where and how to track
+	Tracker  string        // "auto" (or ""), "bpf" or "scan"
+	View     string        // "auto" (or ""), "freeze" or "offline"
+	Hooks    view.Hooks
+	// MaxFreeze bounds the frozen time; 0 stands for transfer.DefaultMaxFreeze.
+	// ForceFreeze goes on when it is over.
+	MaxFreeze   time.Duration
+	ForceFreeze bool
+	BytesPerSec int64 // read while a source is in use; 0 is no limit
+	Overwrite   bool  // a device that holds a filesystem
+	Progress    func(transfer.Event)
+}
+
+func (o Options) withDefaults() Options {
+	if o.StateDir == "" {
+		o.StateDir = DefaultStateDir
+	}
+	if o.MaxFreeze == 0 {
+		o.MaxFreeze = transfer.DefaultMaxFreeze
+	}
+	if o.Progress == nil {
+		o.Progress = func(transfer.Event) {}
+	}
+	return o
+}
+
+func (o Options) note(format string, args ...any) {
+	o.Progress(transfer.Event{Text: fmt.Sprintf(format, args...)})
+}
+
+// Mirror brings the targets of all pairs to one instant of their sources. There
+// is a report for each pair unless the run failed before it began.
+func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Report, err error) {
+	o = o.withDefaults()
+	s := &session{o: o}
+	defer func() { err = errors.Join(err, s.close()) }()
+	for _, p := range pairs {
+		if err := s.open(ctx, p); err != nil {
+			return nil, err
+		}
+	}
+	provider, err := s.view()
+	if err != nil {
+		return nil, err
+	}
+	return transfer.Run(ctx, s.ready, transfer.Options{
+		View: provider, MaxFreeze: o.MaxFreeze, ForceFreeze: o.ForceFreeze,
+		Unheld: provider.Kind() == kindOffline, Limit: limiter(o.BytesPerSec), Progress: o.Progress,
+	})
+}
+
+const kindOffline = "offline" // view.Provider.Kind of one that holds nobody up
+
+// limitBurst is what may be read at once under a limit, in bytes.
+const limitBurst = 1 << 20
+
+func limiter(bytesPerSec int64) *rate.Limiter {
+	if bytesPerSec == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(bytesPerSec), limitBurst)
+}
+
+// session is all that is open during one call.
+type session struct {
+	o       Options
+	sources []string
+	targets []*target
+	ready   []*transfer.Pair
+	closers []func() error // to be called in reverse
+}
+
+func (s *session) later(f func() error) { s.closers = append(s.closers, f) }
+
+func (s *session) close() error {
+	var errs []error
+	for i := len(s.closers) - 1; i >= 0; i-- {
+		errs = append(errs, s.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// open opens one pair. The target is judged before anything is made or started.
+func (s *session) open(ctx context.Context, p Pair) error {
+	src, err := openSource(p.Source)
+	if err != nil {
+		return err
+	}
+	s.later(src.Close)
+	t, err := findTarget(p.Target, s.o.StateDir)
+	if err != nil {
+		return err
+	}
+	if err := t.refuse(src, s.o.Overwrite); err != nil {
+		return err
+	}
+	tracker, err := s.tracker(ctx, src)
+	if err != nil {
+		return err
+	}
+	s.later(tracker.Close)
+	s.later(t.close)
+	if err := t.open(src, tracker.Granularity(), s.o); err != nil {
+		return err
+	}
+	s.sources, s.targets = append(s.sources, p.Source), append(s.targets, t)
+	s.ready = append(s.ready, &transfer.Pair{
+		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker,
+		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank,
+	})
+	return nil
+}
+
+// tracker chooses who tells what changed.
+func (s *session) tracker(ctx context.Context, src *source) (track.Tracker, error) {
+	scan := func() track.Tracker { return track.NewScan(src.Size()) }
+	if s.o.Tracker == "scan" || s.o.Tracker != "bpf" && !src.IsDevice() {
+		return scan(), nil
+	}
+	o := s.o.Track
+	o.Drain = func(ctx context.Context) error { return Drain(ctx, src.Path()) }
+	live, err := track.OpenLive(ctx, src.Path(), o)
+	switch {
+	case err == nil:
+		return live, nil
+	case s.o.Tracker == "bpf" || !errors.Is(err, bpf.ErrNotSupported):
+		return nil, err
+	}
+	s.o.note("%s: changes cannot be tracked (%v): reading all of it", src.Path(), err)
+	return scan(), nil
+}
+
+// Drain freezes and thaws what is mounted from a device; when it returns, no
+// write from before is in flight.
+func Drain(ctx context.Context, device string) error {
+	held, err := view.Freeze(view.Options{Sources: []string{device}}).Hold(ctx)
+	if errors.Is(err, view.ErrNothingToFreeze) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return held.Release()
+}
+
+// view chooses what makes the sources stand still, and finds out which targets
+// cannot be written to meanwhile.
+func (s *session) view() (view.Provider, error) {
+	vo := view.Options{Sources: s.sources, Hooks: s.o.Hooks}
+	if !s.o.ForceFreeze {
+		vo.MaxFreeze = s.o.MaxFreeze
+	}
+	provider, why, err := view.Choose(s.o.View, vo)
+	if err != nil {
+		return nil, err
+	}
+	s.o.note("view: %s", why)
+	if provider.Kind() == kindOffline {
+		return provider, nil
+	}
+	for i, t := range s.targets {
+		covered, err := view.Covered(s.sources, t.path, t.folder)
+		if err != nil {
+			return nil, err
+		}
+		s.ready[i].Freezes = len(covered) > 0
+	}
+	return provider, nil
+}
+
+// blockSize is what a new mirror keeps a checksum of: a block of the tracker,
+// within what the format allows.
+func blockSize(granularity int64) int64 {
+	return min(max(granularity, minBlock), maxBlock)
+}
+
+// openSource opens a source for reading, past the page cache.
+func openSource(path string) (*source, error) {
+	d, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	src := &source{Device: d}
+	if !d.IsDevice() {
+		return src, nil
+	}
+	if src.id, err = block.Identify(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("source: %w", err), d.Close())
+	}
+	return src, nil
+}

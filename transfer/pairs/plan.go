@@ -1,0 +1,126 @@
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark/extent"
+	"tidemark/format/sidecar"
+	"tidemark/track"
+	"tidemark/transfer"
+	"tidemark/view"
+)
+
+// Planned is the outcome of a report of Plan.
+const Planned = "planned"
+
+// Plan returns what Mirror would read if it ran now, without starting, making or
+// writing anything. The bytes read are an estimate: what is in use now, or has
+// changed by now; what is written depends on the content.
+func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, error) {
+	o = o.withDefaults()
+	began := time.Now()
+	var sources []string
+	for _, p := range pairs {
+		sources = append(sources, p.Source)
+	}
+	provider, why, err := view.Choose(o.View, view.Options{Sources: sources})
+	if err != nil {
+		return nil, err
+	}
+	o.note("view: %s", why)
+	var reports []transfer.Report
+	for _, p := range pairs {
+		rep, err := plan(ctx, p, o)
+		if err != nil {
+			return nil, err
+		}
+		rep.View, rep.Took = provider.Kind(), time.Since(began)
+		rep.TookMS = float64(rep.Took.Microseconds()) / 1000
+		reports = append(reports, rep)
+	}
+	return reports, nil
+}
+
+func plan(ctx context.Context, p Pair, o Options) (transfer.Report, error) {
+	rep := transfer.Report{Source: p.Source, Target: p.Target, Tracker: "scan", Outcome: Planned}
+	src, err := openSource(p.Source)
+	if err != nil {
+		return rep, err
+	}
+	defer src.Close()
+	t, err := findTarget(p.Target, o.StateDir)
+	if err != nil {
+		return rep, err
+	}
+	if err := t.refuse(src, o.Overwrite); err != nil {
+		return rep, err
+	}
+	st, err := Status(t.path, o.StateDir)
+	if err != nil && !errors.Is(err, ErrNoMirror) {
+		return rep, err
+	}
+	changes, err := o.changes(ctx, src, st, &rep)
+	if err != nil {
+		return rep, err
+	}
+	if st.BlockSize > 0 {
+		changes = changes.Align(st.BlockSize, src.Size())
+	}
+	rep.Changed, rep.Read, rep.Mark = changes.Bytes(), changes.Bytes(), st.Mark
+	return rep, nil
+}
+
+// changes returns what a run would read, and notes how it would go about it.
+func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep *transfer.Report) (extent.Set, error) {
+	whole := extent.Extent{Len: src.Size()}
+	tracked, err := o.tracked(ctx, src)
+	if err != nil {
+		return extent.Set{}, err
+	}
+	if o.Tracker == "bpf" || o.Tracker != "scan" && src.IsDevice() {
+		rep.Tracker = "bpf"
+	}
+	switch {
+	case !st.Complete && st.Copied > 0:
+		rep.Mode = "resume"
+		return extent.NewSet(extent.Extent{Off: st.Copied, Len: max(0, src.Size()-st.Copied)}), nil
+	case !st.Complete:
+		rep.Mode = "full"
+		return src.Data(whole)
+	case rep.Tracker == "scan" || st.Mark == "":
+		rep.Mode = "scan"
+		return src.Data(whole)
+	case !tracked:
+		rep.Mode, rep.MarkLost = "scan", fmt.Sprintf("%s is not tracked", src.Path())
+		return src.Data(whole)
+	}
+	return o.since(ctx, src, track.Mark(st.Mark), rep)
+}
+
+// tracked reports whether the source's disk is tracked now.
+func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
+	if !src.IsDevice() || o.Tracker == "scan" {
+		return false, nil
+	}
+	all, err := track.List(ctx, o.Track)
+	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.id.Disk }), err
+}
+
+func (o Options) since(ctx context.Context, src *source, mark track.Mark, rep *transfer.Report) (set extent.Set, err error) {
+	live, err := track.OpenLive(ctx, src.Path(), o.Track)
+	if err != nil {
+		return set, err
+	}
+	defer func() { err = errors.Join(err, live.Close()) }()
+	rep.Mode = "incremental"
+	set, err = live.Changes(ctx, mark, "")
+	if errors.Is(err, track.ErrMarkLost) {
+		rep.Mode, rep.MarkLost = "scan", err.Error()
+		return src.Data(extent.Extent{Len: src.Size()})
+	}
+	return set, err
+}

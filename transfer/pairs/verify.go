@@ -1,0 +1,112 @@
+package pairs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/transfer"
+	"tidemark/transfer/mirror"
+)
+
+// Verify reads the mirror at path and returns the blocks whose content is not
+// what their checksums say, and how many bytes were checked. What a crash left
+// is finished or discarded first. The error wraps ErrNoMirror when there is
+// none.
+func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
+	o = o.withDefaults()
+	if _, err := Status(path, o.StateDir); err != nil {
+		return bad, 0, err
+	}
+	t, err := findTarget(path, o.StateDir)
+	if err != nil {
+		return bad, 0, err
+	}
+	defer t.close()
+	if t.disk, err = block.Open(t.path, block.Options{Write: true, Direct: true}); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	if t.dir, err = mirror.OpenDir(t.folder, false); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	if t.store, err = mirror.Open(mirror.Disk{Device: t.disk}, t.dir); err != nil {
+		return bad, 0, fmt.Errorf("target: %s: %w", t.path, err)
+	}
+	st := t.store.State()
+	checked = st.Size
+	if !st.Complete {
+		checked = st.Copied
+	}
+	count := counter("verify", checked, o)
+	bad, err = t.store.Check(ctx, count)
+	return bad, checked, err
+}
+
+// Compare returns where the files or devices at two paths differ, in pieces of
+// compareChunk, and how many bytes they have, the longer one's. Bytes that one
+// of them lacks differ. It makes sense while nobody writes to either.
+func Compare(ctx context.Context, path, against string, o Options) (bad extent.Set, checked int64, err error) {
+	o = o.withDefaults()
+	a, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	defer a.Close()
+	b, err := block.Open(against, block.Options{Direct: true})
+	if err != nil {
+		return bad, 0, fmt.Errorf("source: %w", err)
+	}
+	defer b.Close()
+	both := min(a.Size(), b.Size())
+	checked = max(a.Size(), b.Size())
+	if a.IsDevice() && a.Size() > b.Size() {
+		checked = both // a target device may be larger than its source
+	}
+	found, err := compare(ctx, a, b, both, counter("compare", both, o))
+	if both < checked {
+		found = append(found, extent.Extent{Off: both, Len: checked - both})
+	}
+	return extent.NewSet(found...), checked, err
+}
+
+// compareChunk is how much is compared at a time, in bytes; differences are told
+// in pieces of comparePiece.
+const (
+	compareChunk = 1 << 20
+	comparePiece = 4096
+)
+
+func compare(ctx context.Context, a, b *block.Device, size int64, count func(int64)) (bad []extent.Extent, err error) {
+	x, y := block.AlignedBuffer(compareChunk), block.AlignedBuffer(compareChunk)
+	for off := int64(0); off < size; off += compareChunk {
+		if ctx.Err() != nil {
+			return bad, context.Cause(ctx)
+		}
+		n := min(compareChunk, size-off)
+		if _, err := a.ReadAt(x[:n], off); err != nil {
+			return bad, fmt.Errorf("compare: %s at byte %d: %w", a.Path(), off, err)
+		}
+		if _, err := b.ReadAt(y[:n], off); err != nil {
+			return bad, fmt.Errorf("compare: %s at byte %d: %w", b.Path(), off, err)
+		}
+		for at := int64(0); at < n; at += comparePiece {
+			end := min(at+comparePiece, n)
+			if !bytes.Equal(x[at:end], y[at:end]) {
+				bad = append(bad, extent.Extent{Off: off + at, Len: end - at})
+			}
+		}
+		count(n)
+	}
+	return bad, nil
+}
+
+// counter tells progress of one phase by the bytes that were done.
+func counter(phase string, total int64, o Options) func(int64) {
+	done := int64(0)
+	return func(n int64) {
+		done += n
+		o.Progress(transfer.Event{Phase: phase, Done: done, Total: total})
+	}
+}
