@@ -28,7 +28,7 @@ type array struct {
 }
 
 func newArray(dev *device, what string, width int, seen bitmap) *array {
-	a := &array{dev: dev, what: what, width: width, seen: seen, buf: make([]byte, runBlocks*BlockSize)}
+	a := &array{dev: dev, what: what, width: width, seen: seen}
 	a.tree = tree{dev: dev, valueSize: childWidth, leaf: a.leaf, lost: a.lostKeys}
 	return a
 }
@@ -41,6 +41,9 @@ func (a *array) read(root Addr, length uint64, want span) error {
 	blocks := ceilDiv(length, a.perBlock())
 	a.length, a.want = length, want.clip(span{0, blocks})
 	a.next = a.want.lo
+	if need := int(min(blocks, runBlocks)) * BlockSize; len(a.buf) < need {
+		a.buf = make([]byte, need)
+	}
 	if a.want.empty() && blocks != 0 {
 		return nil
 	}
@@ -72,13 +75,20 @@ func (a *array) lose(index span, f *Fault) error {
 	if a.lost == nil {
 		return f
 	}
-	f.Effect = fmt.Sprintf("%s elements %d to %d", a.what, index.lo*a.perBlock(), min(index.hi*a.perBlock(), a.length)-1)
+	blocks := a.perBlock() // data blocks in each
+	if a.width == wordWidth {
+		blocks = bitsPerBlock
+	}
+	if index.empty() {
+		return a.lost(index, f)
+	}
+	f.Effect = fmt.Sprintf("%s, data blocks %d to %d", a.what, index.lo*blocks, index.hi*blocks-1)
 	return a.lost(index, f)
 }
 
 func (a *array) lostKeys(keys span, f *Fault) error {
-	if a.lost == nil {
-		return f
+	if a.lost == nil || a.want.empty() { // an array of no elements has a root, too
+		return a.lose(a.want, f)
 	}
 	return a.skip(keys.hi, f)
 }

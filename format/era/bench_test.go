@@ -104,7 +104,7 @@ func side(b *testing.B, image string, ours func(v *View) error, name string, arg
 				b.Fatal(err)
 			}
 		}
-		b.ReportMetric((userTime(b) - before).Seconds()/float64(b.N), "user-s/op")
+		b.ReportMetric((userTime(b)-before).Seconds()/float64(b.N), "user-s/op")
 	})
 	b.Run("tools-0.9", func(b *testing.B) {
 		user := time.Duration(0)

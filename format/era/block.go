@@ -68,6 +68,11 @@ func (b bitmap) add(i uint64) bool {
 	return old&bit == 0
 }
 
+// has says whether i is in the set.
+func (b bitmap) has(i uint64) bool {
+	return i>>6 < uint64(len(b)) && b[i>>6]>>(i&63)&1 != 0
+}
+
 // fill puts [lo, hi) in the set.
 func (b bitmap) fill(lo, hi uint64) {
 	for lo < hi && lo&63 != 0 {

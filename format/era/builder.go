@@ -20,6 +20,7 @@ type Builder struct {
 
 	array     arrayWriter
 	writesets []Writeset
+	rule      eraRule
 	eraArray  Addr
 }
 
@@ -33,7 +34,7 @@ func NewBuilder(w io.WriterAt, size int64) *Builder {
 // Begin checks the header and zeroes the superblock of the target: from here on
 // until End has written the new one there is no metadata.
 func (b *Builder) Begin(h Header) error {
-	b.h = h
+	b.h, b.rule.era = h, h.Era
 	s := Superblock{BlockSectors: h.BlockSectors, NrBlocks: h.NrBlocks}
 	if len(h.UUID) > len(s.UUID) {
 		return fmt.Errorf("era: restore: uuid of %d bytes, the limit is %d: %w", len(h.UUID), len(s.UUID), ErrXML)
@@ -73,11 +74,15 @@ func (b *Builder) BeginWriteset(e Era, bits uint32) error {
 	}
 	b.writesets = slices.Insert(b.writesets, at, Writeset{Era: e, Bits: bits})
 	b.array = arrayWriter{b: b, width: wordWidth, current: at}
+	b.rule.begin(e, bits)
 	return nil
 }
 
 // Bits adds bits to the open writeset.
 func (b *Builder) Bits(words []uint64, n int) error {
+	if b.array.given+uint64(n) <= uint64(len(b.rule.open))*64 {
+		copy(b.rule.open[b.array.given/64:], words)
+	}
 	for i := range words {
 		p, err := b.array.slot()
 		if err != nil {
@@ -107,16 +112,11 @@ func (b *Builder) BeginArray() error {
 }
 
 // Eras adds eras to the array. It refuses an era that the array cannot have
-// reached yet: the kernel digests the oldest writeset first, and would put
-// older eras over it.
+// reached yet, for the kernel would put an older one over it.
 func (b *Builder) Eras(eras []Era) error {
-	limit := b.h.Era
-	if len(b.writesets) > 0 {
-		limit = b.writesets[0].Era
-	}
 	for _, e := range eras {
-		if e > limit && !b.allowed(e) {
-			return fmt.Errorf("era: restore: block %d has era %d, but the writeset of era %d is not digested yet: %w", b.array.given, e, limit, ErrXML)
+		if !b.rule.allows(b.array.given, e) {
+			return fmt.Errorf("era: restore: block %d has era %d, but what is not digested yet begins at era %d: %w", b.array.given, e, b.rule.newest(), ErrXML)
 		}
 		p, err := b.array.slot()
 		if err != nil {
@@ -126,13 +126,6 @@ func (b *Builder) Eras(eras []Era) error {
 		b.array.given++
 	}
 	return nil
-}
-
-// allowed says whether an era above the limit has a writeset that will put it
-// there again: a repaired dump has such blocks.
-func (b *Builder) allowed(e Era) bool {
-	_, found := slices.BinarySearchFunc(b.writesets, e, func(w Writeset, e Era) int { return int(w.Era) - int(e) })
-	return found
 }
 
 // EndArray writes the tree of the era array.

@@ -109,17 +109,11 @@ func allCases(t testing.TB) []*theCase {
 			t.Fatalf("no cases in %s: %v", dir, err)
 		}
 		for _, f := range found {
-			c := &theCase{dir: filepath.Dir(f), name: filepath.Base(filepath.Dir(f))}
-			c.image = c.file(t, "meta.img.zst")
-			if key := c.name + string(c.image); known[key] {
-				continue
-			} else {
+			c := loadCase(t, filepath.Dir(f))
+			if key := c.name + string(c.image); !known[key] {
 				known[key] = true
+				cases = append(cases, c)
 			}
-			if err := json.Unmarshal(c.file(t, "expect.json"), &c.expect); err != nil {
-				t.Fatal(err)
-			}
-			cases = append(cases, c)
 		}
 	}
 	return cases
@@ -138,13 +132,18 @@ func goodCases(t testing.TB) []*theCase {
 	return good
 }
 
+// theCaseNamed returns one case of testdata.
 func theCaseNamed(t testing.TB, name string) *theCase {
 	t.Helper()
-	for _, c := range allCases(t) {
-		if c.name == name {
-			return c
-		}
+	return loadCase(t, filepath.Join("testdata", "cases", name))
+}
+
+func loadCase(t testing.TB, dir string) *theCase {
+	t.Helper()
+	c := &theCase{dir: dir, name: filepath.Base(dir)}
+	c.image = c.file(t, "meta.img.zst")
+	if err := json.Unmarshal(c.file(t, "expect.json"), &c.expect); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("no case %s in testdata/cases", name)
-	return nil
+	return c
 }

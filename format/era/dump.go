@@ -28,7 +28,9 @@ func (v *View) Dump(sink Sink, o DumpOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := sink.Begin(v.super.header()); err != nil {
+	h := v.super.header()
+	h.Era = d.era
+	if err := sink.Begin(h); err != nil {
 		return err
 	}
 	if !o.Logical {
@@ -54,6 +56,7 @@ type dump struct {
 	view      *View
 	o         DumpOptions
 	writesets []Writeset
+	era       Era     // the current one, or that of a newer writeset in damaged metadata
 	lost      []Range // blocks with unknown history, ascending, disjoint
 
 	eras *array
@@ -61,7 +64,7 @@ type dump struct {
 }
 
 func newDump(v *View, o DumpOptions) (*dump, error) {
-	d := &dump{view: v, o: o}
+	d := &dump{view: v, o: o, era: v.super.Era}
 	d.eras = newArray(&v.dev, "era array", eraWidth, nil)
 	d.bits = newArray(&v.dev, "writeset", wordWidth, nil)
 	if o.Damaged != nil {
@@ -84,10 +87,9 @@ func (d *dump) setWritesets(list []Writeset) {
 }
 
 func (d *dump) dumpWritesets(sink Sink) error {
-	now := d.view.super.Era
 	pending := len(d.lost) > 0
 	for _, w := range d.writesets {
-		extra := pending && w.Era == now
+		extra := pending && w.Era == d.era
 		pending = pending && !extra
 		if err := d.dumpWriteset(sink, w, extra); err != nil {
 			return fmt.Errorf("writeset of era %d: %w", w.Era, err)
@@ -96,7 +98,7 @@ func (d *dump) dumpWritesets(sink Sink) error {
 	if !pending {
 		return nil
 	}
-	return d.dumpWriteset(sink, Writeset{Era: now}, true)
+	return d.dumpWriteset(sink, Writeset{Era: d.era}, true)
 }
 
 // dumpWriteset gives one writeset to sink, with what is lost added to it.

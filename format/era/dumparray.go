@@ -63,7 +63,7 @@ func (w *eraWindow) load(lo, hi uint64) ([]Era, error) {
 	}
 	for _, r := range d.lost {
 		for b := max(uint64(r.Begin), lo); b < min(uint64(r.End), hi); b++ {
-			w.eras[b-lo] = d.view.super.Era
+			w.eras[b-lo] = d.era
 		}
 	}
 	return w.eras, nil

@@ -5,6 +5,7 @@ import (
 	"html"
 	"io"
 	"math"
+	"strings"
 )
 
 // ParseXML reads the XML of era_dump, of thin-provisioning-tools 0.9 or 1.x, and
@@ -82,6 +83,9 @@ func (p *parser) header() error {
 		return err
 	}
 	p.h.UUID = html.UnescapeString(string(uuid))
+	if strings.ContainsFunc(p.h.UUID, func(c rune) bool { return c < ' ' }) {
+		return p.errorf("uuid with control characters")
+	}
 	sectors, err1 := p.number("block_size", math.MaxUint32)
 	blocks, err2 := p.number("nr_blocks", math.MaxUint32)
 	era, err3 := p.number("current_era", math.MaxUint32)

@@ -2,7 +2,6 @@ package era
 
 import (
 	"fmt"
-	"slices"
 )
 
 // survey reads everything once to learn what cannot be read or believed: d.lost
@@ -14,6 +13,10 @@ func (d *dump) survey() error {
 		return err
 	}
 	d.setWritesets(list)
+	if n := len(list); n > 0 {
+		d.era = max(d.era, list[n-1].Era)
+	}
+	s.rule.era = d.era
 	if err := s.readWritesets(); err != nil {
 		return err
 	}
@@ -30,6 +33,7 @@ type surveyor struct {
 	n    uint64 // data blocks
 	seen bitmap
 	lost runsList
+	rule eraRule
 }
 
 // loseEras notes that whole writesets are unknown: any block may be in them.
@@ -48,18 +52,31 @@ func (s *surveyor) lose(at span, per uint64, f *Fault) error {
 func (s *surveyor) readWritesets() error {
 	a := s.dump.bits
 	a.seen = s.seen
-	a.block = func(uint64, []byte) error { return nil }
+	a.block = s.keepBits
 	for _, w := range s.dump.writesets {
 		a.lost = func(at span, f *Fault) error {
 			f.Object = fmt.Sprintf("%s of era %d", f.Object, w.Era)
+			s.rule.open.fill(at.lo*bitsPerBlock, min(at.hi*bitsPerBlock, uint64(len(s.rule.open))*64))
 			return s.lose(at, bitsPerBlock, f)
 		}
+		s.rule.begin(w.Era, w.Bits)
 		if w.Era > s.dump.view.super.Era {
 			s.dump.o.Damaged(damage(w.Root, "writeset", "era %d is above the current era %d", w.Era, s.dump.view.super.Era))
 		}
 		if err := a.read(w.Root, ceilDiv(uint64(w.Bits), 64), allKeys()); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+func (s *surveyor) keepBits(index uint64, values []byte) error {
+	if s.rule.open == nil {
+		return nil
+	}
+	out := s.rule.open[index*wordsPerBlock:]
+	for i := range len(values) / wordWidth {
+		out[i] = le.Uint64(values[i*wordWidth:])
 	}
 	return nil
 }
@@ -72,37 +89,25 @@ func (s *surveyor) readArray() error {
 	return a.read(s.dump.view.super.EraArray, s.n, allKeys())
 }
 
-// checkEras looks for eras that the array cannot have: above the current one,
-// or above the oldest writeset, which the kernel digests first, unless a
-// writeset will put the same era there again.
+// checkEras looks for eras that the array cannot have.
 func (s *surveyor) checkEras(index uint64, values []byte) error {
-	limit := s.dump.view.super.Era
-	if list := s.dump.writesets; len(list) > 0 {
-		limit = min(limit, list[0].Era)
-	}
 	bad, first := 0, 0
 	for i := range len(values) / eraWidth {
-		e := Era(le.Uint32(values[i*eraWidth:]))
-		if e <= limit || s.expected(e) {
+		b := index*erasPerBlock + uint64(i)
+		if s.rule.allows(b, Era(le.Uint32(values[i*eraWidth:]))) {
 			continue
 		}
 		if bad == 0 {
 			first = i
 		}
 		bad++
-		b := index*erasPerBlock + uint64(i)
 		s.lost.add(b, b+1)
 	}
 	if bad == 0 {
 		return nil
 	}
 	f := damage(s.dump.view.super.EraArray, "era array", "%d impossible eras in block %d of the array: data block %d has era %d, the newest possible is %d",
-		bad, index, index*erasPerBlock+uint64(first), le.Uint32(values[first*eraWidth:]), limit)
+		bad, index, index*erasPerBlock+uint64(first), le.Uint32(values[first*eraWidth:]), s.rule.newest())
 	s.dump.o.Damaged(f)
 	return nil
-}
-
-func (s *surveyor) expected(e Era) bool {
-	_, found := slices.BinarySearchFunc(s.dump.writesets, e, func(w Writeset, e Era) int { return int(w.Era) - int(e) })
-	return found && e <= s.dump.view.super.Era
 }

@@ -1,0 +1,53 @@
+package era
+
+// eraRule knows which eras the era array can have. The kernel digests the
+// oldest writeset first, so an element is older than the oldest writeset, or of
+// its era and in it, half digested. A query for a later era therefore need not
+// read the array, and digestion sets no element back.
+//
+// An element of the current era is allowed when the current era's writeset has
+// the block as well, for that is how a tolerant dump marks what is lost.
+//
+// It keeps two writesets, a bit a data block each.
+type eraRule struct {
+	era    Era // the current one
+	any    bool
+	oldest Era
+	old    bitmap // the oldest writeset
+	now    bitmap // the current era's
+	open   bitmap // the one that is being filled, nil when it does not matter
+}
+
+// begin begins a writeset.
+func (r *eraRule) begin(e Era, bits uint32) {
+	r.open = nil
+	if r.any && e >= r.oldest && e != r.era {
+		return
+	}
+	r.open = newBitmap(uint64(bits))
+	if !r.any || e < r.oldest {
+		r.any, r.oldest, r.old = true, e, r.open
+	}
+	if e == r.era {
+		r.now = r.open
+	}
+}
+
+// allows says whether a block may have an era.
+func (r *eraRule) allows(block uint64, e Era) bool {
+	switch {
+	case e > r.era:
+		return false
+	case !r.any || e < r.oldest:
+		return true
+	}
+	return e == r.oldest && r.old.has(block) || e == r.era && r.now.has(block)
+}
+
+// newest returns the newest era an element may have without a writeset.
+func (r *eraRule) newest() Era {
+	if r.any {
+		return min(r.era, r.oldest)
+	}
+	return r.era
+}
