@@ -2,6 +2,7 @@ package track_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +20,7 @@ import (
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		t.Fatalf("%s is missing: install the Debian packages util-linux, fdisk and e2fsprogs", name)
+		t.Fatalf("%s is missing: install the Debian packages util-linux and e2fsprogs", name)
 	}
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -128,4 +129,34 @@ func write(t testing.TB, dev string, off int64, n int, b byte) {
 	if _, err := d.WriteAt(buf, off); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// partitioned returns a loop device and its two partitions.
+func partitioned(t testing.TB, size int64) (disk, p1, p2 string) {
+	t.Helper()
+	disk = loop(t, sparse(t, size), "--partscan")
+	// Told to the kernel one by one, as kernels without the parser need it. The
+	// second does not begin at a multiple of 4096 bytes.
+	run(t, "addpart", disk, "1", "2048", "16384")
+	run(t, "addpart", disk, "2", "18433", fmt.Sprint(size/512-18433-34))
+	return disk, disk + "p1", disk + "p2"
+}
+
+// zram returns a new bio-based disk.
+func zram(t testing.TB, size int64) string {
+	t.Helper()
+	raw, err := os.ReadFile("/sys/class/zram-control/hot_add")
+	if err != nil {
+		t.Fatal("needs the zram module:", err)
+	}
+	id := strings.TrimSpace(string(raw))
+	t.Cleanup(func() {
+		if err := os.WriteFile("/sys/class/zram-control/hot_remove", []byte(id), 0); err != nil {
+			t.Error("remove zram:", err)
+		}
+	})
+	if err := os.WriteFile("/sys/block/zram"+id+"/disksize", fmt.Append(nil, size), 0); err != nil {
+		t.Fatal("zram:", err)
+	}
+	return "/dev/zram" + id
 }

@@ -53,6 +53,7 @@ var (
 	_ fs.NodeFsyncer   = (*imageNode)(nil)
 	_ fs.NodeGetattrer = (*imageNode)(nil)
 	_ fs.NodeSetattrer = (*imageNode)(nil)
+	_ fs.NodeAllocater = (*imageNode)(nil)
 )
 
 func (n *imageNode) Open(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
@@ -86,6 +87,18 @@ func (n *imageNode) Write(_ context.Context, _ fs.FileHandle, data []byte, off i
 	return uint32(len(data)), 0
 }
 
+// Allocate punches holes and zeroes ranges: what a loop device makes of
+// discards.
+func (n *imageNode) Allocate(_ context.Context, _ fs.FileHandle, off, size uint64, _ uint32) syscall.Errno {
+	apply := func() { n.im.write(make([]byte, size), int64(off)) }
+	if n.im.onWrite == nil {
+		apply()
+		return 0
+	}
+	n.im.onWrite(int64(off), int(size), apply)
+	return 0
+}
+
 // slowDisk returns a loop device with direct I/O over an image, so that a write
 // to the device ends when the image's hook returns.
 func slowDisk(t testing.TB, size int64, onWrite func(off int64, n int, apply func())) (dev string, im *image) {
@@ -97,7 +110,7 @@ func slowDisk(t testing.TB, size int64, onWrite func(off int64, n int, apply fun
 	dir := t.TempDir()
 	root := &fs.Inode{}
 	server, err := fs.Mount(dir, root, &fs.Options{
-		MountOptions: fuse.MountOptions{DirectMount: true, MaxBackground: 128, FsName: "tidemark-test"},
+		MountOptions: fuse.MountOptions{DirectMount: true, MaxBackground: 128, ExtraCapabilities: fuse.CAP_ASYNC_DIO, FsName: "tidemark-test"},
 		OnAdd: func(ctx context.Context) {
 			root.AddChild("disk", root.NewPersistentInode(ctx, &imageNode{im: im}, fs.StableAttr{Mode: fuse.S_IFREG}), false)
 		},

@@ -23,10 +23,10 @@ type Live struct {
 	s      *session
 	reader *fileLock
 
-	mu       sync.Mutex
-	lastCut  uint64          // epoch that began with our newest Cut; 0 before
-	own      map[uint64]bool // epochs that began with one of our Cuts
-	settled  map[Mark]bool
+	mu      sync.Mutex
+	lastCut uint64          // epoch that began with our newest Cut; 0 before
+	own     map[uint64]bool // epochs that began with one of our Cuts
+	settled map[Mark]bool
 }
 
 // OpenLive returns the tracker of the block device at source and starts
@@ -168,6 +168,12 @@ func (l *Live) mark(epoch uint64) Mark {
 // Changes returns the bytes of the source that changed between two marks; an
 // empty since means all of them, an empty until means now, with the changes of
 // the epoch that is not closed yet. It writes nothing.
+//
+// A write in flight has no moment of its own: it is told of the epoch in which
+// it was queued and of the one in which it ended. Between two marks at which
+// nothing was in flight the set is complete. A copy that follows a source in
+// use, reading each set after its second mark, is complete at the first such
+// mark: whatever a reader could miss ends later, and is told then.
 func (l *Live) Changes(ctx context.Context, since, until Mark) (extent.Set, error) {
 	if since == "" {
 		return extent.NewSet(extent.Extent{Len: l.slice.Len}), nil
