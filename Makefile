@@ -59,7 +59,7 @@ clean:
 
 lint: check-fmt check-vet check-shape check-static check-fix check-generated
 
-check-fmt: ## format the code
+check-fmt:
 	@bad=$$($(TOOL) gofumpt -l .); [[ -z $$bad ]] || { echo "not formatted (make fmt):" $$bad; exit 1; }
 
 check-vet:

@@ -8,7 +8,9 @@ if ((EUID != 0)); then exec sudo "$0" "$@"; fi
 
 tidemark=$PWD/bin/tidemark
 work=$(mktemp -d "${TMPDIR:-/tmp}/tidemark-demo.XXXXXX")
-export TIDEMARK_RUN_DIR=$work/run TIDEMARK_STATE_DIR=$work/state
+# Apart from whatever tidemark tracks on this machine otherwise.
+export TIDEMARK_RUN_DIR=$work/run TIDEMARK_STATE_DIR=$work/state TIDEMARK_BPFFS=$work/bpf
+mkdir "$work/bpf"
 loop='' writer=''
 
 cleanup() {
@@ -19,7 +21,8 @@ cleanup() {
         "$tidemark" track stop "$loop" 2>/dev/null
         losetup -d "$loop"
     fi
-    rm -rf "$work"
+    mountpoint -q "$work/bpf" && umount "$work/bpf"
+    rm -rf --one-file-system "$work"
 }
 stop_writer() {
     [[ -n $writer ]] || return 0

@@ -2,25 +2,75 @@ package main
 
 import (
 	"context"
-	"errors"
 
-	"tidemark/format/sidecar"
+	"tidemark/extent"
+	"tidemark/track"
 	"tidemark/transfer"
+	"tidemark/transfer/pairs"
+	"tidemark/view"
 )
 
-var errEngine = errors.New("not joined to the engine yet")
+func (g *globals) trackOptions() track.Options {
+	return track.Options{RunDir: g.runDir, BPFFS: g.bpffs}
+}
 
-// mirror does one run.
-func (f *mirrorFlags) mirror(ctx context.Context, g *globals, pairs []pair, bar progress) ([]transfer.Report, error) {
-	return nil, errEngine
+// options turns the command line into what package pairs is told.
+func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
+	o := pairs.Options{
+		StateDir:  g.stateDir,
+		Track:     g.trackOptions(),
+		Tracker:   f.tracker.value,
+		View:      f.view.value,
+		Hooks:     view.Hooks{Pre: f.preHook, Post: f.postHook},
+		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
+		BytesPerSec: int64(f.bwLimit),
+		Overwrite:   f.force,
+		Progress:    shower(bar),
+	}
+	o.Track.BlockSize = int64(f.blockSize)
+	return o
+}
+
+// mirror does one run, or plans it.
+func (f *mirrorFlags) mirror(ctx context.Context, g *globals, list []pairs.Pair, bar progress) ([]transfer.Report, error) {
+	if f.dryRun {
+		return pairs.Plan(ctx, list, f.options(g, bar))
+	}
+	return pairs.Mirror(ctx, list, f.options(g, bar))
 }
 
 // verify compares a mirror with its checksums or with a source.
 func (g *globals) verify(ctx context.Context, target, against string, bar progress) (verified, error) {
-	return verified{}, errEngine
+	o := pairs.Options{StateDir: g.stateDir, Progress: shower(bar)}
+	var bad extent.Set
+	var err error
+	v := verified{Target: target, Against: against}
+	if against != "" {
+		bad, v.Checked, err = pairs.Compare(ctx, target, against, o)
+	} else {
+		bad, v.Checked, err = pairs.Verify(ctx, target, o)
+	}
+	v.Different = bad.Bytes()
+	return v, err
 }
 
-// readStatus returns what is known of a mirror, and changes nothing.
-func (g *globals) readStatus(target string) (sidecar.State, error) {
-	return sidecar.State{}, errEngine
+// shower shows the events of a run.
+func shower(bar progress) func(transfer.Event) {
+	var shown transfer.Event
+	return func(e transfer.Event) {
+		if e.Text != "" {
+			bar.Note(e.Text)
+			return
+		}
+		if e.Phase != shown.Phase || e.Pass != shown.Pass {
+			bar.End()
+			if e.Total > 0 {
+				bar.Begin(e.Phase, e.Total)
+			}
+			shown = e
+		}
+		if e.Total > 0 {
+			bar.Done(e.Done)
+		}
+	}
 }

@@ -17,14 +17,16 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	cmds := diskCommands()
+	cmds["exits"], cmds["json"] = exits, jsonHas
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("TIDEMARK_RUN_DIR", env.WorkDir+"/run")
 			env.Setenv("TIDEMARK_STATE_DIR", env.WorkDir+"/state")
-			return nil
+			return ownBPFFS(env)
 		},
-		Cmds:                map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "json": jsonHas},
+		Cmds:                cmds,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 	})

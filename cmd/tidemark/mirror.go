@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/transfer"
+	"tidemark/transfer/pairs"
 )
 
 // mirrorFlags is the command line of "mirror".
@@ -69,9 +70,6 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
-// pair is one source and where its copy goes.
-type pair struct{ source, target string }
-
 // checkArgs judges what flags alone cannot.
 func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 	if f.maxFreeze <= 0 {
@@ -91,17 +89,17 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 }
 
 // pairsOf returns what to copy where.
-func (f *mirrorFlags) pairsOf(args []string) ([]pair, error) {
+func (f *mirrorFlags) pairsOf(args []string) ([]pairs.Pair, error) {
 	switch {
 	case len(f.pairs) == 0 && len(args) == 2:
-		return []pair{{args[0], args[1]}}, nil
+		return []pairs.Pair{{Source: args[0], Target: args[1]}}, nil
 	case len(f.pairs) == 0:
 		return nil, fmt.Errorf("give SRC and DST, or --pair SRC=DST; got %d arguments", len(args))
 	case len(args) > 0:
 		return nil, errors.New("give either SRC and DST or --pair, not both")
 	}
 	targets := map[string]bool{}
-	var pairs []pair
+	var list []pairs.Pair
 	for _, text := range f.pairs {
 		src, dst, ok := strings.Cut(text, "=")
 		if !ok || src == "" || dst == "" {
@@ -111,21 +109,21 @@ func (f *mirrorFlags) pairsOf(args []string) ([]pair, error) {
 			return nil, fmt.Errorf("--pair: %s is the target of two pairs", dst)
 		}
 		targets[dst] = true
-		pairs = append(pairs, pair{src, dst})
+		list = append(list, pairs.Pair{Source: src, Target: dst})
 	}
-	return pairs, nil
+	return list, nil
 }
 
 func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
-	pairs, err := f.pairsOf(args)
+	list, err := f.pairsOf(args)
 	if err != nil {
 		return usageError{err}
 	}
 	once := func(ctx context.Context) error {
 		bar := newProgress(cmd.ErrOrStderr(), f.asJSON)
-		reports, err := f.mirror(ctx, g, pairs, bar)
+		reports, err := f.mirror(ctx, g, list, bar)
 		bar.End()
-		return errors.Join(err, f.print(cmd.OutOrStdout(), pairs, reports, err))
+		return errors.Join(err, f.print(cmd.OutOrStdout(), list, reports, err))
 	}
 	if f.every == 0 {
 		return once(cmd.Context())
@@ -158,7 +156,7 @@ func repeat(ctx context.Context, interval time.Duration, once func(context.Conte
 
 // print tells what a run did. A run that failed before it had anything to report
 // still gives programs one object for each pair.
-func (f *mirrorFlags) print(w io.Writer, pairs []pair, reports []transfer.Report, failed error) error {
+func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.Report, failed error) error {
 	if !f.asJSON {
 		if failed != nil {
 			return nil
@@ -166,8 +164,8 @@ func (f *mirrorFlags) print(w io.Writer, pairs []pair, reports []transfer.Report
 		return printReports(w, reports)
 	}
 	if len(reports) == 0 && failed != nil {
-		for _, p := range pairs {
-			reports = append(reports, transfer.Report{Source: p.source, Target: p.target, Outcome: failed.Error()})
+		for _, p := range list {
+			reports = append(reports, transfer.Report{Source: p.Source, Target: p.Target, Outcome: failed.Error()})
 		}
 	}
 	for _, rep := range reports {
@@ -180,6 +178,12 @@ func (f *mirrorFlags) print(w io.Writer, pairs []pair, reports []transfer.Report
 
 func printReports(w io.Writer, reports []transfer.Report) error {
 	for _, rep := range reports {
+		if rep.Outcome == pairs.Planned {
+			if err := printPlan(w, rep); err != nil {
+				return err
+			}
+			continue
+		}
 		_, err := fmt.Fprintf(w, "%s -> %s: %s (%s, %s): read %s, wrote %s in %v, frozen for %v\n",
 			rep.Source, rep.Target, rep.Mode, rep.Tracker, rep.View,
 			size(rep.Read), size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond))
@@ -188,4 +192,14 @@ func printReports(w io.Writer, reports []transfer.Report) error {
 		}
 	}
 	return nil
+}
+
+func printPlan(w io.Writer, rep transfer.Report) error {
+	why := ""
+	if rep.MarkLost != "" {
+		why = ": " + rep.MarkLost
+	}
+	_, err := fmt.Fprintf(w, "%s -> %s: would read %s (%s, %s, %s%s)\n",
+		rep.Source, rep.Target, size(rep.Read), rep.Mode, rep.Tracker, rep.View, why)
+	return err
 }

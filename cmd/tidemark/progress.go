@@ -103,7 +103,8 @@ func (d *lines) Note(text string) { fmt.Fprintln(d.w, text) }
 func (d *lines) Begin(phase string, total int64) {
 	d.End()
 	d.phase, d.total, d.done = phase, total, 0
-	d.started, d.last = d.now(), d.now()
+	d.started = d.now()
+	d.last = d.started
 }
 
 func (d *lines) Done(n int64) {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/format/sidecar"
+	"tidemark/transfer/pairs"
 )
 
 // statusRuns is how many runs people are shown; --json has them all.
@@ -29,7 +30,7 @@ func newStatus(g *globals) *cobra.Command {
 		exits:   []exitCode{exitDamaged},
 		args:    cobra.ExactArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			state, err := g.readStatus(args[0])
+			state, err := pairs.Status(args[0], g.stateDir)
 			if err != nil {
 				return err
 			}
@@ -44,8 +45,10 @@ func newStatus(g *globals) *cobra.Command {
 }
 
 func printStatus(w io.Writer, path string, s sidecar.State) error {
+	if _, err := fmt.Fprintf(w, "%s: %s\n", path, completeness(s)); err != nil {
+		return err
+	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(table, "%s\t%s\n", path, completeness(s))
 	fmt.Fprintf(table, "  source\t%s\n", s.Source.Path)
 	fmt.Fprintf(table, "  size\t%s, in blocks of %s\n", size(s.Size), size(s.BlockSize))
 	fmt.Fprintf(table, "  mark\t%s\n", cmp.Or(s.Mark, "none: the next run reads all of the source"))

@@ -15,7 +15,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/track"
-	"tidemark/view"
+	"tidemark/transfer/pairs"
 )
 
 func newTrack(g *globals) *cobra.Command {
@@ -29,10 +29,6 @@ tidemark track status
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,
 		exits: []exitCode{exitMarkLost},
 	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g))
-}
-
-func (g *globals) trackOptions() track.Options {
-	return track.Options{RunDir: g.runDir, BPFFS: g.bpffs}
 }
 
 // started is what "track start" says of one device.
@@ -79,7 +75,7 @@ func printStarted(w io.Writer, s started, asJSON bool) error {
 }
 
 func startTracking(ctx context.Context, device string, o track.Options) (s started, err error) {
-	o.Drain = func(ctx context.Context) error { return drain(ctx, device) }
+	o.Drain = func(ctx context.Context) error { return pairs.Drain(ctx, device) }
 	live, err := track.OpenLive(ctx, device, o)
 	if err != nil {
 		return s, err
@@ -93,19 +89,6 @@ func startTracking(ctx context.Context, device string, o track.Options) (s start
 		return s, err
 	}
 	return started{device, cut.Mark, live.Granularity()}, live.Persist(ctx)
-}
-
-// drain freezes and thaws what is mounted from the device, after which no write
-// from before is in flight.
-func drain(ctx context.Context, device string) error {
-	held, err := view.Freeze(view.Options{Sources: []string{device}}).Hold(ctx)
-	if errors.Is(err, view.ErrNothingToFreeze) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return held.Release()
 }
 
 func newTrackStop(g *globals) *cobra.Command {
@@ -167,8 +150,10 @@ func statusOf(ctx context.Context, devices []string, o track.Options) ([]track.S
 
 func printTracked(w io.Writer, all []track.Status) error {
 	for _, s := range all {
+		if _, err := fmt.Fprintf(w, "/dev/%s: %s, in blocks of %s\n", s.Disk, size(s.Size), size(s.Granularity)); err != nil {
+			return err
+		}
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintf(table, "/dev/%s\t%s, in blocks of %s\n", s.Disk, size(s.Size), size(s.Granularity))
 		fmt.Fprintf(table, "  since\t%s\n", s.Since.Local().Format(time.DateTime))
 		fmt.Fprintf(table, "  changed\t%s in epoch %d\n", size(s.Changed), s.Epoch)
 		fmt.Fprintf(table, "  misses\t%d\n", s.Misses)

@@ -82,8 +82,11 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 	o = o.withDefaults()
 	s := &session{o: o}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, p := range pairs {
-		if err := s.open(ctx, p); err != nil {
+	if err := s.find(pairs); err != nil {
+		return nil, err
+	}
+	for i := range pairs {
+		if err := s.open(ctx, i); err != nil {
 			return nil, err
 		}
 	}
@@ -112,7 +115,8 @@ func limiter(bytesPerSec int64) *rate.Limiter {
 // session is all that is open during one call.
 type session struct {
 	o       Options
-	sources []string
+	pairs   []Pair
+	sources []*source
 	targets []*target
 	ready   []*transfer.Pair
 	closers []func() error // to be called in reverse
@@ -128,20 +132,39 @@ func (s *session) close() error {
 	return errors.Join(errs...)
 }
 
-// open opens one pair. The target is judged before anything is made or started.
-func (s *session) open(ctx context.Context, p Pair) error {
-	src, err := openSource(p.Source)
-	if err != nil {
-		return err
+// find opens the sources and judges the targets, before anything is made or
+// started.
+func (s *session) find(pairs []Pair) error {
+	s.pairs = pairs
+	for _, p := range pairs {
+		src, err := openSource(p.Source)
+		if err != nil {
+			return err
+		}
+		s.sources = append(s.sources, src)
+		s.later(src.Close)
 	}
-	s.later(src.Close)
-	t, err := findTarget(p.Target, s.o.StateDir)
-	if err != nil {
-		return err
+	for _, p := range pairs {
+		t, err := findTarget(p.Target, s.o.StateDir)
+		if err != nil {
+			return err
+		}
+		for _, other := range s.targets {
+			if other.folder == t.folder {
+				return fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, ErrRefused)
+			}
+		}
+		if err := t.refuse(s.sources, s.o.Overwrite); err != nil {
+			return err
+		}
+		s.targets = append(s.targets, t)
 	}
-	if err := t.refuse(src, s.o.Overwrite); err != nil {
-		return err
-	}
+	return nil
+}
+
+// open opens the tracker and the target of pair i.
+func (s *session) open(ctx context.Context, i int) error {
+	p, src, t := s.pairs[i], s.sources[i], s.targets[i]
 	tracker, err := s.tracker(ctx, src)
 	if err != nil {
 		return err
@@ -151,7 +174,6 @@ func (s *session) open(ctx context.Context, p Pair) error {
 	if err := t.open(src, tracker.Granularity(), s.o); err != nil {
 		return err
 	}
-	s.sources, s.targets = append(s.sources, p.Source), append(s.targets, t)
 	s.ready = append(s.ready, &transfer.Pair{
 		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker,
 		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank,
@@ -194,7 +216,8 @@ func Drain(ctx context.Context, device string) error {
 // view chooses what makes the sources stand still, and finds out which targets
 // cannot be written to meanwhile.
 func (s *session) view() (view.Provider, error) {
-	vo := view.Options{Sources: s.sources, Hooks: s.o.Hooks}
+	sources := pathsOf(s.pairs)
+	vo := view.Options{Sources: sources, Hooks: s.o.Hooks}
 	if !s.o.ForceFreeze {
 		vo.MaxFreeze = s.o.MaxFreeze
 	}
@@ -207,13 +230,22 @@ func (s *session) view() (view.Provider, error) {
 		return provider, nil
 	}
 	for i, t := range s.targets {
-		covered, err := view.Covered(s.sources, t.path, t.folder)
+		covered, err := view.Covered(sources, t.path, t.folder)
 		if err != nil {
 			return nil, err
 		}
 		s.ready[i].Freezes = len(covered) > 0
 	}
 	return provider, nil
+}
+
+// pathsOf returns the paths of the sources.
+func pathsOf(pairs []Pair) []string {
+	var paths []string
+	for _, p := range pairs {
+		paths = append(paths, p.Source)
+	}
+	return paths
 }
 
 // blockSize is what a new mirror keeps a checksum of: a block of the tracker,

@@ -23,18 +23,19 @@ const Planned = "planned"
 func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, error) {
 	o = o.withDefaults()
 	began := time.Now()
-	var sources []string
-	for _, p := range pairs {
-		sources = append(sources, p.Source)
+	s := &session{o: o}
+	defer s.close()
+	if err := s.find(pairs); err != nil {
+		return nil, err
 	}
-	provider, why, err := view.Choose(o.View, view.Options{Sources: sources})
+	provider, why, err := view.Choose(o.View, view.Options{Sources: pathsOf(pairs)})
 	if err != nil {
 		return nil, err
 	}
 	o.note("view: %s", why)
 	var reports []transfer.Report
-	for _, p := range pairs {
-		rep, err := plan(ctx, p, o)
+	for i, p := range pairs {
+		rep, err := plan(ctx, p, s.sources[i], o)
 		if err != nil {
 			return nil, err
 		}
@@ -45,21 +46,9 @@ func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, erro
 	return reports, nil
 }
 
-func plan(ctx context.Context, p Pair, o Options) (transfer.Report, error) {
+func plan(ctx context.Context, p Pair, src *source, o Options) (transfer.Report, error) {
 	rep := transfer.Report{Source: p.Source, Target: p.Target, Tracker: "scan", Outcome: Planned}
-	src, err := openSource(p.Source)
-	if err != nil {
-		return rep, err
-	}
-	defer src.Close()
-	t, err := findTarget(p.Target, o.StateDir)
-	if err != nil {
-		return rep, err
-	}
-	if err := t.refuse(src, o.Overwrite); err != nil {
-		return rep, err
-	}
-	st, err := Status(t.path, o.StateDir)
+	st, err := Status(p.Target, o.StateDir)
 	if err != nil && !errors.Is(err, ErrNoMirror) {
 		return rep, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/zeebo/blake3"
 
@@ -76,16 +77,20 @@ func (t *target) owner() string {
 
 // refuse returns an error wrapping ErrRefused when the target must not be
 // written to.
-func (t *target) refuse(src *source, overwrite bool) error {
+func (t *target) refuse(sources []*source, overwrite bool) error {
 	if !t.exists {
 		return nil
 	}
-	if t.isSource(src) {
-		return fmt.Errorf("target: %s: %w: it is the source", t.path, ErrRefused)
-	}
 	table, err := mounts.Read()
 	if err != nil {
-		return err
+		return fmt.Errorf("target: %w", err)
+	}
+	for _, src := range sources {
+		if same, err := t.reaches(src, table); err != nil {
+			return fmt.Errorf("target: %w", err)
+		} else if same {
+			return fmt.Errorf("target: %s: %w: it is the source, or lies on it", t.path, ErrRefused)
+		}
 	}
 	use, err := table.UseOf(t.path)
 	if err != nil {
@@ -100,13 +105,22 @@ func (t *target) refuse(src *source, overwrite bool) error {
 	return t.refuseContent()
 }
 
-func (t *target) isSource(src *source) bool {
-	if t.device {
-		return src.IsDevice() && overlaps(src.id, t.id)
+// reaches reports whether a write to the target is a write to the source: they
+// are the same, or the target is a device that is made of the source.
+func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
+	if !t.device {
+		a, err := src.File().Stat()
+		if err != nil {
+			return false, err
+		}
+		b, err := os.Stat(t.path)
+		return err == nil && os.SameFile(a, b), err
 	}
-	a, errA := src.File().Stat()
-	b, errB := os.Stat(t.path)
-	return errA == nil && errB == nil && os.SameFile(a, b)
+	if src.IsDevice() && overlaps(src.id, t.id) {
+		return true, nil
+	}
+	use, err := table.UseOf(src.Path())
+	return slices.Contains(use.Holders, t.id.Disk), err
 }
 
 // known reports whether the device is a mirror of ours already, so that what it
@@ -127,7 +141,7 @@ func (t *target) refuseContent() error {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	if len(found) > 0 {
-		return fmt.Errorf("target: %s: %w: it holds a %s", t.path, ErrRefused, found[0])
+		return fmt.Errorf("target: %s: %w: it holds %s", t.path, ErrRefused, found[0])
 	}
 	return nil
 }
