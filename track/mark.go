@@ -47,7 +47,7 @@ func (m Mark) parse() (moment, error) {
 	if len(parts) < 3 || len(parts) > 4 || parts[0] != kindLive {
 		return moment{}, bad
 	}
-	if raw, err := hex.DecodeString(parts[1]); err != nil || len(raw) != generationBytes {
+	if raw, err := hex.DecodeString(parts[1]); err != nil || len(raw) != generationBytes || hex.EncodeToString(raw) != parts[1] {
 		return moment{}, bad
 	}
 	epoch, err := strconv.ParseUint(parts[2], 10, 64)

@@ -155,31 +155,93 @@ func (s *session) finish(old, cur *bpf.Bitmap) error {
 	return nil
 }
 
-// flip ends the current epoch and returns the header of the next one. What each
-// step leaves behind when the process dies after it is in brackets.
+// flipping is the end of one epoch and the beginning of the next.
+type flipping struct {
+	s         *session
+	cur, next *bpf.Bitmap
+}
+
+// flip ends the current epoch and returns the header of the next one.
 func (s *session) flip() (bpf.Header, error) {
-	cur, err := s.current()
+	f := &flipping{s: s}
+	defer f.close()
+	for _, step := range f.steps() {
+		if err := step(); err != nil {
+			return bpf.Header{}, err
+		}
+	}
+	return f.next.Header(), nil
+}
+
+// steps are what a flip consists of, and what is left when the process dies
+// after each.
+func (f *flipping) steps() []func() error {
+	return []func() error{
+		f.find,     // nothing
+		f.prepare,  // an unused bitmap, which the next flip takes
+		f.stage,    // the same
+		f.retire,   // resolve finds the old bitmap in the slot and takes it back
+		f.swap,     // resolve finds the new one in the slot
+		f.activate, // finishAll judges the old epoch
+		f.finish,   // all is done
+	}
+}
+
+func (f *flipping) find() (err error) {
+	f.cur, err = f.s.current()
+	return err
+}
+
+func (f *flipping) prepare() (err error) {
+	f.next, err = f.s.spare(f.cur.Header().Epoch + 1)
+	return err
+}
+
+// stage writes the header of the next epoch. The counters are read before the
+// swap: a skip between this and the judgement of the old epoch counts in both.
+func (f *flipping) stage() error {
+	misses, err := f.s.fac.Misses()
 	if err != nil {
-		return bpf.Header{}, err
+		return err
 	}
-	defer cur.Close()
-	next, err := s.spare(cur.Header().Epoch + 1) // [an unused bitmap: the next flip uses it]
-	if err != nil {
-		return bpf.Header{}, err
+	h := f.cur.Header()
+	f.next.SetHeader(bpf.Header{
+		Epoch:        h.Epoch + 1,
+		BaseQueue:    misses.Queue,
+		BaseComplete: misses.Complete,
+		Floor:        h.Floor,
+		FloorWhy:     h.FloorWhy,
+		FloorMisses:  h.FloorMisses,
+		Doubted:      h.Doubted,
+		Opened:       time.Now().UnixNano(),
+	})
+	return nil
+}
+
+func (f *flipping) retire() error {
+	h := f.cur.Header()
+	h.Retired = true
+	f.cur.SetHeader(h)
+	return nil
+}
+
+func (f *flipping) swap() error { return f.s.fac.Swap(f.s.rec.Slot, f.next) }
+
+func (f *flipping) activate() error {
+	h := f.next.Header()
+	h.Active = true
+	f.next.SetHeader(h)
+	return nil
+}
+
+func (f *flipping) finish() error { return f.s.finish(f.cur, f.next) }
+
+func (f *flipping) close() {
+	for _, b := range []*bpf.Bitmap{f.cur, f.next} {
+		if b != nil {
+			b.Close()
+		}
 	}
-	defer next.Close()
-	if err := s.stage(cur, next); err != nil { // [the same]
-		return bpf.Header{}, err
-	}
-	retire(cur)                                          // [resolve takes it back]
-	if err := s.fac.Swap(s.rec.Slot, next); err != nil { // [resolve finds the new one active]
-		return bpf.Header{}, err
-	}
-	activate(next) // [finishAll ends the epoch]
-	if err := s.finish(cur, next); err != nil {
-		return bpf.Header{}, err
-	}
-	return next.Header(), nil
 }
 
 // spare opens the bitmap prepared for an epoch, or makes it. A bitmap that was
@@ -197,39 +259,6 @@ func (s *session) spare(epoch uint64) (*bpf.Bitmap, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil
-}
-
-// stage writes the header of the next epoch. The counters are read before the
-// swap: a skip between this and the judgement of the old epoch counts in both.
-func (s *session) stage(cur, next *bpf.Bitmap) error {
-	misses, err := s.fac.Misses()
-	if err != nil {
-		return err
-	}
-	h := cur.Header()
-	next.SetHeader(bpf.Header{
-		Epoch:        h.Epoch + 1,
-		BaseQueue:    misses.Queue,
-		BaseComplete: misses.Complete,
-		Floor:        h.Floor,
-		FloorWhy:     h.FloorWhy,
-		FloorMisses:  h.FloorMisses,
-		Doubted:      h.Doubted,
-		Opened:       time.Now().UnixNano(),
-	})
-	return nil
-}
-
-func retire(b *bpf.Bitmap) {
-	h := b.Header()
-	h.Retired = true
-	b.SetHeader(h)
-}
-
-func activate(b *bpf.Bitmap) {
-	h := b.Header()
-	h.Active = true
-	b.SetHeader(h)
 }
 
 // ensureSpare makes the bitmap of the next flip ahead of time.
@@ -260,7 +289,7 @@ func (s *session) dropSpare() error {
 // anew; empty when it is in order.
 func (s *session) dead(cur *bpf.Bitmap) (string, error) {
 	if err := s.fac.Check(); errors.Is(err, bpf.ErrBroken) {
-		return "the tracking programs are no longer attached", nil
+		return detached, nil
 	} else if err != nil {
 		return "", err
 	}

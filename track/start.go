@@ -44,35 +44,43 @@ func start(ctx context.Context, id block.Identity, opts Options) (*session, erro
 	}
 	defer flip.unlock()
 
-	fac, err := loadOrInstall(pl.pins)
+	fac, broken, err := loadOrInstall(pl.pins)
 	if err != nil {
 		return nil, err
 	}
 	s := &session{pl: pl, dir: dir, fac: fac}
-	if err := s.resumeOrBegin(ctx, id, opts); err != nil {
+	if err := s.resumeOrBegin(ctx, id, opts, broken); err != nil {
 		return nil, errors.Join(err, fac.Close())
 	}
 	return s, nil
 }
 
-func loadOrInstall(dir string) (*bpf.Facility, error) {
-	fac, err := bpf.Load(dir)
+// loadOrInstall opens the installed programs, or installs them. Broken says
+// that others were there and had to be removed.
+func loadOrInstall(dir string) (fac *bpf.Facility, broken bool, err error) {
+	fac, err = bpf.Load(dir)
 	switch {
 	case errors.Is(err, bpf.ErrBroken):
 		if err := bpf.Remove(dir); err != nil {
-			return nil, err
+			return nil, true, err
 		}
-		return bpf.Install(dir)
+		fac, err = bpf.Install(dir)
+		return fac, true, err
 	case errors.Is(err, bpf.ErrNotInstalled):
-		return bpf.Install(dir)
+		fac, err = bpf.Install(dir)
 	}
-	return fac, err
+	return fac, false, err
 }
 
-func (s *session) resumeOrBegin(ctx context.Context, id block.Identity, opts Options) error {
+const detached = "the tracking programs are no longer attached"
+
+func (s *session) resumeOrBegin(ctx context.Context, id block.Identity, opts Options, broken bool) error {
 	why, err := s.resume(id)
 	if err != nil {
 		return err
+	}
+	if why != "" && why != notTracked && broken {
+		why = detached
 	}
 	if why != "" {
 		return s.begin(ctx, id, opts, why)

@@ -83,7 +83,7 @@ func status(ctx context.Context, pl place, r record) (Status, error) {
 	}
 	fac, err := bpf.Load(pl.pins)
 	if errors.Is(err, bpf.ErrNotInstalled) || errors.Is(err, bpf.ErrBroken) {
-		st.Lost = "the tracking programs are no longer attached"
+		st.Lost = detached
 		return st, nil
 	}
 	if err != nil {

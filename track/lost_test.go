@@ -1,0 +1,245 @@
+package track_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/extent"
+	"tidemark/track"
+)
+
+func wantLost(t *testing.T, err error, words string) {
+	t.Helper()
+	if !errors.Is(err, track.ErrMarkLost) || !strings.Contains(err.Error(), words) {
+		t.Fatalf("error %v; want a lost mark with the words %q", err, words)
+	}
+}
+
+// tracked returns a tracked disk and a mark with one change after it.
+func tracked(t *testing.T) (opts track.Options, dev, file string, l *track.Live, m track.Mark) {
+	t.Helper()
+	opts = places(t)
+	file = sparse(t, 16<<20)
+	dev = loop(t, file)
+	l = open(t, dev, opts)
+	m = cut(t, l)
+	write(t, dev, 0, 4096, 1)
+	if err := l.Keep(t.Context(), "test", m); err != nil {
+		t.Fatal(err)
+	}
+	return opts, dev, file, l, m
+}
+
+// wantRestart checks that tracking starts anew, that the old mark is lost with
+// the words, and that the new tracking works.
+func wantRestart(t *testing.T, dev string, opts track.Options, old track.Mark, words string) {
+	t.Helper()
+	l := open(t, dev, opts)
+	_, err := l.Changes(t.Context(), old, "")
+	wantLost(t, err, words)
+	m := cut(t, l)
+	write(t, dev, 8192, 4096, 7)
+	wantChanges(t, l, m, "", extent.Extent{Off: 8192, Len: 4096})
+}
+
+func TestResizeLosesTheMarks(t *testing.T) {
+	opts, dev, file, l, m := tracked(t)
+	if err := os.Truncate(file, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "losetup", "-c", dev)
+	_, err := l.Changes(t.Context(), m, "")
+	wantLost(t, err, "resized from 16777216 to 33554432")
+	_, err = l.Cut(t.Context())
+	wantLost(t, err, "resized from 16777216 to 33554432")
+	wantRestart(t, dev, opts, m, "resized from 16777216 to 33554432")
+}
+
+func TestResizeThereAndBackLosesTheMarksWhenThereWasIO(t *testing.T) {
+	opts, dev, file, l, m := tracked(t)
+	for _, size := range []int64{32 << 20, 16 << 20} {
+		if err := os.Truncate(file, size); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "losetup", "-c", dev)
+		write(t, dev, 4096, 4096, 2)
+	}
+	_, err := l.Changes(t.Context(), m, "")
+	wantLost(t, err, "resized")
+	wantRestart(t, dev, opts, m, "resized")
+}
+
+func TestReplugLosesTheMarks(t *testing.T) {
+	opts, dev, file, l, m := tracked(t)
+	run(t, "losetup", "-d", dev)
+	run(t, "losetup", "--direct-io=on", dev, file)
+	write(t, dev, 4096, 4096, 2)
+	_, err := l.Changes(t.Context(), m, "")
+	wantLost(t, err, "re-plugged (diskseq")
+	_, err = l.Cut(t.Context())
+	wantLost(t, err, "re-plugged (diskseq")
+	wantRestart(t, dev, opts, m, "re-plugged (diskseq")
+}
+
+func TestDetachedProgramLosesTheMarks(t *testing.T) {
+	for _, name := range []string{"queue_bio", "complete_request", "complete_bio", "issue_request"} {
+		t.Run(name, func(t *testing.T) {
+			opts, dev, _, l, m := tracked(t)
+			if err := os.Remove(filepath.Join(l.Pins(), "link_"+name)); err != nil {
+				t.Fatal(err)
+			}
+			_, err := l.Changes(t.Context(), m, "")
+			wantLost(t, err, "no longer attached")
+			_, err = l.Cut(t.Context())
+			wantLost(t, err, "no longer attached")
+			wantRestart(t, dev, opts, m, "no longer attached")
+		})
+	}
+}
+
+func TestEmptiedBpffsLosesTheMarks(t *testing.T) {
+	opts, dev, _, l, m := tracked(t)
+	if err := os.RemoveAll(filepath.Dir(l.Pins())); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Changes(t.Context(), m, "")
+	wantLost(t, err, "gone")
+	wantRestart(t, dev, opts, m, "gone")
+}
+
+func TestUnmountedBpffsLosesTheMarks(t *testing.T) {
+	opts, dev, _, l, m := tracked(t)
+	if err := unix.Unmount(opts.BPFFS, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.Changes(t.Context(), m, "")
+	wantLost(t, err, "gone")
+	wantRestart(t, dev, opts, m, "gone") // mounts it again
+}
+
+func TestStoppedTrackingLosesTheMarks(t *testing.T) {
+	opts, dev, _, l, m := tracked(t)
+	if err := track.Stop(t.Context(), dev, opts); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(l.Pins()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the last disk was stopped, but the programs are still pinned: %v", err)
+	}
+	_, err := l.Changes(t.Context(), m, "")
+	wantLost(t, err, "stopped")
+	if err := track.Stop(t.Context(), dev, opts); !errors.Is(err, track.ErrNotTracked) {
+		t.Errorf("stopping again: %v", err)
+	}
+	wantRestart(t, dev, opts, m, "not tracked before")
+}
+
+func TestDamagedStateLosesTheMarks(t *testing.T) {
+	damage := map[string]func([]byte) []byte{
+		"emptied": func(b []byte) []byte { return nil },
+		"cut":     func(b []byte) []byte { return b[:len(b)/2] },
+		"garbage": func(b []byte) []byte { return []byte(strings.Repeat("\x00", len(b))) },
+		"huge":    func(b []byte) []byte { return make([]byte, 2<<20) },
+		"other":   func(b []byte) []byte { return []byte(`{"version":1,"what":3}`) },
+	}
+	for _, name := range []string{"record.json", "leases.json"} {
+		for how, spoil := range damage {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				opts, dev, _, l, m := tracked(t)
+				path := filepath.Join(l.Dir(), name)
+				b, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(path, spoil(b), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if name == "leases.json" {
+					if err := l.Keep(t.Context(), "x", m); err == nil {
+						t.Error("Keep wrote over a damaged list")
+					}
+				}
+				wantRestart(t, dev, opts, m, "damaged")
+			})
+		}
+	}
+}
+
+func TestDamagedHistoryLosesTheMarksThatNeedIt(t *testing.T) {
+	_, dev, _, l, m := tracked(t)
+	m2 := cut(t, l)
+	write(t, dev, 8192, 4096, 3)
+	if err := l.Persist(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(l.Dir(), "2-*.changes"))
+	if err != nil || len(files) != 1 {
+		t.Fatal("files of the history:", files, err)
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if err := os.WriteFile(files[0], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = l.Changes(t.Context(), m, "")
+	wantLost(t, err, "unreadable")
+	wantChanges(t, l, m2, "", extent.Extent{Off: 8192, Len: 4096})
+}
+
+func TestRecordOfAnotherBootLosesTheMarks(t *testing.T) {
+	opts, dev, _, l, m := tracked(t)
+	path := filepath.Join(l.Dir(), "record.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := strings.Index(string(b), `"boot": "`) + len(`"boot": "`)
+	b[i] = '0' + (b[i]-'0'+1)%10
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantRestart(t, dev, opts, m, "rebooted")
+}
+
+func TestMarksOfOthersAreRefused(t *testing.T) {
+	opts := places(t)
+	disk, p1, p2 := partitioned(t, 24<<20)
+	l, l1, l2 := open(t, disk, opts), open(t, p1, opts), open(t, p2, opts)
+	m1 := cut(t, l1)
+	for _, other := range []*track.Live{l, l2} {
+		_, err := other.Changes(t.Context(), m1, "")
+		wantLost(t, err, "it is a mark of bytes 1048576+8388608")
+	}
+	_, err := l.Changes(t.Context(), "scan", "")
+	wantLost(t, err, "without tracking")
+	_, err = l.Changes(t.Context(), "bpf:0123456789abcdef:1", "")
+	wantLost(t, err, "another tracking")
+	for _, bad := range []track.Mark{"x", "bpf", "bpf:0123456789abcdef:0", "bpf:0123456789ABCDEF:1", "bpf:0123456789abcdef:01", "bpf:0123456789abcdef:1:5+0"} {
+		if _, err := l.Changes(t.Context(), bad, ""); !errors.Is(err, track.ErrBadMark) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestDiskInUseByAFilesystemCanBeOpenedOften(t *testing.T) {
+	opts := places(t)
+	dev := loopDisk(t, 16<<20)
+	a, b := open(t, dev, opts), open(t, dev, opts)
+	ma, mb := cut(t, a), cut(t, b)
+	write(t, dev, 0, 4096, 1)
+	wantChanges(t, a, ma, "", extent.Extent{Len: 4096})
+	wantChanges(t, b, mb, "", extent.Extent{Len: 4096})
+	wrong := opts
+	wrong.BlockSize = 8192
+	if _, err := track.OpenLive(context.Background(), dev, wrong); err == nil {
+		t.Error("another block size than that in use was accepted")
+	}
+}
