@@ -28,7 +28,7 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 	group, running := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	bufs := sync.Pool{New: func() any { return block.AlignedBuffer(int(chunk)) }}
-	end := s.copied()
+	end := s.Copied()
 	for off := int64(0); off < end && running.Err() == nil; off += chunk {
 		e := extent.Extent{Off: off, Len: min(chunk, end-off)}
 		group.Go(func() error {
@@ -74,8 +74,9 @@ func (s *Store) checkChunk(buf []byte, off int64) ([]extent.Extent, error) {
 	return bad, nil
 }
 
-// copied returns how many bytes from the start of the target the sums vouch for.
-func (s *Store) copied() int64 {
+// Copied returns how many bytes from the start of the target have been copied, and
+// have checksums.
+func (s *Store) Copied() int64 {
 	if s.state.Complete {
 		return s.state.Size
 	}

@@ -40,9 +40,12 @@ import (
 	"tidemark/format/sidecar"
 )
 
-// The files of the folder.
+// StateFile is the file of the folder that holds the state; it may be read, but
+// not written, without opening the mirror.
+const StateFile = "state"
+
+// The other files of the folder.
 const (
-	stateFile   = "state"
 	newState    = "state.new"
 	sumsFile    = "sums"
 	journalFile = "journal"
@@ -104,12 +107,18 @@ type Store struct {
 // yet (see Exists). The error wraps sidecar.ErrDamaged, ErrNotOurs or ErrNewer
 // when the folder cannot be understood; nothing has been written then.
 func Open(target Target, folder Folder) (*Store, error) {
-	s := &Store{target: target, folder: folder}
+	s := New(target, folder)
 	if err := s.open(); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("mirror: %w", err)
 	}
 	return s, nil
+}
+
+// New returns a mirror of which nothing is known, whatever the folder holds. Init
+// makes it one.
+func New(target Target, folder Folder) *Store {
+	return &Store{target: target, folder: folder}
 }
 
 func (s *Store) open() error {
@@ -164,7 +173,7 @@ func (s *Store) Record(run sidecar.Run) error {
 }
 
 func (s *Store) loadState() error {
-	f, err := s.folder.Open(stateFile, false)
+	f, err := s.folder.Open(StateFile, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -191,15 +200,11 @@ func (s *Store) loadState() error {
 // refuseOrphans keeps a folder that lost its state from being taken for a new
 // one while it holds the only complete copy of an update.
 func (s *Store) refuseOrphans() error {
-	f, err := s.folder.Open(readyFile, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	pending, err := Pending(s.folder)
+	if err == nil && pending {
+		err = fmt.Errorf("a committed journal without a state: %w", sidecar.ErrDamaged)
 	}
-	if err != nil {
-		return err
-	}
-	f.Close()
-	return fmt.Errorf("a committed journal without a state: %w", sidecar.ErrDamaged)
+	return err
 }
 
 func (s *Store) openSums() error {
@@ -233,7 +238,7 @@ func (s *Store) saveState(next sidecar.State) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := s.folder.Rename(newState, stateFile); err != nil {
+	if err := s.folder.Rename(newState, StateFile); err != nil {
 		return err
 	}
 	if err := s.folder.Sync(); err != nil {

@@ -9,6 +9,19 @@ import (
 	"tidemark/format/sidecar"
 )
 
+// Pending reports whether a folder holds an update that was committed and that a
+// crash kept from the target. Open finishes it.
+func Pending(folder Folder) (bool, error) {
+	f, err := folder.Open(readyFile, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, f.Close()
+}
+
 // recover finishes or discards the update that a crash interrupted.
 func (s *Store) recover() error {
 	if err := s.finish(); err != nil {

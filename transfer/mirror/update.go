@@ -30,7 +30,7 @@ func (s *Store) init(size, blockSize int64, source sidecar.Source, foreign bool)
 	if err := s.Close(); err != nil {
 		return err
 	}
-	for _, name := range []string{stateFile, journalFile, readyFile} {
+	for _, name := range []string{StateFile, journalFile, readyFile} {
 		if err := s.folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -86,7 +86,7 @@ type Update struct {
 // copy that an earlier run left unfinished goes on.
 func (s *Store) Begin(size int64, distrust extent.Set, blank bool) (*Update, error) {
 	bs := s.state.BlockSize
-	whole := extent.Extent{Len: min(s.copied(), size)}
+	whole := extent.Extent{Len: min(s.Copied(), size)}
 	if size != s.state.Size {
 		whole.Len = whole.Len / bs * bs // the last block was short, or becomes so
 	}
