@@ -130,6 +130,7 @@ func writeJob(file io.Writer, cfg Config, p Program) error {
 		},
 		Env:     cfg.Env,
 		Modules: cfg.Modules,
+		Scratch: cfg.ScratchMB > 0,
 	})
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ var machineArgs = [...]string{
 }
 
 // kernelArgs make a guest quick, quiet, and end on a panic.
-const kernelArgs = "console=ttyS0 loglevel=4 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable " +
+const kernelArgs = "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable " +
 	"nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
 
 // ports are the serial ports, in the order of their numbers.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,9 @@ import (
 func Run(t *testing.T, cfg Config, p Program) Result {
 	t.Helper()
 	cfg = cfg.withDefaults()
+	if cfg.ScratchMB > 0 {
+		cfg.Disks = append(slices.Clone(cfg.Disks), NewDisk(t, wire.ScratchDisk, int64(cfg.ScratchMB)<<20))
+	}
 	c, err := openCache()
 	if err != nil {
 		t.Fatal(err)

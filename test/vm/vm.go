@@ -49,16 +49,17 @@ func Kernels() []Kernel {
 
 // Config describes a guest. The zero value is a guest of the newest kernel without disks.
 type Config struct {
-	Kernel   Kernel
-	Disks    []Disk
-	MemMB    int               // 0: 640; at most 1024
-	CPUs     int               // 0: 2
-	Tests    string            // pattern of the tests to run, as for go test -run; "": all
-	Modules  []string          // kernel modules to load before the tests, of those in the guest
-	Programs []string          // further programs of the package tree to pack, such as "fio"
-	Files    map[string]string // path in the guest → path of a file on the host
-	Env      []string          // added to the tests' environment
-	Timeout  time.Duration     // of the whole run; 0: 5 minutes
+	Kernel    Kernel
+	Disks     []Disk
+	MemMB     int               // 0: 640; at most 1024
+	CPUs      int               // 0: 2
+	ScratchMB int               // size of an ext4 on /tmp, on a disk of its own; 0: /tmp is in memory
+	Tests     string            // pattern of the tests to run, as for go test -run; "": all
+	Modules   []string          // kernel modules to load before the tests, of those in the guest
+	Programs  []string          // further programs of the package tree to pack, such as "fio"
+	Files     map[string]string // path in the guest → path of a file on the host
+	Env       []string          // added to the tests' environment
+	Timeout   time.Duration     // of the whole run; 0: 5 minutes
 
 	// OnEvent answers what a guest's test tells the host (guest.Tell). It is called
 	// from one goroutine, and may cut the power, in which case the answer is void.

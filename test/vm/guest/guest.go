@@ -20,9 +20,14 @@ import (
 	"tidemark/test/vm/wire"
 )
 
+// Inside reports whether this is a guest.
+func Inside() bool {
+	return os.Getenv(wire.Marker) != ""
+}
+
 // Main runs the tests in a guest, and none elsewhere. Call it as the last thing of TestMain.
 func Main(m *testing.M) {
-	if os.Getenv(wire.Marker) == "" {
+	if !Inside() {
 		fmt.Println("guest tests: run by test/vm")
 		os.Exit(0)
 	}
@@ -32,20 +37,28 @@ func Main(m *testing.M) {
 // Disk returns the device of the guest's disk with that name (its serial number).
 func Disk(t testing.TB, name string) string {
 	t.Helper()
+	disk, err := FindDisk(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
+// FindDisk is Disk for use outside of tests.
+func FindDisk(name string) (string, error) {
 	for _, pattern := range [...]string{"/sys/block/*/serial", "/sys/block/*/device/serial", "/sys/block/*/device/vpd_pg80"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
-			t.Fatal(err)
+			return "", err
 		}
 		for _, file := range files {
 			serial, err := os.ReadFile(file)
 			if err == nil && strings.HasSuffix(strings.TrimSpace(string(serial)), name) {
-				return "/dev/" + strings.Split(file, "/")[3]
+				return "/dev/" + strings.Split(file, "/")[3], nil
 			}
 		}
 	}
-	t.Fatalf("the guest has no disk %s", name)
-	return ""
+	return "", fmt.Errorf("the guest has no disk %s", name)
 }
 
 // Run runs a program, fails the test if it fails, and returns its output.
@@ -113,4 +126,12 @@ func talkPort() (*os.File, error) {
 		}
 	}
 	return nil, fmt.Errorf("the guest has no port %s", wire.PortTalk)
+}
+
+// WriteFile writes a file, such as an attribute in /sys.
+func WriteFile(t testing.TB, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -57,6 +57,11 @@ func run() error {
 	if err := modprobe(append(baseModules[:], job.Modules...)); err != nil {
 		return err
 	}
+	if job.Scratch {
+		if err := mountScratch(); err != nil {
+			return err
+		}
+	}
 	port, err := openPort(wire.PortTest)
 	if err != nil {
 		return err
@@ -125,6 +130,26 @@ func modprobe(modules []string) error {
 		return fmt.Errorf("modprobe: %w: %s", err, out)
 	}
 	return nil
+}
+
+// mountScratch puts an ext4 on the scratch disk and mounts it on /tmp.
+func mountScratch() error {
+	files, err := filepath.Glob("/sys/block/*/serial")
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		serial, err := os.ReadFile(file)
+		if err != nil || strings.TrimSpace(string(serial)) != wire.ScratchDisk {
+			continue
+		}
+		disk := filepath.Join("/dev", filepath.Base(filepath.Dir(file)))
+		if out, err := exec.Command("mkfs.ext4", "-q", disk).CombinedOutput(); err != nil {
+			return fmt.Errorf("mkfs.ext4 %s: %w: %s", disk, err, out)
+		}
+		return unix.Mount(disk, "/tmp", "ext4", 0, "")
+	}
+	return fmt.Errorf("no disk %s", wire.ScratchDisk)
 }
 
 // runTests runs the test binary and returns its exit code; what it wrote is on port.

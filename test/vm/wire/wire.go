@@ -17,6 +17,9 @@ const (
 	OutDir  = "/out"      // what is here at the end goes back to the host
 )
 
+// ScratchDisk is the name of the disk for temporary files.
+const ScratchDisk = "scratch"
+
 // Marker is the environment variable that tells a test binary that it runs in a guest.
 const Marker = "TIDEMARK_GUEST"
 
@@ -29,4 +32,5 @@ type Job struct {
 	Args    []string // of the test binary
 	Env     []string // added to its environment
 	Modules []string // loaded before it starts
+	Scratch bool     // the disk ScratchDisk becomes /tmp, an ext4
 }

@@ -1,0 +1,125 @@
+//go:build linux
+
+package tracker_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/track"
+)
+
+// A copy that is made while the disk is in use, pass by pass from the changes since
+// the pass before, equals the disk when the writers have stopped: the work of a
+// mirror, without its freeze. Nothing else notices a write in flight at a mark.
+func TestCopyWhileInUse(t *testing.T) {
+	for _, s := range stacks() {
+		t.Run(s.name, func(t *testing.T) {
+			dev := s.make(t)
+			d, err := block.Open(dev, block.Options{Write: true, Direct: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			l := openTracker(t, dev)
+			const passes, writesAPass = 12, 250
+			c := copier{l: l, d: d, image: block.AlignedBuffer(int(d.Size())), since: cut(t, l)}
+			permits := make(chan struct{}, passes*writesAPass)
+			wait := startWriters(t, d, permits)
+			c.copy(t, extent.NewSet(extent.Extent{Len: d.Size()}))
+			for range passes {
+				for range writesAPass {
+					permits <- struct{}{}
+				}
+				c.pass(t)
+			}
+			close(permits)
+			wait()
+			c.pass(t)
+			c.compare(t)
+		})
+	}
+}
+
+// copier keeps a copy of a device in memory.
+type copier struct {
+	l     *track.Live
+	d     *block.Device
+	image []byte
+	since track.Mark
+}
+
+// pass copies what changed since the last pass began.
+func (c *copier) pass(t *testing.T) {
+	t.Helper()
+	now, err := c.l.Cut(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := changes(t, c.l, c.since, now.Mark)
+	if now.Doubt { // what a mirror does then, see track.Cut
+		t.Log("doubt at", now.Mark)
+		set = extent.NewSet(extent.Extent{Len: c.d.Size()})
+	}
+	c.copy(t, set)
+	c.since = now.Mark
+}
+
+func (c *copier) copy(t *testing.T, set extent.Set) {
+	t.Helper()
+	for _, e := range set.Extents() {
+		for off := e.Off; off < e.End(); off += 1 << 20 {
+			if _, err := c.d.ReadAt(c.image[off:min(off+1<<20, e.End())], off); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func (c *copier) compare(t *testing.T) {
+	t.Helper()
+	buf := block.AlignedBuffer(1 << 20)
+	for off := int64(0); off < c.d.Size(); off += int64(len(buf)) {
+		p := buf[:min(int64(len(buf)), c.d.Size()-off)]
+		if _, err := c.d.ReadAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(p, c.image[off:off+int64(len(p))]) {
+			continue
+		}
+		for i := 0; i < len(p); i += granule {
+			if !bytes.Equal(p[i:i+granule], c.image[off+int64(i):][:granule]) {
+				t.Errorf("the copy of block %d is stale", (off+int64(i))/granule)
+			}
+		}
+	}
+}
+
+// startWriters overwrites random blocks from several goroutines, a block a permit,
+// until permits is closed; the returned function waits for the end.
+func startWriters(t *testing.T, d *block.Device, permits <-chan struct{}) func() {
+	const writers = 6
+	var done sync.WaitGroup
+	for w := range int64(writers) {
+		done.Go(func() {
+			buf := block.AlignedBuffer(granule)
+			count := uint64(0)
+			for range permits {
+				count++
+				binary.LittleEndian.PutUint64(buf, count*writers+uint64(w))
+				// Each writer has its own blocks: two writes to one block in flight have no order.
+				blockNo := rand.Int64N(d.Size()/granule/writers)*writers + w
+				if _, err := d.WriteAt(buf, blockNo*granule); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	return done.Wait
+}
