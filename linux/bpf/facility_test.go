@@ -1,0 +1,218 @@
+package bpf
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/extent"
+)
+
+// mount returns a bpffs of the test's own.
+func mount(t testing.TB) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
+	fs := filepath.Join(t.TempDir(), "bpf")
+	if err := os.Mkdir(fs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := MountFS(fs); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(fs, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return fs
+}
+
+func install(t testing.TB) *Facility {
+	t.Helper()
+	f, err := Install(filepath.Join(mount(t), "tidemark", "v1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func TestThisKernelHasAllThatIsNeeded(t *testing.T) {
+	for _, f := range Probe() {
+		if f.Err != nil {
+			t.Errorf("%s (%s): %v", f.Name, f.Since, f.Err)
+		}
+	}
+}
+
+func TestMountingTwiceMountsOnce(t *testing.T) {
+	fs := mount(t)
+	if err := MountFS(fs); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unmount(fs, 0); err != nil {
+		t.Fatal(err)
+	}
+	if is, err := IsFS(fs); is || err != nil {
+		t.Errorf("still mounted: %v %v", is, err)
+	}
+	if err := MountFS(fs); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWhatIsInstalledIsFoundAgainAndRemoved(t *testing.T) {
+	f := install(t)
+	again, err := Load(f.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := errors.Join(f.Check(), again.Check()); err != nil {
+		t.Error(err)
+	}
+	if err := Remove(f.Dir()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Check(); !errors.Is(err, ErrBroken) {
+		t.Errorf("removed, but Check says %v", err)
+	}
+	if _, err := Load(f.Dir()); !errors.Is(err, ErrNotInstalled) {
+		t.Errorf("removed, but Load says %v", err)
+	}
+}
+
+func TestHalfAnInstallationIsBroken(t *testing.T) {
+	f := install(t)
+	entries, err := os.ReadDir(f.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 12 {
+		t.Fatalf("%d pins, want 4 maps, 4 programs, 4 links", len(entries))
+	}
+	for _, e := range entries {
+		if err := Remove(f.Dir()); err != nil {
+			t.Fatal(err)
+		}
+		whole, err := Install(f.Dir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole.Close()
+		if err := os.Remove(filepath.Join(f.Dir(), e.Name())); err != nil {
+			t.Fatal(err)
+		}
+		if half, err := Load(f.Dir()); !errors.Is(err, ErrBroken) {
+			if err == nil {
+				half.Close()
+			}
+			t.Errorf("without %s: Load says %v", e.Name(), err)
+		}
+	}
+}
+
+func TestDisksComeAndGo(t *testing.T) {
+	f := install(t)
+	b, err := NewBitmap(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	dev := DevT(4000, 7) // no such disk
+	d := Disk{DiskSeq: 1, Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
+	for range 2 { // putting twice counts once
+		if err := errors.Join(f.Swap(5, b), f.Put(dev, d)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var count uint64
+	if err := f.maps[mapBioDisks].Lookup(uint32(0), &count); err != nil || count != 1 {
+		t.Errorf("%d bio-based disks counted (%v)", count, err)
+	}
+	if got, known, err := f.Get(dev); got != d || !known || err != nil {
+		t.Errorf("got %v %v %v", got, known, err)
+	}
+	if id, known, err := f.Active(5); id != b.ID() || !known || err != nil {
+		t.Errorf("active %v %v %v, want %v", id, known, err, b.ID())
+	}
+	addr := uint64(0xffff000000001000)
+	if err := f.maps[mapFlights].Put(addr, flight{Slot: 5}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := f.Drop(dev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.maps[mapFlights].Lookup(addr, &flight{}); err == nil {
+		t.Error("a bio in flight outlived its disk")
+	}
+	if err := f.maps[mapBioDisks].Lookup(uint32(0), &count); err != nil || count != 0 {
+		t.Errorf("%d bio-based disks counted (%v)", count, err)
+	}
+	if _, known, err := f.Active(5); known || err != nil {
+		t.Errorf("the slot is not empty: %v %v", known, err)
+	}
+}
+
+func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {
+	fs := mount(t)
+	const blocks = 5 * windowSize * pageBits / 2 // two windows and a half
+	b, err := NewBitmap(blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	h := Header{1, 2, 3, 4, 5, 6, 7, 8, true, false, true}
+	b.SetHeader(h)
+	path := filepath.Join(fs, "b")
+	if err := b.Pin(path); err != nil {
+		t.Fatal(err)
+	}
+	c, err := OpenBitmap(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.Header() != h || c.ID() != b.ID() {
+		t.Errorf("header %v, want %v", c.Header(), h)
+	}
+	size := int64(blocks)*4096 - 100
+	var want []extent.Extent
+	for _, block := range []uint64{0, 63, 64, pageBits - 1, pageBits, windowSize * pageBits, blocks - 1} {
+		setBit(t, b, block)
+		want = append(want, extent.Extent{Off: int64(block) * 4096, Len: 4096})
+	}
+	set, err := c.Set(4096, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !set.Equal(extent.NewSet(want...).Clip(extent.Extent{Len: size})) {
+		t.Errorf("read %v", set.Extents())
+	}
+}
+
+// setBit does what the programs do.
+func setBit(t *testing.T, b *Bitmap, block uint64) {
+	t.Helper()
+	page := make([]byte, pageSize)
+	key := uint32(1 + block/pageBits)
+	if err := b.m.Lookup(key, &page); err != nil {
+		t.Fatal(err)
+	}
+	page[block%pageBits/8] |= 1 << (block % 8)
+	if err := b.m.Put(key, page); err != nil {
+		t.Fatal(err)
+	}
+	b.page[summaryOff+block/pageBits/8] |= 1 << (block / pageBits % 8)
+}
