@@ -89,7 +89,7 @@ func (w *watchdog) run() int {
 	orders := make(chan order)
 	go w.receive(orders)
 	w.send(report{event: evReady})
-	work := make(chan struct{}, 1) // the worker's end; nil-like while none runs
+	work := make(chan report) // what the worker has to say when it is through
 	var deadline <-chan time.Time
 	busy, leaving := false, false
 	for {
@@ -110,8 +110,12 @@ func (w *watchdog) run() int {
 			w.send(report{event: evExpired})
 			orders, deadline, leaving = nil, nil, true
 			w.thawAll()
-		case <-work:
+		case r := <-work:
+			// Not before this may the next order come: it would be turned down.
 			busy = false
+			if r.event != 0 {
+				w.send(r)
+			}
 		}
 		if leaving && !busy {
 			return w.leave()
@@ -127,10 +131,8 @@ func after(d time.Duration) <-chan time.Time {
 	return time.After(d)
 }
 
-func (w *watchdog) worker(do func(), done chan<- struct{}) {
-	do()
-	done <- struct{}{}
-}
+// worker makes the calls that may block.
+func (w *watchdog) worker(do func() report, done chan<- report) { done <- do() }
 
 // leave says that nothing is frozen any more, if that is so.
 func (w *watchdog) leave() int {
@@ -173,28 +175,28 @@ func (w *watchdog) send(r report) {
 	_ = unix.Sendto(w.conn, r.encode(), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
 }
 
-func (w *watchdog) syncAll() {
+func (w *watchdog) syncAll() report {
 	for i, fd := range w.dirs {
 		errno, _ := unix.Syncfs(fd).(unix.Errno)
 		w.send(report{evSynced, i, errno})
 	}
-	w.send(report{event: evSyncEnd})
+	return report{event: evSyncEnd}
 }
 
 // freezeAll freezes in order. One that cannot be frozen at all is passed over;
 // after any other failure the rest is thawed.
-func (w *watchdog) freezeAll() {
+func (w *watchdog) freezeAll() report {
 	for i := range w.dirs {
 		errno, more := w.freezeOne(i)
 		if !more {
-			return
+			return report{}
 		}
 		if errno != 0 && errno != unix.EOPNOTSUPP {
 			w.thawAll()
-			return
+			return report{}
 		}
 	}
-	w.send(report{event: evStill})
+	return report{event: evStill}
 }
 
 func (w *watchdog) freezeOne(i int) (errno unix.Errno, more bool) {
