@@ -1,0 +1,209 @@
+package live_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"tidemark/block"
+	"tidemark/format/sidecar"
+	"tidemark/track"
+	"tidemark/transfer"
+	"tidemark/transfer/mirror"
+	"tidemark/view"
+)
+
+const sourceSize = 512 << 20
+
+// witness is a view that, just before it is released, reads the whole source once
+// more: what it finds is what the copy has to be.
+type witness struct {
+	view.Provider
+	path string
+	saw  fingerprint
+}
+
+type witnessed struct {
+	view.Breaker
+	w *witness
+}
+
+func (w *witness) Hold(ctx context.Context) (view.Held, error) {
+	held, err := w.Provider.Hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &witnessed{Breaker: held.(view.Breaker), w: w}, nil
+}
+
+func (h *witnessed) Release() error {
+	saw, err := readAll(h.w.path)
+	h.w.saw = saw // of the last view that was held, which is the one copied from
+	return errors.Join(err, h.Breaker.Release())
+}
+
+// fingerprint is a hash of each piece of a device.
+type fingerprint [][sha256.Size]byte
+
+const piece = 64 << 10
+
+func readAll(path string) (fingerprint, error) {
+	d, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	var f fingerprint
+	buf := block.AlignedBuffer(16 * piece)
+	for off := int64(0); off < d.Size(); off += int64(len(buf)) {
+		n := min(int64(len(buf)), d.Size()-off)
+		if _, err := d.ReadAt(buf[:n], off); err != nil && err != io.EOF {
+			return nil, err
+		}
+		for at := int64(0); at < n; at += piece {
+			f = append(f, sha256.Sum256(buf[at:min(at+piece, n)]))
+		}
+	}
+	return f, nil
+}
+
+func (f fingerprint) compare(t *testing.T, copied fingerprint) {
+	t.Helper()
+	if len(f) == 0 || len(f) != len(copied) {
+		t.Fatalf("the source has %d pieces, the copy %d", len(f), len(copied))
+	}
+	wrong := 0
+	for i := range f {
+		if f[i] != copied[i] {
+			if wrong++; wrong <= 5 {
+				t.Errorf("the copy differs in the 64 KiB at offset %d", i*piece)
+			}
+		}
+	}
+	if wrong > 0 {
+		t.Fatalf("%d of %d pieces differ", wrong, len(f))
+	}
+}
+
+// rig is one source and its mirror, put together by hand so that the view can
+// be witnessed.
+type rig struct {
+	source, image, folder string
+	track                 track.Options
+}
+
+// run makes one run, proves the copy, and returns the report.
+func (r *rig) run(t *testing.T) transfer.Report {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	source, err := block.Open(r.source, block.Options{Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer source.Close()
+	opts := r.track
+	drained := view.Options{Sources: []string{r.source}}
+	opts.Drain = func(ctx context.Context) error {
+		held, err := view.Freeze(drained).Hold(ctx)
+		if err != nil {
+			return err
+		}
+		return held.Release()
+	}
+	live, err := track.OpenLive(ctx, r.source, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Close()
+	dir, err := mirror.OpenDir(r.folder, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	f, err := os.OpenFile(r.image, os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	disk, err := block.Open(r.image, block.Options{Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	store, err := mirror.Open(mirror.Disk{Device: disk}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	blank := !store.Exists()
+	if blank {
+		if err := store.Init(source.Size(), live.Granularity(), sidecar.Source{Path: r.source}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := &witness{path: r.source, Provider: view.Freeze(view.Options{Sources: []string{r.source}, MaxFreeze: time.Minute})}
+	reports, err := transfer.Run(ctx, []*transfer.Pair{{
+		Name: r.source, Target: r.image, Source: source, Tracker: live, Store: store, Owner: "stress", Blank: blank,
+	}}, transfer.Options{View: w, MaxFreeze: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied, err := readAll(r.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.saw.compare(t, copied)
+	bad, err := store.Check(ctx, nil)
+	if err != nil || !bad.Empty() {
+		t.Fatalf("checksums differ at %v: %v", bad.Extents(), err)
+	}
+	return reports[0]
+}
+
+func TestMirrorsOfBusyFilesystemsEqualOneInstant(t *testing.T) {
+	for _, tt := range []struct {
+		name, fs string
+		disk     func(testing.TB, string, int64) string
+	}{
+		{"ext4 on loop", "ext4", loop},
+		{"xfs on loop", "xfs", loop},
+		{"btrfs on loop", "btrfs", loop},
+		{"ext4 on zram", "ext4", zram},
+		{"ext4 on a partition", "ext4", partitioned},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := scratch(t)
+			dev := tt.disk(t, dir, sourceSize)
+			r := &rig{
+				source: dev, image: filepath.Join(dir, "mirror.img"), folder: filepath.Join(dir, "mirror.tidemark"),
+				track: track.Options{RunDir: filepath.Join(dir, "run")},
+			}
+			t.Cleanup(func() {
+				if err := track.Stop(context.WithoutCancel(t.Context()), dev, r.track); err != nil {
+					t.Error(err)
+				}
+			})
+			at := mount(t, tt.fs, dev, dir)
+			load(t, at)
+			for i := range 1 + *runs {
+				rep := r.run(t)
+				want := "incremental"
+				if i == 0 {
+					want = "full"
+				}
+				if rep.Mode != want {
+					t.Fatalf("run %d: mode %s (%s), want %s", i, rep.Mode, rep.MarkLost, want)
+				}
+				t.Logf("run %d: %s, %d passes, read %d KiB, wrote %d KiB, the witness included frozen for %v",
+					i, rep.Mode, rep.Passes, rep.Read>>10, rep.Written>>10, rep.Frozen.Round(time.Millisecond))
+				checkFilesystem(t, tt.fs, r.image, dir)
+			}
+		})
+	}
+}
