@@ -166,6 +166,18 @@ func (r *rig) run(t *testing.T) transfer.Report {
 	return reports[0]
 }
 
+// tracking returns options of a tracking that nothing else on the machine shares.
+func tracking(t *testing.T, dir string) track.Options {
+	t.Helper()
+	bpffs := filepath.Join(dir, "bpf")
+	if err := os.MkdirAll(bpffs, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	must(t, "mount", "-t", "bpf", "bpf", bpffs)
+	t.Cleanup(func() { must(t, "umount", bpffs) })
+	return track.Options{RunDir: filepath.Join(dir, "run"), BPFFS: bpffs}
+}
+
 func TestMirrorsOfBusyFilesystemsEqualOneInstant(t *testing.T) {
 	for _, tt := range []struct {
 		name, fs string
@@ -182,7 +194,7 @@ func TestMirrorsOfBusyFilesystemsEqualOneInstant(t *testing.T) {
 			dev := tt.disk(t, dir, sourceSize)
 			r := &rig{
 				source: dev, image: filepath.Join(dir, "mirror.img"), folder: filepath.Join(dir, "mirror.tidemark"),
-				track: track.Options{RunDir: filepath.Join(dir, "run")},
+				track: tracking(t, dir),
 			}
 			t.Cleanup(func() {
 				if err := track.Stop(context.WithoutCancel(t.Context()), dev, r.track); err != nil {
