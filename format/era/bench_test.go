@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -106,17 +107,23 @@ func side(b *testing.B, image string, ours func(v *View) error, name string, arg
 		}
 		b.ReportMetric((userTime(b)-before).Seconds()/float64(b.N), "user-s/op")
 	})
-	b.Run("tools-0.9", func(b *testing.B) {
-		user := time.Duration(0)
-		for b.Loop() {
-			cmd := exec.Command(name, append(args, "-o", "/dev/null", image)...)
-			if err := cmd.Run(); err != nil {
-				b.Fatalf("%s: %v (apt-get install thin-provisioning-tools)", name, err)
-			}
-			user += cmd.ProcessState.UserTime()
+	b.Run("tools-0.9", func(b *testing.B) { sideTool(b, image, name, args) })
+	// Tools 1.x, unpacked from another release's package, when told where.
+	if dir := os.Getenv("ERA_TOOLS_1"); dir != "" {
+		b.Run("tools-1.x", func(b *testing.B) { sideTool(b, image, filepath.Join(dir, name), args) })
+	}
+}
+
+func sideTool(b *testing.B, image, name string, args []string) {
+	user := time.Duration(0)
+	for b.Loop() {
+		cmd := exec.Command(name, append(slices.Clone(args), "-o", "/dev/null", image)...)
+		if err := cmd.Run(); err != nil {
+			b.Fatalf("%s: %v (apt-get install thin-provisioning-tools)", name, err)
 		}
-		b.ReportMetric(user.Seconds()/float64(b.N), "user-s/op")
-	})
+		user += cmd.ProcessState.UserTime()
+	}
+	b.ReportMetric(user.Seconds()/float64(b.N), "user-s/op")
 }
 
 func changedTo(w io.Writer, since Era) func(v *View) error {

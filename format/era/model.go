@@ -18,7 +18,7 @@ type model struct {
 	begin   Addr    // the search for a free block begins here
 	held    uint64  // in use now or at the last commit
 	peak    uint64  // the most that were held
-	fresh   bitmap // made in this transaction: changed in place
+	fresh   bitmap  // made in this transaction: changed in place
 	bitmaps []Addr
 	index   Addr
 	dirty   bool // the index must be written
