@@ -20,14 +20,14 @@ import (
 // A freezer is another process that freezes.
 type freezer struct {
 	cmd      *exec.Cmd
-	stdin    io.Closer
+	stdin    io.WriteCloser
 	lines    *bufio.Scanner
 	watchdog int
 }
 
-func startFreezer(t *testing.T, limit, user string, dirs ...string) *freezer {
+func startFreezer(t *testing.T, limit, mode string, dirs ...string) *freezer {
 	t.Helper()
-	f := &freezer{cmd: exec.Command("/proc/self/exe", append([]string{childArg, limit, user}, dirs...)...)}
+	f := &freezer{cmd: exec.Command("/proc/self/exe", append([]string{childArg, limit, mode}, dirs...)...)}
 	f.cmd.Stderr = os.Stderr
 	stdin, err := f.cmd.StdinPipe()
 	if err != nil {

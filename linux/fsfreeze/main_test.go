@@ -17,7 +17,8 @@ import (
 )
 
 // childArg makes the test binary play a program that freezes: childArg, how long
-// it may, "root" or "nobody", and the folders.
+// it may, a mode, and the folders. The mode is "root", "nobody" to be without
+// privileges, or "wait" to wait for a line before the freeze.
 const childArg = "freeze-child"
 
 func TestMain(m *testing.M) {
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 // child says each stage on standard output and thaws when its input ends.
-func child(limit, user string, dirs []string) error {
+func child(limit, mode string, dirs []string) error {
 	max, err := time.ParseDuration(limit)
 	if err != nil {
 		return err
@@ -44,7 +45,7 @@ func child(limit, user string, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	if user == "nobody" {
+	if mode == "nobody" {
 		if err := unix.Setresuid(65534, 65534, 65534); err != nil {
 			return err
 		}
@@ -61,6 +62,11 @@ func child(limit, user string, dirs []string) error {
 		return err
 	}
 	fmt.Println("synced")
+	if mode == "wait" {
+		if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+	}
 	if _, err := g.Freeze(ctx, max); err != nil {
 		return err
 	}
