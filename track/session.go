@@ -288,7 +288,7 @@ func (s *session) dropSpare() error {
 // dead says in words why the disk's marks are all lost and tracking must start
 // anew; empty when it is in order.
 func (s *session) dead(cur *bpf.Bitmap) (string, error) {
-	if err := s.fac.Check(); errors.Is(err, bpf.ErrBroken) {
+	if err := s.fac.Check(s.rec.BioBased); errors.Is(err, bpf.ErrBroken) {
 		return detached, nil
 	} else if err != nil {
 		return "", err

@@ -176,18 +176,16 @@ func (s *session) arm(id block.Identity) error {
 		Epoch: 1, BaseQueue: misses.Queue, BaseComplete: misses.Complete,
 		Opened: s.rec.Since.UnixNano(), Active: true,
 	})
-	if err := s.fac.Swap(s.rec.Slot, b); err != nil {
-		return err
-	}
 	d, err := s.entry(id)
 	if err != nil {
 		return err
 	}
-	return s.fac.Put(s.rec.dev(), d)
+	return s.fac.Put(d, b)
 }
 
 func (s *session) entry(id block.Identity) (bpf.Disk, error) {
 	d := bpf.Disk{
+		Dev:     s.rec.dev(),
 		DiskSeq: id.DiskSeq,
 		Sectors: uint64(id.DiskSize / bpf.Sector),
 		Slot:    s.rec.Slot,

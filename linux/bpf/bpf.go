@@ -8,12 +8,21 @@
 // A tracked disk has one active bitmap, one bit a block. Each change sets its
 // bits twice in the bitmap that is active at that moment:
 //
-//   - when the bio is queued (block_bio_queue), before the driver has seen it.
-//     A reader who copies the block after that may see the new content, so the
-//     block must be in the epoch in which the content could first change;
-//   - when it is completed (block_rq_complete, or block_bio_complete for disks
-//     without a request queue), after the medium has changed. A block that was
-//     copied while its write was in flight is thus in the next epoch again.
+//   - before the driver acts on it. A reader who copies the block after that may
+//     see the new content, so the block must be in the epoch in which the content
+//     could first change;
+//   - after the medium has changed. A block that was copied while its write was
+//     in flight is thus in the next epoch again.
+//
+// Disks with a request queue are watched at block_rq_issue (the first thing in
+// blk_mq_start_request, which each driver calls before it acts on a request) and
+// block_rq_complete (before the request moves on). That is one event for many
+// merged bios; it also sees bios that never pass block_bio_queue because a driver
+// above (md raid0) sends its own bio on. A queue is never run in an interrupt and
+// tracepoints are not preempted, so an issue is not skipped for interrupting
+// another. Disks without a request queue (dm, md, zram) are watched at
+// block_bio_queue and block_bio_complete; a completed bio no longer knows its
+// range, so it is remembered by the bio's address in between.
 //
 // # Ending an epoch
 //
@@ -59,25 +68,26 @@ var (
 	ErrBroken = errors.New("tracking programs are damaged")
 )
 
-// The tracing programs and what they see.
+// The tracing programs and the maps, by their names in track.bpf.c.
 const (
-	progQueue    = "queue_bio"
-	progIssue    = "issue_request"
-	progBioDone  = "complete_bio"
-	progReqDone  = "complete_request"
-	mapDisks     = "disks"
-	mapFlights   = "flights"
-	mapBioDisks  = "bio_disks"
-	mapSlots     = "slots"
-	pinnedLink   = "link_" // a dot is not allowed in bpffs
-	stagingEnd   = "-new"
-	dirMode      = 0o700
-	doneKey      = uint32(0) // the only element of bio_disks
-	flightsBatch = 512
+	progQueue   = "queue_bio"
+	progBioDone = "complete_bio"
+	progIssue   = "issue_request"
+	progReqDone = "complete_request"
+	mapDisks    = "disks"
+	mapFlights  = "flights"
+	mapSlots    = "slots"
+	pinnedLink  = "link_" // a dot is not allowed in bpffs
+	stagingEnd  = "-new"
+	dirMode     = 0o700
 )
 
-func progNames() []string { return []string{progQueue, progIssue, progBioDone, progReqDone} }
-func mapNames() []string  { return []string{mapDisks, mapFlights, mapBioDisks, mapSlots} }
+// reqProgs are always attached, bioProgs while a bio-based disk is tracked.
+func reqProgs() []string { return []string{progIssue, progReqDone} }
+func bioProgs() []string { return []string{progQueue, progBioDone} }
+
+func progNames() []string { return append(reqProgs(), bioProgs()...) }
+func mapNames() []string  { return []string{mapDisks, mapFlights, mapSlots} }
 
 // Facility is the set of programs and maps of this machine.
 type Facility struct {
@@ -141,7 +151,7 @@ func (f *Facility) load() error {
 		id, _ := info.ID()
 		f.ids[name] = uint32(id)
 	}
-	return f.checkLinks()
+	return f.checkLinks(reqProgs())
 }
 
 // Install loads the programs, attaches them and pins everything in dir, which
@@ -183,24 +193,40 @@ func pinAll(dir string) error {
 		}
 	}
 	for _, name := range progNames() {
-		if err := pinProgram(dir, name, coll.Programs[name]); err != nil {
+		if err := coll.Programs[name].Pin(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("bpf: pin program %s: %w", name, err)
+		}
+	}
+	for _, name := range reqProgs() {
+		if err := attach(dir, name, coll.Programs[name]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func pinProgram(dir, name string, p *ebpf.Program) error {
-	if err := p.Pin(filepath.Join(dir, name)); err != nil {
-		return fmt.Errorf("bpf: pin program %s: %w", name, err)
+// attach attaches a program and pins the link. It is no error when that has been
+// done.
+func attach(dir, name string, p *ebpf.Program) error {
+	path := filepath.Join(dir, pinnedLink+name)
+	if _, err := os.Stat(path); err == nil {
+		return nil
 	}
 	l, err := link.AttachTracing(link.TracingOptions{Program: p})
 	if err != nil {
 		return explain(fmt.Errorf("attach %s: %w", name, err))
 	}
 	defer l.Close() // the pin holds it
-	if err := l.Pin(filepath.Join(dir, pinnedLink+name)); err != nil {
+	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("bpf: pin link %s: %w", name, err)
+	}
+	return nil
+}
+
+// detach undoes attach. It is no error when there is nothing to undo.
+func detach(dir, name string) error {
+	if err := os.Remove(filepath.Join(dir, pinnedLink+name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("bpf: detach: %w", err)
 	}
 	return nil
 }
@@ -218,9 +244,14 @@ func Remove(dir string) error {
 func (f *Facility) Dir() string { return f.dir }
 
 // Check reports whether the programs are still attached and the pinned maps are
-// still those that were opened; the error wraps ErrBroken when not.
-func (f *Facility) Check() error {
-	if err := f.checkLinks(); err != nil {
+// still those that were opened; the error wraps ErrBroken when not. Bio says
+// whether those for bio-based disks have to be.
+func (f *Facility) Check(bio bool) error {
+	names := reqProgs()
+	if bio {
+		names = progNames()
+	}
+	if err := f.checkLinks(names); err != nil {
 		return fmt.Errorf("bpf: %s: %w", f.dir, err)
 	}
 	m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, mapSlots), nil)
@@ -234,8 +265,8 @@ func (f *Facility) Check() error {
 	return nil
 }
 
-func (f *Facility) checkLinks() error {
-	for _, name := range progNames() {
+func (f *Facility) checkLinks(names []string) error {
+	for _, name := range names {
 		l, err := link.LoadPinnedLink(filepath.Join(f.dir, pinnedLink+name), nil)
 		if err != nil {
 			return fmt.Errorf("program %s is not attached: %w", name, gone(err))

@@ -24,10 +24,12 @@ const (
 type Disk struct {
 	DiskSeq     uint64
 	Sectors     uint64 // size of the whole disk
+	Dev         uint32 // of the whole disk, see DevT
 	Slot        uint32
 	Shift       uint32 // log2 of the sectors in a block
 	Flags       uint32
 	ZoneSectors uint32 // 0 unless zoned
+	_           uint32
 }
 
 // flight has the layout of struct flight in track.bpf.c.
@@ -40,47 +42,120 @@ type flight struct {
 // DevT packs a device number as the kernel does internally (MKDEV).
 func DevT(major, minor uint32) uint32 { return major<<20 | minor }
 
-// Put begins (or changes) the tracking of the disk dev. The slot must hold a
-// bitmap already.
-func (f *Facility) Put(dev uint32, d Disk) error {
-	old, known, err := f.Get(dev)
+// The table of disks is an array used as a hash table with linear probing; see
+// track.bpf.c.
+const (
+	tableSize   = 1024
+	tableShift  = 22
+	tableProbes = 16
+	devFree     = 0
+	devGone     = 0xffffffff
+	tableHash   = 2654435761
+)
+
+// place calls f with the positions where dev may stand, until f returns false.
+func place(dev uint32, f func(at uint32) bool) {
+	for i := range uint32(tableProbes) {
+		if !f((dev*tableHash>>tableShift + i) % tableSize) {
+			return
+		}
+	}
+}
+
+// Put begins the tracking of the disk d.Dev with b as its first bitmap. The
+// machine's lock must be held.
+func (f *Facility) Put(d Disk, b *Bitmap) error {
+	dev := d.Dev
+	if _, known, err := f.Get(dev); err != nil || known {
+		return errors.Join(err, f.inUse(dev, known))
+	}
+	at, err := f.freePlace(dev)
 	if err != nil {
 		return err
 	}
-	// Counted before the entry appears: a completion must never find the entry
-	// and no count.
-	if d.Flags&DiskBio != 0 && (!known || old.Flags&DiskBio == 0) {
-		if err := f.addBioDisk(1); err != nil {
-			return err
+	// The device number last, with the grace period of Swap before it: an entry is
+	// found only when all of it is there.
+	d.Dev = devGone
+	if err := f.setDisk(at, d); err != nil {
+		return err
+	}
+	if d.Flags&DiskBio != 0 {
+		for _, name := range bioProgs() {
+			if err := attach(f.dir, name, f.progs[name]); err != nil {
+				return err
+			}
 		}
 	}
-	if err := f.maps[mapDisks].Put(dev, d); err != nil {
-		return fmt.Errorf("bpf: add disk %d:%d: %w", dev>>20, dev&0xfffff, err)
+	if err := f.Swap(d.Slot, b); err != nil {
+		return err
+	}
+	d.Dev = dev
+	return f.setDisk(at, d)
+}
+
+func (f *Facility) inUse(dev uint32, known bool) error {
+	if !known {
+		return nil
+	}
+	return fmt.Errorf("bpf: add disk %d:%d: it is tracked already", dev>>20, dev&0xfffff)
+}
+
+// freePlace returns where an entry for dev can go.
+func (f *Facility) freePlace(dev uint32) (found uint32, err error) {
+	err = fmt.Errorf("bpf: add disk %d:%d: the table of disks is full", dev>>20, dev&0xfffff)
+	place(dev, func(at uint32) bool {
+		var d Disk
+		if lerr := f.maps[mapDisks].Lookup(at, &d); lerr != nil {
+			err = fmt.Errorf("bpf: look up disk: %w", lerr)
+			return false
+		}
+		if d.Dev == devFree || d.Dev == devGone {
+			found, err = at, nil
+			return false
+		}
+		return true
+	})
+	return found, err
+}
+
+func (f *Facility) setDisk(at uint32, d Disk) error {
+	if err := f.maps[mapDisks].Put(at, d); err != nil {
+		return fmt.Errorf("bpf: write entry %d of the disks: %w", at, err)
 	}
 	return nil
 }
 
 // Get returns the entry of the disk dev, and whether there is one.
 func (f *Facility) Get(dev uint32) (Disk, bool, error) {
-	var d Disk
-	err := f.maps[mapDisks].Lookup(dev, &d)
-	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return Disk{}, false, nil
+	_, d, known, err := f.find(dev)
+	return d, known, err
+}
+
+func (f *Facility) find(dev uint32) (found uint32, d Disk, known bool, err error) {
+	place(dev, func(at uint32) bool {
+		if err = f.maps[mapDisks].Lookup(at, &d); err != nil {
+			err = fmt.Errorf("bpf: look up disk %d:%d: %w", dev>>20, dev&0xfffff, err)
+			return false
+		}
+		found, known = at, d.Dev == dev
+		return !known && d.Dev != devFree
+	})
+	if !known {
+		return 0, Disk{}, false, err
 	}
-	if err != nil {
-		return Disk{}, false, fmt.Errorf("bpf: look up disk %d:%d: %w", dev>>20, dev&0xfffff, err)
-	}
-	return d, true, nil
+	return found, d, true, err
 }
 
 // Disks returns all entries by device number.
 func (f *Facility) Disks() (map[uint32]Disk, error) {
 	all := map[uint32]Disk{}
-	var dev uint32
+	var at uint32
 	var d Disk
 	it := f.maps[mapDisks].Iterate()
-	for it.Next(&dev, &d) {
-		all[dev] = d
+	for it.Next(&at, &d) {
+		if d.Dev != devFree && d.Dev != devGone {
+			all[d.Dev] = d
+		}
 	}
 	if err := it.Err(); err != nil {
 		return nil, fmt.Errorf("bpf: list disks: %w", err)
@@ -89,34 +164,42 @@ func (f *Facility) Disks() (map[uint32]Disk, error) {
 }
 
 // Drop ends the tracking of the disk dev and empties its slot. It is no error
-// when the disk is not tracked.
+// when the disk is not tracked. The machine's lock must be held.
 func (f *Facility) Drop(dev uint32) error {
-	d, known, err := f.Get(dev)
+	at, d, known, err := f.find(dev)
 	if err != nil || !known {
 		return err
 	}
-	if err := f.maps[mapDisks].Delete(dev); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("bpf: drop disk %d:%d: %w", dev>>20, dev&0xfffff, err)
+	d.Dev = devGone
+	if err := f.setDisk(at, d); err != nil {
+		return err
 	}
+	// This waits until no program uses the entry any more.
 	if err := f.maps[mapSlots].Delete(d.Slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("bpf: empty slot %d: %w", d.Slot, err)
 	}
 	if d.Flags&DiskBio == 0 {
 		return nil
 	}
-	return errors.Join(f.addBioDisk(-1), f.dropFlights(d.Slot))
+	return errors.Join(f.dropFlights(d.Slot), f.detachBio())
 }
 
-// addBioDisk is called under the machine's lock; the programs only read.
-func (f *Facility) addBioDisk(n int64) error {
-	var count uint64
-	if err := f.maps[mapBioDisks].Lookup(doneKey, &count); err != nil {
-		return fmt.Errorf("bpf: count bio-based disks: %w", err)
+// detachBio detaches the programs for bio-based disks when there are none.
+func (f *Facility) detachBio() error {
+	all, err := f.Disks()
+	if err != nil {
+		return err
 	}
-	if err := f.maps[mapBioDisks].Put(doneKey, uint64(max(0, int64(count)+n))); err != nil {
-		return fmt.Errorf("bpf: count bio-based disks: %w", err)
+	for _, d := range all {
+		if d.Flags&DiskBio != 0 {
+			return nil
+		}
 	}
-	return nil
+	var errs []error
+	for _, name := range bioProgs() {
+		errs = append(errs, detach(f.dir, name))
+	}
+	return errors.Join(errs...)
 }
 
 // dropFlights forgets the bios in flight of a slot, so that the slot's next

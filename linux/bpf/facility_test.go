@@ -77,13 +77,13 @@ func TestWhatIsInstalledIsFoundAgainAndRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	if err := errors.Join(f.Check(), again.Check()); err != nil {
+	if err := errors.Join(f.Check(false), again.Check(false)); err != nil {
 		t.Error(err)
 	}
 	if err := Remove(f.Dir()); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Check(); !errors.Is(err, ErrBroken) {
+	if err := f.Check(false); !errors.Is(err, ErrBroken) {
 		t.Errorf("removed, but Check says %v", err)
 	}
 	if _, err := Load(f.Dir()); !errors.Is(err, ErrNotInstalled) {
@@ -97,8 +97,8 @@ func TestHalfAnInstallationIsBroken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 12 {
-		t.Fatalf("%d pins, want 4 maps, 4 programs, 4 links", len(entries))
+	if len(entries) != 9 {
+		t.Fatalf("%d pins, want 3 maps, 4 programs, 2 links", len(entries))
 	}
 	for _, e := range entries {
 		if err := Remove(f.Dir()); err != nil {
@@ -129,15 +129,15 @@ func TestDisksComeAndGo(t *testing.T) {
 	}
 	defer b.Close()
 	dev := DevT(4000, 7) // no such disk
-	d := Disk{DiskSeq: 1, Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
-	for range 2 { // putting twice counts once
-		if err := errors.Join(f.Swap(5, b), f.Put(dev, d)); err != nil {
-			t.Fatal(err)
-		}
+	d := Disk{Dev: dev, DiskSeq: 1, Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
+	if err := f.Put(d, b); err != nil {
+		t.Fatal(err)
 	}
-	var count uint64
-	if err := f.maps[mapBioDisks].Lookup(uint32(0), &count); err != nil || count != 1 {
-		t.Errorf("%d bio-based disks counted (%v)", count, err)
+	if err := f.Put(d, b); err == nil {
+		t.Error("a disk was added twice")
+	}
+	if err := f.Check(true); err != nil {
+		t.Error(err)
 	}
 	if got, known, err := f.Get(dev); got != d || !known || err != nil {
 		t.Errorf("got %v %v %v", got, known, err)
@@ -157,8 +157,8 @@ func TestDisksComeAndGo(t *testing.T) {
 	if err := f.maps[mapFlights].Lookup(addr, &flight{}); err == nil {
 		t.Error("a bio in flight outlived its disk")
 	}
-	if err := f.maps[mapBioDisks].Lookup(uint32(0), &count); err != nil || count != 0 {
-		t.Errorf("%d bio-based disks counted (%v)", count, err)
+	if err := f.Check(true); !errors.Is(err, ErrBroken) {
+		t.Errorf("the programs for bio-based disks are still attached: %v", err)
 	}
 	if _, known, err := f.Active(5); known || err != nil {
 		t.Errorf("the slot is not empty: %v %v", known, err)
@@ -215,4 +215,39 @@ func setBit(t *testing.T, b *Bitmap, block uint64) {
 		t.Fatal(err)
 	}
 	b.page[summaryOff+block/pageBits/8] |= 1 << (block / pageBits % 8)
+}
+
+func TestTableOfDisksFindsWhatCollides(t *testing.T) {
+	f := install(t)
+	b, err := NewBitmap(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	devs := map[uint32]uint32{}
+	for round := range 2 { // the second finds the places of the first used before
+		for slot := range uint32(48) {
+			dev := DevT(7, slot) // as loop devices
+			if slot%2 == 0 {
+				dev = DevT(8+slot/32, 16*slot+uint32(round)) // as SCSI disks
+			}
+			if err := f.Put(Disk{Dev: dev, Slot: slot, Sectors: uint64(dev)}, b); err != nil {
+				t.Fatal(err)
+			}
+			devs[dev] = slot
+		}
+		all, err := f.Disks()
+		if err != nil || len(all) != len(devs) {
+			t.Fatalf("%d disks, want %d (%v)", len(all), len(devs), err)
+		}
+		for dev, slot := range devs {
+			if d, known, err := f.Get(dev); d.Slot != slot || !known || err != nil {
+				t.Errorf("disk %#x: %v %v %v", dev, d, known, err)
+			}
+			if err := f.Drop(dev); err != nil {
+				t.Fatal(err)
+			}
+			delete(devs, dev)
+		}
+	}
 }

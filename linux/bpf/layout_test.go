@@ -49,7 +49,7 @@ func checkStruct(t *testing.T, s *btf.Struct, v any, names map[string]string) {
 func TestStructsAreThoseOfThePrograms(t *testing.T) {
 	spec := loadSpec(t)
 	checkStruct(t, spec.Maps[mapDisks].Value.(*btf.Struct), Disk{}, map[string]string{
-		"DiskSeq": "diskseq", "Sectors": "nr_sectors", "Slot": "slot",
+		"DiskSeq": "diskseq", "Sectors": "nr_sectors", "Dev": "dev", "Slot": "slot",
 		"Shift": "shift", "Flags": "flags", "ZoneSectors": "zone_sectors",
 	})
 	checkStruct(t, spec.Maps[mapFlights].Value.(*btf.Struct), flight{}, map[string]string{
@@ -67,7 +67,7 @@ func TestConstantsAreThoseOfTheSource(t *testing.T) {
 		"WORD_LOST": wordLost, "WORD_DOUBTS": wordDoubts,
 		"LOST_PASSTHROUGH": uint64(LostPassthrough), "LOST_REPLUGGED": uint64(LostReplugged),
 		"LOST_RESIZED": uint64(LostResized), "LOST_RANGE": uint64(LostRange), "LOST_ALL": uint64(LostAll),
-		"DISK_BIO": DiskBio, "DISK_NVME": DiskNVMe,
+		"TABLE_SIZE": tableSize, "TABLE_SHIFT": tableShift, "TABLE_PROBES": tableProbes, "DISK_BIO": DiskBio, "DISK_NVME": DiskNVMe,
 	} {
 		m := regexp.MustCompile(`\b` + name + `\b(?: =)? (\d+)`).FindSubmatch(src)
 		if m == nil {

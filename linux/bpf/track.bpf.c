@@ -5,8 +5,9 @@
 // The programs that remember which blocks of a disk were written.
 //
 // Every change is marked twice in the bitmap that is active at that moment:
-// when it is queued (before the driver can touch the medium) and when it is
-// completed (after it has). Why both are needed is told in the package comment
+// before the driver can touch the medium, and after it has. Disks with a request
+// queue are watched by issue_request and complete_request; disks without one by
+// queue_bio and complete_bio, which are attached only while there is one. Why both are needed is told in the package comment
 // of linux/bpf; what user space does with the bitmaps, in package track.
 //
 // The kernel's structures are described by small local views which are
@@ -97,7 +98,9 @@ enum req_op {
 #define SUMMARY_WORD 256 // word of the header page where the summary begins
 #define SUMMARY_WORDS 256
 #define MAX_SLOTS 256
-#define MAX_DISKS 256
+#define TABLE_SIZE 1024 // of disks; a power of two
+#define TABLE_SHIFT 22	// 32 - log2(TABLE_SIZE)
+#define TABLE_PROBES 16
 #define MAX_BIOS 65536
 #define MAX_DISCARD_BIOS 4096
 
@@ -122,10 +125,18 @@ enum disk_flag {
 struct disk {
 	__u64 diskseq;
 	__u64 nr_sectors;
+	__u32 dev; // dev_t of the whole disk, the kernel's encoding; or DEV_FREE, DEV_GONE
 	__u32 slot;
 	__u32 shift; // sectors to blocks
 	__u32 flags;
 	__u32 zone_sectors; // 0 unless zoned
+	__u32 pad;
+};
+
+// What stands in place of a device in an entry of the table of disks.
+enum dev {
+	DEV_FREE = 0,	       // never used: a search ends here
+	DEV_GONE = 0xffffffff, // no longer used, or not yet: a search goes on
 };
 
 // A bio in flight on a bio-based disk: its range in blocks, inclusive.
@@ -136,10 +147,12 @@ struct flight {
 	__u32 pad;
 };
 
+// A hash table made of an array, because the lookup in an array is inlined: this
+// is what every write to a disk that is not tracked pays for.
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_DISKS);
-	__type(key, __u32); // dev_t of the whole disk, the kernel's encoding
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TABLE_SIZE);
+	__type(key, __u32);
 	__type(value, struct disk);
 } disks SEC(".maps");
 
@@ -149,15 +162,6 @@ struct {
 	__type(key, __u64); // address of the bio
 	__type(value, struct flight);
 } flights SEC(".maps");
-
-// Number of bio-based disks tracked, so that completions on a machine without
-// any cost nothing.
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} bio_disks SEC(".maps");
 
 struct bitmap {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -198,9 +202,9 @@ static __always_inline void doubt(__u32 slot)
 		__sync_fetch_and_add(&h[WORD_DOUBTS], 1);
 }
 
-// Sets the bits of mask in word w of the bitmap. The summary bit follows the
-// first bit set in a page, so it is never seen late by whoever waited for the
-// running programs.
+// Sets the bits of mask in word w of the bitmap, and the summary bit of the
+// page. Whoever finds all bits set may leave the summary to the program that set
+// them: a reader has waited for both.
 static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 {
 	void *map = bpf_map_lookup_elem(&slots, &slot);
@@ -210,17 +214,18 @@ static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 
 	if (!map)
 		return;
-	h = bpf_map_lookup_elem(map, &zero);
-	if (!h)
-		return;
 	bits = bpf_map_lookup_elem(map, &key);
 	if (!bits || page / 64 >= SUMMARY_WORDS) {
-		__sync_fetch_and_or(&h[WORD_LOST], LOST_RANGE);
+		lose(slot, LOST_RANGE);
 		return;
 	}
 	bits += w % PAGE_WORDS;
-	if ((*bits & mask) != mask)
-		__sync_fetch_and_or(bits, mask);
+	if ((*bits & mask) == mask)
+		return;
+	__sync_fetch_and_or(bits, mask);
+	h = bpf_map_lookup_elem(map, &zero);
+	if (!h)
+		return;
 	h += SUMMARY_WORD + (page / 64) % SUMMARY_WORDS;
 	if (!(*h & bit))
 		__sync_fetch_and_or(h, bit);
@@ -262,19 +267,33 @@ __attribute__((noinline)) int mark_blocks(__u32 slot, __u64 first, __u64 last)
 	return 0;
 }
 
+static __always_inline struct disk *find(__u32 dev)
+{
+	__u32 at = dev * 2654435761u >> TABLE_SHIFT; // Knuth's multiplicative hash
+
+	for (int i = 0; i < TABLE_PROBES; i++) {
+		__u32 key = (at + i) % TABLE_SIZE;
+		struct disk *d = bpf_map_lookup_elem(&disks, &key);
+
+		if (!d || d->dev == DEV_FREE)
+			return 0;
+		if (d->dev == dev)
+			return d;
+	}
+	return 0;
+}
+
 // The tracked disk behind g, or null. A disk that is not the one we were told
 // about is still returned: its blocks are marked, and the loss is noted.
 static __always_inline struct disk *lookup(struct gendisk *g)
 {
 	struct block_device *whole;
 	struct disk *d;
-	__u32 dev;
 
 	if (!g)
 		return 0;
 	whole = g->part0;
-	dev = whole->bd_dev;
-	d = bpf_map_lookup_elem(&disks, &dev);
+	d = find(whole->bd_dev);
 	if (!d)
 		return 0;
 	if (g->diskseq != d->diskseq)
@@ -335,11 +354,11 @@ int queue_bio(__u64 *ctx)
 	if (!changes(op))
 		return 0;
 	d = lookup(bio->bi_bdev->bd_disk);
-	if (!d)
+	if (!d || !(d->flags & DISK_BIO))
 		return 0;
 	range_of(d, op, bio->bi_iter.bi_sector, bio->bi_iter.bi_size >> 9, &f);
 	mark_blocks(f.slot, f.first, f.last);
-	if ((d->flags & DISK_BIO) && bpf_map_update_elem(&flights, &addr, &f, BPF_ANY))
+	if (bpf_map_update_elem(&flights, &addr, &f, BPF_ANY))
 		doubt(f.slot);
 	return 0;
 }
@@ -370,15 +389,10 @@ int complete_bio(__u64 *ctx)
 {
 	struct bio *bio = (struct bio *)ctx[1];
 	__u64 addr = (__u64)bio;
-	__u64 *count;
 	struct flight *f;
 	struct disk *d;
-	__u32 zero = 0;
 
 	if (!changes(bio->bi_opf & REQ_OP_MASK))
-		return 0;
-	count = bpf_map_lookup_elem(&bio_disks, &zero);
-	if (!count || !*count)
 		return 0;
 	// By address first: a driver may have sent the bio on to another disk.
 	f = bpf_map_lookup_elem(&flights, &addr);
@@ -392,23 +406,6 @@ int complete_bio(__u64 *ctx)
 	d = lookup(bio->bi_bdev->bd_disk);
 	if (d && (d->flags & DISK_BIO) && !is_fragment(addr))
 		doubt(d->slot);
-	return 0;
-}
-
-SEC("tp_btf/block_rq_issue")
-int issue_request(__u64 *ctx)
-{
-	struct request *rq = (struct request *)ctx[0];
-	__u32 op = rq->cmd_flags & REQ_OP_MASK;
-	struct disk *d;
-
-	if (op != OP(REQ_OP_DRV_OUT) && op != OP(REQ_OP_DRV_IN))
-		return 0;
-	d = lookup(rq->q->disk);
-	if (!d)
-		return 0;
-	if (op == OP(REQ_OP_DRV_OUT) || ((d->flags & DISK_NVME) && !rq->__data_len))
-		lose(d->slot, LOST_PASSTHROUGH);
 	return 0;
 }
 
@@ -441,7 +438,7 @@ static long mark_next_bio(__u64 i, struct walk *w)
 	return 0;
 }
 
-static __always_inline void complete_discard(struct disk *d, struct request *rq)
+static __always_inline void mark_discard(struct disk *d, struct request *rq)
 {
 	struct walk w = { .bio = (__u64)rq->bio, .d = d };
 
@@ -450,32 +447,50 @@ static __always_inline void complete_discard(struct disk *d, struct request *rq)
 		doubt(d->slot);
 }
 
-SEC("tp_btf/block_rq_complete")
-int complete_request(__u64 *ctx)
+// Marks what a request changes. Called when it is issued (blk_mq_start_request,
+// which every driver calls before it acts on the request), and when it, or bytes
+// of it, are completed; a completion comes before the request moves on.
+static __always_inline void mark_request(struct request *rq, __u32 bytes)
 {
-	struct request *rq = (struct request *)ctx[0];
 	__u32 op = rq->cmd_flags & REQ_OP_MASK;
-	__u32 bytes = ctx[2];
+	int passthrough = op == OP(REQ_OP_DRV_OUT) || op == OP(REQ_OP_DRV_IN);
 	struct flight f = {};
 	struct disk *d;
 
-	if (!changes(op) && op != OP(REQ_OP_DRV_IN))
-		return 0;
+	if (!changes(op) && !passthrough)
+		return;
 	d = lookup(rq->q->disk);
 	if (!d)
-		return 0;
-	if (op == OP(REQ_OP_DRV_IN) || op == OP(REQ_OP_DRV_OUT)) {
-		// Queued in an earlier epoch perhaps: both are spoilt.
+		return;
+	if (passthrough) {
+		// SG_IO, NVMe passthrough: what it changes is unknown. A command that
+		// writes has a direction, but on NVMe some that change content carry
+		// no data and look like reads.
 		if (op == OP(REQ_OP_DRV_OUT) || ((d->flags & DISK_NVME) && !rq->__data_len))
 			lose(d->slot, LOST_PASSTHROUGH);
-		return 0;
+		return;
 	}
 	if (op == OP(REQ_OP_DISCARD)) {
-		complete_discard(d, rq);
-		return 0;
+		mark_discard(d, rq);
+		return;
 	}
 	range_of(d, op, rq->__sector, bytes >> 9, &f);
 	mark_blocks(f.slot, f.first, f.last);
+}
+
+SEC("tp_btf/block_rq_issue")
+int issue_request(__u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+
+	mark_request(rq, rq->__data_len);
+	return 0;
+}
+
+SEC("tp_btf/block_rq_complete")
+int complete_request(__u64 *ctx)
+{
+	mark_request((struct request *)ctx[0], ctx[2]);
 	return 0;
 }
 

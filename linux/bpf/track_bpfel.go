@@ -16,7 +16,6 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	trackMapBioDisks         = "bio_disks"
 	trackMapDisks            = "disks"
 	trackMapFlights          = "flights"
 	trackMapSlots            = "slots"
@@ -78,10 +77,9 @@ type trackProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackMapSpecs struct {
-	BioDisks *ebpf.MapSpec `ebpf:"bio_disks"`
-	Disks    *ebpf.MapSpec `ebpf:"disks"`
-	Flights  *ebpf.MapSpec `ebpf:"flights"`
-	Slots    *ebpf.MapSpec `ebpf:"slots"`
+	Disks   *ebpf.MapSpec `ebpf:"disks"`
+	Flights *ebpf.MapSpec `ebpf:"flights"`
+	Slots   *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // trackVariableSpecs contains global variables before they are loaded into the kernel.
@@ -110,15 +108,13 @@ func (o *trackObjects) Close() error {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackMaps struct {
-	BioDisks *ebpf.Map `ebpf:"bio_disks"`
-	Disks    *ebpf.Map `ebpf:"disks"`
-	Flights  *ebpf.Map `ebpf:"flights"`
-	Slots    *ebpf.Map `ebpf:"slots"`
+	Disks   *ebpf.Map `ebpf:"disks"`
+	Flights *ebpf.Map `ebpf:"flights"`
+	Slots   *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *trackMaps) Close() error {
 	return _TrackClose(
-		m.BioDisks,
 		m.Disks,
 		m.Flights,
 		m.Slots,
