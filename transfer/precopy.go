@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/extent"
+	"tidemark/view"
 )
 
 const (
@@ -29,19 +30,34 @@ func (r *runner) precopy(ctx context.Context) error {
 		if err := r.copyLive(ctx, n); err != nil {
 			return err
 		}
-		for _, j := range r.liveJobs() {
-			if err := j.next(ctx); err != nil {
-				return fmt.Errorf("%s: %w", j.Name, err)
-			}
-			if err := j.Tracker.Persist(ctx); err != nil {
-				return fmt.Errorf("%s: %w", j.Name, err)
-			}
+		if err := r.settle(ctx); err != nil {
+			return err
 		}
 		rest := r.todo()
 		if rest == 0 || r.speed.time(rest) <= settled || n >= maxPasses || float64(rest) > shrink*float64(before) && n > 1 {
 			return nil
 		}
 	}
+}
+
+// settle has the users of the sources write out what they hold in memory, so that
+// the freeze does not have to, and finds out what that changed.
+func (r *runner) settle(ctx context.Context) error {
+	live := r.liveJobs()
+	if v, ok := r.o.View.(view.Settler); ok && len(live) > 0 {
+		if err := v.Settle(ctx); err != nil {
+			return err
+		}
+	}
+	for _, j := range live {
+		if err := j.next(ctx); err != nil {
+			return fmt.Errorf("%s: %w", j.Name, err)
+		}
+		if err := j.Tracker.Persist(ctx); err != nil {
+			return fmt.Errorf("%s: %w", j.Name, err)
+		}
+	}
+	return nil
 }
 
 // todo returns how many bytes are left to copy of sources that can be copied

@@ -37,6 +37,18 @@ func (p freezer) Hold(ctx context.Context) (Held, error) {
 	return withHooks(ctx, p.o, p.hold)
 }
 
+// Settle implements Settler.
+func (p freezer) Settle(ctx context.Context) error {
+	s, err := look(p.o.Sources)
+	if err != nil {
+		return err
+	}
+	if err := syncOnly(ctx, s); err != nil {
+		return fmt.Errorf("view: %w", err)
+	}
+	return nil
+}
+
 func syncOnly(ctx context.Context, s *scene) error {
 	g, err := arm(ctx, s)
 	if err != nil {

@@ -36,6 +36,14 @@ type Provider interface {
 	Hold(ctx context.Context) (Held, error)
 }
 
+// Settler is a Provider that can write out beforehand what the users of the sources
+// hold in memory, so that it is copied before the sources have to stand still.
+type Settler interface {
+	Provider
+	// Settle writes it out; the sources stay in use.
+	Settle(ctx context.Context) error
+}
+
 // Held is a view while it stands still.
 type Held interface {
 	// Since is a moment from which the sources have stood still.

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+const overheadRounds = 15
+
+// overhead measures what tracking costs a writer: fio with tracking on and off, in
+// turns, and the kernel's own count of the time spent in the programs.
+func overhead(l *lab) error {
+	dev, err := l.loop("disk.img", 2<<30)
+	if err != nil {
+		return err
+	}
+	if err := fillDevice(dev, 2<<30); err != nil {
+		return err
+	}
+	var on, off sample
+	for range overheadRounds {
+		if _, err := l.do(l.tidemark, "track", "start", dev); err != nil {
+			return err
+		}
+		iops, err := l.randomWrites(dev)
+		if err != nil {
+			return err
+		}
+		on = append(on, iops)
+		if _, err := l.do(l.tidemark, "track", "stop", dev); err != nil {
+			return err
+		}
+		if iops, err = l.randomWrites(dev); err != nil {
+			return err
+		}
+		off = append(off, iops)
+	}
+	perBio, detail, err := l.costOfABio(dev)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("## Cost of tracking\n\n")
+	fmt.Printf("fio, 4 KiB random writes, direct, queue depth 16, loop device over tmpfs, %d rounds of 2 s, on and off in turns.\n\n", overheadRounds)
+	fmt.Printf("| | median (min to max) |\n|---|---|\n")
+	fmt.Printf("| IOPS, tracking off | %s |\n", off.spread("%.0f"))
+	fmt.Printf("| IOPS, tracking on | %s |\n", on.spread("%.0f"))
+	fmt.Printf("| on / off | **%s** |\n", on.over(off).spread("%.3f"))
+	fmt.Printf("| ns per bio, kernel's BPF statistics, all programs | **%.0f** (%s) |\n\n", perBio, detail)
+	return nil
+}
+
+func (l *lab) randomWrites(dev string) (float64, error) {
+	out, err := l.do("fio", "--name=w", "--filename="+dev, "--rw=randwrite", "--bs=4k", "--direct=1", "--ioengine=libaio",
+		"--iodepth=16", "--time_based", "--runtime=2", "--ramp_time=0.3", "--output-format=json")
+	if err != nil {
+		return 0, err
+	}
+	var parsed struct {
+		Jobs []struct {
+			Write struct {
+				IOPS float64 `json:"iops"`
+			} `json:"write"`
+		} `json:"jobs"`
+	}
+	if err := json.Unmarshal([]byte(out[strings.IndexByte(out, '{'):]), &parsed); err != nil {
+		return 0, err
+	}
+	return parsed.Jobs[0].Write.IOPS, nil
+}
+
+// costOfABio adds up what all our programs spent while fio wrote, and divides it
+// by the number of bios.
+func (l *lab) costOfABio(dev string) (float64, string, error) {
+	if _, err := l.do(l.tidemark, "track", "start", dev); err != nil {
+		return 0, "", err
+	}
+	defer l.do(l.tidemark, "track", "stop", dev)
+	stats, err := ebpf.EnableStats(unix.BPF_STATS_RUN_TIME)
+	if err != nil {
+		return 0, "", err
+	}
+	defer stats.Close()
+	before, err := programTimes()
+	if err != nil {
+		return 0, "", err
+	}
+	if _, err := l.randomWrites(dev); err != nil {
+		return 0, "", err
+	}
+	after, err := programTimes()
+	if err != nil {
+		return 0, "", err
+	}
+	var total float64
+	var bios uint64
+	var words []string
+	for id, a := range after {
+		b := before[id]
+		if runs := a.runs - b.runs; runs > 0 {
+			total += float64(a.nanos - b.nanos)
+			words = append(words, fmt.Sprintf("%s %.0f", a.name, float64(a.nanos-b.nanos)/float64(runs)))
+			if strings.Contains(a.name, "bio_queue") {
+				bios = runs
+			}
+		}
+	}
+	if bios == 0 {
+		return 0, "", fmt.Errorf("no program that counts bios has run")
+	}
+	return total / float64(bios), strings.Join(words, ", "), nil
+}
+
+type programTime struct {
+	name  string
+	runs  uint64
+	nanos uint64
+}
+
+// programTimes returns the run times of all tracing programs of the machine;
+// those that did not run meanwhile drop out of the difference.
+func programTimes() (map[ebpf.ProgramID]programTime, error) {
+	times := map[ebpf.ProgramID]programTime{}
+	for id := ebpf.ProgramID(0); ; {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			return times, nil // there are no more
+		}
+		id = next
+		prog, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		info, err := prog.Info()
+		if err != nil {
+			return nil, err
+		}
+		stats, err := prog.Stats()
+		if err != nil {
+			return nil, err
+		}
+		prog.Close()
+		times[id] = programTime{info.Name, stats.RunCount, uint64(stats.Runtime.Nanoseconds())}
+	}
+}
