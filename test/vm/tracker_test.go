@@ -2,14 +2,20 @@ package vm
 
 import "testing"
 
-// The tracker sees every write on real kernels' devices.
+// The tracker sees every change of block devices of real kernels.
 func TestTracker(t *testing.T) {
 	program := Build(t, "tidemark/test/vm/guest/tracker")
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {
-			data, scsi, nvme := NewDisk(t, "data", 64<<20), NewDisk(t, "scsi", 48<<20), NewDisk(t, "nvme", 48<<20)
-			scsi.Bus, nvme.Bus = VirtioSCSI, NVMe
-			r := Run(t, Config{Kernel: kernel, Disks: []Disk{data, scsi, nvme, NewDisk(t, "keep", 8<<20)}, ScratchMB: 128}, program)
+			disks := []Disk{
+				NewDisk(t, "data", 64<<20),
+				NewDisk(t, "scsi", 48<<20).on(VirtioSCSI),
+				NewDisk(t, "nvme", 48<<20).on(NVMe),
+				NewDisk(t, "trim", 128<<20).on(NVMe),
+				NewDisk(t, "large", 320<<20).on(NVMe),
+				NewDisk(t, "keep", 8<<20),
+			}
+			r := Run(t, Config{Kernel: kernel, MemMB: 1024, Disks: disks, ScratchMB: 128}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
 		})
 	}

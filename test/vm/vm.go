@@ -105,6 +105,12 @@ func NewDisk(t testing.TB, name string, size int64) Disk {
 	return Disk{Name: name, Path: path}
 }
 
+// on returns the disk on another bus.
+func (d Disk) on(bus Bus) Disk {
+	d.Bus = bus
+	return d
+}
+
 // Result is what is left of a guest.
 type Result struct {
 	Files   string // folder on the host with the guest's /out and dmesg; empty after a cut

@@ -3,7 +3,6 @@
 package tracker_test
 
 import (
-	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"sync"
@@ -28,10 +27,10 @@ func TestCopyWhileInUse(t *testing.T) {
 			defer d.Close()
 			l := openTracker(t, dev)
 			const passes, writesAPass = 12, 250
-			c := copier{l: l, d: d, image: block.AlignedBuffer(int(d.Size())), since: cut(t, l)}
+			c := copier{l: l, d: d, image: newPicture(d), since: cut(t, l)}
 			permits := make(chan struct{}, passes*writesAPass)
 			wait := startWriters(t, d, permits)
-			c.copy(t, extent.NewSet(extent.Extent{Len: d.Size()}))
+			c.image.copy(t, d, extent.NewSet(extent.Extent{Len: d.Size()}))
 			for range passes {
 				for range writesAPass {
 					permits <- struct{}{}
@@ -41,16 +40,18 @@ func TestCopyWhileInUse(t *testing.T) {
 			close(permits)
 			wait()
 			c.pass(t)
-			c.compare(t)
+			if stale := c.image.differences(c.image.again(t, d)); !stale.Empty() {
+				t.Errorf("the copy of %d bytes is stale, first at %v", stale.Bytes(), stale.Extents()[0])
+			}
 		})
 	}
 }
 
-// copier keeps a copy of a device in memory.
+// copier keeps a copy of a device.
 type copier struct {
 	l     *track.Live
 	d     *block.Device
-	image []byte
+	image *picture
 	since track.Mark
 }
 
@@ -66,38 +67,8 @@ func (c *copier) pass(t *testing.T) {
 		t.Log("doubt at", now.Mark)
 		set = extent.NewSet(extent.Extent{Len: c.d.Size()})
 	}
-	c.copy(t, set)
+	c.image.copy(t, c.d, set)
 	c.since = now.Mark
-}
-
-func (c *copier) copy(t *testing.T, set extent.Set) {
-	t.Helper()
-	for _, e := range set.Extents() {
-		for off := e.Off; off < e.End(); off += 1 << 20 {
-			if _, err := c.d.ReadAt(c.image[off:min(off+1<<20, e.End())], off); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-}
-
-func (c *copier) compare(t *testing.T) {
-	t.Helper()
-	buf := block.AlignedBuffer(1 << 20)
-	for off := int64(0); off < c.d.Size(); off += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), c.d.Size()-off)]
-		if _, err := c.d.ReadAt(p, off); err != nil {
-			t.Fatal(err)
-		}
-		if bytes.Equal(p, c.image[off:off+int64(len(p))]) {
-			continue
-		}
-		for i := 0; i < len(p); i += granule {
-			if !bytes.Equal(p[i:i+granule], c.image[off+int64(i):][:granule]) {
-				t.Errorf("the copy of block %d is stale", (off+int64(i))/granule)
-			}
-		}
-	}
 }
 
 // startWriters overwrites random blocks from several goroutines, a block a permit,
