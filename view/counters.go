@@ -3,7 +3,6 @@ package view
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -11,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/linux/mounts"
 )
 
@@ -19,36 +19,52 @@ var errNoCounters = errors.New("the kernel does not count its writes")
 
 // counters are what the kernel has counted on a device since it appeared
 // (Documentation/block/stat.rst), in sectors of 512 bytes. They grow before the
-// writer hears that its write is done; the numbers of requests may grow after it.
+// program hears that its request is done; the numbers of requests may grow after.
 type counters struct {
+	read      uint64
 	written   uint64
 	discarded uint64 // 0 before Linux 4.18
 }
 
-// readCounters reads a device's counters. Those of a partition leave out what is
-// written to its place through the whole disk.
-func readCounters(d mounts.Dev) (counters, error) {
-	dir := "/sys/dev/block/" + d.String()
-	if on, err := countsWrites(dir); err != nil || !on {
-		return counters{}, errors.Join(errNoCounters, err)
+// readCounters reads a device's counters, and proves that it has any by reading
+// from it: queue/iostats switches them off for most drivers, some count all the
+// same, and some never do. The counters of a partition leave out what is written
+// to its place through the whole disk.
+func readCounters(path string, dev mounts.Dev) (counters, error) {
+	before, err := loadCounters(dev)
+	if err != nil {
+		return counters{}, err
 	}
-	b, err := os.ReadFile(dir + "/stat")
+	if err := touch(path); err != nil {
+		return counters{}, fmt.Errorf("%w, as far as can be told: %w", errNoCounters, err)
+	}
+	after, err := loadCounters(dev)
+	if err != nil {
+		return counters{}, err
+	}
+	if after.read == before.read {
+		return counters{}, errNoCounters
+	}
+	return after, nil
+}
+
+func loadCounters(dev mounts.Dev) (counters, error) {
+	b, err := os.ReadFile("/sys/dev/block/" + dev.String() + "/stat")
 	if err != nil {
 		return counters{}, err
 	}
 	return parseCounters(string(b))
 }
 
-// countsWrites looks at queue/iostats, which is the whole disk's.
-func countsWrites(dir string) (bool, error) {
-	for _, p := range []string{dir + "/queue/iostats", dir + "/../queue/iostats"} {
-		b, err := os.ReadFile(p)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		return strings.TrimSpace(string(b)) != "0", err
+// touch reads a block past the page cache.
+func touch(path string) error {
+	d, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return err
 	}
-	return true, nil
+	defer d.Close()
+	_, err = d.ReadAt(block.AlignedBuffer(4096), 0)
+	return err
 }
 
 func parseCounters(text string) (counters, error) {
@@ -64,7 +80,7 @@ func parseCounters(text string) (counters, error) {
 		}
 		n[i] = v
 	}
-	return counters{written: n[6], discarded: n[13]}, nil
+	return counters{read: n[2], written: n[6], discarded: n[13]}, nil
 }
 
 // fileState is what changes when a file is written to.

@@ -9,9 +9,9 @@ import (
 
 func TestCountersOfEveryKernelAreParsed(t *testing.T) {
 	for text, want := range map[string]counters{
-		"1 2 3 4 5 6 7 8 9 10 11":                       {7, 0},
-		"1 2 3 4 5 6 7 8 9 10 11 12 13 14 15":           {7, 14},
-		"  1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n": {7, 14},
+		"1 2 3 4 5 6 7 8 9 10 11":                       {3, 7, 0},
+		"1 2 3 4 5 6 7 8 9 10 11 12 13 14 15":           {3, 7, 14},
+		"  1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n": {3, 7, 14},
 	} {
 		if got, err := parseCounters(text); err != nil || got != want {
 			t.Errorf("%q: %v, %v, want %v", text, got, err, want)

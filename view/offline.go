@@ -111,12 +111,12 @@ type watch func() (changed string, err error)
 // watchDevice looks at written sectors, and at discarded ones where those count:
 // a filesystem may have discards of free space under way when it is frozen.
 func watchDevice(s source, discards bool) (watch, error) {
-	before, err := readCounters(s.dev)
+	before, err := readCounters(s.path, s.dev)
 	if err != nil {
 		return nil, err
 	}
 	return func() (string, error) {
-		after, err := readCounters(s.dev)
+		after, err := readCounters(s.path, s.dev)
 		if err != nil {
 			return "", err
 		}

@@ -28,8 +28,8 @@ func swaps() []magic {
 // 128 KiB into each label of 256 KiB, in either byte order.
 func zfsLabels() []magic {
 	var all []magic
-	for label := int64(0); label < 2; label++ {
-		for i := int64(0); i < 128; i++ {
+	for label := range int64(2) {
+		for i := range int64(128) {
 			off := label<<18 + 128<<10 + i<<10
 			all = append(all,
 				magic{KindMember, "zfs_member", off, "\x0c\xb1\xba\x00\x00\x00\x00\x00", nil},
@@ -65,7 +65,7 @@ func checkMac(p *prober, _ int64) (bool, error) {
 // the code of a boot sector: every status byte 0x00 or 0x80, one entry in use.
 func checkDOS(p *prober, _ int64) (bool, error) {
 	used := false
-	for i := int64(0); i < 4; i++ {
+	for i := range int64(4) {
 		entry, ok, err := p.bytes(446+16*i, 16)
 		if err != nil || !ok {
 			return false, err
