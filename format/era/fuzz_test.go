@@ -206,3 +206,37 @@ func FuzzXML(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRanges checks that a list that parses is read the same when written again.
+func FuzzRanges(f *testing.F) {
+	f.Add([]byte("<blocks>\n  <block block=\"1\"/>\n  <range begin=\"10\" end = \"20\"/>\n</blocks>\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var list []Range
+		var again bytes.Buffer
+		x := NewRangesXML(&again)
+		keep := func(r Range) error {
+			list = append(list, r)
+			return x.Range(r)
+		}
+		if err := ParseRangesXML(bytes.NewReader(text), keep); err != nil {
+			if !errors.Is(err, ErrXML) {
+				t.Fatalf("error of no class: %v", err)
+			}
+			return
+		}
+		if err := x.Close(); err != nil {
+			t.Fatal(err)
+		}
+		i := 0
+		err := ParseRangesXML(&again, func(r Range) error {
+			if r != list[i] {
+				t.Fatalf("%v, want %v", r, list[i])
+			}
+			i++
+			return nil
+		})
+		if err != nil || i != len(list) {
+			t.Fatalf("%d ranges of %d (%v)", i, len(list), err)
+		}
+	})
+}

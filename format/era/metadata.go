@@ -14,7 +14,8 @@ type Metadata struct {
 // Open reads and checks the superblock of the metadata in the first size bytes
 // of r. It fails with ErrNotEra, ErrDamaged or ErrNewer, or with r's error.
 //
-// While a device is active the kernel writes past the page cache: r must then
+// Everything is read in whole blocks, into memory aligned to BlockSize, so that
+// r may be a file opened with O_DIRECT. While a device is active the kernel writes past the page cache: r must then
 // read the metadata device directly, and only Snapshot gives a stable view.
 func Open(r io.ReaderAt, size int64) (*Metadata, error) {
 	if size < BlockSize {

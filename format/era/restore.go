@@ -32,7 +32,8 @@ func ParseXML(r io.Reader, sink Sink) error {
 // Restore writes the metadata that the XML describes to the first size bytes of
 // w. The superblock is zeroed first and written last, so that a restore that
 // fails leaves no metadata rather than half of it. When w has a Sync method it
-// is called before and after the superblock is written.
+// is called before and after the superblock is written. Writes are of whole
+// blocks in aligned memory, fit for O_DIRECT.
 func Restore(r io.Reader, w io.WriterAt, size int64) error {
 	return ParseXML(r, NewBuilder(w, size))
 }

@@ -70,3 +70,44 @@ func openFile(t testing.TB, path string) *Metadata {
 	}
 	return m
 }
+
+// TestTools1Agree compares with thin-provisioning-tools 1.x. No release that has
+// 0.9 has it too, so it runs only where ERA_TOOLS_1 names a folder with them.
+func TestTools1Agree(t *testing.T) {
+	dir := os.Getenv("ERA_TOOLS_1")
+	if dir == "" {
+		t.Skip("ERA_TOOLS_1 is not set")
+	}
+	for _, c := range goodCases(t) {
+		if !c.has("dump.xml.zst") || c.open(t).super.NrBlocks == 0 {
+			continue
+		}
+		xml, err := dumpXML(c.open(t).Live(), DumpOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours := writeFile(t, restoreXML(t, xml, 2*len(c.image)/BlockSize))
+		mustTool(t, filepath.Join(dir, "era_check"), ours)
+		// 1.x leaves out the last newline.
+		if got := mustTool(t, filepath.Join(dir, "era_dump"), ours); got+"\n" != xml {
+			t.Errorf("%s: era_dump 1.x prints our metadata differently", c.name)
+		}
+		logical, err := dumpXML(c.open(t).Live(), DumpOptions{Logical: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := mustTool(t, filepath.Join(dir, "era_dump"), "--logical", writeFile(t, c.image)); got+"\n" != logical {
+			t.Errorf("%s: era_dump 1.x --logical differs", c.name)
+		}
+		theirs := writeFile(t, make([]byte, 2*len(c.image)))
+		mustTool(t, filepath.Join(dir, "era_restore"), "-q", "-i", writeFile(t, []byte(xml)), "-o", theirs)
+		image, err := os.ReadFile(theirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustBeSound(t, image)
+		if got, err := dumpXML(openBytes(t, image).Live(), DumpOptions{}); err != nil || got != xml {
+			t.Errorf("%s: era_restore 1.x made something else (%v)", c.name, err)
+		}
+	}
+}
