@@ -123,7 +123,7 @@ func (s *scan) window(lo, hi uint64) error {
 			continue
 		}
 		if err := s.bits.read(w.Root, ceilDiv(uint64(w.Bits), 64), span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}); err != nil {
-			return fmt.Errorf("writeset of era %d: %w", w.Era, err)
+			return fmt.Errorf("era: writeset of era %d: %w", w.Era, err)
 		}
 	}
 	if s.skipArray {

@@ -92,7 +92,7 @@ func (d *dump) dumpWritesets(sink Sink) error {
 		extra := pending && w.Era == d.era
 		pending = pending && !extra
 		if err := d.dumpWriteset(sink, w, extra); err != nil {
-			return fmt.Errorf("writeset of era %d: %w", w.Era, err)
+			return fmt.Errorf("era: writeset of era %d: %w", w.Era, err)
 		}
 	}
 	if !pending {

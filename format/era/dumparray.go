@@ -92,7 +92,7 @@ func (w *eraWindow) mergeWritesets(lo, hi uint64) error {
 		}
 		at := span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}
 		if err := d.bits.read(ws.Root, ceilDiv(uint64(ws.Bits), 64), at); err != nil {
-			return fmt.Errorf("writeset of era %d: %w", ws.Era, err)
+			return fmt.Errorf("era: writeset of era %d: %w", ws.Era, err)
 		}
 	}
 	return nil

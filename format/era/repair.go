@@ -15,7 +15,7 @@ func Repair(m *Metadata, w io.WriterAt, size int64, damaged func(*Fault)) error 
 		damaged = func(*Fault) {}
 	}
 	if err := m.Live().Dump(NewBuilder(w, size), DumpOptions{Damaged: damaged}); err != nil {
-		return fmt.Errorf("repair: %w", err)
+		return fmt.Errorf("era: repair: %w", err)
 	}
 	return nil
 }
