@@ -145,18 +145,27 @@ func partitioned(t testing.TB, size int64) (disk, p1, p2 string) {
 // zram returns a new bio-based disk.
 func zram(t testing.TB, size int64) string {
 	t.Helper()
+	dev, remove := addZram(t, size)
+	t.Cleanup(remove)
+	return dev
+}
+
+// addZram makes a bio-based disk; the caller removes it.
+func addZram(t testing.TB, size int64) (dev string, remove func()) {
+	t.Helper()
 	raw, err := os.ReadFile("/sys/class/zram-control/hot_add")
 	if err != nil {
 		t.Fatal("needs the zram module:", err)
 	}
 	id := strings.TrimSpace(string(raw))
-	t.Cleanup(func() {
+	remove = func() {
 		if err := os.WriteFile("/sys/class/zram-control/hot_remove", []byte(id), 0); err != nil {
 			t.Error("remove zram:", err)
 		}
-	})
+	}
 	if err := os.WriteFile("/sys/block/zram"+id+"/disksize", fmt.Append(nil, size), 0); err != nil {
+		remove()
 		t.Fatal("zram:", err)
 	}
-	return "/dev/zram" + id
+	return "/dev/zram" + id, remove
 }

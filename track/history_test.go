@@ -27,7 +27,6 @@ type historyModel struct {
 	reader *fileLock
 	from   uint64 // the epoch at which the reader came
 	clock  time.Time
-	crash  int // files that are left although they were merged
 }
 
 func newHistoryModel(t *rapid.T, dir string) *historyModel {

@@ -243,3 +243,53 @@ func TestDiskInUseByAFilesystemCanBeOpenedOften(t *testing.T) {
 		t.Error("another block size than that in use was accepted")
 	}
 }
+
+func TestDiskThatIsGoneIsListedAndCanBeStopped(t *testing.T) {
+	opts, dev, file, _, _ := tracked(t)
+	again := loop(t, sparse(t, 16<<20)) // tracked as well, and stays
+	l2 := open(t, again, opts)
+	m2 := cut(t, l2)
+	run(t, "losetup", "-d", dev)
+	gone := "/dev/no/such"
+	list, err := track.List(t.Context(), opts)
+	if err != nil || len(list) != 2 {
+		t.Fatal(list, err)
+	}
+	for _, st := range list {
+		if lost := st.Lost != ""; lost != (st.Disk == filepath.Base(dev)) {
+			t.Errorf("%s: lost %q", st.Disk, st.Lost)
+		}
+	}
+	if err := track.Stop(t.Context(), gone, opts); !errors.Is(err, track.ErrNotTracked) {
+		t.Error(err)
+	}
+	if err := track.Stop(t.Context(), dev, opts); err != nil {
+		t.Error(err)
+	}
+	write(t, again, 0, 4096, 1)
+	wantChanges(t, l2, m2, "", extent.Extent{Len: 4096})
+	if list, err = track.List(t.Context(), opts); err != nil || len(list) != 1 || list[0].Lost != "" || list[0].Changed != 4096 {
+		t.Error(list, err)
+	}
+	run(t, "losetup", dev, file) // the cleanup detaches it
+}
+
+func TestDiskThatVanishedCanBeStopped(t *testing.T) {
+	opts := places(t)
+	dev, remove := addZram(t, 16<<20)
+	l := open(t, dev, opts)
+	m := cut(t, l)
+	remove()
+	if list, err := track.List(t.Context(), opts); err != nil || len(list) != 1 || list[0].Lost != "the device is gone" {
+		t.Error(list, err)
+	}
+	if _, err := l.Changes(t.Context(), m, ""); err == nil {
+		t.Error("changes of a disk that is gone")
+	}
+	if err := track.Stop(t.Context(), dev, opts); err != nil {
+		t.Error(err)
+	}
+	if list, err := track.List(t.Context(), opts); err != nil || len(list) != 0 {
+		t.Error(list, err)
+	}
+}

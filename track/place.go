@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,14 +43,14 @@ type place struct {
 }
 
 func (o Options) place() place {
-	run, fs := o.RunDir, o.BPFFS
+	run, mnt := o.RunDir, o.BPFFS
 	if run == "" {
 		run = DefaultRunDir
 	}
-	if fs == "" {
-		fs = bpf.DefaultFS
+	if mnt == "" {
+		mnt = bpf.DefaultFS
 	}
-	return place{run: filepath.Join(run, "track"), bpffs: fs, pins: filepath.Join(fs, "tidemark", "v1")}
+	return place{run: filepath.Join(run, "track"), bpffs: mnt, pins: filepath.Join(mnt, "tidemark", "v1")}
 }
 
 func (p place) lockFile() string                { return filepath.Join(p.run, "lock") }
@@ -83,9 +84,13 @@ const lockPoll = 2 * time.Millisecond
 type fileLock struct{ f *os.File }
 
 // lockPath takes the lock of the file at path, waiting for whoever has it until
-// ctx ends.
+// ctx ends. A file that is there is only read, so that a frozen filesystem does
+// not hold up who takes the lock.
 func lockPath(ctx context.Context, path string) (*fileLock, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("track: lock: %w", err)
 	}

@@ -149,14 +149,18 @@ func (st *Status) addBitmap(s *session, epoch uint64) error {
 var ErrNotTracked = errors.New("not tracked")
 
 // Stop ends the tracking of the disk that the device is, or is a part of; all
-// its marks are lost. When it was the last disk, the programs are removed. The
-// error wraps ErrNotTracked when it was not tracked.
+// its marks are lost. When it was the last disk, the programs are removed. A
+// disk that is gone can be named as it was. The error wraps ErrNotTracked when
+// it was not tracked.
 func Stop(ctx context.Context, device string, opts Options) error {
+	pl := opts.place()
 	id, err := block.Identify(device)
+	if errors.Is(err, fs.ErrNotExist) {
+		id, err = identifyGone(pl, device)
+	}
 	if err != nil {
 		return err
 	}
-	pl := opts.place()
 	dir := pl.disk(id.Disk)
 	if _, err := os.Stat(filepath.Join(dir, recordFile)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("track: stop: %s: %w", device, ErrNotTracked)
@@ -169,6 +173,21 @@ func Stop(ctx context.Context, device string, opts Options) error {
 		defer lock.unlock()
 	}
 	return stop(pl, dir, id)
+}
+
+// identifyGone finds the record of a disk that is no longer there.
+func identifyGone(pl place, device string) (block.Identity, error) {
+	name := strings.ReplaceAll(strings.TrimPrefix(device, "/dev/"), "/", "!")
+	recs, err := records(pl)
+	if err != nil {
+		return block.Identity{}, err
+	}
+	for _, r := range recs {
+		if r.Disk == name {
+			return block.Identity{Disk: r.Disk, DiskMajor: r.Major, DiskMinor: r.Minor}, nil
+		}
+	}
+	return block.Identity{}, fmt.Errorf("track: stop: %s: no such device, and %w", device, ErrNotTracked)
 }
 
 func stop(pl place, dir string, id block.Identity) error {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/bits"
 	"os"
 
@@ -145,7 +146,7 @@ func (b *Bitmap) Pin(path string) error {
 // Unpin removes the pin at path; a bitmap that is still in a slot or open
 // lives on. It is no error when there is none.
 func Unpin(path string) error {
-	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("bpf: unpin bitmap: %w", err)
 	}
 	return nil

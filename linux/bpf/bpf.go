@@ -22,7 +22,9 @@
 // tracepoints are not preempted, so an issue is not skipped for interrupting
 // another. Disks without a request queue (dm, md, zram) are watched at
 // block_bio_queue and block_bio_complete; a completed bio no longer knows its
-// range, so it is remembered by the bio's address in between.
+// range, so it is remembered by the bio's address in between. Where such a disk
+// sends the bio itself on to one with a queue (NVMe multipath), its end is seen in
+// block_rq_complete.
 //
 // # Ending an epoch
 //
@@ -55,7 +57,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 )
 
 var (
@@ -74,6 +75,7 @@ const (
 	progBioDone = "complete_bio"
 	progIssue   = "issue_request"
 	progReqDone = "complete_request"
+	progRemap   = "complete_remapped"
 	mapDisks    = "disks"
 	mapFlights  = "flights"
 	mapSlots    = "slots"
@@ -84,7 +86,7 @@ const (
 
 // reqProgs are always attached, bioProgs while a bio-based disk is tracked.
 func reqProgs() []string { return []string{progIssue, progReqDone} }
-func bioProgs() []string { return []string{progQueue, progBioDone} }
+func bioProgs() []string { return []string{progQueue, progBioDone, progRemap} }
 
 func progNames() []string { return append(reqProgs(), bioProgs()...) }
 func mapNames() []string  { return []string{mapDisks, mapFlights, mapSlots} }
@@ -158,9 +160,6 @@ func (f *Facility) load() error {
 // must not exist; its parents are created. A crash leaves either all or nothing
 // at dir.
 func Install(dir string) (*Facility, error) {
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("bpf: lift the memory lock limit: %w", err)
-	}
 	staging := dir + stagingEnd
 	if err := os.RemoveAll(staging); err != nil {
 		return nil, fmt.Errorf("bpf: remove a half-made installation: %w", err)
@@ -293,7 +292,7 @@ func (f *Facility) Misses() (Misses, error) {
 		}
 		n[name] = s.RecursionMisses
 	}
-	return Misses{Queue: n[progQueue] + n[progIssue], Complete: n[progBioDone] + n[progReqDone]}, nil
+	return Misses{Queue: n[progQueue] + n[progIssue], Complete: n[progBioDone] + n[progReqDone] + n[progRemap]}, nil
 }
 
 // Programs returns the loaded programs by name, for their run-time statistics.

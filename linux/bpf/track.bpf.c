@@ -57,10 +57,15 @@ struct bvec_iter {
 	__u32 bi_size;
 } VIEW;
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct bio {
 	struct bio *bi_next;
 	struct block_device *bi_bdev;
 	__u32 bi_opf;
+	atomic_t __bi_remaining;
 	struct bvec_iter bi_iter;
 	void *bi_private;
 } VIEW;
@@ -102,7 +107,7 @@ enum req_op {
 #define TABLE_SHIFT 22	// 32 - log2(TABLE_SIZE)
 #define TABLE_PROBES 16
 #define MAX_BIOS 65536
-#define MAX_DISCARD_BIOS 4096
+#define MAX_MERGED_BIOS 4096
 
 enum header_word {
 	WORD_LOST = 0,	 // flags, set here
@@ -376,12 +381,18 @@ static __always_inline __u64 parent_of(__u64 bio)
 	return parent;
 }
 
-static __always_inline int is_fragment(__u64 bio)
+// The bio on record that this one is, or was split off from; 0 if there is none.
+static __always_inline __u64 on_record(__u64 bio)
 {
-	__u64 a = parent_of(bio), b = parent_of(a), c = parent_of(b);
-
-	return bpf_map_lookup_elem(&flights, &a) || bpf_map_lookup_elem(&flights, &b) ||
-	       bpf_map_lookup_elem(&flights, &c);
+	if (bpf_map_lookup_elem(&flights, &bio))
+		return bio;
+	bio = parent_of(bio);
+	if (bpf_map_lookup_elem(&flights, &bio))
+		return bio;
+	bio = parent_of(bio);
+	if (bpf_map_lookup_elem(&flights, &bio))
+		return bio;
+	return 0;
 }
 
 SEC("tp_btf/block_bio_complete")
@@ -404,7 +415,7 @@ int complete_bio(__u64 *ctx)
 	if (!bio->bi_bdev)
 		return 0;
 	d = lookup(bio->bi_bdev->bd_disk);
-	if (d && (d->flags & DISK_BIO) && !is_fragment(addr))
+	if (d && (d->flags & DISK_BIO) && !on_record(addr))
 		doubt(d->slot);
 	return 0;
 }
@@ -442,7 +453,7 @@ static __always_inline void mark_discard(struct disk *d, struct request *rq)
 {
 	struct walk w = { .bio = (__u64)rq->bio, .d = d };
 
-	bpf_loop(MAX_DISCARD_BIOS, mark_next_bio, &w, 0);
+	bpf_loop(MAX_MERGED_BIOS, mark_next_bio, &w, 0);
 	if (w.bio)
 		doubt(d->slot);
 }
@@ -491,6 +502,72 @@ SEC("tp_btf/block_rq_complete")
 int complete_request(__u64 *ctx)
 {
 	mark_request((struct request *)ctx[0], ctx[2]);
+	return 0;
+}
+
+static long doubt_entry(__u64 i, void *unused)
+{
+	__u32 key = i;
+	struct disk *d = bpf_map_lookup_elem(&disks, &key);
+
+	if (d && d->dev != DEV_FREE && d->dev != DEV_GONE && (d->flags & DISK_BIO))
+		doubt(d->slot);
+	return 0;
+}
+
+static __always_inline void doubt_bio_disks(void)
+{
+	bpf_loop(TABLE_SIZE, doubt_entry, 0, 0);
+}
+
+// Some drivers without a queue (NVMe multipath, md raid0) send a bio itself on to
+// a disk with one. Its completion is then announced as that of a request, and
+// block_bio_complete is not (blk_update_request clears BIO_TRACE_COMPLETION). So
+// while a bio-based disk is tracked, the bios of every completed request are
+// looked up. A bio split on the way ends in several requests in any order; each
+// marks all of it, and the last one forgets it.
+struct settle {
+	__u64 bio;
+	__u64 left; // bytes completed
+};
+
+static long settle_next_bio(__u64 i, struct settle *s)
+{
+	struct bio *bio = (struct bio *)s->bio;
+	__u64 next = 0, root;
+	struct flight *f;
+	int remaining = 0;
+	__u32 size = 0;
+
+	if (!bio || bpf_core_read(&size, sizeof(size), &bio->bi_iter.bi_size) || size > s->left ||
+	    bpf_core_read(&next, sizeof(next), &bio->bi_next)) {
+		s->bio = 0;
+		return 1;
+	}
+	s->left -= size;
+	root = on_record(s->bio);
+	f = root ? bpf_map_lookup_elem(&flights, &root) : 0;
+	if (f) {
+		mark_blocks(f->slot, f->first, f->last);
+		bpf_core_read(&remaining, sizeof(remaining), &((struct bio *)root)->__bi_remaining.counter);
+		if (remaining <= 1)
+			bpf_map_delete_elem(&flights, &root);
+	}
+	s->bio = next;
+	return 0;
+}
+
+SEC("tp_btf/block_rq_complete")
+int complete_remapped(__u64 *ctx)
+{
+	struct request *rq = (struct request *)ctx[0];
+	struct settle s = { .bio = (__u64)rq->bio, .left = (__u32)ctx[2] };
+
+	if (!changes(rq->cmd_flags & REQ_OP_MASK) || !s.bio)
+		return 0;
+	bpf_loop(MAX_MERGED_BIOS, settle_next_bio, &s, 0);
+	if (s.bio)
+		doubt_bio_disks();
 	return 0;
 }
 

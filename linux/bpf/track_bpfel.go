@@ -16,13 +16,14 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	trackMapDisks            = "disks"
-	trackMapFlights          = "flights"
-	trackMapSlots            = "slots"
-	trackProgCompleteBio     = "complete_bio"
-	trackProgCompleteRequest = "complete_request"
-	trackProgIssueRequest    = "issue_request"
-	trackProgQueueBio        = "queue_bio"
+	trackMapDisks             = "disks"
+	trackMapFlights           = "flights"
+	trackMapSlots             = "slots"
+	trackProgCompleteBio      = "complete_bio"
+	trackProgCompleteRemapped = "complete_remapped"
+	trackProgCompleteRequest  = "complete_request"
+	trackProgIssueRequest     = "issue_request"
+	trackProgQueueBio         = "queue_bio"
 )
 
 // loadTrack returns the embedded CollectionSpec for track.
@@ -67,10 +68,11 @@ type trackSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackProgramSpecs struct {
-	CompleteBio     *ebpf.ProgramSpec `ebpf:"complete_bio"`
-	CompleteRequest *ebpf.ProgramSpec `ebpf:"complete_request"`
-	IssueRequest    *ebpf.ProgramSpec `ebpf:"issue_request"`
-	QueueBio        *ebpf.ProgramSpec `ebpf:"queue_bio"`
+	CompleteBio      *ebpf.ProgramSpec `ebpf:"complete_bio"`
+	CompleteRemapped *ebpf.ProgramSpec `ebpf:"complete_remapped"`
+	CompleteRequest  *ebpf.ProgramSpec `ebpf:"complete_request"`
+	IssueRequest     *ebpf.ProgramSpec `ebpf:"issue_request"`
+	QueueBio         *ebpf.ProgramSpec `ebpf:"queue_bio"`
 }
 
 // trackMapSpecs contains maps before they are loaded into the kernel.
@@ -131,15 +133,17 @@ type trackVariables struct {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackPrograms struct {
-	CompleteBio     *ebpf.Program `ebpf:"complete_bio"`
-	CompleteRequest *ebpf.Program `ebpf:"complete_request"`
-	IssueRequest    *ebpf.Program `ebpf:"issue_request"`
-	QueueBio        *ebpf.Program `ebpf:"queue_bio"`
+	CompleteBio      *ebpf.Program `ebpf:"complete_bio"`
+	CompleteRemapped *ebpf.Program `ebpf:"complete_remapped"`
+	CompleteRequest  *ebpf.Program `ebpf:"complete_request"`
+	IssueRequest     *ebpf.Program `ebpf:"issue_request"`
+	QueueBio         *ebpf.Program `ebpf:"queue_bio"`
 }
 
 func (p *trackPrograms) Close() error {
 	return _TrackClose(
 		p.CompleteBio,
+		p.CompleteRemapped,
 		p.CompleteRequest,
 		p.IssueRequest,
 		p.QueueBio,

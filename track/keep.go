@@ -1,0 +1,105 @@
+package track
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+)
+
+// Settle vouches that no write was in flight on the source at m, because it was
+// frozen. Completions missed later then cannot spoil the mark. Keep remembers
+// it.
+func (l *Live) Settle(m Mark) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.settled[m] = true
+}
+
+// Keep keeps the history since m for the owner. When there are more than 64
+// owners, the one who did not come for longest loses its mark. The error wraps
+// ErrMarkLost when m is lost already.
+func (l *Live) Keep(ctx context.Context, owner string, m Mark) error {
+	one, err := l.lease(ctx, m)
+	if err != nil {
+		return err
+	}
+	return l.updateLeases(ctx, func(ls *leases) { ls.keep(owner, one) })
+}
+
+// Remember keeps the history since m for whoever may ask: the newest 16 such
+// marks are kept.
+func (l *Live) Remember(ctx context.Context, m Mark) error {
+	one, err := l.lease(ctx, m)
+	if err != nil {
+		return err
+	}
+	return l.updateLeases(ctx, func(ls *leases) { ls.remember(one) })
+}
+
+func (l *Live) lease(ctx context.Context, m Mark) (lease, error) {
+	if m == "" {
+		return lease{}, nil
+	}
+	if _, err := l.Changes(ctx, m, ""); err != nil {
+		return lease{}, err
+	}
+	at, err := m.parse()
+	if err != nil {
+		return lease{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return lease{Mark: m, Epoch: at.epoch, Time: time.Now().UTC(), Settled: l.settled[m]}, nil
+}
+
+func (l *Live) updateLeases(ctx context.Context, change func(*leases)) error {
+	return l.withHistory(ctx, func(now uint64) error {
+		ls, err := loadLeases(l.s.dir)
+		if err != nil {
+			return err
+		}
+		change(&ls)
+		if err := ls.save(l.s.dir); err != nil {
+			return err
+		}
+		return l.s.tidy(ctx, ls, now)
+	})
+}
+
+// Persist writes the closed epochs to files, which frees their bitmaps, tidies
+// the history and prepares the next Cut. Call it after a Cut, once nothing is
+// frozen any more.
+func (l *Live) Persist(ctx context.Context) error {
+	err := l.withHistory(ctx, func(now uint64) error {
+		ls, err := loadLeases(l.s.dir)
+		if err != nil {
+			return err
+		}
+		return l.s.tidy(ctx, ls, now)
+	})
+	if err != nil {
+		return err
+	}
+	return l.withFlip(ctx, l.s.ensureSpare)
+}
+
+func (s *session) tidy(ctx context.Context, ls leases, now uint64) error {
+	if err := s.persist(now); err != nil {
+		return err
+	}
+	return s.compact(ctx, ls, now)
+}
+
+// withHistory calls f with the history lock held and the current epoch.
+func (l *Live) withHistory(ctx context.Context, f func(now uint64) error) error {
+	lock, err := lockPath(ctx, filepath.Join(l.s.dir, historyLock))
+	if err != nil {
+		return err
+	}
+	defer lock.unlock()
+	h, err := l.now(ctx)
+	if err != nil {
+		return err
+	}
+	return f(h.Epoch)
+}
