@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"tidemark/extent"
 	"tidemark/track"
 	"tidemark/view"
 )
@@ -16,6 +17,9 @@ const (
 	// maxAttempts is how often the view is given up and held again because more
 	// was left than expected.
 	maxAttempts = 4
+	// maxRounds is how often what was written although the view is held is
+	// copied before the view is given up.
+	maxRounds = 5
 	// holdBytes bounds what is kept in memory while the view is held.
 	holdBytes = 256 << 20
 )
@@ -43,6 +47,9 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 	r.noteFrozen(held)
 	if err == nil {
 		err = releaseErr
+	}
+	if err != nil {
+		giveBack(kept)
 	}
 	if errors.Is(err, errTooMuch) || errors.Is(err, ErrWrittenWhileHeld) {
 		if attempt < maxAttempts && ctx.Err() == nil {
@@ -80,43 +87,84 @@ func (r *runner) unbounded() bool { return r.o.ForceFreeze || r.o.Unheld }
 // kept is what was read while the view was held, and is not in the mirrors yet.
 type kept struct {
 	job    *job
+	set    extent.Set
 	chunks []chunk
 }
 
+// keep notes that todo has been read, though it is not in the mirror.
+func (j *job) keep(k *kept) {
+	k.set, j.todo = j.todo, extent.Set{}
+	j.copied = j.copied.Union(k.set)
+}
+
+// giveBack makes what was read and will not be stored something to do again.
+func giveBack(all []kept) {
+	for _, k := range all {
+		k.job.todo = k.job.todo.Union(k.set)
+	}
+}
+
 // copyHeld closes every epoch, reads the rest, and makes sure that nobody wrote
-// meanwhile. Nothing may be written to a filesystem that is frozen, and nobody
+// meanwhile. What was read comes also with an error. Nothing may be written to a filesystem that is frozen, and nobody
 // be talked to.
-func (r *runner) copyHeld(ctx context.Context, held view.Held) ([]kept, error) {
+func (r *runner) copyHeld(ctx context.Context, held view.Held) (all []kept, err error) {
 	ctx, cancel := r.bound(ctx, held)
 	defer cancel()
-	for _, j := range r.jobs {
-		if err := j.next(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", j.Name, err)
+	for range maxRounds {
+		for _, j := range r.jobs {
+			if err := j.next(ctx); err != nil {
+				return all, fmt.Errorf("%s: %w", j.Name, err)
+			}
 		}
+		round, err := r.copyRound(ctx, held)
+		all = append(all, round...)
+		if err != nil {
+			return all, err
+		}
+		if err = r.stoodStill(ctx); !errors.Is(err, ErrWrittenWhileHeld) || !r.allLive() {
+			return all, err
+		}
+		// A frozen XFS or Btrfs may still discard free space that it had promised
+		// to discard before (xfs_discard.c, btrfs/discard.c). That ends by itself;
+		// the instant is then a little later.
 	}
+	return all, r.stoodStill(ctx)
+}
+
+// allLive reports whether every tracker can name what was written since the epoch
+// was closed.
+func (r *runner) allLive() bool { return len(r.liveJobs()) == len(r.jobs) }
+
+// copyRound reads what changed until the epochs were closed. What was read before
+// an error comes with it.
+func (r *runner) copyRound(ctx context.Context, held view.Held) ([]kept, error) {
 	rest := r.restBytes()
 	if left := r.o.MaxFreeze - time.Since(held.Since()); !r.unbounded() && r.speed.time(rest) > left {
 		return nil, errTooMuch
 	}
 	inMemory := rest <= holdBytes
-	var all []kept
+	var round []kept
 	for _, j := range r.jobs {
 		if j.Freezes && !inMemory {
-			return nil, fmt.Errorf("%s: the target lies on a filesystem that is frozen, and %d bytes are too many to keep in memory: %w",
+			return round, fmt.Errorf("%s: the target lies on a filesystem that is frozen, and %d bytes are too many to keep in memory: %w",
 				j.Target, rest, ErrNotConverging)
 		}
 		k, err := r.copyHeldJob(ctx, j, inMemory)
 		if err != nil {
-			return nil, r.explain(ctx, j, err)
+			return round, r.explain(ctx, j, err)
 		}
-		all = append(all, k)
+		round = append(round, k)
 	}
+	return round, nil
+}
+
+func (r *runner) stoodStill(ctx context.Context) error {
 	for _, j := range r.jobs {
 		if err := j.stoodStill(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", j.Name, err)
+			return fmt.Errorf("%s: %w", j.Name, err)
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // bound ends the copying when the frozen time is up or the view has broken: what
@@ -170,8 +218,11 @@ func (r *runner) copyHeldJob(ctx context.Context, j *job, inMemory bool) (kept, 
 		},
 		done: func(batch, int64) {},
 	}
-	err := p.run(ctx, j.todo)
-	return k, err
+	if err := p.run(ctx, j.todo); err != nil {
+		return k, err
+	}
+	j.keep(&k)
+	return k, nil
 }
 
 // stoodStill asks the tracker whether anything was written since the epoch was
@@ -206,7 +257,7 @@ func (r *runner) storeKept(all []kept) error {
 			}
 		}
 		if k.chunks != nil {
-			k.job.passed()
+			k.job.passed(k.set)
 		}
 	}
 	return nil

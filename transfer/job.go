@@ -181,11 +181,11 @@ func (j *job) next(ctx context.Context) error {
 	return nil
 }
 
-// passed notes that todo has been copied.
-func (j *job) passed() {
+// passed notes that set has been copied.
+func (j *job) passed(set extent.Set) {
 	j.report.Passes++
-	j.copied = j.copied.Union(j.todo)
-	j.todo = extent.Set{}
+	j.copied = j.copied.Union(set)
+	j.todo = j.todo.Subtract(set)
 	j.filled = true
 }
 

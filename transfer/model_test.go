@@ -219,6 +219,9 @@ func (h *stillnessHeld) Release() error {
 	h.v.s.mu.Lock()
 	defer h.v.s.mu.Unlock()
 	h.v.s.held = false
+	if !h.v.watches {
+		h.v.moment = slices.Clone(h.v.s.data) // the engine has to notice, and copy, later writes
+	}
 	if h.v.broken || h.v.watches && h.v.s.writes != h.v.writes {
 		return view.ErrBroken
 	}

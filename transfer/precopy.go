@@ -122,7 +122,7 @@ func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) erro
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	j.passed()
+	j.passed(j.todo)
 	return nil
 }
 

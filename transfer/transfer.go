@@ -196,6 +196,9 @@ func (r *runner) commit(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", j.Target, err)
 		}
 	}
+	if err := r.view.PostHook; err != nil {
+		return fmt.Errorf("the copy is complete, but: %w", err)
+	}
 	return nil
 }
 

@@ -43,6 +43,12 @@ func absolute(path string) string {
 	return path
 }
 
+// volatilePrefix begins the name of a device that the kernel tells nothing of.
+const volatilePrefix = "disk="
+
+// volatile reports whether a stable name is good for this boot only.
+func volatile(name string) bool { return strings.HasPrefix(name, volatilePrefix) }
+
 // stableName names a device by what it is, whatever its name is today: by the
 // id, serial number or backing file that the kernel shows. A device that has
 // nothing of the kind (zram) is named after its place in this boot.
@@ -58,7 +64,7 @@ func stableName(id block.Identity) string {
 	}
 	if name == "" {
 		boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // no boot id: the sequence number has to do
-		name = fmt.Sprintf("disk=%s seq=%d boot=%s", id.Disk, id.DiskSeq, strings.TrimSpace(string(boot)))
+		name = fmt.Sprintf(volatilePrefix+"%s seq=%d boot=%s", id.Disk, id.DiskSeq, strings.TrimSpace(string(boot)))
 	}
 	if offset, err := os.ReadFile(filepath.Join(dir, "loop", "offset")); err == nil {
 		name += " offset=" + strings.TrimSpace(string(offset))

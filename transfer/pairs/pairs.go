@@ -55,7 +55,7 @@ type Options struct {
 	MaxFreeze   time.Duration
 	ForceFreeze bool
 	BytesPerSec int64 // read while a source is in use; 0 is no limit
-	Overwrite   bool  // a device that holds a filesystem
+	Overwrite   bool  // what a target holds or is the mirror of, and what is known of it
 	Progress    func(transfer.Event)
 }
 
@@ -144,7 +144,7 @@ func (s *session) find(pairs []Pair) error {
 		s.sources = append(s.sources, src)
 		s.later(src.Close)
 	}
-	for _, p := range pairs {
+	for i, p := range pairs {
 		t, err := findTarget(p.Target, s.o.StateDir)
 		if err != nil {
 			return err
@@ -154,7 +154,7 @@ func (s *session) find(pairs []Pair) error {
 				return fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, ErrRefused)
 			}
 		}
-		if err := t.refuse(s.sources, s.o.Overwrite); err != nil {
+		if err := t.refuse(s.sources[i], s.sources, s.o.Overwrite); err != nil {
 			return err
 		}
 		s.targets = append(s.targets, t)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"tidemark/format/sidecar"
+	"tidemark/transfer/mirror"
 )
 
 // Status returns what is known of the mirror at path, also while a run is using
@@ -22,9 +23,18 @@ func Status(path, stateDir string) (sidecar.State, error) {
 	if err != nil {
 		return sidecar.State{}, err
 	}
-	f, err := os.Open(filepath.Join(t.folder, stateFile))
+	state, err := readState(t.folder)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return state, err
+}
+
+func readState(folder string) (sidecar.State, error) {
+	path := filepath.Join(folder, mirror.StateFile)
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return sidecar.State{}, fmt.Errorf("%s: %w: %s is missing", path, ErrNoMirror, filepath.Join(t.folder, stateFile))
+		return sidecar.State{}, fmt.Errorf("%w: %s is missing", ErrNoMirror, path)
 	}
 	if err != nil {
 		return sidecar.State{}, err
@@ -36,7 +46,7 @@ func Status(path, stateDir string) (sidecar.State, error) {
 	}
 	state, err := sidecar.DecodeState(b)
 	if err != nil {
-		return sidecar.State{}, fmt.Errorf("%s: %w", f.Name(), err)
+		return sidecar.State{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return state, nil
 }

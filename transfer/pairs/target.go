@@ -7,13 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/zeebo/blake3"
 
 	"tidemark/block"
 	"tidemark/format/sidecar"
-	"tidemark/linux/mounts"
 	"tidemark/transfer/mirror"
 )
 
@@ -22,7 +20,6 @@ const (
 	maxBlock = sidecar.MaxBlock
 
 	folderEnd = ".tidemark" // of the folder beside an image
-	stateFile = "state"     // in it
 )
 
 // target is where a mirror goes.
@@ -37,6 +34,8 @@ type target struct {
 	dir   *mirror.Dir
 	store *mirror.Store
 	blank bool // it was made just now
+	// rebuild says that what is known of it is of no use.
+	rebuild bool
 }
 
 // findTarget looks at what path is now.
@@ -75,77 +74,6 @@ func (t *target) owner() string {
 	return t.path
 }
 
-// refuse returns an error wrapping ErrRefused when the target must not be
-// written to.
-func (t *target) refuse(sources []*source, overwrite bool) error {
-	if !t.exists {
-		return nil
-	}
-	table, err := mounts.Read()
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	for _, src := range sources {
-		if same, err := t.reaches(src, table); err != nil {
-			return fmt.Errorf("target: %w", err)
-		} else if same {
-			return fmt.Errorf("target: %s: %w: it is the source, or lies on it", t.path, ErrRefused)
-		}
-	}
-	use, err := table.UseOf(t.path)
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	if use.InUse() {
-		return fmt.Errorf("target: %s: %w: it is in use (%s)", t.path, ErrRefused, use)
-	}
-	if !t.device || overwrite || t.known() {
-		return nil
-	}
-	return t.refuseContent()
-}
-
-// reaches reports whether a write to the target is a write to the source: they
-// are the same, or the target is a device that is made of the source.
-func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
-	if !t.device {
-		a, err := src.File().Stat()
-		if err != nil {
-			return false, err
-		}
-		b, err := os.Stat(t.path)
-		return err == nil && os.SameFile(a, b), err
-	}
-	if src.IsDevice() && overlaps(src.id, t.id) {
-		return true, nil
-	}
-	use, err := table.UseOf(src.Path())
-	return slices.Contains(use.Holders, t.id.Disk), err
-}
-
-// known reports whether the device is a mirror of ours already, so that what it
-// holds is a copy.
-func (t *target) known() bool {
-	_, err := os.Stat(filepath.Join(t.folder, stateFile))
-	return err == nil
-}
-
-func (t *target) refuseContent() error {
-	d, err := block.Open(t.path, block.Options{})
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	defer d.Close()
-	found, err := mounts.Probe(d, d.Size())
-	if err != nil {
-		return fmt.Errorf("target: %s: %w", t.path, err)
-	}
-	if len(found) > 0 {
-		return fmt.Errorf("target: %s: %w: it holds %s", t.path, ErrRefused, found[0])
-	}
-	return nil
-}
-
 // open opens the mirror, or makes one. What it opened is closed by close, also
 // after an error.
 func (t *target) open(src *source, granularity int64, o Options) error {
@@ -156,7 +84,7 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	if t.dir, err = mirror.OpenDir(t.folder, true); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	if t.store, err = mirror.Open(mirror.Disk{Device: t.disk}, t.dir); err != nil {
+	if err := t.openStore(o); err != nil {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	if told := t.store.Recovered(); told != "" {
@@ -180,6 +108,23 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	return nil
 }
 
+// openStore opens what is known of the mirror; what is spoilt is forgotten only
+// when told to overwrite.
+func (t *target) openStore(o Options) (err error) {
+	disk := mirror.Disk{Device: t.disk}
+	if !t.rebuild {
+		t.store, err = mirror.Open(disk, t.dir)
+	}
+	if err != nil && !(o.Overwrite && spoilt(err)) {
+		return err
+	}
+	if t.rebuild || err != nil {
+		o.note("%s: what was known of it is damaged: comparing it with the source", t.path)
+		t.store = mirror.New(disk, t.dir)
+	}
+	return nil
+}
+
 func (t *target) openDisk(size int64) (err error) {
 	if !t.exists {
 		f, err := os.OpenFile(t.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -190,11 +135,11 @@ func (t *target) openDisk(size int64) (err error) {
 			return err
 		}
 	}
-	if t.disk, err = block.Open(t.path, block.Options{Write: true, Direct: true, Exclusive: true}); err != nil {
+	if t.disk, err = block.Open(t.path, block.Options{Write: true, Exclusive: true}); err != nil {
 		return err
 	}
 	if t.device && t.disk.Size() < size {
-		return fmt.Errorf("%s has %d bytes, the source has %d", t.path, t.disk.Size(), size)
+		return fmt.Errorf("%s: %w: it has %d bytes, the source has %d", t.path, ErrRefused, t.disk.Size(), size)
 	}
 	return nil
 }
