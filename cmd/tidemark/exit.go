@@ -134,7 +134,7 @@ func classes() []class {
 		{track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
 		{track.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
-		{pairs.ErrRefused, exitRefused, "give another target, or detach this one; --force overwrites a device that holds a filesystem"},
+		{pairs.ErrRefused, exitRefused, "give another target, or detach this one; --force overwrites what nobody uses"},
 		{pairs.ErrNoMirror, exitError, "give the target of a mirror"},
 		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
 		{view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},

@@ -65,7 +65,7 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
 	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
-	flags.BoolVar(&f.force, "force", false, "overwrite a device that holds a filesystem")
+	flags.BoolVar(&f.force, "force", false, "overwrite a target that holds something else, that is the mirror of another source or of a larger one, or of which what is known is damaged; never one in use")
 	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
