@@ -10,7 +10,9 @@ import (
 
 // runs is how many incremental runs each case makes. CI makes few; the numbers in
 // docs/benchmarks.md were made with -runs 20.
-var runs = flag.Int("runs", 4, "incremental runs of each stress case")
+var runs = flag.Int("runs", defaultRuns, "incremental runs of each stress case")
+
+const defaultRuns = 4
 
 func TestMain(m *testing.M) {
 	if fsfreeze.IsWatchdog() {
@@ -21,5 +23,25 @@ func TestMain(m *testing.M) {
 		os.Stderr.WriteString("these tests attach devices and freeze filesystems: run them as root\n")
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	os.Exit(run(m))
+}
+
+// tidemark is the program under test.
+var tidemark string
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "tidemark-bin-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	// Anybody may run it: some tests do so as nobody.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		panic(err)
+	}
+	if tidemark, err = build(dir); err != nil {
+		os.Stderr.WriteString(err.Error() + "\n")
+		return 1
+	}
+	return m.Run()
 }

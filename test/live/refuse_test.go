@@ -1,0 +1,88 @@
+package live_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestTargetsThatWouldHarmAreRefusedAndUntouched(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	part := partitioned(t, dir, diskSize)
+	disk := part[:len(part)-len("p2")]
+	mount(t, "ext4", part, dir)
+	must(t, "mkfs.ext4", "-q", "-F", disk+"p1")
+	image := filepath.Join(dir, "source.img")
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(image, link); err != nil {
+		t.Fatal(err)
+	}
+	other := folder(t, dir, "other")
+	used := loop(t, other, 16*mib)
+	mount(t, "ext4", used, other)
+
+	for _, tt := range []struct{ name, src, dst, why string }{
+		{"the source itself", part, part, "it is the source"},
+		{"the disk of the source", part, disk, "it is the source"},
+		{"a partition of the source", disk, part, "it is the source"},
+		{"another partition of the source", disk, disk + "p1", "it is the source"},
+		{"the file below the source", disk, image, "refused"},
+		{"the file below the partition", part, image, "refused"},
+		{"a link to the file below", part, link, "refused"},
+		{"a disk over the source", image, part, "refused"},
+		{"a mounted device", part, used, "mounted"},
+		{"the file of a mounted device", part, filepath.Join(other, "source.img"), "refused"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, flags := range [][]string{nil, {"--force"}, {"--tracker", "scan"}, {"--dry-run"}} {
+				p.exits(t, exitRefused, []string{tt.why, "hint: "}, append(append([]string{"mirror"}, flags...), tt.src, tt.dst)...)
+			}
+			if exists(tt.dst+".tidemark") || exists(p.stateDir) || exists(p.runDir) {
+				t.Error("something was made for it")
+			}
+		})
+	}
+	t.Run("a device with a filesystem", func(t *testing.T) {
+		source := loop(t, folder(t, dir, "source"), 8*mib)
+		was, err := lookAt(disk + "p1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.exits(t, exitRefused, []string{"it holds ext"}, "mirror", source, disk+"p1")
+		sameBytes(t, was, disk+"p1")
+		p.mirror(t, "--force", source, disk+"p1")
+		p.exits(t, exitOK, nil, "mirror", source, disk+"p1") // a mirror of ours by now
+	})
+}
+
+func TestDryRunWritesAndStartsNothing(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev := loop(t, dir, diskSize)
+	at := mount(t, "ext4", dev, dir)
+	image := filepath.Join(dir, "mirror.img")
+	p.exits(t, exitOK, []string{"would read", "full"}, "mirror", "--dry-run", dev, image)
+	if exists(image) || exists(image+".tidemark") || exists(p.stateDir) {
+		t.Error("a dry run made something")
+	}
+	if f := p.exits(t, exitOK, nil, "track", "status", "--json"); f.out != "[]\n" {
+		t.Errorf("a dry run started tracking: %s", f.out)
+	}
+	p.mirror(t, dev, image)
+	fill(t, filepath.Join(at, "file"), 0, 4*mib)
+	was := look(t, image, image+".tidemark")
+	f := p.exits(t, exitOK, nil, "mirror", "--dry-run", "--json", dev, image)
+	if rep := f.reports(t)[0]; rep.Mode != "incremental" || rep.Read < 4*mib || rep.Read > diskSize/2 {
+		t.Errorf("planned %+v", rep)
+	}
+	untouched(t, was, image, image+".tidemark")
+	if rep := p.mirror(t, dev, image); rep.Mode != "incremental" {
+		t.Errorf("mode %s: the dry run spoilt the mark", rep.Mode)
+	}
+	p.exits(t, exitOK, nil, "track", "stop", dev)
+	p.exits(t, exitOK, []string{"is not tracked"}, "mirror", "--dry-run", dev, image)
+	if f := p.exits(t, exitOK, nil, "track", "status", "--json"); f.out != "[]\n" {
+		t.Errorf("a dry run started tracking: %s", f.out)
+	}
+}
