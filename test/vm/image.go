@@ -26,7 +26,7 @@ var peers = [...]string{
 	"era_check", "era_dump", "era_invalidate", "era_restore",
 	"mke2fs", "mkfs.ext4", "e2fsck", "fsck.ext4", "tune2fs", "resize2fs", "dumpe2fs", "debugfs",
 	"mkfs.xfs", "/sbin/xfs_repair", "xfs_io", "xfs_db",
-	"mkfs.btrfs", "btrfs",
+	"mkfs.btrfs", "btrfs", "btrfstune",
 	"sg_dd", "sg_unmap", "sg_write_same", "sg_raw", "nbd-client",
 }
 

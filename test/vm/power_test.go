@@ -24,6 +24,7 @@ func TestPowerCut(t *testing.T) {
 		{"volatile disk, at a write", Linux61, true, 450, -1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			disk := NewDisk(t, "data", 64<<20)
 			disk.Volatile, disk.CutAtWrite = c.volatile, c.cutAtWrite
 			disk.Seed = uint64(time.Now().UnixNano())

@@ -48,6 +48,9 @@ func Run(t *testing.T, cfg Config, p Program) Result {
 	if err != nil {
 		t.Error(err)
 	}
+	if t.Failed() && err == nil {
+		t.Log(tail(result.Console))
+	}
 	return result
 }
 

@@ -1,12 +1,19 @@
 package vm
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
+
+// busyTimeout is for guests that take about a minute each when the machine does nothing else.
+const busyTimeout = 9 * time.Minute
 
 // The tracker sees every change of block devices of real kernels.
 func TestTracker(t *testing.T) {
 	program := Build(t, "tidemark/test/vm/guest/tracker")
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {
+			t.Parallel()
 			disks := []Disk{
 				NewDisk(t, "data", 64<<20),
 				NewDisk(t, "scsi", 48<<20).on(VirtioSCSI),
@@ -15,7 +22,7 @@ func TestTracker(t *testing.T) {
 				NewDisk(t, "large", 320<<20).on(NVMe),
 				NewDisk(t, "keep", 8<<20),
 			}
-			r := Run(t, Config{Kernel: kernel, MemMB: 1024, Disks: disks, ScratchMB: 128}, program)
+			r := Run(t, Config{Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 128}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
 		})
 	}

@@ -12,6 +12,7 @@ func TestGuests(t *testing.T) {
 	program := Build(t, "tidemark/test/vm/guest")
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {
+			t.Parallel()
 			r := Run(t, Config{
 				Kernel: kernel,
 				Disks:  []Disk{NewDisk(t, "data", 64<<20)},

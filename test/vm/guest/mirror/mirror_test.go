@@ -1,0 +1,203 @@
+//go:build linux
+
+// Package mirror_test runs in guests only (see package guest): the command mirrors
+// busy filesystems on the device stacks of real kernels.
+package mirror_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"tidemark/test/vm/guest"
+)
+
+func TestMain(m *testing.M) { guest.Main(m) }
+
+// source is a filesystem on some kind of device.
+type source struct {
+	name        string
+	device      func(t testing.TB) string
+	mkfs, check string // the device, or the image, is appended
+}
+
+const (
+	mkfsExt4, checkExt4   = "mkfs.ext4 -q", "e2fsck -fn"
+	mkfsXFS, checkXFS     = "mkfs.xfs -q", "xfs_repair -n"
+	mkfsBtrfs, checkBtrfs = "mkfs.btrfs -q", "btrfs check --readonly"
+)
+
+func sources() []source {
+	return []source{
+		{"ext4 on virtio-blk", func(t testing.TB) string { return guest.Disk(t, "data") }, mkfsExt4, checkExt4},
+		{"ext4 on virtio-scsi", func(t testing.TB) string { return guest.Disk(t, "scsi") }, mkfsExt4, checkExt4},
+		{"xfs on dm-linear", linear, mkfsXFS, checkXFS},
+		{"btrfs on dm-crypt", crypt, mkfsBtrfs, checkBtrfs},
+		{"ext4 on dm-thin", thin, mkfsExt4, checkExt4},
+	}
+}
+
+func linear(t testing.TB) string {
+	return guest.Mapper(t, "linear", "0 622592 linear "+guest.Disk(t, "large")+" 0")
+}
+
+func crypt(t testing.TB) string {
+	guest.Modprobe(t, "dm-crypt")
+	key := strings.Repeat("42", 64)
+	return guest.Mapper(t, "crypt", "0 262144 crypt aes-xts-plain64 "+key+" 0 "+guest.Disk(t, "data")+" 0")
+}
+
+func thin(t testing.TB) string {
+	guest.Modprobe(t, "dm-thin-pool")
+	disk := guest.Disk(t, "data")
+	meta := guest.Mapper(t, "thinmeta", "0 8192 linear "+disk+" 0")
+	guest.Run(t, "blkdiscard", "-z", meta)
+	data := guest.Mapper(t, "thindata", "0 245760 linear "+disk+" 8192")
+	pool := guest.Mapper(t, "pool", "0 245760 thin-pool "+meta+" "+data+" 128 0")
+	guest.Run(t, "dmsetup", "message", pool, "0", "create_thin 0")
+	return guest.Mapper(t, "thin", "0 163840 thin "+pool+" 0")
+}
+
+// Every run under load ends with a filesystem that checks clean; a run at rest ends
+// with the same files.
+func TestLiveMirror(t *testing.T) {
+	for _, s := range sources() {
+		t.Run(s.name, func(t *testing.T) {
+			device := s.device(t)
+			guest.Run(t, "wipefs", "-aq", device)
+			command(t, s.mkfs, device)
+			mount := t.TempDir()
+			guest.Run(t, "mount", device, mount)
+			t.Cleanup(func() { guest.Run(t, "umount", mount) })
+			t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", device) })
+			image := filepath.Join(t.TempDir(), "mirror.img")
+
+			stop := load(t, mount)
+			for range 2 {
+				t.Log(guest.Run(t, "tidemark", "mirror", "--json", "--force-freeze", device, image))
+				s.checkCopy(t, image)
+			}
+			stop()
+			t.Log(guest.Run(t, "tidemark", "mirror", "--json", device, image))
+			sameFiles(t, mount, s.checkCopy(t, image))
+		})
+	}
+}
+
+// command runs a command line with one more argument.
+func command(t *testing.T, line, last string) {
+	t.Helper()
+	words := strings.Fields(line)
+	guest.Run(t, words[0], append(words[1:], last)...)
+}
+
+// checkCopy checks a copy of the image and returns the copy: a journal may have to be
+// replayed, which must not write to the mirror itself. XFS leaves its log to be
+// replayed even in a frozen filesystem, and its checker does not replay it.
+func (s source) checkCopy(t *testing.T, image string) string {
+	t.Helper()
+	copied := image + ".copy"
+	guest.Run(t, "cp", image, copied)
+	if s.check == checkXFS {
+		mount := t.TempDir()
+		guest.Run(t, "mount", "-o", "loop,nouuid", copied, mount)
+		guest.Run(t, "umount", mount)
+	}
+	command(t, s.check, copied)
+	return copied
+}
+
+// load writes and renames files until the returned function is called, at the latest
+// at the end of the test.
+func load(t *testing.T, mount string) func() {
+	done := make(chan struct{})
+	var writers sync.WaitGroup
+	for w := range 2 {
+		writers.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := churn(filepath.Join(mount, strconv.Itoa(w)), i); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	stop := sync.OnceFunc(func() {
+		close(done)
+		writers.Wait()
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// churn does step i of one writer, whose files begin with prefix.
+func churn(prefix string, i int) error {
+	name := fmt.Sprintf("%s-%d", prefix, i%20)
+	data := bytes.Repeat([]byte(strconv.Itoa(i)), 1+i%37*400)
+	f, err := os.Create(name + ".new")
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// sameFiles compares the files in a copied image with those of the mounted source. The
+// kernel must not take the one filesystem for the other, which is mounted.
+func sameFiles(t *testing.T, mount, image string) {
+	t.Helper()
+	options := "loop"
+	switch guest.Run(t, "blkid", "-o", "value", "-s", "TYPE", image) {
+	case "xfs":
+		options = "loop,nouuid"
+	case "btrfs":
+		guest.Run(t, "btrfstune", "-f", "-u", image)
+	}
+	copied := t.TempDir()
+	guest.Run(t, "mount", "-o", options, image, copied)
+	defer guest.Run(t, "umount", copied)
+	want, got := files(t, mount), files(t, copied)
+	if len(want) < 20 || !maps.Equal(want, got) {
+		t.Errorf("the mirror has %d files, the source %d, or they differ", len(got), len(want))
+	}
+}
+
+// files returns a checksum of every file below dir.
+func files(t *testing.T, dir string) map[string][32]byte {
+	t.Helper()
+	sums := map[string][32]byte{}
+	tree := os.DirFS(dir)
+	err := fs.WalkDir(tree, ".", func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		data, err := fs.ReadFile(tree, path)
+		sums[path] = sha256.Sum256(data)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sums
+}
