@@ -207,7 +207,7 @@ func (l *Live) changes(ctx context.Context, since, until Mark) (extent.Set, erro
 	}
 	open := extent.Set{}
 	if until == "" {
-		if open, h, err = l.openEpoch(h.Epoch, h); err != nil {
+		if open, h, err = l.openEpoch(ctx, h.Epoch, h); err != nil {
 			return extent.Set{}, err
 		}
 	}
@@ -247,12 +247,15 @@ func (l *Live) moment(m Mark) (moment, error) {
 
 // openEpoch returns what the epoch that is still open holds, and its header as
 // it would be had the epoch been ended now.
-func (l *Live) openEpoch(epoch uint64, h bpf.Header) (extent.Set, bpf.Header, error) {
+func (l *Live) openEpoch(ctx context.Context, epoch uint64, h bpf.Header) (extent.Set, bpf.Header, error) {
 	b, err := l.s.open(epoch)
 	if err != nil {
 		return extent.Set{}, h, err
 	}
 	defer b.Close()
+	if err := l.withFlip(ctx, func() error { return l.s.settle(b) }); err != nil {
+		return extent.Set{}, h, err
+	}
 	set, err := b.Set(l.s.rec.Granularity, l.s.rec.Size)
 	if err != nil {
 		return extent.Set{}, h, err

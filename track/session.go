@@ -261,6 +261,21 @@ func (s *session) spare(epoch uint64) (*bpf.Bitmap, error) {
 	return b, nil
 }
 
+// settle waits until what was marked in the active bitmap before can be read: a
+// program may leave the summary bit of a page to another that has not come to it.
+// Putting the bitmap in the slot where it is already costs but the wait.
+func (s *session) settle(b *bpf.Bitmap) error {
+	cur, err := s.current()
+	if err != nil {
+		return err
+	}
+	defer cur.Close()
+	if cur.ID() != b.ID() {
+		return nil // the flip that ended the epoch has waited
+	}
+	return s.fac.Swap(s.rec.Slot, cur)
+}
+
 // ensureSpare makes the bitmap of the next flip ahead of time.
 func (s *session) ensureSpare() error {
 	cur, err := s.current()

@@ -215,8 +215,9 @@ func flag(v bool) uint64 {
 func (b *Bitmap) word(i int) uint64 { return binary.LittleEndian.Uint64(b.page[8*i:]) }
 
 // Set returns the marked blocks as bytes of a disk of the given size; block is
-// the size of a block in bytes. Only pages with marks are read. On an active
-// bitmap it returns at least what was marked before the call.
+// the size of a block in bytes. Only pages with marks are read. Of a bitmap in
+// a slot it returns at least what was marked before Swap put it there, if only
+// again.
 func (b *Bitmap) Set(block, size int64) (extent.Set, error) {
 	if b.Lost()&LostAll != 0 {
 		return extent.NewSet(extent.Extent{Len: size}), nil

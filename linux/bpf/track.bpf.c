@@ -208,14 +208,14 @@ static __always_inline void doubt(__u32 slot)
 }
 
 // Sets the bits of mask in word w of the bitmap, and the summary bit of the
-// page. Whoever finds all bits set may leave the summary to the program that set
-// them: a reader has waited for both.
+// page. Whoever finds a bit set may leave the summary to the program that set
+// it: a reader has waited for both.
 static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 {
 	void *map = bpf_map_lookup_elem(&slots, &slot);
 	__u32 zero = 0, key = 1 + (w / PAGE_WORDS);
 	__u64 page = w / PAGE_WORDS, bit = 1ULL << (page % 64);
-	__u64 *bits, *h;
+	__u64 *bits, *h, old;
 
 	if (!map)
 		return;
@@ -225,9 +225,12 @@ static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 		return;
 	}
 	bits += w % PAGE_WORDS;
-	if ((*bits & mask) == mask)
+	old = *bits;
+	if ((old & mask) == mask)
 		return;
 	__sync_fetch_and_or(bits, mask);
+	if (old)
+		return;
 	h = bpf_map_lookup_elem(map, &zero);
 	if (!h)
 		return;
