@@ -51,6 +51,9 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 	if err != nil {
 		giveBack(kept)
 	}
+	if errors.Is(err, view.ErrBroken) && r.timeWasUp(held) {
+		err = errTooMuch
+	}
 	if errors.Is(err, errTooMuch) || errors.Is(err, ErrWrittenWhileHeld) {
 		if attempt < maxAttempts && ctx.Err() == nil {
 			return true, nil
@@ -63,6 +66,13 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 		return false, err
 	}
 	return false, r.storeKept(kept)
+}
+
+// timeWasUp reports whether the view, which has been released, was held until it
+// ended by itself: its clock may be ahead of ours.
+func (r *runner) timeWasUp(held view.Held) bool {
+	b, ok := held.(view.Breaker)
+	return ok && !r.unbounded() && b.Report().Frozen >= r.o.MaxFreeze
 }
 
 // noteFrozen adds up how long the users of the sources had to wait.
@@ -236,7 +246,7 @@ func (j *job) stoodStill(ctx context.Context) error {
 	}
 	changes, err := j.Tracker.Changes(ctx, j.cut, track.Mark(""))
 	if err != nil {
-		return err
+		return j.lostTrack(err)
 	}
 	if !changes.Empty() {
 		return fmt.Errorf("%w: %d bytes, the first at offset %d",

@@ -163,7 +163,7 @@ func (j *job) next(ctx context.Context) error {
 	last := j.cut
 	doubt, err := j.closeEpoch(ctx)
 	if err != nil {
-		return err
+		return j.lostTrack(err)
 	}
 	if !j.live() {
 		j.todo = wholeOf(j.size)
@@ -171,7 +171,7 @@ func (j *job) next(ctx context.Context) error {
 	}
 	changes, err := j.Tracker.Changes(ctx, last, j.cut)
 	if err != nil {
-		return fmt.Errorf("during the run: %w", err)
+		return j.lostTrack(err)
 	}
 	j.report.Changed += changes.Subtract(j.todo).Bytes()
 	if doubt {
@@ -179,6 +179,19 @@ func (j *job) next(ctx context.Context) error {
 	}
 	j.todo = j.todo.Union(changes.Align(j.Store.State().BlockSize, j.size))
 	return nil
+}
+
+// lostTrack is the error of a tracker that lost its mark in the middle of a run.
+// The next run compares everything by itself, so this is an error like any other,
+// and no ErrMarkLost for the caller to act on.
+func (j *job) lostTrack(err error) error {
+	if !errors.Is(err, track.ErrMarkLost) {
+		return err
+	}
+	if resized := j.sameSize(); resized != nil {
+		return resized
+	}
+	return fmt.Errorf("during the run: %v", err)
 }
 
 // passed notes that set has been copied.
