@@ -2,6 +2,9 @@ package live_test
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"log"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,8 +18,9 @@ import (
 // faultyImage is a file whose server decides which reads fail, and which wait.
 type faultyImage struct {
 	fs.Inode
-	file *os.File
-	size int64
+	file  *os.File
+	size  int64
+	mount string
 
 	mu     sync.Mutex
 	bad    int64         // offset of a block that cannot be read; -1 is none
@@ -102,6 +106,24 @@ func (n *faultyImage) hang(t testing.TB) (release func()) {
 	return release
 }
 
+// abort makes the kernel give up on the server, as when that dies: what was asked
+// and all that will be fails.
+func (n *faultyImage) abort(t testing.TB) {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(n.mount, &st); err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/sys/fs/fuse/connections/%d/abort", st.Dev)
+	if !exists(path) {
+		must(t, "mount", "-t", "fusectl", "fusectl", "/sys/fs/fuse/connections")
+		t.Cleanup(func() { must(t, "umount", "/sys/fs/fuse/connections") })
+	}
+	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // faulty returns a loop device with direct I/O over a faulty image.
 func faulty(t testing.TB, dir string, size int64) (string, *faultyImage) {
 	t.Helper()
@@ -118,9 +140,13 @@ func faulty(t testing.TB, dir string, size int64) (string, *faultyImage) {
 	}
 	im := &faultyImage{file: f, size: size, bad: -1, waited: make(chan struct{}, 1)}
 	at := folder(t, dir, "fuse")
+	im.mount = at
 	root := &fs.Inode{}
 	server, err := fs.Mount(at, root, &fs.Options{
-		MountOptions: fuse.MountOptions{DirectMount: true, MaxBackground: 128, ExtraCapabilities: fuse.CAP_ASYNC_DIO, FsName: "tidemark-test"},
+		MountOptions: fuse.MountOptions{
+			DirectMount: true, MaxBackground: 128, ExtraCapabilities: fuse.CAP_ASYNC_DIO, FsName: "tidemark-test",
+			Logger: log.New(io.Discard, "", 0), // it tells of every answer that nobody waits for
+		},
 		OnAdd: func(ctx context.Context) {
 			root.AddChild("disk", root.NewPersistentInode(ctx, im, fs.StableAttr{Mode: fuse.S_IFREG}), false)
 		},

@@ -1,0 +1,275 @@
+package live_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mirrored is a mirror of a disk that nobody else uses.
+type mirrored struct {
+	*program
+	dir, dev, image string
+}
+
+// beside is all that a mirror consists of.
+func (m mirrored) beside() []string { return []string{m.image, m.image + ".tidemark"} }
+
+// failsAsOld wants a run to fail and the mirror's content to stay.
+func (m mirrored) failsAsOld(t *testing.T, code int, words []string, args ...string) {
+	t.Helper()
+	was, err := lookAt(m.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.exits(t, code, words, append(append([]string{"mirror"}, args...), m.dev, m.image)...)
+	sameBytes(t, was, m.image)
+	m.exits(t, exitOK, nil, "verify", m.image)
+}
+
+// recovers wants the next run to be right, in the mode given.
+func (m mirrored) recovers(t *testing.T, mode string) told {
+	t.Helper()
+	rep := m.mirror(t, m.dev, m.image)
+	if rep.Mode != mode {
+		t.Errorf("mode %s, want %s: %s", rep.Mode, mode, rep.MarkLost)
+	}
+	sameContent(t, m.dev, m.image)
+	m.exits(t, exitOK, nil, "verify", m.image)
+	return rep
+}
+
+func TestUnreadableBlockIsNamedAndTheTargetStays(t *testing.T) {
+	dir := scratch(t)
+	dev, im := faulty(t, dir, 64*mib)
+	m := mirrored{newProgram(t, dir), dir, dev, filepath.Join(dir, "mirror.img")}
+	const first, second = 40*mib + 5*4096, 3*mib + 4096
+	fill(t, dev, 0, 64*mib)
+	im.breakBlock(first)
+	post := filepath.Join(dir, "post")
+	words := func(off int64) []string {
+		return []string{dev, fmt.Sprintf("4096 bytes at offset %d", off), "input/output error"}
+	}
+	m.exits(t, exitError, words(first), "mirror", dev, m.image)
+	m.exits(t, exitError, words(first), "mirror", dev, m.image)
+	im.breakBlock(-1)
+	if rep := m.recovers(t, "resume"); rep.Read > 60*mib {
+		t.Errorf("%d bytes were read again", rep.Read)
+	}
+	fill(t, dev, 2*mib, 4*mib)
+	im.breakBlock(second)
+	m.failsAsOld(t, exitError, words(second))
+	m.failsAsOld(t, exitError, words(second), "--tracker", "scan", "--post-hook", ": >"+post)
+	if !exists(post) {
+		t.Error("the post-hook did not run")
+	}
+	im.breakBlock(-1)
+	m.recovers(t, "incremental")
+}
+
+func TestFullTargetDiskInTheFirstCopy(t *testing.T) {
+	dir := scratch(t)
+	small := tmpfs(t, dir, "40m")
+	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(small, "mirror.img")}
+	fill(t, m.dev, 0, 64*mib)
+	for range 2 {
+		m.exits(t, exitError, []string{"no space left", "make room"}, "mirror", m.dev, m.image)
+	}
+	grow(t, small, "200m")
+	// Not even how far it came could be noted on a disk that is full.
+	if rep := m.mirror(t, m.dev, m.image); rep.Mode != "resume" && rep.Mode != "full" || rep.Written > 40*mib {
+		t.Errorf("mode %s, %d bytes were written again", rep.Mode, rep.Written)
+	}
+	m.recovers(t, "incremental")
+}
+
+func TestFullTargetDiskInTheJournal(t *testing.T) {
+	dir := scratch(t)
+	small := tmpfs(t, dir, "80m")
+	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(small, "mirror.img")}
+	fill(t, m.dev, 0, 64*mib)
+	m.recovers(t, "full")
+	fill(t, m.dev, 8*mib, 40*mib)
+	for range 2 {
+		m.failsAsOld(t, exitError, []string{"no space left", "make room"})
+	}
+	grow(t, small, "200m")
+	m.recovers(t, "incremental")
+}
+
+// halfApplied returns a mirror whose update is committed but could not be applied
+// for want of room: what a crash in the middle would leave, too.
+func halfApplied(t *testing.T) mirrored {
+	t.Helper()
+	dir := scratch(t)
+	small := tmpfs(t, dir, "64m")
+	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(small, "mirror.img")}
+	fill(t, m.dev, 0, 16*mib)
+	m.mirror(t, m.dev, m.image)
+	fill(t, m.dev, 0, 8*mib)
+	fill(t, m.dev, 64*mib, 20*mib) // takes room in the target, besides in the journal
+	m.exits(t, exitError, []string{"no space left"}, "mirror", m.dev, m.image)
+	if !exists(m.image + ".tidemark/journal.ready") {
+		t.Fatal("there was room for the whole update")
+	}
+	return m
+}
+
+func TestCommittedUpdateIsFinishedWhenThereIsRoom(t *testing.T) {
+	m := halfApplied(t)
+	m.exits(t, exitError, []string{"no space left"}, "mirror", m.dev, m.image)
+	m.exits(t, exitError, []string{"no space left"}, "verify", m.image)
+	grow(t, filepath.Dir(m.image), "200m")
+	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
+	m.recovers(t, "incremental")
+}
+
+func TestDamagedFilesBesideAMirrorAreRefusedAndNothingIsWritten(t *testing.T) {
+	truncate := func(size int64) func(testing.TB, string) {
+		return func(t testing.TB, path string) {
+			t.Helper()
+			if err := os.Truncate(path, size); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	flip := func(off int64) func(testing.TB, string) {
+		return func(t testing.TB, path string) { t.Helper(); damage(t, path, off) }
+	}
+	remove := func(t testing.TB, path string) {
+		t.Helper()
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := halfApplied(t)
+	grow(t, filepath.Dir(m.image), "200m")
+	good := filepath.Join(m.dir, "good")
+	must(t, "cp", "-a", m.image+".tidemark", good)
+	for _, tt := range []struct {
+		file, how string
+		harm      func(testing.TB, string)
+	}{
+		{"state", "emptied", truncate(0)},
+		{"state", "cut short", truncate(100)},
+		{"state", "a byte changed", flip(60)},
+		{"state", "lost", remove},
+		{"sums", "emptied", truncate(0)},
+		{"sums", "cut in its header", truncate(20)},
+		{"sums", "magic changed", flip(0)},
+		{"sums", "header changed", flip(17)},
+		{"sums", "lost", remove},
+		{"journal.ready", "emptied", truncate(0)},
+		{"journal.ready", "cut in its header", truncate(40)},
+		{"journal.ready", "cut in its middle", truncate(10 * mib)},
+		{"journal.ready", "without its last byte", truncate(lengthOf(t, good+"/journal.ready") - 1)},
+		{"journal.ready", "magic changed", flip(0)},
+		{"journal.ready", "header changed", flip(33)},
+		{"journal.ready", "a record changed", flip(64 + 9)},
+		{"journal.ready", "data changed", flip(5 * mib)},
+		{"journal.ready", "its last record changed", flip(lengthOf(t, good+"/journal.ready") - 10)},
+	} {
+		t.Run(tt.file+" "+tt.how, func(t *testing.T) {
+			must(t, "rm", "-r", m.image+".tidemark")
+			must(t, "cp", "-a", good, m.image+".tidemark")
+			tt.harm(t, m.image+".tidemark/"+tt.file)
+			was := look(t, m.beside()...)
+			m.exits(t, exitDamaged, []string{"hint: "}, "mirror", m.dev, m.image)
+			m.exits(t, exitDamaged, nil, "mirror", "--tracker", "scan", m.dev, m.image)
+			if tt.file != "state" || tt.how != "lost" { // verify sees no mirror there
+				m.exits(t, exitDamaged, nil, "verify", m.image)
+			}
+			untouched(t, was, m.beside()...)
+		})
+	}
+	must(t, "rm", "-r", m.image+".tidemark")
+	must(t, "cp", "-a", good, m.image+".tidemark")
+	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
+	m.recovers(t, "incremental")
+}
+
+func lengthOf(t testing.TB, path string) int64 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
+
+// What was never committed is of no account, whatever it holds.
+func TestGarbageForAJournalIsDiscarded(t *testing.T) {
+	dir := scratch(t)
+	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(dir, "mirror.img")}
+	fill(t, m.dev, 0, 16*mib)
+	m.mirror(t, m.dev, m.image)
+	fill(t, m.dev, mib, 4*mib)
+	fill(t, m.image+".tidemark/journal", 0, 3*mib)
+	m.exits(t, exitOK, []string{"discarded an update"}, "mirror", m.dev, m.image)
+	m.recovers(t, "incremental")
+}
+
+func TestDamagedChecksumsAreFoundByVerify(t *testing.T) {
+	dir := scratch(t)
+	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(dir, "mirror.img")}
+	fill(t, m.dev, 0, 16*mib)
+	m.mirror(t, m.dev, m.image)
+	was := look(t, m.image)
+	damage(t, m.image+".tidemark/sums", 4096+100*16)
+	m.exits(t, exitDifferent, []string{"differ"}, "verify", m.image)
+	untouched(t, was, m.image)
+	m.exits(t, exitOK, nil, "mirror", "--tracker", "scan", m.dev, m.image)
+	m.exits(t, exitOK, nil, "verify", m.image)
+	sameContent(t, m.dev, m.image)
+}
+
+func TestTargetThatSomeoneElseChangedIsRepaired(t *testing.T) {
+	dir := scratch(t)
+	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(dir, "mirror.img")}
+	fill(t, m.dev, 0, 16*mib)
+	m.mirror(t, m.dev, m.image)
+	for name, change := range map[string]func(){
+		"bytes changed": func() { damage(t, m.image, 5*mib+7) },
+		"cut short":     func() { must(t, "truncate", "--size", "7M", m.image) },
+		"made longer":   func() { must(t, "truncate", "--size", "+3M", m.image) },
+		"replaced":      func() { must(t, "sh", "-c", "cp "+m.image+" x && mv x "+m.image) },
+		"touched":       func() { must(t, "touch", m.image) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			fill(t, m.dev, 9*mib, mib)
+			change()
+			f := m.exits(t, exitOK, []string{"checking it against its checksums"}, "mirror", m.dev, m.image)
+			if told := strings.Contains(f.err, "changed by someone else"); told != (name == "bytes changed" || name == "cut short") {
+				t.Errorf("it said %s", f.err)
+			}
+			sameContent(t, m.dev, m.image)
+			m.recovers(t, "incremental")
+		})
+	}
+	t.Run("deleted", func(t *testing.T) {
+		if err := os.Remove(m.image); err != nil {
+			t.Fatal(err)
+		}
+		m.exits(t, exitOK, []string{"the image is gone"}, "mirror", m.dev, m.image)
+		m.recovers(t, "incremental")
+	})
+}
+
+func TestTargetDeviceThatSomeoneElseWroteToIsRepaired(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	src, dst := loop(t, folder(t, dir, "source"), 64*mib), loop(t, folder(t, dir, "target"), 80*mib)
+	m := mirrored{p, dir, src, dst}
+	fill(t, src, 0, 64*mib)
+	p.mirror(t, src, dst)
+	fill(t, dst, 10*mib, 4096)
+	p.exits(t, exitDifferent, nil, "verify", dst)
+	fill(t, src, 2*mib, mib)
+	p.exits(t, exitOK, []string{"sectors were written", "4096 bytes were changed by someone else"}, "mirror", src, dst)
+	p.exits(t, exitOK, nil, "verify", dst, "--against", src)
+	if rep := p.mirror(t, m.dev, m.image); rep.Mode != "incremental" || rep.Written != 0 {
+		t.Errorf("%+v", rep)
+	}
+}
