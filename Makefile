@@ -48,7 +48,7 @@ man: ## rebuild man/ and completions/ from the command tree
 bench: setup build ## the numbers of docs/benchmarks.md (root)
 	bench/run
 
-vuln: ## known vulnerabilities of our dependencies; asks vuln.go.dev
+vuln: ## known vulnerabilities of our dependencies (needs the network)
 	go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...
 
 fmt: ## format the code
