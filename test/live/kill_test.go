@@ -21,8 +21,9 @@ const (
 	killsPerRound = 14
 	killDiskSize  = 128 * mib
 	// thawLimit is far above what the watchdog needs once its process is dead, and
-	// above --max-freeze, which holds in any case.
+	// far below maxFreeze, so that it is not that which thaws.
 	thawLimit = 10 * time.Second
+	maxFreeze = "2m"
 )
 
 // A writer writes and syncs all the time, and counts.
@@ -254,7 +255,7 @@ type killing struct {
 // kill kills one run, and wants the filesystem to be in use again.
 func (k *killing) kill(t *testing.T, m moment, names <-chan string) {
 	t.Helper()
-	f := k.program.killed(t, m, names, k.random, k.source, k.image)
+	f := k.program.killed(t, m, names, k.random, "--max-freeze", maxFreeze, k.source, k.image)
 	switch f.code {
 	case exitKilled:
 		k.killed++
