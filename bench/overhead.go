@@ -73,8 +73,12 @@ func (l *lab) randomWrites(dev string) (float64, error) {
 }
 
 // costOfABio adds up what all our programs spent while fio wrote, and divides it
-// by the number of bios.
+// by the number of requests; fio's are one bio each.
 func (l *lab) costOfABio(dev string) (float64, string, error) {
+	others, err := programTimes()
+	if err != nil {
+		return 0, "", err
+	}
 	if _, err := l.do(l.tidemark, "track", "start", dev); err != nil {
 		return 0, "", err
 	}
@@ -100,16 +104,19 @@ func (l *lab) costOfABio(dev string) (float64, string, error) {
 	var words []string
 	for id, a := range after {
 		b := before[id]
+		if _, other := others[id]; other {
+			continue
+		}
 		if runs := a.runs - b.runs; runs > 0 {
 			total += float64(a.nanos - b.nanos)
 			words = append(words, fmt.Sprintf("%s %.0f", a.name, float64(a.nanos-b.nanos)/float64(runs)))
-			if strings.Contains(a.name, "bio_queue") {
+			if strings.Contains(a.name, "issue") {
 				bios = runs
 			}
 		}
 	}
 	if bios == 0 {
-		return 0, "", fmt.Errorf("no program that counts bios has run")
+		return 0, "", fmt.Errorf("no program that counts requests has run")
 	}
 	return total / float64(bios), strings.Join(words, ", "), nil
 }
