@@ -123,9 +123,3 @@ func changeBlocks(dev string, size int64, n int, rng *rand.Rand) error {
 	}
 	return f.Sync()
 }
-
-// dropCaches makes every program start from the same page cache.
-func dropCaches() error {
-	syscall.Sync()
-	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0o200)
-}

@@ -27,14 +27,14 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 	chunk := max(checkChunk, s.state.BlockSize)
 	group, running := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
-	bufs := sync.Pool{New: func() any { return block.AlignedBuffer(int(chunk)) }}
+	bufs := sync.Pool{New: func() any { b := block.AlignedBuffer(int(chunk)); return &b }}
 	end := s.Copied()
 	for off := int64(0); off < end && running.Err() == nil; off += chunk {
 		e := extent.Extent{Off: off, Len: min(chunk, end-off)}
 		group.Go(func() error {
-			buf := bufs.Get().([]byte)
+			buf := bufs.Get().(*[]byte)
 			defer bufs.Put(buf)
-			wrong, err := s.checkChunk(buf[:e.Len], e.Off)
+			wrong, err := s.checkChunk((*buf)[:e.Len], e.Off)
 			mu.Lock()
 			defer mu.Unlock()
 			bad = append(bad, wrong...)
