@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -331,17 +332,17 @@ func (h *history) check(when string) {
 }
 
 func (h *history) difference(got []byte) string {
-	var out string
+	var out strings.Builder
 	for i, want := range h.holds {
-		out += fmt.Sprintf("\ncandidate %d of %d bytes:", i, len(want))
+		fmt.Fprintf(&out, "\ncandidate %d of %d bytes:", i, len(want))
 		for b := 0; b*blockSize < min(len(got), len(want)); b++ {
 			end := min((b+1)*blockSize, len(got), len(want))
 			if !bytes.Equal(got[b*blockSize:end], want[b*blockSize:end]) {
-				out += fmt.Sprintf(" %d:%d≠%d", b, got[b*blockSize], want[b*blockSize])
+				fmt.Fprintf(&out, " %d:%d≠%d", b, got[b*blockSize], want[b*blockSize])
 			}
 		}
 	}
-	return out
+	return out.String()
 }
 
 // between changes the world between two runs.
