@@ -67,9 +67,7 @@ func randomWrites(b *testing.B, dev string, span int64) {
 	const writers = 4
 	var wg sync.WaitGroup
 	for w := range writers {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			f, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
 			if err != nil {
 				b.Error(err)
@@ -83,7 +81,7 @@ func randomWrites(b *testing.B, dev string, span int64) {
 					return
 				}
 			}
-		}()
+		})
 	}
 	wg.Wait()
 }

@@ -241,9 +241,7 @@ func (m *copying) hammer(t *testing.T, rng *rand.Rand, follow func()) extent.Set
 	var touched []extent.Extent
 	for range modelWriters {
 		r := rand.New(rand.NewPCG(rng.Uint64(), 2))
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		wg.Go(func() {
 			got, err := m.scribble(m.targets[r.IntN(len(m.targets))], r)
 			if err != nil {
 				t.Error(err)
@@ -251,7 +249,7 @@ func (m *copying) hammer(t *testing.T, rng *rand.Rand, follow func()) extent.Set
 			mu.Lock()
 			defer mu.Unlock()
 			touched = append(touched, got...)
-		}()
+		})
 	}
 	defer wg.Wait() // also when follow fails: the disks are taken away after
 	done := make(chan struct{})
