@@ -29,9 +29,11 @@ func TestKilledWhileCommittingTheTargetIsOldOrNew(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, 0))
 			stages := []moment{
 				{name: "journaling", file: "journal", spread: 40 * time.Millisecond},
+				{name: "journaling or applying", file: "journal", spread: 400 * time.Millisecond},
 				{name: "applying", file: "journal.ready", spread: 60 * time.Millisecond},
 			}
-			for i := range 12 {
+			for i := range 15 {
+				stage := stages[i%len(stages)]
 				before, err := lookAt(m.image)
 				if err != nil {
 					t.Fatal(err)
@@ -41,16 +43,16 @@ func TestKilledWhileCommittingTheTargetIsOldOrNew(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				f := m.killed(t, stages[i%2], names, random, m.dev, m.image)
+				f := m.killed(t, stage, names, random, m.dev, m.image)
 				m.exits(t, exitOK, nil, "verify", m.image) // finishes or discards
 				now, err := lookAt(m.image)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if now.hash != before.hash && now.hash != after.hash {
-					t.Fatalf("killed while %s (exit code %d): neither old nor new", stages[i%2].name, f.code)
+					t.Fatalf("killed while %s (exit code %d): neither old nor new", stage.name, f.code)
 				}
-				t.Logf("killed while %s (exit code %d): new is %v", stages[i%2].name, f.code, now.hash == after.hash)
+				t.Logf("killed while %s (exit code %d): new is %v", stage.name, f.code, now.hash == after.hash)
 			}
 			m.recovers(t, "incremental")
 		})
