@@ -23,7 +23,7 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 2000, "random sequences of the model test")
+	sequences = flag.Int("sequences", 10000, "random sequences of the model test")
 	firstSeed = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of its first sequence")
 )
 
@@ -229,13 +229,26 @@ func (h *stillnessHeld) Release() error {
 	return nil
 }
 
+// world is a folder and a target that fail when told to.
+type world interface {
+	Folder() mirror.Folder
+	Target() mirror.Target
+	CutAfter(n int)  // everything fails from the nth change on, until Restart
+	FailAfter(n int) // the nth change fails
+	Calm()
+	IsOff() bool
+	Restart()
+	Content() []byte
+	Scribble(off int, p []byte) // as someone else
+}
+
 // history is one sequence of runs over one world.
 type history struct {
 	t     *testing.T
 	seed  uint64
 	rng   *rand.Rand
 	sea   *sea
-	world *faultdisk.World
+	world world
 	// holds are the contents that the target may have; with unfinished the
 	// first copy may not have ended, and then it may hold anything.
 	holds      [][]byte
@@ -377,12 +390,24 @@ func (h *history) resize() {
 // TestTheTargetIsOldOrNewWhateverHappens makes random runs with the power cut or
 // an operation failing at random points, and looks at the target after each.
 func TestTheTargetIsOldOrNewWhateverHappens(t *testing.T) {
+	play(t, *sequences, func(rng *rand.Rand) world { return faultdisk.New(rng) })
+}
+
+// TestTheTargetIsOldOrNewInRealFiles does the same with files, where a run that
+// is cut off loses nothing that it wrote: what SIGKILL does.
+func TestTheTargetIsOldOrNewInRealFiles(t *testing.T) {
+	play(t, *sequences/10, func(*rand.Rand) world { return newRealWorld(t) })
+}
+
+func play(t *testing.T, sequences int, newWorld func(*rand.Rand) world) {
+	t.Helper()
 	t.Logf("first seed %d", *firstSeed)
-	var crashes, commits, failures int
-	for i := range *sequences {
+	var cuts, commits, failures int
+	for i := range sequences {
 		seed := *firstSeed + uint64(i)
 		rng := rand.New(rand.NewPCG(seed, 1))
-		h := &history{t: t, seed: seed, rng: rng, unfinished: true, sea: newSea(rng, (1+rng.IntN(maxBlocks))*blockSize-512*rng.IntN(3)), world: faultdisk.New(rng)}
+		size := (1+rng.IntN(maxBlocks))*blockSize - 512*rng.IntN(3)
+		h := &history{t: t, seed: seed, rng: rng, unfinished: true, sea: newSea(rng, size), world: newWorld(rng)}
 		for range 2 + rng.IntN(6) {
 			h.between()
 			switch rng.IntN(3) {
@@ -398,12 +423,12 @@ func TestTheTargetIsOldOrNewWhateverHappens(t *testing.T) {
 				failures++
 			}
 			if h.world.IsOff() {
-				crashes++
+				cuts++
 				h.world.Restart()
 			}
 			h.world.Calm()
 			h.check(fmt.Sprintf("after a run that ended with %v", err))
 		}
 	}
-	t.Logf("%d sequences: %d commits, %d failed runs, %d power cuts", *sequences, commits, failures, crashes)
+	t.Logf("%d sequences: %d commits, %d failed runs, %d of them cut off", sequences, commits, failures, cuts)
 }

@@ -75,6 +75,7 @@ type pass struct {
 }
 
 func (p *pass) run(ctx context.Context, set extent.Set) error {
+	room := min(max(batchBytes, p.blockSize), set.Bytes())
 	group, ctx := errgroup.WithContext(ctx)
 	work := make(chan batch)
 	group.Go(func() error {
@@ -90,18 +91,18 @@ func (p *pass) run(ctx context.Context, set extent.Set) error {
 		return context.Cause(ctx)
 	})
 	for range p.readers {
-		group.Go(func() error { return p.reader(ctx, work) })
+		group.Go(func() error { return p.reader(ctx, work, int(room)) })
 	}
 	err := group.Wait()
 	p.job.report.Read += p.read.Load()
 	return err
 }
 
-func (p *pass) reader(ctx context.Context, work <-chan batch) error {
+func (p *pass) reader(ctx context.Context, work <-chan batch, room int) error {
 	var buf []byte
 	for b := range work {
 		if buf == nil {
-			buf = block.AlignedBuffer(int(max(batchBytes, p.blockSize)))
+			buf = block.AlignedBuffer(room)
 		}
 		if err := p.batch(ctx, b, buf); err != nil {
 			return err
