@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/format/changes"
+	"tidemark/format/era"
 	"tidemark/format/sidecar"
 	"tidemark/linux/bpf"
 	"tidemark/linux/fsfreeze"
@@ -54,13 +55,13 @@ func (c exitCode) meaning() string {
 	case exitDifferent:
 		return "Differences were found."
 	case exitRefused:
-		return "Refused, to keep data safe: the target is mounted, holds something else, or is the source."
+		return "Refused, to keep data safe: the target is in use, holds something else, or is the source."
 	case exitBusy:
-		return "Busy: another run is using the mirror, or someone else has frozen the filesystem."
+		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the dm-era metadata is in use."
 	case exitDamaged:
-		return "The files beside the mirror are damaged, or of a newer tidemark; nothing was written."
+		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, or dm-era metadata; nothing was written."
 	case exitInterrupted:
-		return "Ended by SIGINT; the target is old or new, the next run goes on."
+		return "Ended by SIGINT; the target of a mirror is old or new, the next run goes on."
 	case exitTerminated:
 		return "Ended by SIGTERM; the same."
 	}
@@ -146,6 +147,15 @@ func classes() []class {
 		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
 		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
 		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+		{errOutput, exitRefused, "give another output"},
+		{errMetadataInUse, exitBusy, `take a metadata snapshot and use --metadata-snapshot, or remove the device that uses it`},
+		{era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
+		{era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
+		{era.ErrNewer, exitDamaged, "use a later tidemark"},
+		{era.ErrNoSnapshot, exitError, `"dmsetup message NAME 0 take_metadata_snap" takes one`},
+		{era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
+		{era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
+		{era.ErrXML, exitError, "the output is as it was before"},
 		{fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
 		{bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
 		{errNotReady, exitError, ""},

@@ -20,7 +20,7 @@ func main() {
 	if fsfreeze.IsWatchdog() {
 		os.Exit(fsfreeze.RunWatchdog())
 	}
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(called(os.Args, os.Stdout, os.Stderr))
 }
 
 // run executes one command line and returns the exit code.

@@ -13,12 +13,17 @@ func TestMain(m *testing.M) {
 	if fsfreeze.IsWatchdog() {
 		os.Exit(fsfreeze.RunWatchdog())
 	}
-	testscript.Main(m, map[string]func(){"tidemark": main})
+	programs := map[string]func(){"tidemark": main}
+	for name := range dropIns() {
+		programs[name] = main
+	}
+	testscript.Main(m, programs)
 }
 
 func TestScripts(t *testing.T) {
 	cmds := diskCommands()
 	cmds["exits"], cmds["json"] = exits, jsonHas
+	cmds["eracase"], cmds["claim"] = eraCase, claim
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {

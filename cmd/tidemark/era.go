@@ -1,0 +1,57 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// errMetadataInUse says that a kernel or a program is using metadata that must
+// stand still while it is read.
+var errMetadataInUse = errors.New("the metadata is in use")
+
+// errOutput says that an output must not be written to.
+var errOutput = errors.New("refused")
+
+func newEra() *cobra.Command {
+	return command{
+		use: "era", short: "Read, check and rebuild the metadata of dm-era",
+		long: `dm-era is a device-mapper target that remembers in which era each block of a device was last written. An era ends with each checkpoint, metadata snapshot and activation. These commands work on its metadata: on the metadata device, or on an image of it. They read the format themselves; thin-provisioning-tools need not be there.
+
+While an era device is active only its metadata snapshot stands still: "dmsetup message NAME 0 take_metadata_snap" takes it, drop_metadata_snap drops it, and one left behind holds space for ever. Without --metadata-snapshot, metadata in use is refused.
+
+Called through a symlink named era_dump, era_invalidate, era_check, era_restore or era_repair, tidemark takes the options and prints the output of that program of thin-provisioning-tools 0.9, with the options that 1.x added, and ends with 0 or 1 as it does.`,
+		example: `tidemark era check /dev/vg/era-meta
+tidemark era invalidate --written-since 12 --metadata-snapshot /dev/vg/era-meta`,
+		exits: []exitCode{exitRefused, exitBusy, exitDamaged},
+	}.build(newEraDump(), newEraInvalidate(), newEraCheck(), newEraRestore(), newEraRepair(), newEraPlan())
+}
+
+// eraNumber is a flag for an era, decimal as in era_invalidate 0.9: a leading
+// zero does not make it octal.
+type eraNumber struct {
+	value uint32
+	given bool
+}
+
+func (n *eraNumber) Type() string { return "era" }
+
+func (n *eraNumber) String() string {
+	if !n.given {
+		return ""
+	}
+	return strconv.FormatUint(uint64(n.value), 10)
+}
+
+// Set implements pflag.Value.
+func (n *eraNumber) Set(s string) error {
+	v, err := strconv.ParseUint(strings.TrimPrefix(s, "+"), 10, 32)
+	if err != nil {
+		return fmt.Errorf("must be a number from 0 to %d", uint32(1<<32-1))
+	}
+	n.value, n.given = uint32(v), true
+	return nil
+}

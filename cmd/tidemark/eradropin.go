@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"tidemark/format/era"
+)
+
+// dropInVersion is that of the tools whose options and output the drop-ins have.
+const dropInVersion = "0.9.0"
+
+// dropIn is a program that tidemark is when it is called by its name.
+type dropIn struct {
+	usage []string // the first line, then one for each option
+	input bool     // one argument is the metadata to read
+	flags func(*pflag.FlagSet)
+	lacks func() string // what is missing on the command line, "" when nothing is
+	run   func(ctx context.Context, path string, out, errs io.Writer) error
+}
+
+// dropIns lists the era programs of thin-provisioning-tools. The lines of usage
+// are those of 0.9; what 1.x added comes last.
+func dropIns() map[string]dropIn {
+	return map[string]dropIn{
+		"era_dump":       dropInDump(),
+		"era_invalidate": dropInInvalidate(),
+		"era_check":      dropInCheck(),
+		"era_restore":    dropInRestore("era_restore", "xml file", (*eraRestore).restoreQuietly),
+		"era_repair":     dropInRestore("era_repair", "device or file", (*eraRestore).repair),
+	}
+}
+
+func dropInDump() dropIn {
+	d := &eraDump{}
+	return dropIn{
+		usage: []string{
+			"era_dump [options] {device|file}", "{-h|--help}", "{-o|--output} <xml file>", "{-V|--version}", "{-r|--repair}", "{--logical}",
+		},
+		input: true, flags: d.tool,
+		run: func(ctx context.Context, path string, out, errs io.Writer) error {
+			err := d.run(ctx, path, out, errs)
+			if errors.Is(err, era.ErrDamaged) && !d.repair {
+				return fmt.Errorf("%w\nperhaps you wanted to run with --repair ?", err)
+			}
+			return err
+		},
+	}
+}
+
+func dropInInvalidate() dropIn {
+	v := &eraInvalidate{quiet: true}
+	return dropIn{
+		usage: []string{
+			"era_invalidate [options] --written-since <era> {device|file}",
+			"{-h|--help}", "{-o|--output} <xml file>", "{--metadata-snapshot}", "{-V|--version}",
+		},
+		input: true, flags: v.tool,
+		lacks: func() string {
+			if v.since.given {
+				return ""
+			}
+			return "Please specify --written-since"
+		},
+		run: v.run,
+	}
+}
+
+func dropInCheck() dropIn {
+	c := &eraCheck{}
+	return dropIn{
+		usage: []string{
+			"era_check [options] {device|file}",
+			"{-q|--quiet}", "{-h|--help}", "{-V|--version}", "{--super-block-only}", "{--ignore-non-fatal-errors}",
+		},
+		input: true, flags: c.tool, run: c.runAsTool,
+	}
+}
+
+// runAsTool prints as era_check 0.9 does: to standard error alone.
+func (c *eraCheck) runAsTool(ctx context.Context, path string, _, errs io.Writer) error {
+	if c.quiet {
+		errs = io.Discard
+	}
+	fmt.Fprintln(errs, "examining superblock")
+	sum, err := c.check(ctx, path, func(f *era.Fault) { fmt.Fprintf(errs, "  %s\n", faultText(f)) })
+	switch {
+	case errors.Is(err, era.ErrNotEra), errors.Is(err, era.ErrNewer), errors.Is(err, era.ErrDamaged):
+		fmt.Fprintf(errs, "  superblock is corrupt\n    %v\n", err)
+		return errQuiet
+	case err != nil:
+		return err
+	case c.bad(sum):
+		return errQuiet
+	}
+	return nil
+}
+
+func dropInRestore(name, input string, run func(*eraRestore, context.Context, io.Writer, io.Writer) error) dropIn {
+	r := &eraRestore{force: true}
+	return dropIn{
+		usage: []string{
+			name + " [options]", "{-h|--help}", "{-i|--input} <input " + input + ">",
+			"{-o|--output} <output device or file>", "{-q|--quiet}", "{-V|--version}",
+		},
+		flags: func(flags *pflag.FlagSet) { r.tool(flags, "") },
+		lacks: func() string {
+			switch {
+			case r.input == "":
+				return "No input file provided.\n"
+			case r.output == "":
+				return "No output file provided.\n"
+			}
+			return ""
+		},
+		run: func(ctx context.Context, _ string, out, errs io.Writer) error { return run(r, ctx, out, errs) },
+	}
+}
+
+func (r *eraRestore) restoreQuietly(ctx context.Context, out, _ io.Writer) error {
+	return r.restore(ctx, out, silent{})
+}
+
+// errQuiet is a failure that has been told already, or must not be.
+var errQuiet = errors.New("failed")
+
+// called runs the program by whose name the command line calls it.
+func called(args []string, stdout, stderr io.Writer) int {
+	name := filepath.Base(args[0])
+	d, ok := dropIns()[name]
+	if !ok {
+		return run(args[1:], stdout, stderr)
+	}
+	ctx, stop := withSignals(context.Background())
+	defer stop()
+	return d.execute(ctx, name, args[1:], stdout, stderr)
+}
+
+// execute returns the exit code of the program: 0, 1, or that of a signal.
+func (d dropIn) execute(ctx context.Context, name string, args []string, stdout, stderr io.Writer) int {
+	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	help := flags.BoolP("help", "h", false, "")
+	version := flags.BoolP("version", "V", false, "")
+	d.flags(flags)
+	addIgnored(flags)
+	flags.SetNormalizeFunc(unabbreviated(flags))
+	if err := flags.Parse(args); err != nil {
+		fmt.Fprintf(stderr, "%s: %v\n%s", name, err, d.usageText())
+		return int(exitError)
+	}
+	switch {
+	case *help:
+		fmt.Fprint(stdout, d.usageText())
+		return int(exitOK)
+	case *version:
+		fmt.Fprintf(stdout, "%s (tidemark %s)\n", dropInVersion, versionText())
+		return int(exitOK)
+	}
+	if lack := d.missing(flags.Args()); lack != "" {
+		fmt.Fprintf(stderr, "%s\n%s", lack, d.usageText())
+		return int(exitError)
+	}
+	return finish(ctx, d.run(ctx, flags.Arg(0), stdout, stderr), stderr)
+}
+
+func finish(ctx context.Context, err error, stderr io.Writer) int {
+	if err == nil {
+		return int(exitOK)
+	}
+	if !errors.Is(err, errQuiet) {
+		fmt.Fprintln(stderr, err)
+	}
+	var stopped signalError
+	if errors.As(context.Cause(ctx), &stopped) {
+		return 128 + int(stopped.signal)
+	}
+	return int(exitError)
+}
+
+// missing says what a command line lacks, or has too much.
+func (d dropIn) missing(args []string) string {
+	want := 0
+	if d.input {
+		want = 1
+	}
+	switch {
+	case len(args) < want:
+		return "No input file provided."
+	case len(args) > want:
+		return fmt.Sprintf("unexpected argument %q", args[want])
+	case d.lacks != nil:
+		return d.lacks()
+	}
+	return ""
+}
+
+func (d dropIn) usageText() string {
+	return "Usage: " + d.usage[0] + "\nOptions:\n  " + strings.Join(d.usage[1:], "\n  ") + "\n"
+}
+
+// addIgnored adds options of 1.x that choose what makes no difference here.
+func addIgnored(flags *pflag.FlagSet) {
+	flags.String("io-engine", "", "")
+	flags.BoolP("verbose", "v", false, "")
+}
+
+// unabbreviated lets long options be cut short as getopt_long does, as long as
+// only one begins so.
+func unabbreviated(flags *pflag.FlagSet) func(*pflag.FlagSet, string) pflag.NormalizedName {
+	var names []string
+	flags.VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
+	return func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if slices.Contains(names, name) {
+			return pflag.NormalizedName(name)
+		}
+		var found []string
+		for _, n := range names {
+			if strings.HasPrefix(n, name) {
+				found = append(found, n)
+			}
+		}
+		if name == "" || len(found) != 1 {
+			return pflag.NormalizedName(name)
+		}
+		return pflag.NormalizedName(found[0])
+	}
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// writeText lets fill write to the file at path, or to stdout when path is
+// empty. A regular file becomes the new one at once, and only when fill
+// succeeds; until then, also at a power cut, it is the old one. The metadata
+// that is read, and block devices, are refused.
+func writeText(stdout io.Writer, path string, input *eraInput, fill func(io.Writer) error) error {
+	if path == "" || isStdout(path, stdout) {
+		return buffered(stdout, fill)
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return replaceFile(path, nil, fill)
+	case err != nil:
+		return fmt.Errorf("era: output: %w", err)
+	case info.Mode().Type() == os.ModeDevice:
+		return fmt.Errorf("era: output %s: %w: text does not go to a block device", path, errOutput)
+	case !info.Mode().IsRegular():
+		return writeStream(path, fill)
+	}
+	if same, err := sameFile(path, input.dev.File()); err != nil || same {
+		return errors.Join(err, fmt.Errorf("era: output %s: %w: it is the input", path, errOutput))
+	}
+	return replaceFile(path, info, fill)
+}
+
+// isStdout says whether path is another name of stdout, as /dev/stdout.
+func isStdout(path string, stdout io.Writer) bool {
+	f, ok := stdout.(*os.File)
+	if !ok {
+		return false
+	}
+	same, err := sameFile(path, f)
+	return err == nil && same
+}
+
+func buffered(w io.Writer, fill func(io.Writer) error) error {
+	b := bufio.NewWriterSize(w, 64<<10)
+	if err := fill(b); err != nil {
+		_ = b.Flush() // what there is, for whoever looks at it; err says that it is not all
+		return err
+	}
+	return b.Flush()
+}
+
+// writeStream writes to what is neither file nor disk, as a pipe.
+func writeStream(path string, fill func(io.Writer) error) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return fmt.Errorf("era: output: %w", err)
+	}
+	return errors.Join(buffered(f, fill), f.Close())
+}
+
+// replaceFile writes beside path, syncs and renames. info is that of the file
+// that is there, nil without one.
+func replaceFile(path string, info fs.FileInfo, fill func(io.Writer) error) (err error) {
+	temp := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return fmt.Errorf("era: output: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(temp))
+		}
+	}()
+	if info != nil {
+		err = f.Chmod(info.Mode().Perm())
+	}
+	if err == nil {
+		err = buffered(f, fill)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return fmt.Errorf("era: output: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes the new name survive a power cut.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("era: output: %w", err)
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// jsonList writes one object with a list in it, an element a line, without
+// holding the list in memory. It is complete, and JSON, only after end.
+type jsonList struct {
+	w     io.Writer
+	head  string // from { to the list's [
+	count int
+}
+
+func (l *jsonList) add(element []byte) error {
+	before := ",\n"
+	if l.count == 0 {
+		before = l.head + "\n"
+	}
+	l.count++
+	if _, err := io.WriteString(l.w, before); err != nil {
+		return err
+	}
+	_, err := l.w.Write(element)
+	return err
+}
+
+// end closes the list and writes what follows it, up to the object's }.
+func (l *jsonList) end(tail string) error {
+	if l.count == 0 {
+		tail = l.head + "]" + tail
+	} else {
+		tail = "]" + tail
+	}
+	_, err := io.WriteString(l.w, tail+"\n")
+	return err
+}
