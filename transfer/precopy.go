@@ -19,6 +19,8 @@ const (
 	shrink = 0.7
 	// settled is the time to copy the rest below which no further pass is made.
 	settled = 20 * time.Millisecond
+	// checkpointAge is how long a first copy goes on without being made durable.
+	checkpointAge = 10 * time.Second
 )
 
 // precopy copies what has changed while the source is in use, until the rest is
@@ -137,7 +139,7 @@ type finished struct {
 // nobody waits for it.
 func (j *job) follow(ended <-chan finished, every int64, progress func(int64)) error {
 	var err error
-	saved := int64(0)
+	saved, savedAt := int64(0), time.Now()
 	if j.progress != nil {
 		saved = j.progress.get()
 	}
@@ -146,8 +148,9 @@ func (j *job) follow(ended <-chan finished, every int64, progress func(int64)) e
 		if j.progress == nil || j.filled {
 			continue
 		}
-		if at := j.progress.done(f.batch); err == nil && at-saved >= every {
-			saved = at
+		at := j.progress.done(f.batch)
+		if err == nil && (at-saved >= every || at > saved && time.Since(savedAt) >= checkpointAge) {
+			saved, savedAt = at, time.Now()
 			err = j.update.Checkpoint(at, string(j.start), false)
 		}
 	}

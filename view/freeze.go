@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/mounts"
@@ -76,7 +77,7 @@ func (p freezer) hold(ctx context.Context) (*held, error) {
 		if err != nil {
 			return nil, err
 		}
-		h, err := p.freeze(ctx, s)
+		h, err := p.freezePatiently(ctx, s)
 		if err != nil {
 			return nil, fmt.Errorf("view: %w", err)
 		}
@@ -90,6 +91,31 @@ func (p freezer) hold(ctx context.Context) (*held, error) {
 		}
 	}
 	return nil, errors.New("view: freeze: filesystems on the source are mounted all the time")
+}
+
+// busyWait is how long somebody else's freeze is waited for: another run that
+// mirrors the same source is done in less.
+const busyWait = 3 * time.Second
+
+// freezePatiently tries again while somebody else has frozen a filesystem.
+func (p freezer) freezePatiently(ctx context.Context, s *scene) (*held, error) {
+	patience := time.NewTimer(busyWait)
+	defer patience.Stop()
+	again := time.NewTicker(busyWait / 30)
+	defer again.Stop()
+	for {
+		h, err := p.freeze(ctx, s)
+		if !errors.Is(err, fsfreeze.ErrBusy) {
+			return h, err
+		}
+		select {
+		case <-again.C:
+		case <-patience.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		}
+	}
 }
 
 func (p freezer) freeze(ctx context.Context, s *scene) (*held, error) {

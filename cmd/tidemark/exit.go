@@ -161,7 +161,7 @@ func classes() []class {
 		{errNotReady, exitError, ""},
 		{syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
-		{syscall.ENOSPC, exitError, "make room for the target or for the journal beside it; the target is as it was before"},
+		{syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 	}
 }
 

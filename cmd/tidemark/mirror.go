@@ -39,6 +39,8 @@ func newMirror(g *globals) *cobra.Command {
 
 While SRC is in use, what changed is copied again and again until little is left. Then every filesystem on SRC is frozen, the rest is read, and the filesystems are thawed; a watchdog thaws them even if tidemark is killed. DST is old or new, never between: a run that is interrupted leaves it as it was, and the next run goes on or finishes it.
 
+DST should not lie on a filesystem of SRC: every run would change SRC by what it writes. It works while little changes, and ends with exit code 3 when it does not get less.
+
 What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs.`,
 		example: `tidemark mirror /dev/vdb1 /backup/vdb1.img
 # What would be copied?

@@ -59,13 +59,13 @@ func stepError(step, name string, errno unix.Errno) error {
 	cause := error(errno)
 	switch {
 	case step == "freeze" && errno == unix.EBUSY:
-		cause = errors.Join(ErrBusy, errno)
+		cause = fmt.Errorf("%w: %w", ErrBusy, errno)
 	case step == "freeze" && errno == unix.EOPNOTSUPP:
-		cause = errors.Join(ErrNotSupported, errno)
+		cause = fmt.Errorf("%w: %w", ErrNotSupported, errno)
 	case step == "thaw" && errno == unix.EINVAL:
 		cause = fmt.Errorf("%w: thawed by someone else", ErrBroken)
 	case step == "thaw":
-		cause = errors.Join(ErrBroken, errno)
+		cause = fmt.Errorf("%w: %w", ErrBroken, errno)
 	}
 	return fmt.Errorf("fsfreeze: %s %s: %w", step, name, cause)
 }

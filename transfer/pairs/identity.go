@@ -57,7 +57,8 @@ func stableName(id block.Identity) string {
 	name := ""
 	for _, file := range []string{"dm/uuid", "loop/backing_file", "wwid", "device/wwid", "serial", "device/serial"} {
 		b, err := os.ReadFile(filepath.Join(dir, file))
-		if text := strings.TrimSpace(string(b)); err == nil && text != "" {
+		// The file behind a loop device may have been unlinked since.
+		if text := strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)"); err == nil && text != "" {
 			name = file + "=" + text
 			break
 		}
