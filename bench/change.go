@@ -17,7 +17,7 @@ func newRNG() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 // change measures an incremental run after 1 % of the blocks of 4 GiB changed at
 // random, beside programs that have to read everything.
 func change(l *lab) error {
-	dev, err := l.loop("disk.img", changeSize)
+	dev, err := l.loop(l.path("disk.img"), changeSize)
 	if err != nil {
 		return err
 	}

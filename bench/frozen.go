@@ -12,7 +12,7 @@ const frozenRounds = 20
 // frozen measures how long a filesystem is frozen while it is written to.
 func frozen(l *lab) error {
 	const size = 2 << 30
-	dev, err := l.loop("disk.img", size)
+	dev, err := l.loop(l.path("disk.img"), size)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,7 @@ const idleRounds = 10
 // idle measures a run that finds nothing changed on a device of 1 TiB.
 func idle(l *lab) error {
 	const size = 1 << 40
-	dev, err := l.loop("disk.img", size)
+	dev, err := l.loop(l.path("disk.img"), size)
 	if err != nil {
 		return err
 	}

@@ -134,14 +134,14 @@ func (l *lab) do(name string, args ...string) (string, error) {
 }
 
 // loop attaches a new sparse image of size bytes.
-func (l *lab) loop(name string, size int64) (string, error) {
-	if err := os.WriteFile(l.path(name), nil, 0o600); err != nil {
+func (l *lab) loop(image string, size int64) (string, error) {
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		return "", err
 	}
-	if err := os.Truncate(l.path(name), size); err != nil {
+	if err := os.Truncate(image, size); err != nil {
 		return "", err
 	}
-	dev, err := l.do("losetup", "--find", "--show", "--direct-io=on", l.path(name))
+	dev, err := l.do("losetup", "--find", "--show", "--direct-io=on", image)
 	if err == nil {
 		l.later(func() error { _, err := l.do("losetup", "--detach", dev); return err })
 	}

@@ -14,7 +14,7 @@ const overheadRounds = 15
 // overhead measures what tracking costs a writer: fio with tracking on and off, in
 // turns, and the kernel's own count of the time spent in the programs.
 func overhead(l *lab) error {
-	dev, err := l.loop("disk.img", 2<<30)
+	dev, err := l.loop(l.path("disk.img"), 2<<30)
 	if err != nil {
 		return err
 	}
