@@ -202,6 +202,9 @@ func (l *Live) changes(ctx context.Context, since, until Mark) (extent.Set, erro
 		}
 		to = m.epoch
 	}
+	if from.epoch > h.Epoch {
+		return extent.Set{}, &LostError{Reason: "it is of a time yet to come: was the machine set back to an earlier state?"}
+	}
 	if from.epoch > to || to > h.Epoch {
 		return extent.Set{}, fmt.Errorf("track: changes from %s to %s: in the wrong order, or yet to come", since, until)
 	}

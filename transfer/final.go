@@ -214,7 +214,7 @@ func (r *runner) explain(ctx context.Context, j *job, err error) error {
 func (r *runner) copyHeldJob(ctx context.Context, j *job, inMemory bool) (kept, error) {
 	k := kept{job: j}
 	if !inMemory {
-		return k, r.copyJob(ctx, j, func(int64) {})
+		return k, r.copyJob(ctx, j, r.quietly(j.todo.Bytes()))
 	}
 	var mu sync.Mutex
 	p := &pass{
@@ -233,6 +233,16 @@ func (r *runner) copyHeldJob(ctx context.Context, j *job, inMemory bool) (kept, 
 	}
 	j.keep(&k)
 	return k, nil
+}
+
+// quietly returns a progress that is told only where nobody waits for the view.
+func (r *runner) quietly(total int64) func(int64) {
+	done := int64(0)
+	return func(bytes int64) {
+		if done += bytes; r.o.Unheld {
+			r.o.Progress(Event{Phase: "copy", Pass: 1, Done: done, Total: total})
+		}
+	}
 }
 
 // stoodStill asks the tracker whether anything was written since the epoch was

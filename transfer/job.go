@@ -214,19 +214,22 @@ func (j *job) sameSize() error {
 	return nil
 }
 
-func (j *job) commit(ctx context.Context, rep Report) error {
+func (j *job) seal(rep Report) error {
 	mark := j.vouchable()
-	rep.Mark = string(mark)
-	err := j.update.Commit(func(s *sidecar.State) {
+	rep.Mark, j.report.Mark = string(mark), string(mark)
+	return j.update.Seal(func(s *sidecar.State) {
 		s.Mark, s.Time, s.Source = string(mark), j.moment, j.Origin
 		s.AddRun(runOf(rep, j.moment))
 	})
-	if err != nil {
+}
+
+func (j *job) publish() error {
+	if err := j.update.Publish(); err != nil {
 		return err
 	}
-	j.committed, j.report.Mark = true, rep.Mark
-	j.Tracker.Settle(mark)
-	return j.Tracker.Keep(ctx, j.Owner, mark)
+	j.committed = true
+	j.Tracker.Settle(j.vouchable())
+	return nil
 }
 
 // abort forgets the update, but keeps what a first copy has copied.

@@ -105,6 +105,8 @@ func (r *runner) copyLive(ctx context.Context, n int) error {
 // time, the bytes of each batch.
 func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) error {
 	j.update.NextPass()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	group, ctx := errgroup.WithContext(ctx)
 	ended := make(chan finished, r.o.Readers)
 	p := &pass{
@@ -120,7 +122,7 @@ func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) erro
 		defer close(ended)
 		return p.run(ctx, j.todo)
 	})
-	group.Go(func() error { return j.follow(ended, r.o.Checkpoint, progress) })
+	group.Go(func() error { return j.follow(ended, r.o.Checkpoint, progress, cancel) })
 	if err := group.Wait(); err != nil {
 		return err
 	}
@@ -137,7 +139,7 @@ type finished struct {
 // follow counts finished batches, and makes a first copy durable every now and
 // then while the copying goes on. It keeps receiving after an error, so that
 // nobody waits for it.
-func (j *job) follow(ended <-chan finished, every int64, progress func(int64)) error {
+func (j *job) follow(ended <-chan finished, every int64, progress func(int64), stop context.CancelCauseFunc) error {
 	var err error
 	saved, savedAt := int64(0), time.Now()
 	if j.progress != nil {
@@ -151,7 +153,9 @@ func (j *job) follow(ended <-chan finished, every int64, progress func(int64)) e
 		at := j.progress.done(f.batch)
 		if err == nil && (at-saved >= every || at > saved && time.Since(savedAt) >= checkpointAge) {
 			saved, savedAt = at, time.Now()
-			err = j.update.Checkpoint(at, string(j.start), false)
+			if err = j.update.Checkpoint(at, string(j.start), false); err != nil {
+				stop(err)
+			}
 		}
 	}
 	return err
@@ -159,7 +163,7 @@ func (j *job) follow(ended <-chan finished, every int64, progress func(int64)) e
 
 // throttle keeps to the limit on the bytes read while the source is in use.
 func (r *runner) throttle(ctx context.Context, n int) error {
-	if r.o.Limit == nil || r.held {
+	if r.o.Limit == nil || r.held && !r.o.Unheld {
 		return nil
 	}
 	for n > 0 {

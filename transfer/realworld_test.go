@@ -178,6 +178,10 @@ func (t realTarget) Zero(e extent.Extent) error {
 	return t.w.after(func() error { return t.w.disk.Zero(e) })
 }
 
+func (t realTarget) Reserve(e extent.Extent) error {
+	return t.w.after(func() error { return t.w.disk.Reserve(e) })
+}
+
 func (t realTarget) Resize(size int64) error {
 	return t.w.after(func() error { return t.w.disk.Resize(size) })
 }

@@ -35,7 +35,7 @@ func newMirror(g *globals) *cobra.Command {
 	f := &mirrorFlags{}
 	cmd := command{
 		use: "mirror SRC DST", short: "Bring a copy of a live block device up to date",
-		long: `Copies SRC, a block device or an image file, to DST, a raw image file (made when missing) or a block device. The first run copies everything in use; later runs read and write only what changed since. When a run ends, DST equals what SRC was at one instant.
+		long: `Copies SRC, a block device or an image file, to DST, a raw image file (made when missing) or a block device. The first run reads all of SRC and writes what is not zeros; later runs read and write only what changed since. When a run ends, DST equals what SRC was at one instant.
 
 While SRC is in use, what changed is copied again and again until little is left. Then every filesystem on SRC is frozen, the rest is read, and the filesystems are thawed; a watchdog thaws them even if tidemark is killed. DST is old or new, never between: a run that is interrupted leaves it as it was, and the next run goes on or finishes it.
 
@@ -61,7 +61,7 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto uses bpf where it can; scan reads and compares everything", "auto", "bpf", "scan")
 	addChoice(cmd, &f.view, "view", "what stands still: auto freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline")
 	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "longest `time` that filesystems may be frozen")
-	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze when what is left does not get small enough")
+	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")
 	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before the freeze; nothing is frozen if it fails")
 	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after the thaw, also when the copy failed")
 	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
@@ -136,14 +136,15 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 }
 
 // repeat calls once at every interval until ctx ends; a call that takes longer
-// delays the next. What passes (the source is too busy, the mirror in use) is
-// told and tried again; any other error ends it.
+// delays the next. An error that may pass is told and tried again; a refusal, damage
+// or a signal ends it.
 func repeat(ctx context.Context, interval time.Duration, once func(context.Context) error, told func(error)) error {
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
 	for {
 		if err := once(ctx); err != nil {
-			if code := classify(ctx, err); code != exitNoConverge && code != exitBusy {
+			switch classify(ctx, err) {
+			case exitUsage, exitRefused, exitDamaged, exitInterrupted, exitTerminated:
 				return err
 			}
 			told(err)

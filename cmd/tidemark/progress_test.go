@@ -10,6 +10,7 @@ import (
 
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/pairs"
 )
 
 func TestPlainProgressIsALineEveryTenSeconds(t *testing.T) {
@@ -51,13 +52,13 @@ func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
 }
 
 func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
-	results := []error{nil, transfer.ErrNotConverging, mirror.ErrBusy, syscall.EIO, nil}
+	results := []error{nil, transfer.ErrNotConverging, mirror.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
 	calls, told := 0, 0
 	err := repeat(context.Background(), time.Microsecond, func(context.Context) error {
 		calls++
 		return results[calls-1]
 	}, func(error) { told++ })
-	if !errors.Is(err, syscall.EIO) || calls != 4 || told != 2 {
+	if !errors.Is(err, pairs.ErrRefused) || calls != 5 || told != 3 {
 		t.Errorf("ended with %v after %d calls, told of %d", err, calls, told)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/track"
+	"tidemark/transfer"
 	"tidemark/transfer/pairs"
 )
 
@@ -75,7 +76,7 @@ func printStarted(w io.Writer, s started, asJSON bool) error {
 }
 
 func startTracking(ctx context.Context, device string, o track.Options) (s started, err error) {
-	o.Drain = func(ctx context.Context) error { return pairs.Drain(ctx, device) }
+	o.Drain = func(ctx context.Context) error { return pairs.Drain(ctx, device, transfer.DefaultMaxFreeze) }
 	live, err := track.OpenLive(ctx, device, o)
 	if err != nil {
 		return s, err

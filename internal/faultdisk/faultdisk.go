@@ -309,10 +309,15 @@ func (f file) Size() (int64, error) {
 	return int64(len(f.f.now)), nil
 }
 
+// Sync, when it fails, loses what it should have written: the kernel drops the
+// pages and reports that once.
 func (f file) Sync() error {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	if err := f.w.step(); err != nil {
+		if errors.Is(err, ErrInjected) {
+			f.f.lose(f.w.rng)
+		}
 		return err
 	}
 	f.f.keep()
@@ -358,10 +363,19 @@ func (t target) Resize(size int64) error {
 	return nil
 }
 
+func (t target) Reserve(extent.Extent) error {
+	t.w.mu.Lock()
+	defer t.w.mu.Unlock()
+	return t.w.step()
+}
+
 func (t target) Sync() error {
 	t.w.mu.Lock()
 	defer t.w.mu.Unlock()
 	if err := t.w.step(); err != nil {
+		if errors.Is(err, ErrInjected) {
+			t.w.target.lose(t.w.rng)
+		}
 		return err
 	}
 	t.w.target.keep()

@@ -458,7 +458,7 @@ static __always_inline void mark_discard(struct disk *d, struct request *rq)
 
 	bpf_loop(MAX_MERGED_BIOS, mark_next_bio, &w, 0);
 	if (w.bio)
-		doubt(d->slot);
+		lose(d->slot, LOST_ALL); // more than can be walked: all counts as changed
 }
 
 // Marks what a request changes. Called when it is issued (blk_mq_start_request,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"tidemark/extent"
 	"tidemark/format/sidecar"
 )
 
@@ -37,43 +38,29 @@ func (u *Update) checkpoint(copied int64, mark string, last bool) error {
 // ErrTargetChanged says that someone else wrote to the target during the run.
 var ErrTargetChanged = errors.New("target was changed by someone else during the run")
 
-// Commit makes the update what the mirror is. change edits the state that goes
-// with it: mark, time, source and history. After an error the next Open finds
-// the mirror old, or finishes the update; it never stays between.
-func (u *Update) Commit(change func(*sidecar.State)) error {
+// Seal prepares the update for Publish: what was put becomes durable, and so does
+// the state that goes with it. change edits that state: mark, time, source and
+// history. The mirror is still the old one.
+func (u *Update) Seal(change func(*sidecar.State)) error {
 	s := u.store
-	next := s.state
-	next.Update++
-	next.Size = u.size
-	next.Complete, next.Copied, next.Foreign = true, 0, false
-	change(&next)
-	var err error
-	switch {
-	case u.inPlace:
-		err = u.commitInPlace(next)
-	case u.journal == nil && u.size == s.state.Size:
-		next.Target = s.seen
-		err = s.saveState(next)
-	default:
-		err = u.commitJournal(next)
-	}
-	if err != nil {
+	u.next = s.state
+	u.next.Update++
+	u.next.Size = u.size
+	u.next.Complete, u.next.Copied, u.next.Foreign = true, 0, false
+	change(&u.next)
+	if err := u.sealAs(); err != nil {
 		return fmt.Errorf("mirror: commit: %w", err)
 	}
 	return nil
 }
 
-func (u *Update) commitInPlace(next sidecar.State) error {
-	if err := u.store.syncData(); err != nil {
-		return err
+func (u *Update) sealAs() error {
+	switch {
+	case u.inPlace:
+		return u.store.syncData()
+	case !u.journaled():
+		return nil
 	}
-	if err := u.store.stamp(&next); err != nil {
-		return err
-	}
-	return u.store.saveState(next)
-}
-
-func (u *Update) commitJournal(next sidecar.State) error {
 	now, err := u.store.target.Fingerprint()
 	if err != nil {
 		return err
@@ -81,22 +68,72 @@ func (u *Update) commitJournal(next sidecar.State) error {
 	if why := differs(u.store.seen, now); why != "" {
 		return fmt.Errorf("%w: %s", ErrTargetChanged, why)
 	}
-	if err := u.seal(next); err != nil {
+	if err := u.reserve(); err != nil {
 		return err
 	}
-	folder := u.store.folder
-	if err := folder.Rename(journalFile, readyFile); err != nil {
-		return err
+	return u.seal(u.next)
+}
+
+// journaled reports whether there is anything but a new mark to commit.
+func (u *Update) journaled() bool { return u.journal != nil || u.size != u.store.state.Size }
+
+// reserve makes sure that the target has room for all that the journal will write
+// to it: a full disk is noticed while the mirror is the old one. Reserving touches
+// the target's times but not its content, so that how it looks is noted anew; a
+// state that does not trust the target goes on not trusting it.
+func (u *Update) reserve() error {
+	s := u.store
+	var failed error
+	for _, e := range extent.NewSet(u.data...).Extents() {
+		if failed = s.target.Reserve(e); failed != nil {
+			break
+		}
 	}
-	if err := folder.Sync(); err != nil {
-		return err
+	now, err := s.target.Fingerprint()
+	if err == nil && s.suspect == "" {
+		s.state.Target = now
 	}
-	f, err := folder.Open(readyFile, false)
+	s.seen = now
+	return errors.Join(failed, err)
+}
+
+// Publish makes the sealed update what the mirror is, in one step: from now on it
+// will be finished, if not by Finish then by the next Open.
+func (u *Update) Publish() error {
+	var err error
+	switch {
+	case u.inPlace:
+		if err = u.store.stamp(&u.next); err == nil {
+			err = u.store.saveState(u.next)
+		}
+	case !u.journaled():
+		u.next.Target = u.store.seen
+		err = u.store.saveState(u.next)
+	default:
+		if err = u.store.folder.Rename(journalFile, readyFile); err == nil {
+			err = u.store.folder.Sync()
+		}
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("mirror: commit: %w", err)
+	}
+	return nil
+}
+
+// Finish brings the published update to the target.
+func (u *Update) Finish() error {
+	if u.inPlace || !u.journaled() {
+		return nil
+	}
+	f, err := u.store.folder.Open(readyFile, false)
+	if err != nil {
+		return fmt.Errorf("mirror: commit: %w", err)
 	}
 	defer f.Close()
-	return u.store.apply(f)
+	if err := u.store.apply(f, u.store.stamp); err != nil {
+		return fmt.Errorf("mirror: commit: %w", err)
+	}
+	return nil
 }
 
 // seal completes the journal and makes it durable.

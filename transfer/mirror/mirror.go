@@ -23,8 +23,9 @@
 // A target that someone else wrote to is noticed by its fingerprint (size and
 // modification time of a file; boot, sequence number and written sectors of a
 // device). It is then not trusted until Check has held every block against its
-// checksum. While a first copy is being written there is no fingerprint in the
-// state, because what a crash leaves behind may be newer than any.
+// checksum. While a first copy is being written, and after an update that a crash
+// interrupted was finished, there is no fingerprint in the state: what a crash
+// leaves behind may be newer than any, and not only ours.
 //
 // A Store serves one run at a time; the methods of an Update that say so may be
 // called by several goroutines.
@@ -80,6 +81,9 @@ type Target interface {
 	io.WriterAt
 	// Zero makes an extent read as zeros.
 	Zero(e extent.Extent) error
+	// Reserve makes room for writing an extent without changing what it reads
+	// as, where the target can say that beforehand.
+	Reserve(e extent.Extent) error
 	// Resize makes the target hold size bytes, as far as it has a size of its
 	// own: a device only has to be large enough.
 	Resize(size int64) error
@@ -99,6 +103,8 @@ type Store struct {
 	seen      sidecar.Target // how the target looked when it was opened
 	recovered string
 	suspect   string
+	// syncFailed is the first error of syncData.
+	syncFailed error
 }
 
 // Open opens the mirror kept in target and folder, and first brings to an end
@@ -216,8 +222,17 @@ func (s *Store) openSums() error {
 		return err
 	}
 	s.sumsFile = f
-	s.sums, err = sidecar.OpenSums(f, s.state.ID, s.state.BlockSize)
-	return err
+	if s.sums, err = sidecar.OpenSums(f, s.state.ID, s.state.BlockSize); err != nil {
+		return err
+	}
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	if want := s.sums.FileSize(s.state.Size); size < want {
+		return fmt.Errorf("sums: the file has %d bytes, want %d: %w", size, want, sidecar.ErrDamaged)
+	}
+	return nil
 }
 
 // saveState replaces the state in one step: a power cut leaves the old one or
@@ -261,8 +276,8 @@ func differs(was, now sidecar.Target) string {
 	switch {
 	case was == now:
 		return ""
-	case was == sidecar.Target{}:
-		return "the run that made the first copy was cut off"
+	case was == (sidecar.Target{}):
+		return "the last run was cut off"
 	case was.Size != now.Size:
 		return fmt.Sprintf("its size is %d bytes, it was %d", now.Size, was.Size)
 	case was.MTime != now.MTime:

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/format/sidecar"
 )
 
@@ -103,6 +104,22 @@ func (d Disk) Resize(size int64) error {
 	}
 	if have := d.Size(); have < size {
 		return fmt.Errorf("%s has %d bytes, the source %d", d.Path(), have, size)
+	}
+	return nil
+}
+
+// Reserve implements Target. A filesystem that cannot reserve says so only when it
+// is written to.
+func (d Disk) Reserve(e extent.Extent) error {
+	if d.IsDevice() {
+		return nil
+	}
+	err := unix.Fallocate(int(d.File().Fd()), unix.FALLOC_FL_KEEP_SIZE, e.Off, e.Len)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "reserve " + e.String(), Path: d.Path(), Err: err}
 	}
 	return nil
 }

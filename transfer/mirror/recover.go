@@ -57,7 +57,8 @@ func (s *Store) finish() error {
 	if err := drain(r); err != nil {
 		return damaged(err)
 	}
-	if err := s.apply(f); err != nil {
+	// Nobody knows what happened to the target since the crash.
+	if err := s.apply(f, func(*sidecar.State) error { return nil }); err != nil {
 		return err
 	}
 	s.recovered = "finished an update that was committed"
@@ -98,14 +99,17 @@ func drain(r *sidecar.JournalReader) error {
 }
 
 // apply writes a committed journal to the target, makes that durable, and then
-// the state, and then forgets the journal. A crash in between is no harm: the
-// journal is applied again.
-func (s *Store) apply(f File) error {
+// the state with the fingerprint that stamp puts in, and then forgets the journal.
+// A crash in between is no harm: the journal is applied again.
+func (s *Store) apply(f File, stamp func(*sidecar.State) error) error {
 	r, err := s.openJournal(f)
 	if err != nil {
 		return err
 	}
 	if err := s.target.Resize(r.Size); err != nil {
+		return err
+	}
+	if err := s.extendSums(r.Size); err != nil {
 		return err
 	}
 	for {
@@ -124,7 +128,8 @@ func (s *Store) apply(f File) error {
 		return err
 	}
 	next := r.State()
-	if err := s.stamp(&next); err != nil {
+	next.Target = sidecar.Target{}
+	if err := stamp(&next); err != nil {
 		return err
 	}
 	if err := s.saveState(next); err != nil {
@@ -160,13 +165,27 @@ func (s *Store) writeZeroSums(off, blocks int64) error {
 	return nil
 }
 
-// syncData makes target and sums durable; neither is trusted until a state that
-// is saved afterwards says so.
-func (s *Store) syncData() error {
-	if err := s.target.Sync(); err != nil {
+// extendSums makes the sums file as long as a target of size bytes needs, so that
+// one that was cut short is told from one that ends with zeros.
+func (s *Store) extendSums(size int64) error {
+	now, err := s.sumsFile.Size()
+	if err != nil || size == 0 || now >= s.sums.FileSize(size) {
 		return err
 	}
-	return s.sumsFile.Sync()
+	return s.sums.Write([]sidecar.Sum{{}}, size-1)
+}
+
+// syncData makes target and sums durable; neither is trusted until a state that
+// is saved afterwards says so. Once it has failed it fails for good: the kernel
+// reports lost writes once, and a second sync that succeeds says nothing of them.
+func (s *Store) syncData() error {
+	if s.syncFailed == nil {
+		s.syncFailed = s.target.Sync()
+	}
+	if s.syncFailed == nil {
+		s.syncFailed = s.sumsFile.Sync()
+	}
+	return s.syncFailed
 }
 
 func (s *Store) removeReady() error {

@@ -50,6 +50,9 @@ func (s *Store) init(size, blockSize int64, source sidecar.Source, foreign bool)
 	if s.sums, err = sidecar.CreateSums(f, next.ID, blockSize); err != nil {
 		return err
 	}
+	if err := s.extendSums(size); err != nil {
+		return err
+	}
 	if err := f.Sync(); err != nil {
 		return err
 	}
@@ -62,7 +65,8 @@ type Update struct {
 	store     *Store
 	size      int64 // bytes, of the target afterwards
 	blockSize int64
-	inPlace   bool // a first copy: blocks go straight to the target
+	inPlace   bool          // a first copy: blocks go straight to the target
+	next      sidecar.State // that Seal prepared
 
 	// known covers the blocks that need not be written when their checksum is
 	// the one in the sums file.
@@ -75,6 +79,7 @@ type Update struct {
 
 	mu      sync.Mutex      // guards what follows
 	touched []extent.Extent // put (in place) or journaled since NextPass
+	data    []extent.Extent // journaled, and not zeros
 	journal *sidecar.JournalWriter
 	out     *bufio.Writer
 	file    File
@@ -216,6 +221,7 @@ func (u *Update) write(e extent.Extent, data []byte, sums []sidecar.Sum) error {
 	if zero {
 		return u.journal.Zero(e)
 	}
+	u.data = append(u.data, e)
 	return u.journal.Data(e.Off, data, sums)
 }
 
@@ -234,9 +240,6 @@ func (u *Update) NextPass() {
 		u.known = u.known.Subtract(touched)
 	}
 }
-
-// InPlace reports whether blocks go straight to the target: a first copy.
-func (u *Update) InPlace() bool { return u.inPlace }
 
 // JournalBytes returns how much has been written to the journal.
 func (u *Update) JournalBytes() int64 {

@@ -34,10 +34,16 @@ var (
 	ErrRefused = errors.New("refused")
 	// ErrNoMirror says that nothing is known of a target.
 	ErrNoMirror = errors.New("no mirror")
+	// ErrPending says that a committed update has not reached a target yet.
+	ErrPending = errors.New("an update that was committed waits to be finished")
 )
 
 // DefaultStateDir is where the files beside targets that are devices lie.
 const DefaultStateDir = "/var/lib/tidemark"
+
+// ForcedFreeze is how long a freeze lasts at most when it is forced: even then a
+// target that never answers must not hold a filesystem for ever.
+const ForcedFreeze = 10 * time.Minute
 
 // Pair names a source, a block device or image file, and its target, an image
 // file, which is made if need be, or a block device.
@@ -188,7 +194,7 @@ func (s *session) tracker(ctx context.Context, src *source) (track.Tracker, erro
 		return scan(), nil
 	}
 	o := s.o.Track
-	o.Drain = func(ctx context.Context) error { return Drain(ctx, src.Path()) }
+	o.Drain = func(ctx context.Context) error { return Drain(ctx, src.Path(), s.o.MaxFreeze) }
 	live, err := track.OpenLive(ctx, src.Path(), o)
 	switch {
 	case err == nil:
@@ -196,14 +202,14 @@ func (s *session) tracker(ctx context.Context, src *source) (track.Tracker, erro
 	case s.o.Tracker == "bpf" || !errors.Is(err, bpf.ErrNotSupported):
 		return nil, err
 	}
-	s.o.note("%s: changes cannot be tracked (%v): reading all of it", src.Path(), err)
+	s.o.note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
 	return scan(), nil
 }
 
-// Drain freezes and thaws what is mounted from a device; when it returns, no
-// write from before is in flight.
-func Drain(ctx context.Context, device string) error {
-	held, err := view.Freeze(view.Options{Sources: []string{device}}).Hold(ctx)
+// Drain freezes and thaws what is mounted from a device, within limit; when it
+// returns, no write from before is in flight.
+func Drain(ctx context.Context, device string, limit time.Duration) error {
+	held, err := view.Freeze(view.Options{Sources: []string{device}, MaxFreeze: limit}).Hold(ctx)
 	if errors.Is(err, view.ErrNothingToFreeze) {
 		return nil
 	}
@@ -217,9 +223,9 @@ func Drain(ctx context.Context, device string) error {
 // cannot be written to meanwhile.
 func (s *session) view() (view.Provider, error) {
 	sources := pathsOf(s.pairs)
-	vo := view.Options{Sources: sources, Hooks: s.o.Hooks}
-	if !s.o.ForceFreeze {
-		vo.MaxFreeze = s.o.MaxFreeze
+	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
+	if s.o.ForceFreeze {
+		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
 	}
 	provider, why, err := view.Choose(s.o.View, vo)
 	if err != nil {

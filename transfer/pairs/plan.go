@@ -96,7 +96,7 @@ func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
 		return false, nil
 	}
 	all, err := track.List(ctx, o.Track)
-	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.id.Disk }), err
+	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.id.Disk && s.Lost == "" }), err
 }
 
 func (o Options) since(ctx context.Context, src *source, mark track.Mark, rep *transfer.Report) (set extent.Set, err error) {

@@ -61,7 +61,11 @@ func findTarget(path, stateDir string) (*target, error) {
 	if t.id, err = block.Identify(t.path); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	sum := blake3.Sum256([]byte(stableName(t.id)))
+	name := stableName(t.id)
+	if volatile(name) {
+		name = "path=" + t.path
+	}
+	sum := blake3.Sum256([]byte(name))
 	t.folder = filepath.Join(stateDir, "devices", hex.EncodeToString(sum[:8]))
 	return t, nil
 }
@@ -80,22 +84,20 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	if err := t.openDisk(src.Size()); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
+	empty := !t.device && t.disk.Size() == 0
 	var err error
 	if t.dir, err = mirror.OpenDir(t.folder, true); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	if err := t.openStore(o); err != nil {
+	if err := t.openStore(o, empty); err != nil {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	if told := t.store.Recovered(); told != "" {
 		o.note("%s: %s", t.path, told)
 	}
 	st := t.store.State()
-	empty := !t.device && t.disk.Size() == 0
 	switch {
 	case !t.store.Exists():
-	case empty && st.Size > 0 && (st.Complete || st.Copied > 0):
-		o.note("%s: the image is gone: copying everything", t.path)
 	case !st.Complete && st.Size != src.Size():
 		o.note("%s: the source changed its size before the first copy ended: copying everything", t.path)
 	default:
@@ -110,8 +112,13 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 
 // openStore opens what is known of the mirror; what is spoilt is forgotten only
 // when told to overwrite.
-func (t *target) openStore(o Options) (err error) {
+func (t *target) openStore(o Options, gone bool) (err error) {
 	disk := mirror.Disk{Device: t.disk}
+	if st, stErr := readState(t.folder); gone && stErr == nil && st.Size > 0 && (st.Complete || st.Copied > 0) {
+		o.note("%s: the image is gone: copying everything", t.path)
+		t.store = mirror.New(disk, t.dir) // what a crash left to finish went with it
+		return nil
+	}
 	if !t.rebuild {
 		t.store, err = mirror.Open(disk, t.dir)
 	}

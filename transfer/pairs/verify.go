@@ -12,9 +12,9 @@ import (
 )
 
 // Verify reads the mirror at path and returns the blocks whose content is not
-// what their checksums say, and how many bytes were checked. What a crash left
-// is finished or discarded first. The error wraps ErrNoMirror when there is
-// none.
+// what their checksums say, and how many bytes were checked. The
+// error wraps ErrNoMirror when there is none, and ErrPending when a run has to
+// finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
 	if _, err := Status(path, o.StateDir); err != nil {
@@ -25,11 +25,16 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 		return bad, 0, err
 	}
 	defer t.close()
-	if t.disk, err = block.Open(t.path, block.Options{Write: true, Direct: true}); err != nil {
+	if t.disk, err = block.Open(t.path, block.Options{Direct: true}); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
 	if t.dir, err = mirror.OpenDir(t.folder, false); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	if pending, err := mirror.Pending(t.dir); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	} else if pending {
+		return bad, 0, fmt.Errorf("target: %s: %w", t.path, ErrPending)
 	}
 	if t.store, err = mirror.Open(mirror.Disk{Device: t.disk}, t.dir); err != nil {
 		return bad, 0, fmt.Errorf("target: %s: %w", t.path, err)
