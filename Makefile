@@ -15,7 +15,7 @@ SLOW := tidemark/test/|tidemark/bench
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
-.PHONY: help build demo test setup generate man bench vuln fmt lint clean \
+.PHONY: help build demo test setup setup-vm generate man bench vuln fmt lint clean \
 	check-fmt check-vet check-shape check-static check-fix check-generated \
 	test-race test-fuzz test-slow
 
@@ -27,13 +27,16 @@ build: ## bin/tidemark, one static binary
 demo: setup build ## show a live incremental mirror on a loop device (root)
 	scripts/demo.sh
 
-test: setup lint test-race test-fuzz test-slow ## everything CI runs (root)
+test: setup setup-vm lint test-race test-fuzz test-slow ## everything CI runs (root)
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 10
 
 setup: ## the Debian packages that demo and test use
 	scripts/setup
+
+setup-vm: setup ## the kernels, QEMU and guest tools of test/vm, in the user's cache
+	scripts/as-root scripts/vm-setup
 
 generate: setup ## rebuild the committed eBPF objects (clang)
 	cd linux/bpf && go generate .
