@@ -5,11 +5,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 )
 
 const (
 	changeSize   = 4 << 30
-	changeRounds = 5
+	changeRounds = 3
 )
 
 func newRNG() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
@@ -28,7 +29,10 @@ func change(l *lab) error {
 		return err
 	}
 	l.stopTracking(dev)
-	peers := l.peers(dev)
+	peers, err := l.peers(dev)
+	if err != nil {
+		return err
+	}
 	for _, p := range peers {
 		for _, args := range p.prepare {
 			if _, err := l.do(args[0], args[1:]...); err != nil {
@@ -63,7 +67,7 @@ func change(l *lab) error {
 		return err
 	}
 	fmt.Printf("## 1 %% of 4 GiB changed\n\n")
-	fmt.Printf("Loop device over tmpfs full of random bytes; %d random blocks of 4 KiB change before each of %d rounds; targets on the same tmpfs; the copy was compared at the end.\n\n", blocks, changeRounds)
+	fmt.Printf("Loop device over tmpfs full of random bytes; %d random blocks of 4 KiB change before each of %d rounds; targets on the same tmpfs, the repositories of restic and borg on the disk; the copy was compared at the end.\n\n", blocks, changeRounds)
 	fmt.Printf("| | seconds, median (min to max) | tidemark / it |\n|---|---|---|\n| tidemark mirror | %s | |\n", ours.spread("%.3f"))
 	for i, p := range peers {
 		fmt.Printf("| %s | %s | %s |\n", p.name, theirs[i].spread("%.3f"), ours.over(theirs[i]).spread("%.4f"))
@@ -88,18 +92,23 @@ func (p peer) command(l *lab) *exec.Cmd {
 	return l.command(p.again[0], p.again[1:]...)
 }
 
-func (l *lab) peers(dev string) []peer {
-	for _, dir := range []string{"restic", "borg"} {
-		os.Mkdir(l.path(dir), 0o700)
+// peers keeps the repositories of those that are not limited by the disk on disk:
+// all together they would not fit in memory.
+func (l *lab) peers(dev string) ([]peer, error) {
+	disk, err := os.MkdirTemp("/var/tmp", "tidemark-bench-")
+	if err != nil {
+		return nil, err
 	}
+	l.later(func() error { return os.RemoveAll(disk) })
+	resticRepo, borgRepo := filepath.Join(disk, "restic"), filepath.Join(disk, "borg")
 	dd := []string{"dd", "if=" + dev, "of=" + l.path("dd.img"), "bs=4M", "iflag=direct", "conv=notrunc", "status=none"}
 	rsync := []string{"rsync", "--inplace", "--no-whole-file", "--copy-devices", dev, l.path("rsync.img")}
-	restic := "restic -q -r " + l.path("restic") + " backup --stdin --stdin-filename disk.img < " + dev
-	borg := "borg create " + l.path("borg") + "::'{now:%s%f}' - < " + dev
+	restic := "restic -q -r " + resticRepo + " backup --stdin --stdin-filename disk.img < " + dev
+	borg := "borg create " + borgRepo + "::'{now:%s%f}' - < " + dev
 	return []peer{
 		{name: "dd bs=4M iflag=direct", prepare: [][]string{dd}, again: dd},
 		{name: "rsync --inplace --no-whole-file", prepare: [][]string{rsync}, again: rsync},
-		{name: "restic backup --stdin", prepare: [][]string{{"restic", "-q", "-r", l.path("restic"), "init"}, {"sh", "-c", restic}}, shell: restic},
-		{name: "borg create, stdin", prepare: [][]string{{"borg", "init", "-e", "none", l.path("borg")}, {"sh", "-c", borg}}, shell: borg},
-	}
+		{name: "restic backup --stdin", prepare: [][]string{{"restic", "-q", "-r", resticRepo, "init"}, {"sh", "-c", restic}}, shell: restic},
+		{name: "borg create, stdin", prepare: [][]string{{"borg", "init", "-e", "none", borgRepo}, {"sh", "-c", borg}}, shell: borg},
+	}, nil
 }
