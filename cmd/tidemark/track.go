@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -163,7 +162,7 @@ func printTracked(w io.Writer, all []track.Status) error {
 			fmt.Fprintf(table, "  lost\tall marks: %s\n", s.Lost)
 		}
 		for _, m := range s.Marks {
-			fmt.Fprintf(table, "  mark\t%s (%s, %s)\n", m.Mark, cmp.Or(m.Owner, "track start"), m.Time.Local().Format(time.DateTime))
+			fmt.Fprintf(table, "  mark\t%s (%s, %s)\n", m.Mark, m.Owner, m.Time.Local().Format(time.DateTime))
 		}
 		if err := table.Flush(); err != nil {
 			return err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/bits"
 	"os"
 
 	"github.com/cilium/ebpf"
@@ -236,26 +235,6 @@ func (b *Bitmap) Set(block, size int64) (extent.Set, error) {
 		out.AddBits(words[:n*pageSize/8], int64(first)*pageBits*block, block)
 	}
 	return out.Set().Clip(extent.Extent{Len: size}), nil
-}
-
-// Marked returns the number of marked blocks.
-func (b *Bitmap) Marked() (uint64, error) {
-	var count uint64
-	pages := int(b.m.MaxEntries()) - 1
-	words := make([]uint64, windowSize*pageSize/8)
-	for first := 0; first < pages; first += windowSize {
-		n := min(windowSize, pages-first)
-		if !b.anyIn(first, n) {
-			continue
-		}
-		if err := b.read(first, n, words); err != nil {
-			return 0, err
-		}
-		for _, w := range words[:n*pageSize/8] {
-			count += uint64(bits.OnesCount64(w))
-		}
-	}
-	return count, nil
 }
 
 // anyIn reports whether one of n pages from first on has marks. Both are
