@@ -18,6 +18,7 @@ type Builder struct {
 	run    []byte // blocks handed out and not yet written, the last next-1
 	h      Header
 
+	identity  Identity
 	array     arrayWriter
 	writesets []Writeset
 	rule      eraRule
@@ -141,7 +142,7 @@ func (b *Builder) EndArray() error {
 // End writes the writeset tree, the space map and the superblock. The blocks
 // are synced before the superblock that makes them metadata is written.
 func (b *Builder) End() error {
-	s := Superblock{BlockSectors: b.h.BlockSectors, NrBlocks: b.h.NrBlocks, Era: b.h.Era, EraArray: b.eraArray}
+	s := Superblock{BlockSectors: b.h.BlockSectors, NrBlocks: b.h.NrBlocks, Era: b.h.Era, EraArray: b.eraArray, Identity: b.identity}
 	copy(s.UUID[:], b.h.UUID)
 	var err error
 	s.WritesetTree, err = b.tree(writesetWidth, len(b.writesets), func(i int, value []byte) uint64 {

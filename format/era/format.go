@@ -2,8 +2,8 @@
 // Linux's dm-era target, version 1, and computes how much of it a device needs.
 //
 // It owns the on-disk format and nothing else: it works on an io.ReaderAt or
-// io.WriterAt and opens no device. It never changes metadata in place; restore
-// and repair write a new image. It refuses blocks whose checksum, own address
+// io.WriterAt and opens no device. It never changes metadata in place but for
+// Stamp; restore and repair write a new image. It refuses blocks whose checksum, own address
 // or type is wrong, pointers that leave the metadata, nodes that overlap or
 // form cycles, and sizes that do not fit, always with the byte offset. Memory
 // stays within a few MiB however large the metadata is.
@@ -38,6 +38,8 @@
 //	200    8  root of the writeset tree
 //	208    8  root of the era array
 //	216    8  block of the held metadata snapshot, 0 when none
+//	256    8  "tidemark", when an identity follows: ours, which the kernel keeps
+//	264   16  identity
 //
 // B-tree node: 32 bytes of header, max_entries keys of 8 bytes, strictly
 // ascending, then the values. The value of an internal node is the block of a

@@ -10,6 +10,7 @@ import (
 type Superblock struct {
 	Flags        uint32       `json:"flags"`
 	UUID         [16]byte     `json:"-"`
+	Identity     Identity     `json:"identity,omitzero"`
 	SpaceMap     SpaceMapRoot `json:"space_map"`
 	BlockSectors uint32       `json:"block_sectors"` // size of a data block
 	NrBlocks     uint32       `json:"nr_blocks"`     // data blocks of the device
@@ -93,6 +94,8 @@ func decodeSuper(b []byte) Superblock {
 	return Superblock{
 		Flags: le.Uint32(b[4:]),
 		UUID:  [16]byte(b[16:32]),
+
+		Identity: identityIn(b),
 		SpaceMap: SpaceMapRoot{
 			Blocks:    le.Uint64(b[44:]),
 			Allocated: le.Uint64(b[52:]),
@@ -130,6 +133,7 @@ func (s Superblock) encode(a Addr) []byte {
 	le.PutUint64(b[200:], uint64(s.WritesetTree))
 	le.PutUint64(b[208:], uint64(s.EraArray))
 	le.PutUint64(b[216:], uint64(s.Snapshot))
+	s.Identity.put(b)
 	seal(kindSuper, a, b)
 	return b
 }
