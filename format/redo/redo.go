@@ -1,0 +1,178 @@
+// Package redo is the format of the journal in which a change of a target waits
+// until all of it is known to be good: pieces of data with their places.
+//
+// It reads and writes bytes; it opens no file and knows no device. It refuses
+// what is damaged, what is not of this format and what a newer tidemark wrote,
+// each with an error of its own, and never allocates by a number it has not
+// checked. Memory is constant but for eight bytes a table. Nothing in it is safe
+// for concurrent use.
+//
+// A journal has no state of a mirror in it, and knows no blocks, which tells it
+// from that of package sidecar: a piece begins and ends at any byte. Data lies
+// at the same place within 4096 bytes as in the target, so that a filesystem that
+// can share blocks between files need not copy it.
+//
+// All integers are little endian. A checksum is the CRC-32C.
+//
+//	offset  size  meaning
+//	0       8     magic "TMREDO\r\n"
+//	8       4     version, 1
+//	12      4     zeros
+//	16      8     size of the target before, bytes
+//	24      8     size of the target afterwards, bytes
+//	32      8     offset of the last table, 0 when there is none
+//	40      8     number of tables
+//	48      8     number of entries of all tables
+//	56      8     length of the journal, bytes
+//	64      4     checksum of bytes 0 to 63
+//	68      4028  zeros
+//	4096          data and tables, in the order in which they were written
+//
+// The header is written last. A table:
+//
+//	offset  size  meaning
+//	0       8     magic "TMTABLE\n"
+//	8       8     offset of the table before this one, 0 in the first
+//	16      4     number of entries, 1 to 4096
+//	20      4     checksum of bytes 0 to 19 and of the entries
+//	24      32×n  entries
+//
+// An entry, of which each begins at or behind the end of the one before:
+//
+//	offset  size  meaning
+//	0       8     offset in the target
+//	8       8     length in bytes, above zero; of data at most 4 MiB
+//	16      8     offset of the data in the journal; 0: the target becomes zeros
+//	24      4     checksum of the data, 0 without data
+//	28      4     zeros
+package redo
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+
+	"tidemark/extent"
+)
+
+const (
+	magic       = "TMREDO\r\n"
+	tableMagic  = "TMTABLE\n"
+	version     = 1
+	align       = 4096 // of data; also the length of the header
+	headerUsed  = 64   // bytes that its checksum covers
+	tableHead   = 24
+	entrySize   = 32
+	maxEntries  = 4096    // of a table
+	maxData     = 4 << 20 // of an entry, bytes
+	maxTableLen = tableHead + maxEntries*entrySize
+)
+
+var (
+	// ErrNotOurs says that the bytes are not of this format at all.
+	ErrNotOurs = errors.New("not a redo journal of tidemark")
+	// ErrDamaged says that the bytes were of this format once, or that a journal
+	// was never sealed.
+	ErrDamaged = errors.New("redo journal is damaged")
+	// ErrNewer says that a newer tidemark wrote the bytes.
+	ErrNewer = errors.New("redo journal of a newer tidemark")
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Header says what a journal is a change of.
+type Header struct {
+	Before, After int64 // size of the target, bytes
+	Entries       int64
+	lastTable     int64
+	tables        int64
+	length        int64
+}
+
+func (h Header) encode() []byte {
+	b := make([]byte, align)
+	copy(b, magic)
+	binary.LittleEndian.PutUint32(b[8:], version)
+	for i, v := range []int64{h.Before, h.After, h.lastTable, h.tables, h.Entries, h.length} {
+		binary.LittleEndian.PutUint64(b[16+8*i:], uint64(v))
+	}
+	binary.LittleEndian.PutUint32(b[headerUsed:], crc32.Checksum(b[:headerUsed], castagnoli))
+	return b
+}
+
+// decodeHeader reads the header of a journal of size bytes.
+func decodeHeader(b []byte, size int64) (Header, error) {
+	if len(b) < len(magic) || string(b[:len(magic)]) != magic {
+		return Header{}, fmt.Errorf("header: magic %q: %w", b[:min(len(b), len(magic))], ErrNotOurs)
+	}
+	if len(b) < align {
+		return Header{}, fmt.Errorf("header: %d bytes, want %d: %w", len(b), align, ErrDamaged)
+	}
+	if got, want := crc32.Checksum(b[:headerUsed], castagnoli), binary.LittleEndian.Uint32(b[headerUsed:]); got != want {
+		return Header{}, fmt.Errorf("header: checksum %08x, want %08x: %w", want, got, ErrDamaged)
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v != version {
+		return Header{}, fmt.Errorf("header: version %d: %w", v, ErrNewer)
+	}
+	field := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[16+8*i:])) }
+	h := Header{Before: field(0), After: field(1), lastTable: field(2), tables: field(3), Entries: field(4), length: field(5)}
+	return h, h.check(size)
+}
+
+func (h Header) check(size int64) error {
+	switch {
+	case h.length != size:
+		return fmt.Errorf("header: the journal has %d bytes, want %d: %w", size, h.length, ErrDamaged)
+	case h.Before < 0 || h.After < 0:
+		return fmt.Errorf("header: target of %d and then %d bytes: %w", h.Before, h.After, ErrDamaged)
+	case (h.lastTable == 0) != (h.tables == 0) || h.tables < 0 || h.tables > size/tableHead:
+		return fmt.Errorf("header: %d tables, the last at %d: %w", h.tables, h.lastTable, ErrDamaged)
+	case h.Entries < h.tables || h.Entries > h.tables*maxEntries:
+		return fmt.Errorf("header: %d entries in %d tables: %w", h.Entries, h.tables, ErrDamaged)
+	}
+	return nil
+}
+
+// Entry is one piece of the change.
+type Entry struct {
+	extent.Extent       // in the target, bytes
+	At            int64 // of the data in the journal; 0: the target becomes zeros
+	sum           uint32
+}
+
+// Zero says that the target becomes zeros here.
+func (e Entry) Zero() bool { return e.At == 0 }
+
+func (e Entry) encode(b []byte) {
+	binary.LittleEndian.PutUint64(b, uint64(e.Off))
+	binary.LittleEndian.PutUint64(b[8:], uint64(e.Len))
+	binary.LittleEndian.PutUint64(b[16:], uint64(e.At))
+	binary.LittleEndian.PutUint32(b[24:], e.sum)
+}
+
+func decodeEntry(b []byte) Entry {
+	return Entry{
+		Extent: extent.Extent{Off: int64(binary.LittleEndian.Uint64(b)), Len: int64(binary.LittleEndian.Uint64(b[8:]))},
+		At:     int64(binary.LittleEndian.Uint64(b[16:])),
+		sum:    binary.LittleEndian.Uint32(b[24:]),
+	}
+}
+
+// check holds an entry that must not begin before prev against its journal.
+func (e Entry) check(h Header, prev int64) error {
+	switch {
+	case !e.Valid() || e.Empty() || e.End() > h.After:
+		return fmt.Errorf("extent %v in a target of %d bytes: %w", e.Extent, h.After, ErrDamaged)
+	case e.Off < prev:
+		return fmt.Errorf("extent %v begins before %d: %w", e.Extent, prev, ErrDamaged)
+	case e.Zero():
+		return nil
+	case e.Len > maxData:
+		return fmt.Errorf("%d bytes of data: at most %d: %w", e.Len, maxData, ErrDamaged)
+	case e.At < align || e.At > math.MaxInt64-e.Len || e.At+e.Len > h.length:
+		return fmt.Errorf("data at %d of a journal of %d bytes: %w", e.At, h.length, ErrDamaged)
+	}
+	return nil
+}

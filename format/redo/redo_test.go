@@ -1,0 +1,279 @@
+package redo
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+
+	"tidemark/extent"
+)
+
+// memory is a file in memory.
+type memory struct{ b []byte }
+
+func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	if end := int(off) + len(p); end > len(m.b) {
+		m.b = append(m.b, make([]byte, end-len(m.b))...)
+	}
+	return copy(m.b[off:], p), nil
+}
+
+// change is what a test puts into a journal: zeros where data is nil.
+type change struct {
+	off  int64
+	data []byte
+	len  int64
+}
+
+func write(t testing.TB, before, after int64, changes ...change) []byte {
+	t.Helper()
+	var m memory
+	w := NewWriter(&m)
+	for _, c := range changes {
+		var err error
+		if c.data == nil {
+			err = w.Zero(extent.Extent{Off: c.off, Len: c.len})
+		} else {
+			err = w.Data(c.off, c.data)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Seal(before, after); err != nil {
+		t.Fatal(err)
+	}
+	if w.Len() != int64(len(m.b)) {
+		t.Fatalf("length %d, wrote %d bytes", w.Len(), len(m.b))
+	}
+	return m.b
+}
+
+// apply does to target what the journal says.
+func apply(b, target []byte) ([]byte, Header, error) {
+	j, err := NewReader(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return nil, Header{}, err
+	}
+	if err := j.Verify(nil); err != nil {
+		return nil, j.Header, err
+	}
+	out := make([]byte, j.After)
+	copy(out, target)
+	err = j.Each(func(e Entry) error {
+		if e.Zero() {
+			clear(out[e.Off:e.End()])
+		} else {
+			copy(out[e.Off:e.End()], b[e.At:e.At+e.Len])
+		}
+		return nil
+	})
+	return out, j.Header, err
+}
+
+// TestTheFormatIsWhatThePackageCommentSays reads an annotated hex dump, and
+// writes the same bytes.
+func TestTheFormatIsWhatThePackageCommentSays(t *testing.T) {
+	dump, err := os.ReadFile("testdata/journal.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := unhex(t, string(dump))
+	got := write(t, 8192, 8200, change{off: 4096, data: []byte("tide")}, change{off: 8192, len: 8})
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s\nwant\n%s", hex.Dump(got), hex.Dump(want))
+	}
+	out, h, err := apply(want, bytes.Repeat([]byte{1}, 8192))
+	if err != nil || h.Before != 8192 || h.After != 8200 || h.Entries != 2 {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	if !bytes.Equal(out[4096:4101], []byte("tide\x01")) || !bytes.Equal(out[8192:], make([]byte, 8)) {
+		t.Errorf("% x", out[4090:])
+	}
+}
+
+// unhex reads lines of hexadecimal bytes; "*N" is N zeros, "#" begins a comment.
+func unhex(t *testing.T, text string) []byte {
+	var out []byte
+	for line := range strings.Lines(text) {
+		line, _, _ = strings.Cut(line, "#")
+		for _, word := range strings.Fields(line) {
+			if word[0] == '*' {
+				n := 0
+				for _, c := range word[1:] {
+					n = n*10 + int(c-'0')
+				}
+				out = append(out, make([]byte, n)...)
+				continue
+			}
+			b, err := hex.DecodeString(word)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, b...)
+		}
+	}
+	return out
+}
+
+func TestWhatWasWrittenIsRead(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range 40 {
+		size := int64(rng.IntN(12 << 20))
+		target := make([]byte, size)
+		for i := range target {
+			target[i] = byte(i)
+		}
+		want := append([]byte(nil), target...)
+		var changes []change
+		most := 1 << rng.IntN(24)
+		for at := int64(0); at < size; {
+			at += int64(rng.IntN(1 + most/2))
+			n := min(int64(rng.IntN(most)+1), size-at)
+			if n <= 0 {
+				break
+			}
+			c := change{off: at, len: n}
+			if rng.IntN(3) > 0 {
+				c.data = make([]byte, n)
+				for i := range c.data {
+					c.data[i] = byte(rng.Uint32())
+				}
+				copy(want[at:], c.data)
+			} else {
+				clear(want[at : at+n])
+			}
+			changes = append(changes, c)
+			at += n
+			if len(changes) > 3*maxEntries {
+				break
+			}
+		}
+		got, _, err := apply(write(t, size, size, changes...), target)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("seed %d, %d changes: %v", seed, len(changes), err)
+		}
+	}
+}
+
+// TestDataKeepsItsPlaceInAPage is what sharing blocks and direct I/O rest on.
+func TestDataKeepsItsPlaceInAPage(t *testing.T) {
+	b := write(t, 1<<30, 1<<30,
+		change{off: 512, data: make([]byte, 100)}, change{off: 4096, data: make([]byte, 5<<20)},
+		change{off: 16 << 20, data: make([]byte, 8192)}, change{off: 17<<20 + 5, data: make([]byte, 8192)})
+	j, err := NewReader(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := j.Each(func(e Entry) error {
+		if (e.At-e.Off)%align != 0 {
+			t.Errorf("%v lies at %d", e.Extent, e.At)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if j.Entries != 5 {
+		t.Errorf("%d entries, want 5: data of more than %d bytes is cut", j.Entries, maxData)
+	}
+}
+
+func TestEveryDamageIsNoticed(t *testing.T) {
+	good := write(t, 1<<20, 1<<20, change{off: 0, data: []byte("abc")}, change{off: 4096, len: 4096}, change{off: 9000, data: []byte("def")})
+	want, _, err := apply(good, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range good {
+		bad := append([]byte(nil), good...)
+		bad[i] ^= 0x10
+		got, _, err := apply(bad, nil)
+		switch {
+		case err == nil && !bytes.Equal(got, want):
+			t.Fatalf("byte %d: not noticed", i)
+		case err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotOurs):
+			t.Fatalf("byte %d: error of no class: %v", i, err)
+		}
+	}
+	for n := range good {
+		if _, _, err := apply(good[:n], nil); !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotOurs) {
+			t.Fatalf("cut at %d: %v", n, err)
+		}
+	}
+	if _, _, err := apply(append(good, 0), nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a byte too many: %v", err)
+	}
+}
+
+func TestWriterRefusesToGoBack(t *testing.T) {
+	w := NewWriter(&memory{})
+	if err := w.Data(4096, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Data(4096, []byte("x")); err == nil {
+		t.Error("an overlap was taken")
+	}
+	if err := w.Seal(1, 1); err == nil {
+		t.Error("sealed after an error")
+	}
+}
+
+// full is a disk with room for n bytes.
+type full struct {
+	memory
+	n int64
+}
+
+var errFull = errors.New("no space left on device")
+
+func (f *full) WriteAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > f.n {
+		return 0, errFull
+	}
+	return f.memory.WriteAt(p, off)
+}
+
+func TestEveryFailedWriteIsReported(t *testing.T) {
+	for n := range int64(6) {
+		w := NewWriter(&full{n: n * align})
+		err := w.Data(0, bytes.Repeat([]byte{7}, 4*align))
+		if err == nil {
+			err = w.Seal(1<<20, 1<<20)
+		}
+		if !errors.Is(err, errFull) {
+			t.Errorf("room for %d bytes: %v", n*align, err)
+		}
+	}
+}
+
+func FuzzJournal(f *testing.F) {
+	f.Add(write(f, 1<<20, 1<<20, change{off: 0, data: []byte("abc")}, change{off: 4096, len: 4096}))
+	f.Add(write(f, 0, 0))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		j, err := NewReader(bytes.NewReader(in), int64(len(in)))
+		if err == nil {
+			err = j.Verify(nil)
+		}
+		if err != nil {
+			if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer) {
+				t.Fatalf("error of no class: %v", err)
+			}
+			return
+		}
+		prev := int64(0)
+		if err := j.Each(func(e Entry) error {
+			if e.Off < prev || e.End() > j.After {
+				t.Fatalf("%v accepted", e)
+			}
+			prev = e.End()
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
