@@ -1,0 +1,123 @@
+// Package dm controls the kernel's device-mapper through /dev/mapper/control. It
+// needs neither dmsetup nor libdevmapper, and agrees with both.
+//
+// It owns the ioctl interface (include/uapi/linux/dm-ioctl.h, version 4), names as
+// libdevmapper writes them, and the nodes in /dev/mapper. A device has two slots
+// for tables: Load fills the inactive one, Resume makes it the active one.
+//
+// # Names
+//
+// A name is as people read it: "a b". The kernel and /dev/mapper have it with every
+// byte outside of letters, digits and #+-.:=@_ written as \xNN ("a\x20b"), as udev
+// wants it and libdevmapper does it; a name that is already written so is taken as
+// it is. A device that a program named without this is listed, and found by its
+// number, but not by name.
+//
+// # udev
+//
+// Where udevd runs with device-mapper's rules, Resume, Remove and Rename return
+// after udev has dealt with the change, so that /dev/mapper/NAME and the links to
+// the device are there, or gone, and udev does not hold the device open. They tell
+// udev by a cookie, as libdevmapper does. Elsewhere, and when udev does not answer
+// within half a minute, they make or remove /dev/mapper/NAME themselves.
+//
+// # What it refuses
+//
+// Names with a slash, a NUL, too long, or taken by the system; tables with gaps,
+// overlaps or empty targets; any reply of the kernel whose offsets or lengths do
+// not fit the buffer. It does not look at what is in a table's devices: whoever
+// loads a table answers for it.
+//
+// Errors name the operation, the device and, where there is one, the target; what
+// the kernel logged about a table that it refused is part of the error.
+//
+// A Control may be used by several goroutines at once.
+package dm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Errors that callers act on.
+var (
+	// ErrNotFound says that there is no device-mapper device of that name or number.
+	ErrNotFound = errors.New("no such device-mapper device")
+	// ErrExists says that a name or UUID belongs to another device already.
+	ErrExists = errors.New("name or UUID is taken")
+	// ErrBusy says that a device is in use: open, mounted, or part of another.
+	ErrBusy = errors.New("device is in use")
+	// ErrNotSupported says that this kernel lacks device-mapper, a target, or a call.
+	ErrNotSupported = errors.New("not supported by this kernel")
+)
+
+// SectorSize is the unit of all positions and lengths in tables, in bytes.
+const SectorSize = 512
+
+// Version is that of the ioctl interface, or of a target type.
+type Version struct{ Major, Minor, Patch uint32 }
+
+// String returns the version as dmsetup writes it, "4.48.0".
+func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
+
+// Dev is the number of a block device.
+type Dev struct{ Major, Minor uint32 }
+
+// String returns the number as sysfs and tables write it, "253:0".
+func (d Dev) String() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+
+// Info is the state of a device.
+type Info struct {
+	Name         string // as people read it
+	UUID         string // "": none
+	Major, Minor uint32
+	OpenCount    int32  // openers: mounts, other devices, programs
+	EventNr      uint32 // counts the events that Wait waits for
+	TargetCount  uint32 // of the active table
+
+	Suspended         bool // by Suspend, or never resumed
+	SuspendedInternal bool // by the kernel itself
+	ReadOnly          bool
+	ActiveTable       bool
+	InactiveTable     bool // loaded, and waiting for Resume
+	DeferredRemove    bool // goes when the last user closes it
+}
+
+// Dev returns the device's number.
+func (i Info) Dev() Dev { return Dev{i.Major, i.Minor} }
+
+// Path returns where the device's node is, "/dev/mapper/NAME".
+func (i Info) Path() string { return filepath.Join(mapperDir, kernelNameOf(i.Name)) }
+
+// Control is an open connection to device-mapper.
+type Control struct {
+	file    *os.File
+	version Version
+	udev    udev
+	nodes   nodes
+}
+
+// Open opens /dev/mapper/control, and makes it when udev has not. The error wraps
+// ErrNotSupported when the kernel has no device-mapper, fs.ErrPermission when the
+// caller lacks CAP_SYS_ADMIN.
+func Open() (*Control, error) {
+	file, err := openControl()
+	if err != nil {
+		return nil, err
+	}
+	c := &Control{file: file, udev: defaultUdev(), nodes: nodes{dev: devDir}}
+	r, err := c.run(&request{op: "ask for the version", cmd: cmdVersion})
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	c.version = r.version()
+	return c, nil
+}
+
+// Close closes the connection. Devices stay as they are.
+func (c *Control) Close() error { return c.file.Close() }
+
+// Version returns the version of the kernel's ioctl interface.
+func (c *Control) Version() (Version, error) { return c.version, nil }
