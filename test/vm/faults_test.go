@@ -1,0 +1,43 @@
+package vm
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// loggedSize is the length in bytes of the disks whose writes are logged; the guest
+// knows it too.
+const loggedSize = 64 << 20
+
+// Mirrors survive disks that fail, lie and damage; and from the logs of all that was
+// written to their disks: at every moment they are old or new.
+func TestFaults(t *testing.T) {
+	program := Build(t, "tidemark/test/vm/guest/faults")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			t.Parallel()
+			disks := []Disk{
+				NewDisk(t, "source", 64<<20), NewDisk(t, "target", 64<<20),
+				NewDisk(t, "on-device", loggedSize), NewDisk(t, "log-device", 256<<20),
+				NewDisk(t, "on-image", loggedSize), NewDisk(t, "log-image", 256<<20),
+			}
+			r := Run(t, Config{
+				Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 256,
+				Files: map[string]string{"/bin/tidemark": command},
+			}, program)
+			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
+			if t.Failed() {
+				return
+			}
+			seed := uint64(time.Now().UnixNano())
+			t.Log("seed", seed)
+			for i, kind := range []string{"device", "image"} {
+				t.Run("replay of "+kind, func(t *testing.T) {
+					replayed(t, disks[3+2*i].Path, kind, rand.New(rand.NewPCG(seed, uint64(i))))
+				})
+			}
+		})
+	}
+}
