@@ -30,7 +30,7 @@ var floors = [][]string{
 	{"linux/bpf", "linux/dm", "linux/fsfreeze", "linux/mounts"},
 	{"linux/dmera"},
 	{"track", "view"},
-	{"transfer"},
+	{"transfer", "boot"},
 	{"cmd/tidemark"},
 	{"test", "bench", "internal/*"}, // for tests and measurements only
 }

@@ -1,0 +1,144 @@
+package boot
+
+import (
+	"embed"
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+)
+
+//go:embed files
+var templates embed.FS
+
+// File is one file of a system that is made from the table.
+type File struct {
+	Path string      // in the system, absolute
+	Mode fs.FileMode // permissions
+	Data []byte
+	Link string // a symbolic link to this, relative or absolute; "": a regular file with Data
+}
+
+// Where the files go. dracut looks for modules in the one folder only.
+const (
+	udevRules   = "/etc/udev/rules.d/61-tidemark-era.rules"
+	systemdDir  = "/etc/systemd/system"
+	unitName    = "tidemark-era@.service"
+	initramfsIn = "/etc/initramfs-tools"
+	scriptName  = "tidemark-era"
+	dracutDir   = "/usr/lib/dracut/modules.d/90tidemark-era"
+)
+
+// scriptStages are the folders of initramfs-tools that get the boot script.
+var scriptStages = [...]string{"local-top", "local-block", "local-premount", "panic"}
+
+// dracutParts are the files of the dracut module.
+var dracutParts = [...]string{"module-setup.sh", "open.sh", "timeout.sh", "guard.sh"}
+
+// Generator is a program that makes initramfs images.
+type Generator string
+
+// The generators that are known.
+const (
+	InitramfsTools Generator = "initramfs-tools"
+	Dracut         Generator = "dracut"
+)
+
+// Command is the command line that makes all images anew.
+func (g Generator) Command() []string {
+	if g == Dracut {
+		return []string{"dracut", "--force", "--regenerate-all"}
+	}
+	return []string{"update-initramfs", "-u", "-k", "all"}
+}
+
+// render makes the files of a table for a system where tidemark is at program.
+func render(t Tab, program string, generators []Generator) ([]File, error) {
+	entries := t.Entries()
+	if len(entries) == 0 {
+		return nil, nil
+	}
+	r := renderer{replace: strings.NewReplacer("@PROGRAM@", program)}
+	r.add(systemdDir+"/"+unitName, 0o644, "systemd/"+unitName)
+	r.rules(entries)
+	if len(t.Stage(StageInitramfs)) > 0 {
+		for _, g := range generators {
+			r.generator(g)
+		}
+	}
+	for _, e := range t.Stage(StageSystem) {
+		r.unit(e)
+	}
+	return r.files, r.err
+}
+
+// renderer collects files.
+type renderer struct {
+	replace *strings.Replacer
+	files   []File
+	err     error
+}
+
+// template returns a template with its placeholders replaced.
+func (r *renderer) template(name string, more ...string) string {
+	data, err := templates.ReadFile(path.Join("files", name))
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("boot: %w", err)
+	}
+	text := r.replace.Replace(string(data))
+	return strings.NewReplacer(more...).Replace(text)
+}
+
+func (r *renderer) add(to string, mode fs.FileMode, template string) {
+	r.files = append(r.files, File{Path: to, Mode: mode, Data: []byte(r.template(template))})
+}
+
+func (r *renderer) rules(entries []Entry) {
+	text := r.template("udev/head.rules")
+	for _, e := range entries {
+		text += r.template("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/"))
+	}
+	text += r.template("udev/tail.rules")
+	r.files = append(r.files, File{Path: udevRules, Mode: 0o644, Data: []byte(text)})
+}
+
+func (r *renderer) generator(g Generator) {
+	if g == Dracut {
+		for _, part := range dracutParts {
+			r.add(dracutDir+"/"+part, 0o755, "dracut/"+part)
+		}
+		return
+	}
+	r.add(initramfsIn+"/hooks/"+scriptName, 0o755, "initramfs-tools/hook")
+	for _, stage := range scriptStages {
+		r.add(initramfsIn+"/scripts/"+stage+"/"+scriptName, 0o755, "initramfs-tools/script")
+	}
+}
+
+// unit makes systemd wait for the devices of an entry, and local-fs.target fail when
+// it cannot be opened.
+func (r *renderer) unit(e Entry) {
+	instance := strings.Replace(unitName, "@", "@"+e.Name, 1)
+	data, meta := deviceUnit(DevicePath(e.Data)), deviceUnit(DevicePath(e.Meta))
+	dropIn := "# Written by \"tidemark boot install\" from " + TabPath + ".\n[Unit]\n" +
+		"Requires=" + data + " " + meta + "\nAfter=" + data + " " + meta + "\n"
+	r.files = append(r.files,
+		File{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
+		File{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName})
+}
+
+// deviceUnit is systemd's unit of a path below /dev, as systemd-escape --path writes it.
+func deviceUnit(path string) string {
+	var b strings.Builder
+	for i, c := range []byte(strings.TrimPrefix(path, "/")) {
+		switch {
+		case c == '/':
+			b.WriteByte('-')
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == ':', c == '_', c == '.' && i > 0:
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, `\x%02x`, c)
+		}
+	}
+	return b.String() + ".device"
+}

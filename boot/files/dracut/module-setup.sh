@@ -1,0 +1,27 @@
+#!/bin/bash
+# Copies what opens the era devices of /etc/tidemark/era.conf into the initramfs.
+# Written by "tidemark boot install".
+
+# shellcheck disable=SC2154 # moddir and the like are set by dracut
+
+check() {
+    [[ -s "${dracutsysrootdir-}/etc/tidemark/era.conf" ]]
+}
+
+depends() {
+    echo base udev-rules
+}
+
+installkernel() {
+    hostonly='' instmods dm-era
+    hostonly='' instmods -s crc32c_generic crc32c-intel || :
+}
+
+install() {
+    inst_simple @PROGRAM@ /usr/bin/tidemark
+    inst_simple /etc/tidemark/era.conf
+    inst_rules 61-tidemark-era.rules
+    inst_hook initqueue/settled 50 "$moddir/open.sh"
+    inst_hook initqueue/timeout 01 "$moddir/timeout.sh"
+    inst_hook pre-mount 01 "$moddir/guard.sh"
+}

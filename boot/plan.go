@@ -1,0 +1,129 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// Action is what is done to a file.
+type Action string
+
+// The actions.
+const (
+	Write  Action = "write"  // it is not there, or ours and to be replaced
+	Remove Action = "remove" // it is ours and not wanted any more
+	Keep   Action = "keep"   // it is as it should be
+	Refuse Action = "refuse" // it is not ours, or was changed
+)
+
+// Step is what a plan does to one file.
+type Step struct {
+	File   File
+	Action Action
+	State  FileState // before
+}
+
+// Plan is what makes a system boot with a table. Nothing is done before Apply.
+type Plan struct {
+	Steps []Step
+	next  record
+}
+
+// Plan compares the system with what a table wants. Files that were changed by hand
+// are refused, or replaced when force is set; a file that is not ours always stays.
+func (s *System) Plan(t Tab, program string, force bool) (Plan, error) {
+	if err := s.suits(t); err != nil {
+		return Plan{}, err
+	}
+	known, err := readRecord(s.root)
+	if err != nil {
+		return Plan{}, err
+	}
+	wanted, err := render(t, program, s.Generators())
+	if err != nil {
+		return Plan{}, err
+	}
+	p := Plan{next: record{Version: recordVersion, Program: program, Sums: map[string][]string{}}}
+	for _, f := range wanted {
+		p.next.Sums[f.Path] = []string{f.sum()}
+		if err := p.add(s, known, f, Write, force); err != nil {
+			return Plan{}, err
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(known.Sums)) {
+		if p.next.Sums[path] != nil {
+			continue
+		}
+		if err := p.add(s, known, File{Path: path}, Remove, force); err != nil {
+			return Plan{}, err
+		}
+	}
+	p.addTab(s, t)
+	return p, nil
+}
+
+// suits refuses entries that nothing in the system would open.
+func (s *System) suits(t Tab) error {
+	if len(t.Stage(StageInitramfs)) > 0 && len(s.Generators()) == 0 {
+		return fmt.Errorf("boot: %s: %w: neither initramfs-tools nor dracut is installed", s.dir, ErrUnsuitable)
+	}
+	if len(t.Stage(StageSystem)) > 0 && !s.has("/usr/lib/systemd/systemd", "/lib/systemd/systemd") {
+		return fmt.Errorf("boot: %s: %w: systemd is not installed", s.dir, ErrUnsuitable)
+	}
+	return nil
+}
+
+func (p *Plan) add(s *System, known record, f File, action Action, force bool) error {
+	state, err := known.state(s.root, f)
+	if err != nil {
+		return err
+	}
+	switch {
+	case action == Write && state == Same, action == Remove && state == Missing:
+		action = Keep
+	case state == Foreign, state == Changed && !force:
+		action = Refuse
+	}
+	p.Steps = append(p.Steps, Step{f, action, state})
+	return nil
+}
+
+// addTab puts the table first in what is written, and last in what is removed.
+func (p *Plan) addTab(s *System, t Tab) {
+	f := File{Path: TabPath, Mode: 0o644, Data: t.Bytes()}
+	have, err := readFile(s.root, TabPath)
+	switch {
+	case len(t.Entries()) == 0:
+		if err == nil {
+			p.Steps = append(p.Steps, Step{f, Remove, Same})
+		}
+	case err == nil && have.sum() == f.sum():
+		p.Steps = slices.Insert(p.Steps, 0, Step{f, Keep, Same})
+	default:
+		p.Steps = slices.Insert(p.Steps, 0, Step{f, Write, Outdated})
+	}
+}
+
+// Refused is why the plan cannot be carried out, nil when it can. It wraps ErrNotOurs
+// or ErrChanged.
+func (p Plan) Refused() error {
+	var all error
+	for _, step := range p.Steps {
+		if step.Action != Refuse {
+			continue
+		}
+		cause := ErrNotOurs
+		if step.State == Changed {
+			cause = ErrChanged
+		}
+		all = errors.Join(all, fmt.Errorf("boot: %s: %w", step.File.Path, cause))
+	}
+	return all
+}
+
+// Changes reports whether the plan does anything.
+func (p Plan) Changes() bool {
+	return slices.ContainsFunc(p.Steps, func(s Step) bool { return s.Action == Write || s.Action == Remove })
+}

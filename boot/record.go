@@ -1,0 +1,113 @@
+package boot
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+)
+
+// recordPath is the record of the files that are ours.
+const recordPath = "/var/lib/tidemark/boot.json"
+
+// record tells our files from others and from changed ones: path → what it may hold.
+// While files are being replaced that is the old and the new content.
+type record struct {
+	Version int                 `json:"version"`
+	Program string              `json:"program"`
+	Sums    map[string][]string `json:"files"`
+}
+
+const recordVersion = 1
+
+// sum names the content of a file.
+func (f File) sum() string {
+	if f.Link != "" {
+		return "link:" + f.Link
+	}
+	s := sha256.Sum256(f.Data)
+	return "sha256:" + hex.EncodeToString(s[:])
+}
+
+// readRecord reads the record; there is none before the first installation.
+func readRecord(root *os.Root) (record, error) {
+	r := record{Version: recordVersion, Sums: map[string][]string{}}
+	data, err := root.ReadFile(inside(recordPath))
+	if errors.Is(err, fs.ErrNotExist) {
+		return r, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err == nil && r.Version != recordVersion {
+		err = fmt.Errorf("version %d, this program knows %d", r.Version, recordVersion)
+	}
+	if err != nil {
+		return r, fmt.Errorf("boot: %s: %w", recordPath, err)
+	}
+	if r.Sums == nil {
+		r.Sums = map[string][]string{}
+	}
+	return r, nil
+}
+
+// file is the record as a file.
+func (r record) file() (File, error) {
+	data, err := json.MarshalIndent(r, "", "  ")
+	return File{Path: recordPath, Mode: 0o644, Data: append(data, '\n')}, err
+}
+
+// FileState is what became of a file.
+type FileState string
+
+// The states of a file.
+const (
+	Same     FileState = "same"     // as it would be written now
+	Outdated FileState = "outdated" // as it was written for another table or by another version
+	Missing  FileState = "missing"
+	Changed  FileState = "changed" // by hand
+	Foreign  FileState = "foreign" // in the way, and not ours
+)
+
+// state compares what is at a file's path with what is wanted there.
+func (r record) state(root *os.Root, want File) (FileState, error) {
+	have, err := readFile(root, want.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return Missing, nil
+	case err != nil:
+		return "", fmt.Errorf("boot: %w", err)
+	}
+	known, ours := r.Sums[want.Path]
+	switch {
+	case have.sum() == want.sum() && (have.Link != "" || have.Mode == want.Mode):
+		return Same, nil
+	case have.sum() == want.sum(), slices.Contains(known, have.sum()):
+		return Outdated, nil
+	case ours:
+		return Changed, nil
+	}
+	return Foreign, nil
+}
+
+// readFile reads a file or symbolic link of the system.
+func readFile(root *os.Root, path string) (File, error) {
+	info, err := root.Lstat(inside(path))
+	if err != nil {
+		return File{}, err
+	}
+	f := File{Path: path, Mode: info.Mode().Perm()}
+	switch {
+	case info.Mode()&fs.ModeSymlink != 0:
+		f.Link, err = root.Readlink(inside(path))
+	case info.Mode().IsRegular():
+		f.Data, err = root.ReadFile(inside(path))
+	default:
+		err = fmt.Errorf("%s: %w: neither a file nor a link", path, ErrNotOurs)
+	}
+	return f, err
+}

@@ -1,0 +1,238 @@
+package boot
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// TabPath is the table of era devices.
+const TabPath = "/etc/tidemark/era.conf"
+
+// tabHead begins a new table.
+const tabHead = `# dm-era devices that are opened when the machine starts, one a line:
+# name, data device, metadata device, options (comma-separated):
+#   initramfs   opened in the initramfs, before root is mounted
+#   system      opened by systemd, before local filesystems are mounted
+#   create=N    when the metadata is all zero, made anew with blocks of N bytes
+# After a change by hand run "tidemark boot install", which makes the other files from this one.
+`
+
+// Stage is when an era device is opened.
+type Stage string
+
+// The stages.
+const (
+	StageInitramfs Stage = "initramfs" // before root is mounted
+	StageSystem    Stage = "system"    // by systemd, before the other filesystems are mounted
+)
+
+// Entry is one era device of the table.
+type Entry struct {
+	Name   string `json:"name"`             // of the era device: /dev/mapper/Name
+	Data   string `json:"data"`             // PARTUUID=… or a path below /dev, as Resolve gives
+	Meta   string `json:"meta"`             // the same
+	Stage  Stage  `json:"stage"`            // when it is opened
+	Create int64  `json:"create,omitempty"` // block size in bytes for metadata that is all zero; 0: leave it
+}
+
+// Path is the device that filesystems are mounted from.
+func (e Entry) Path() string { return "/dev/mapper/" + e.Name }
+
+// createUnit is what a block size of dm-era is a multiple of, in bytes: 8 sectors.
+const createUnit = 4096
+
+// nameMax is DM_NAME_LEN of linux/dm-ioctl.h less the final zero.
+const nameMax = 127
+
+// The letters are those that neither device-mapper, udev, systemd nor a shell quotes.
+var (
+	namePattern   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+	devicePattern = regexp.MustCompile(`^(PARTUUID=[0-9A-Fa-f-]+|/dev/(disk/by-id|mapper)/[A-Za-z0-9_.:+=@-]+)$`)
+)
+
+// Check returns an error that wraps ErrTab when the entry makes no sense.
+func (e Entry) Check() error {
+	fault := ""
+	switch {
+	case !namePattern.MatchString(e.Name) || len(e.Name) > nameMax:
+		fault = "a name has letters, digits, _, . and - only"
+	case !devicePattern.MatchString(e.Data):
+		fault = fmt.Sprintf("data %q is neither PARTUUID=… nor below /dev/disk/by-id or /dev/mapper", e.Data)
+	case !devicePattern.MatchString(e.Meta):
+		fault = fmt.Sprintf("metadata %q is neither PARTUUID=… nor below /dev/disk/by-id or /dev/mapper", e.Meta)
+	case e.Data == e.Meta:
+		fault = "data and metadata are the same device"
+	case e.Stage != StageInitramfs && e.Stage != StageSystem:
+		fault = fmt.Sprintf("stage %q is neither initramfs nor system", e.Stage)
+	case e.Create < 0 || e.Create%createUnit != 0:
+		fault = fmt.Sprintf("a block size of %d bytes is no multiple of %d", e.Create, createUnit)
+	}
+	if fault == "" {
+		return nil
+	}
+	return fmt.Errorf("boot: era device %q: %w: %s", e.Name, ErrTab, fault)
+}
+
+// line is the entry as a line of the table, without the newline.
+func (e Entry) line() string {
+	options := string(e.Stage)
+	if e.Create > 0 {
+		options += ",create=" + strconv.FormatInt(e.Create, 10)
+	}
+	return strings.Join([]string{e.Name, e.Data, e.Meta, options}, "\t")
+}
+
+// Tab is the table of era devices. Comments and empty lines are kept.
+type Tab struct {
+	lines []tabLine
+}
+
+type tabLine struct {
+	text  string
+	entry *Entry // nil: a comment or empty
+}
+
+// ParseTab reads a table. The error wraps ErrTab and names the line.
+func ParseTab(data []byte) (Tab, error) {
+	var t Tab
+	number := 0
+	for line := range bytes.Lines(data) {
+		number++
+		text := strings.TrimRight(string(line), "\r\n")
+		parsed := tabLine{text: text}
+		if fields := strings.Fields(text); len(fields) > 0 && !strings.HasPrefix(fields[0], "#") {
+			entry, err := parseEntry(fields)
+			if err == nil {
+				err = t.accepts(entry)
+			}
+			if err != nil {
+				return Tab{}, fmt.Errorf("boot: %s:%d: %w", TabPath, number, err)
+			}
+			parsed.entry = &entry
+		}
+		t.lines = append(t.lines, parsed)
+	}
+	return t, nil
+}
+
+func parseEntry(fields []string) (Entry, error) {
+	if len(fields) < 3 || len(fields) > 4 {
+		return Entry{}, fmt.Errorf("%w: %d fields, want 3 or 4", ErrTab, len(fields))
+	}
+	e := Entry{Name: fields[0], Data: fields[1], Meta: fields[2], Stage: StageInitramfs}
+	if len(fields) == 4 && fields[3] != "-" {
+		for option := range strings.SplitSeq(fields[3], ",") {
+			if err := e.setOption(option); err != nil {
+				return Entry{}, err
+			}
+		}
+	}
+	return e, e.Check()
+}
+
+func (e *Entry) setOption(option string) error {
+	size, isCreate := strings.CutPrefix(option, "create=")
+	switch {
+	case option == string(StageInitramfs) || option == string(StageSystem):
+		e.Stage = Stage(option)
+	case isCreate:
+		n, err := strconv.ParseInt(size, 10, 64)
+		if err != nil || n <= 0 {
+			return fmt.Errorf("%w: option %q", ErrTab, option)
+		}
+		e.Create = n
+	default:
+		return fmt.Errorf("%w: unknown option %q", ErrTab, option)
+	}
+	return nil
+}
+
+// accepts refuses an entry whose name or devices another entry has.
+func (t Tab) accepts(e Entry) error {
+	for _, other := range t.Entries() {
+		if other.Name == e.Name {
+			return fmt.Errorf("%w: era device %q is there twice", ErrTab, e.Name)
+		}
+		for _, dev := range [...]string{e.Data, e.Meta} {
+			if dev == other.Data || dev == other.Meta {
+				return fmt.Errorf("%w: %s belongs to era device %q", ErrTab, dev, other.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// Entries returns the era devices in their order.
+func (t Tab) Entries() []Entry {
+	var all []Entry
+	for _, l := range t.lines {
+		if l.entry != nil {
+			all = append(all, *l.entry)
+		}
+	}
+	return all
+}
+
+// Stage returns the era devices that are opened at a stage.
+func (t Tab) Stage(s Stage) []Entry {
+	return slices.DeleteFunc(t.Entries(), func(e Entry) bool { return e.Stage != s })
+}
+
+// Find returns the era device of that name.
+func (t Tab) Find(name string) (Entry, error) {
+	for _, e := range t.Entries() {
+		if e.Name == name {
+			return e, nil
+		}
+	}
+	return Entry{}, fmt.Errorf("boot: %s: %w", name, ErrNoEntry)
+}
+
+// With returns the table with the entry in the place of the one of its name, or at
+// the end. The error wraps ErrTab.
+func (t Tab) With(e Entry) (Tab, error) {
+	if err := e.Check(); err != nil {
+		return Tab{}, err
+	}
+	at := slices.IndexFunc(t.lines, func(l tabLine) bool { return l.entry != nil && l.entry.Name == e.Name })
+	changed := Tab{lines: slices.Clone(t.lines)}
+	if len(changed.lines) == 0 {
+		for line := range strings.Lines(tabHead) {
+			changed.lines = append(changed.lines, tabLine{text: strings.TrimSuffix(line, "\n")})
+		}
+	}
+	if at >= 0 {
+		changed.lines = slices.Delete(changed.lines, at, at+1)
+	} else {
+		at = len(changed.lines)
+	}
+	if err := changed.accepts(e); err != nil {
+		return Tab{}, fmt.Errorf("boot: %w", err)
+	}
+	changed.lines = slices.Insert(changed.lines, at, tabLine{text: e.line(), entry: &e})
+	return changed, nil
+}
+
+// Without returns the table without the era device of that name. The error wraps ErrNoEntry.
+func (t Tab) Without(name string) (Tab, error) {
+	if _, err := t.Find(name); err != nil {
+		return Tab{}, err
+	}
+	return Tab{lines: slices.DeleteFunc(slices.Clone(t.lines), func(l tabLine) bool {
+		return l.entry != nil && l.entry.Name == name
+	})}, nil
+}
+
+// Bytes is the table as a file.
+func (t Tab) Bytes() []byte {
+	var b bytes.Buffer
+	for _, l := range t.lines {
+		b.WriteString(l.text)
+		b.WriteByte('\n')
+	}
+	return b.Bytes()
+}
