@@ -91,6 +91,9 @@ type Header struct {
 	length        int64
 }
 
+// Size returns the length of the journal in bytes.
+func (h Header) Size() int64 { return h.length }
+
 func (h Header) encode() []byte {
 	b := make([]byte, align)
 	copy(b, magic)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -18,7 +19,8 @@ import (
 // ErrBusy says that another run holds the mirror.
 var ErrBusy = errors.New("another run is using this mirror")
 
-const lockFile = "lock"
+// LockFile is the file of the folder that is locked while the folder is open.
+const LockFile = "lock"
 
 // Dir is a Folder on disk. While it is open no other process can open it.
 type Dir struct {
@@ -39,7 +41,7 @@ func OpenDir(path string, create bool) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := os.OpenFile(filepath.Join(path, LockFile), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		dir.Close()
 		return nil, err
@@ -51,6 +53,12 @@ func OpenDir(path string, create bool) (*Dir, error) {
 			err = ErrBusy
 		}
 		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	// Who had the lock may have removed the folder, which another has made anew.
+	if info, err := lock.Stat(); err != nil || info.Sys().(*syscall.Stat_t).Nlink == 0 {
+		dir.Close()
+		lock.Close()
+		return nil, errors.Join(err, fmt.Errorf("lock %s: %w", path, ErrBusy))
 	}
 	return &Dir{path: path, dir: dir, lock: lock}, nil
 }

@@ -1,0 +1,483 @@
+package apply_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"testing"
+
+	"tidemark/format/erastream"
+	"tidemark/format/redo"
+	"tidemark/internal/faultdisk"
+	"tidemark/transfer/apply"
+	"tidemark/transfer/mirror"
+)
+
+// job is a stream, and a target before and after it.
+type job struct {
+	old, new, stream []byte
+}
+
+// newJob makes records of all sorts: aligned or not, short and long, of zeros,
+// empty, and where grow is above zero past the end.
+func newJob(t testing.TB, rng *rand.Rand, size, grow int) job {
+	t.Helper()
+	j := job{old: noise(rng, size)}
+	j.new = append(append([]byte(nil), j.old...), make([]byte, grow)...)
+	var out bytes.Buffer
+	w := erastream.NewWriter(&out)
+	step, aligned := 1<<(9+rng.IntN(10)), rng.IntN(2) == 0
+	end := 0
+	for at := rng.IntN(step); at < len(j.new); at += rng.IntN(2 * step) {
+		if aligned {
+			at = (at + 4095) / 4096 * 4096
+		}
+		n := min(rng.IntN(step), max(0, len(j.new)-at))
+		if aligned {
+			n = n / 4096 * 4096
+		}
+		data := make([]byte, n)
+		if rng.IntN(3) > 0 {
+			data = noise(rng, n)
+		}
+		if err := w.Copy(erastream.Record{Off: int64(at), Len: int64(n)}, bytes.NewReader(data)); err != nil {
+			t.Fatal(err)
+		}
+		copy(j.new[min(at, len(j.new)):], data)
+		at += n
+		if n > 0 {
+			end = at
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if end == 0 {
+		return newJob(t, rng, size, grow)
+	}
+	j.new = j.new[:max(size, end)]
+	j.stream = out.Bytes()
+	return j
+}
+
+func noise(rng *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(rng.Uint32())
+	}
+	return b
+}
+
+// world makes a disk that holds the old content.
+func (j job) world(t testing.TB, rng *rand.Rand) *faultdisk.World {
+	t.Helper()
+	w := faultdisk.New(rng)
+	target := w.Target()
+	if err := errors.Join(target.Resize(int64(len(j.old))), write(target, j.old), target.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+func write(target mirror.Target, b []byte) error {
+	_, err := target.WriteAt(b, 0)
+	return err
+}
+
+func (j job) run(w *faultdisk.World) error {
+	o := apply.Options{Grow: true}
+	s, err := apply.Open(w.Target(), w.Folder(), o)
+	if err != nil {
+		return err
+	}
+	_, err = s.Apply(context.Background(), bytes.NewReader(j.stream), o)
+	return err
+}
+
+// settle brings the disk to rest, with more cuts on the way, and returns what it
+// holds.
+func settle(t testing.TB, w *faultdisk.World, rng *rand.Rand) []byte {
+	t.Helper()
+	for range 3 {
+		w.CutAfter(rng.IntN(12))
+		_, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+		if err != nil && !w.IsOff() {
+			t.Fatalf("open: %v", err)
+		}
+		if w.IsOff() {
+			w.Restart()
+		}
+	}
+	w.Calm()
+	if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	return w.Content()
+}
+
+// each calls f with n from zero on until f says that it was the last.
+func each(f func(n int) bool) {
+	for n := 0; !f(n); n++ {
+	}
+}
+
+func TestAPowerCutLeavesTheOldTargetOrTheNew(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for round := range 8 {
+		j := newJob(t, rng, 1<<12+rng.IntN(1<<18), rng.IntN(2)*rng.IntN(1<<17))
+		sawOld, sawNew := false, false
+		each(func(n int) bool {
+			w := j.world(t, rng)
+			w.CutAfter(n)
+			err := j.run(w)
+			if (err != nil) != w.IsOff() {
+				t.Fatalf("seed %d round %d cut %d: %v", seed, round, n, err)
+			}
+			if !w.IsOff() {
+				if !bytes.Equal(w.Content(), j.new) {
+					t.Fatalf("seed %d round %d: not the new content", seed, round)
+				}
+				return true
+			}
+			w.Restart()
+			switch got := settle(t, w, rng); {
+			case bytes.Equal(got, j.new):
+				sawNew = true
+			case bytes.Equal(got, j.old):
+				sawOld = true
+			default:
+				t.Fatalf("seed %d round %d cut %d: neither old nor new", seed, round, n)
+			}
+			return false
+		})
+		if !bytes.Equal(j.old, j.new) && !(sawOld && sawNew) {
+			t.Errorf("seed %d round %d: old %v, new %v: the cuts did not reach both", seed, round, sawOld, sawNew)
+		}
+	}
+}
+
+// TestAFailureLeavesTheOldTargetOrSaysThatItIsPending fails each operation once.
+func TestAFailureLeavesTheOldTargetOrSaysThatItIsPending(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for round := range 8 {
+		j := newJob(t, rng, 1<<12+rng.IntN(1<<18), rng.IntN(2)*rng.IntN(1<<17))
+		each(func(n int) bool {
+			w := j.world(t, rng)
+			w.FailAfter(n)
+			err := j.run(w)
+			w.Calm()
+			got := w.Content()
+			switch {
+			case err == nil:
+				if !bytes.Equal(got, j.new) {
+					t.Fatalf("seed %d round %d fail %d: no error, and not the new content", seed, round, n)
+				}
+			case errors.Is(err, apply.ErrPending):
+				if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(w.Content(), j.new) {
+					t.Fatalf("seed %d round %d fail %d: it was not finished", seed, round, n)
+				}
+			case !bytes.Equal(got, j.old):
+				t.Fatalf("seed %d round %d fail %d: %v, and the target has changed", seed, round, n, err)
+			}
+			return err == nil
+		})
+	}
+}
+
+// TestAKilledProcessIsFinishedDurably cuts the process short without the disk, and
+// then the power while the next one finishes.
+func TestAKilledProcessIsFinishedDurably(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for round := range 3 {
+		j := newJob(t, rng, 1<<15, 0)
+		each(func(n int) bool {
+			w := j.world(t, rng)
+			w.FailAfter(n)
+			if j.run(w) == nil {
+				return true
+			}
+			each(func(m int) bool {
+				w.CutAfter(m)
+				if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err == nil {
+					w.Calm()
+					return true
+				}
+				w.Restart()
+				if got := settle(t, w, rng); !bytes.Equal(got, j.new) && !bytes.Equal(got, j.old) {
+					t.Fatalf("seed %d round %d fail %d cut %d: neither old nor new", seed, round, n, m)
+				}
+				return false
+			})
+			return false
+		})
+	}
+}
+
+// place is a folder of a faultdisk that can publish.
+type place struct{ mirror.Folder }
+
+const published = "the target"
+
+func (p place) Publish(name string) error {
+	if err := p.Rename(name, published); err != nil {
+		return err
+	}
+	return p.Sync()
+}
+
+func (p place) content(t testing.TB) []byte {
+	f, err := p.Open(published, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := f.Size()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, size))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestANewImageIsThereWholeOrNotAtAll(t *testing.T) {
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for round := range 8 {
+		j := newJob(t, rng, 0, 1<<12+rng.IntN(1<<18))
+		for _, cut := range []bool{true, false} {
+			each(func(n int) bool {
+				w := faultdisk.New(rng)
+				p := place{w.Folder()}
+				w.FailAfter(n)
+				if cut {
+					w.CutAfter(n)
+				}
+				_, err := apply.Create(context.Background(), p, bytes.NewReader(j.stream), apply.Options{})
+				if err == nil {
+					if got := p.content(t); !bytes.Equal(got, j.new) {
+						t.Fatalf("seed %d round %d: %d bytes that are not the image of %d", seed, round, len(got), len(j.new))
+					}
+					return true
+				}
+				if cut {
+					w.Restart()
+				}
+				w.Calm()
+				if got := p.content(t); got != nil && !bytes.Equal(got, j.new) {
+					t.Fatalf("seed %d round %d op %d: half an image", seed, round, n)
+				}
+				return false
+			})
+		}
+	}
+}
+
+// TestABadStreamTouchesNothing gives streams that are cut off, contradict
+// themselves or do not fit.
+func TestABadStreamTouchesNothing(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := newJob(t, rng, 1<<16, 0)
+	past := newJob(t, rng, 1<<16, 1<<16)
+	big := append(append([]byte("ERARANGE"), make([]byte, 8)...), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f)
+	for name, x := range map[string]struct {
+		in   []byte
+		want error
+	}{
+		"cut off":        {j.stream[:len(j.stream)-1], erastream.ErrDamaged},
+		"half a header":  {append(j.stream[:len(j.stream):len(j.stream)], "ERAR"...), erastream.ErrDamaged},
+		"twice":          {append(j.stream[:len(j.stream):len(j.stream)], j.stream...), erastream.ErrDamaged},
+		"something else": {[]byte("<blocks>\n</blocks>\n"), erastream.ErrNotStream},
+		"past the end":   {past.stream, erastream.ErrOutOfBounds},
+		"a huge length":  {big, erastream.ErrOutOfBounds},
+	} {
+		w := j.world(t, rng)
+		s, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Apply(context.Background(), bytes.NewReader(x.in), apply.Options{}); !errors.Is(err, x.want) {
+			t.Errorf("%s: %v, want %v", name, err, x.want)
+		}
+		if _, err := apply.Check(context.Background(), bytes.NewReader(x.in), int64(len(j.old)), apply.Options{}); !errors.Is(err, x.want) {
+			t.Errorf("%s: check: %v, want %v", name, err, x.want)
+		}
+		if !bytes.Equal(w.Content(), j.old) {
+			t.Errorf("%s: the target has changed", name)
+		}
+		if _, err := w.Folder().Open("journal", false); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: a journal is left: %v", name, err)
+		}
+	}
+}
+
+// blocked is a pipe of which the other end does nothing.
+type blocked struct{ never chan struct{} }
+
+func (b blocked) Read([]byte) (int, error) {
+	<-b.never
+	return 0, io.EOF
+}
+
+func TestAnEndedContextLeavesTheOldTarget(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := newJob(t, rng, 1<<16, 0)
+	w := j.world(t, rng)
+	s, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	stopped := errors.New("stopped")
+	never := blocked{make(chan struct{})}
+	defer close(never.never)
+	cancel(stopped)
+	if _, err := s.Apply(ctx, io.MultiReader(bytes.NewReader(j.stream), never), apply.Options{}); !errors.Is(err, stopped) {
+		t.Errorf("%v, want %v", err, stopped)
+	}
+	if !bytes.Equal(w.Content(), j.old) {
+		t.Error("the target has changed")
+	}
+}
+
+// TestAnotherWriterIsNoticed changes the target while the stream is read.
+func TestAnotherWriterIsNoticed(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := newJob(t, rng, 1<<16, 0)
+	w := j.world(t, rng)
+	s, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := readerFunc(func(p []byte) (int, error) {
+		w.Scribble(0, []byte("mine"))
+		return 0, io.EOF
+	})
+	if _, err := s.Apply(context.Background(), io.MultiReader(bytes.NewReader(j.stream), r), apply.Options{}); !errors.Is(err, apply.ErrChanged) {
+		t.Errorf("%v, want ErrChanged", err)
+	}
+	if want := append([]byte("mine"), j.old[4:]...); !bytes.Equal(w.Content(), want) {
+		t.Error("the target was written to")
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// pending makes a disk with a committed change that has not reached the target.
+func pending(t *testing.T, j job, rng *rand.Rand) *faultdisk.World {
+	for n := 0; ; n++ {
+		w := j.world(t, rng)
+		w.FailAfter(n)
+		if err := j.run(w); errors.Is(err, apply.ErrPending) {
+			w.Calm()
+			return w
+		} else if err == nil {
+			t.Fatal("no operation leaves a change pending")
+		}
+	}
+}
+
+func TestASpoiltJournalIsNotApplied(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := newJob(t, rng, 1<<16, 0)
+	for _, off := range []int{3, 20, 5000} {
+		w := pending(t, j, rng)
+		before := w.Content()
+		if !w.Spoil("journal.ready", off) {
+			t.Fatal("no journal")
+		}
+		_, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+		if !errors.Is(err, redo.ErrDamaged) && !errors.Is(err, redo.ErrNotOurs) || !errors.Is(err, apply.ErrPending) {
+			t.Errorf("byte %d: %v", off, err)
+		}
+		if !bytes.Equal(w.Content(), before) {
+			t.Errorf("byte %d: the target was written to", off)
+		}
+	}
+}
+
+func TestAPendingChangeIsForItsTargetAlone(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := newJob(t, rng, 1<<16, 0)
+	w := pending(t, j, rng)
+	if err := w.Target().Resize(1 << 15); err != nil {
+		t.Fatal(err)
+	}
+	before := w.Content()
+	if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); !errors.Is(err, apply.ErrChanged) {
+		t.Errorf("%v, want ErrChanged", err)
+	}
+	if _, err := apply.Create(context.Background(), place{w.Folder()}, bytes.NewReader(j.stream), apply.Options{}); !errors.Is(err, apply.ErrPending) {
+		t.Errorf("create: %v, want ErrPending", err)
+	}
+	if !bytes.Equal(w.Content(), before) {
+		t.Error("the target was written to")
+	}
+}
+
+func TestAPendingChangeIsNoMirror(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	w := pending(t, newJob(t, rng, 1<<16, 0), rng)
+	if _, err := mirror.Open(w.Target(), w.Folder()); err == nil {
+		t.Error("a mirror was opened over a change that waits")
+	}
+}
+
+func TestReportsCountWhatHappened(t *testing.T) {
+	var out bytes.Buffer
+	w := erastream.NewWriter(&out)
+	zeros := make([]byte, 256<<10)
+	data := bytes.Repeat([]byte{7}, 4096)
+	for _, p := range []struct {
+		off  int64
+		data []byte
+	}{{0, data}, {64 << 10, zeros}, {1 << 20, data}} {
+		if err := w.Copy(erastream.Record{Off: p.off, Len: int64(len(p.data))}, bytes.NewReader(p.data)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := faultdisk.New(rand.New(rand.NewPCG(1, 2)))
+	var told []string
+	o := apply.Options{Size: 2 << 20, Progress: func(p apply.Phase, done, total int64) {
+		told = append(told, fmt.Sprint(p, done, total))
+	}}
+	rep, err := apply.Create(context.Background(), place{d.Folder()}, bytes.NewReader(out.Bytes()), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep.Records != 3 || rep.Bytes != 264<<10 || rep.Zeros != 256<<10 || rep.Size != 2<<20 || !rep.Created || rep.Journal != 0 {
+		t.Errorf("%+v", rep)
+	}
+	target := d.Target()
+	if err := target.Resize(1<<20 + 4096); err != nil {
+		t.Fatal(err)
+	}
+	s, err := apply.Open(target, d.Folder(), apply.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told = nil
+	rep, err = s.Apply(context.Background(), bytes.NewReader(out.Bytes()), apply.Options{Progress: o.Progress})
+	if err != nil || rep.Zeros != 256<<10 || rep.Created || rep.Journal < 4096 || rep.Journal > 32<<10 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if want := fmt.Sprint(apply.PhaseWrite, 264<<10, 264<<10); len(told) == 0 || told[len(told)-1] != want {
+		t.Errorf("%q, want %q in the end", told, want)
+	}
+}

@@ -1,0 +1,80 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"tidemark/transfer/mirror"
+)
+
+// Create reads a stream to its end and makes a new image of it, which is sparse
+// where the stream has nothing, or zeros. Until it returns nil there is no target,
+// unless the error came after the target appeared; then the error says so. The
+// errors are those of Apply, and that of Publish when there is a target by then.
+func Create(ctx context.Context, place Place, r io.Reader, o Options) (Report, error) {
+	rep, err := create(ctx, place, r, o)
+	if err != nil {
+		return rep, fmt.Errorf("apply: %w", err)
+	}
+	return rep, nil
+}
+
+func create(ctx context.Context, place Place, r io.Reader, o Options) (Report, error) {
+	switch pending, err := mirror.Pending(place); {
+	case err != nil:
+		return Report{}, err
+	case pending:
+		return Report{}, fmt.Errorf("%w: it is gone", ErrPending)
+	}
+	f, err := place.Open(imageFile, true)
+	if err != nil {
+		return Report{}, err
+	}
+	rep, err := fillImage(ctx, f, r, o)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = place.Publish(imageFile)
+	}
+	if err != nil {
+		rerr := place.Remove(imageFile)
+		if errors.Is(rerr, fs.ErrNotExist) {
+			rerr = nil
+		}
+		return rep, errors.Join(err, rerr)
+	}
+	rep.Created = true
+	return rep, nil
+}
+
+func fillImage(ctx context.Context, f mirror.File, r io.Reader, o Options) (Report, error) {
+	rep, err := pump(ctx, r, o.limit(-1), imageSink{f}, o)
+	if err != nil {
+		return rep, err
+	}
+	rep.Size = o.sizeAfter(-1, rep.end)
+	if rep.Size < 0 {
+		rep.Size = 0
+	}
+	have, err := f.Size()
+	if err != nil {
+		return rep, err
+	}
+	if have < rep.Size {
+		if _, err := f.WriteAt([]byte{0}, rep.Size-1); err != nil {
+			return rep, err
+		}
+	}
+	return rep, f.Sync()
+}
+
+// imageSink writes into an empty file, whose holes are zeros.
+type imageSink struct{ f mirror.File }
+
+func (i imageSink) data(off int64, p []byte) error {
+	_, err := i.f.WriteAt(p, off)
+	return err
+}
+
+func (imageSink) zero(int64, int64) error { return nil }
