@@ -10,6 +10,7 @@ import (
 
 	"tidemark/extent"
 	"tidemark/track"
+	"tidemark/transfer/mirror"
 	"tidemark/view"
 )
 
@@ -98,7 +99,7 @@ func (r *runner) unbounded() bool { return r.o.ForceFreeze || r.o.Unheld }
 type kept struct {
 	job    *job
 	set    extent.Set
-	chunks []chunk
+	chunks []mirror.Chunk
 }
 
 // keep notes that todo has been read, though it is not in the mirror.
@@ -219,11 +220,13 @@ func (r *runner) copyHeldJob(ctx context.Context, j *job, inMemory bool) (kept, 
 	var mu sync.Mutex
 	p := &pass{
 		job: j, readers: r.o.Readers, blockSize: j.Store.State().BlockSize, limit: r.throttle,
-		put: func(c chunk) error {
-			c.data = slices.Clone(c.data)
+		put: func(chunks []mirror.Chunk) error {
+			for i := range chunks {
+				chunks[i].Data = slices.Clone(chunks[i].Data)
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			k.chunks = append(k.chunks, c)
+			k.chunks = append(k.chunks, chunks...)
 			return nil
 		},
 		done: func(batch, int64) {},
@@ -269,8 +272,8 @@ func (j *job) stoodStill(ctx context.Context) error {
 func (r *runner) storeKept(all []kept) error {
 	for _, k := range all {
 		k.job.update.NextPass()
-		for _, c := range k.chunks {
-			n, err := k.job.update.Put(c.off, c.data, c.sums)
+		for chunks := range slices.Chunk(k.chunks, batchExtents) {
+			n, err := k.job.update.Put(chunks)
 			k.job.written.Add(n)
 			if err != nil {
 				return fmt.Errorf("%s: %w", k.job.Target, err)

@@ -13,6 +13,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/sidecar"
+	"tidemark/transfer/mirror"
 )
 
 const (
@@ -55,13 +56,6 @@ func batches(set extent.Set, blockSize int64, emit func(batch) bool) {
 	flush()
 }
 
-// chunk is the content of one extent and its checksums.
-type chunk struct {
-	off  int64
-	data []byte
-	sums []sidecar.Sum
-}
-
 // pass reads a set of extents of one job's source with several goroutines and
 // gives each to put.
 type pass struct {
@@ -69,7 +63,7 @@ type pass struct {
 	readers   int
 	blockSize int64
 	limit     func(ctx context.Context, n int) error
-	put       func(c chunk) error
+	put       func(chunks []mirror.Chunk) error
 	done      func(b batch, bytes int64)
 	read      atomic.Int64
 }
@@ -113,41 +107,54 @@ func (p *pass) reader(ctx context.Context, work <-chan batch, room int) error {
 
 func (p *pass) batch(ctx context.Context, b batch, buf []byte) error {
 	var bytes int64
-	for _, e := range b.extents {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		if err := p.limit(ctx, int(e.Len)); err != nil {
-			return err
-		}
-		if err := p.fetch(e, buf[:e.Len]); err != nil {
-			return err
-		}
-		c := chunk{off: e.Off, data: buf[:e.Len], sums: sumsOf(buf[:e.Len], p.blockSize)}
-		if err := p.put(c); err != nil {
-			return err
-		}
+	chunks := make([]mirror.Chunk, len(b.extents))
+	for i, e := range b.extents {
+		chunks[i] = mirror.Chunk{Off: e.Off, Data: buf[bytes : bytes+e.Len]}
 		bytes += e.Len
+	}
+	if err := p.limit(ctx, int(bytes)); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if err := p.fetch(chunks); err != nil {
+		return err
+	}
+	for i := range chunks {
+		chunks[i].Sums = sumsOf(chunks[i].Data, p.blockSize)
+	}
+	if err := p.put(chunks); err != nil {
+		return err
 	}
 	p.done(b, bytes)
 	return nil
 }
 
-// fetch reads one extent; the holes of an image file are not read.
-func (p *pass) fetch(e extent.Extent, buf []byte) error {
-	data, err := p.job.Source.Data(e)
-	if err != nil {
-		return err
-	}
-	if data.Bytes() < e.Len {
-		clear(buf)
-	}
-	for _, d := range data.Extents() {
-		at := d.Off - e.Off
-		if err := p.readAt(buf[at:at+d.Len], d.Off); err != nil {
+// fetch reads the data of all chunks; the holes of an image file are not read.
+func (p *pass) fetch(chunks []mirror.Chunk) error {
+	reads := make([]block.Read, 0, len(chunks))
+	for _, c := range chunks {
+		data, err := p.job.Source.Data(c.Extent())
+		if err != nil {
 			return err
 		}
-		p.read.Add(d.Len)
+		if data.Bytes() < int64(len(c.Data)) {
+			clear(c.Data)
+		}
+		for _, d := range data.Extents() {
+			at := d.Off - c.Off
+			reads = append(reads, block.Read{Buf: c.Data[at : at+d.Len], Off: d.Off})
+			p.read.Add(d.Len)
+		}
+	}
+	if p.job.Source.ReadMany(reads) == nil {
+		return nil
+	}
+	for _, r := range reads {
+		if err := p.readAt(r.Buf, r.Off); err != nil {
+			return err
+		}
 	}
 	return nil
 }

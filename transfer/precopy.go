@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/extent"
+	"tidemark/transfer/mirror"
 	"tidemark/view"
 )
 
@@ -111,8 +112,8 @@ func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) erro
 	ended := make(chan finished, r.o.Readers)
 	p := &pass{
 		job: j, readers: r.o.Readers, blockSize: j.Store.State().BlockSize, limit: r.throttle,
-		put: func(c chunk) error {
-			n, err := j.update.Put(c.off, c.data, c.sums)
+		put: func(chunks []mirror.Chunk) error {
+			n, err := j.update.Put(chunks)
 			j.written.Add(n)
 			return err
 		},

@@ -156,7 +156,7 @@ func commitOnly(t *testing.T, m mirrored, bytes int64) {
 		for at := 0; at < mib; at += 4096 {
 			sums = append(sums, sidecar.SumOf(buf[at:at+4096]))
 		}
-		if _, err := u.Put(off, buf, sums); err != nil {
+		if _, err := u.Put([]mirror.Chunk{{Off: off, Data: buf, Sums: sums}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -16,10 +16,11 @@ import (
 // checkChunk is how much Check reads at once, in bytes.
 const checkChunk = 1 << 20
 
-// Check reads the target and returns the blocks whose content is not what their
+// Check reads the target from its disk and returns the blocks whose content is not what their
 // checksums say, as far as the mirror has been copied. progress, if not nil, is
 // told the bytes read; it is called by one goroutine at a time.
 func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.Set, error) {
+	s.reread()
 	var (
 		mu  sync.Mutex
 		bad []extent.Extent
@@ -52,7 +53,7 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 
 func (s *Store) checkChunk(buf []byte, off int64) ([]extent.Extent, error) {
 	if err := readFull(s.target, buf, off); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%d bytes at offset %d: %w", len(buf), off, err)
 	}
 	bs := s.state.BlockSize
 	sums := make([]sidecar.Sum, sidecar.Blocks(int64(len(buf)), bs))

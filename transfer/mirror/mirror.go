@@ -277,7 +277,7 @@ func differs(was, now sidecar.Target) string {
 	case was == now:
 		return ""
 	case was == (sidecar.Target{}):
-		return "the last run was cut off"
+		return "the last run was cut off, or it was found to be damaged"
 	case was.Size != now.Size:
 		return fmt.Sprintf("its size is %d bytes, it was %d", now.Size, was.Size)
 	case was.MTime != now.MTime:

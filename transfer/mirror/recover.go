@@ -46,6 +46,7 @@ func (s *Store) finish() error {
 		return err
 	}
 	defer f.Close()
+	s.reread() // or the first sync would report what the last run has reported
 	r, err := s.openJournal(f)
 	if err != nil {
 		return damaged(err)

@@ -56,6 +56,7 @@ func (s *Store) init(size, blockSize int64, source sidecar.Source, foreign bool)
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	s.reread() // a foreign target will be compared
 	return s.saveState(next)
 }
 
@@ -119,37 +120,82 @@ func (s *Store) Begin(size int64, distrust extent.Set, blank bool) (*Update, err
 	return u, nil
 }
 
-// Put hands over the content of the blocks from off (bytes, a multiple of the
-// block size) with their checksums. It writes those that differ from what the
-// target holds, to the journal or, in a first copy, to the target, and returns
-// their number in bytes. Calls for extents that do not overlap may be made by
+// Chunk is the content of neighbouring blocks.
+type Chunk struct {
+	Off  int64         // bytes, a multiple of the block size
+	Data []byte        // whole blocks, but for the last one of the source
+	Sums []sidecar.Sum // one for each block
+}
+
+// Extent returns where the chunk lies.
+func (c Chunk) Extent() extent.Extent { return extent.Extent{Off: c.Off, Len: int64(len(c.Data))} }
+
+// Put hands over some chunks, which do not overlap. It writes the blocks that
+// differ from what the target holds, to the journal or, in a first copy, to the
+// target, and returns their number in bytes. Calls for other chunks may be made by
 // several goroutines at once.
-func (u *Update) Put(off int64, data []byte, sums []sidecar.Sum) (written int64, err error) {
+func (u *Update) Put(chunks []Chunk) (written int64, err error) {
 	defer func() {
 		if err != nil {
 			u.tainted.Store(true)
 		}
 	}()
-	e := extent.Extent{Off: off, Len: int64(len(data))}
-	old := make([]sidecar.Sum, len(sums))
-	if err := u.store.sums.Read(old, off); err != nil {
-		return 0, err
-	}
-	differs, err := u.compare(e, data, sums, old)
+	old, err := u.oldSums(chunks)
 	if err != nil {
 		return 0, err
 	}
-	for _, run := range runs(differs, sums) {
-		ext := u.extentOf(e, run)
-		at := ext.Off - off
-		err := u.write(ext, data[at:at+ext.Len], sums[run.from:run.to])
+	for i, c := range chunks {
+		n, err := u.put(c, old[i])
+		written += n
 		if err != nil {
 			return written, fmt.Errorf("mirror: %w", err)
+		}
+	}
+	return written, nil
+}
+
+// spanBlocks bounds the checksums that are read at a time for chunks that need
+// few of them.
+const spanBlocks = 16 << 10
+
+// oldSums returns for each chunk the checksums that the target has. Those of
+// scattered blocks are read in one go where they lie near enough.
+func (u *Update) oldSums(chunks []Chunk) ([][]sidecar.Sum, error) {
+	old := make([][]sidecar.Sum, len(chunks))
+	for i := 0; i < len(chunks); {
+		first, end, next := chunks[i].Off, chunks[i].Extent().End(), i+1
+		for next < len(chunks) && chunks[next].Off >= end && (chunks[next].Extent().End()-first)/u.blockSize <= spanBlocks {
+			end = chunks[next].Extent().End()
+			next++
+		}
+		span := make([]sidecar.Sum, sidecar.Blocks(end-first, u.blockSize))
+		if err := u.store.sums.Read(span, first); err != nil {
+			return nil, err
+		}
+		for ; i < next; i++ {
+			at := (chunks[i].Off - first) / u.blockSize
+			old[i] = span[at:][:len(chunks[i].Sums)]
+		}
+	}
+	return old, nil
+}
+
+func (u *Update) put(c Chunk, old []sidecar.Sum) (written int64, err error) {
+	e := c.Extent()
+	differs, err := u.compare(e, c.Data, c.Sums, old)
+	if err != nil {
+		return 0, err
+	}
+	for _, run := range runs(differs, c.Sums) {
+		ext := u.extentOf(e, run)
+		at := ext.Off - c.Off
+		if err := u.write(ext, c.Data[at:at+ext.Len], c.Sums[run.from:run.to]); err != nil {
+			return written, err
 		}
 		written += ext.Len
 	}
 	if u.inPlace {
-		err = u.putSums(e, sums, old)
+		err = u.putSums(e, c.Sums, old)
 	}
 	return written, err
 }

@@ -12,7 +12,8 @@ import (
 )
 
 // Verify reads the mirror at path and returns the blocks whose content is not
-// what their checksums say, and how many bytes were checked. The
+// what their checksums say, and how many bytes were checked. If there are any the
+// next run holds all of the mirror against its checksums. The
 // error wraps ErrNoMirror when there is none, and ErrPending when a run has to
 // finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
@@ -46,6 +47,9 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 	}
 	count := counter("verify", checked, o)
 	bad, err = t.store.Check(ctx, count)
+	if err == nil && !bad.Empty() {
+		err = t.store.Distrust()
+	}
 	return bad, checked, err
 }
 
