@@ -100,8 +100,15 @@ var (
 	// ErrRefused says that a device was not made, opened or changed, because data
 	// could be lost. Nothing was written.
 	ErrRefused = errors.New("refused")
+	// ErrHasMetadata says that a metadata device holds the metadata of an era device
+	// already, ErrNotEmpty that it holds something else. Both come with ErrRefused.
+	ErrHasMetadata = errors.New("it holds the metadata of an era device")
+	ErrNotEmpty    = errors.New("it is not empty")
 	// ErrFuture says that an era has not begun: it is not of this metadata.
 	ErrFuture = errors.New("the era has not begun yet")
+	// ErrDiscards says that the device took discards, so that the list of what
+	// changed is not complete.
+	ErrDiscards = errors.New("discards were let through")
 	// ErrFailed says that the kernel cannot read or write the metadata any more,
 	// or that it is full.
 	ErrFailed = errors.New("the kernel's dm-era has failed on the metadata")

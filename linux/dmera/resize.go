@@ -1,26 +1,42 @@
 package dmera
 
 import (
+	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"path/filepath"
+	"strconv"
 
+	"tidemark/block"
+	"tidemark/format/era"
 	"tidemark/linux/dm"
 )
 
-// reload gives the device a table of that many sectors. The era target reads its
-// metadata when a table is loaded, so it must be suspended before: what the old
-// table still wrote would be lost to the new one otherwise.
-func reload(ctl *dm.Control, info dm.Info, sectors uint64) error {
+// change is what reload changes; zero values leave things as they are.
+type change struct {
+	sectors  uint64
+	identity era.Identity
+}
+
+// reload suspends the device, changes it, and resumes it with discards off. The era
+// target reads its metadata when a table is loaded, so it must be suspended before:
+// what the old table still wrote would be lost to the new one otherwise.
+func reload(ctl *dm.Control, info dm.Info, c change) error {
 	t, err := readTable(ctl, info.Name)
 	if err != nil {
 		return err
 	}
-	t.sectors = sectors
-	if _, err := ctl.Suspend(info.Name, dm.SuspendOptions{NoLockFS: true}); err != nil {
-		_, failed := ctl.Resume(info.Name)
-		return errors.Join(err, failed)
+	if c.sectors != 0 {
+		t.sectors = c.sectors
 	}
-	_, err = ctl.Load(info.Name, []dm.Target{t.target()}, dm.LoadOptions{})
+	_, err = ctl.Suspend(info.Name, dm.SuspendOptions{NoLockFS: true})
+	if err == nil && c.identity != (era.Identity{}) {
+		err = stamp(t.meta, c.identity)
+	}
+	if err == nil {
+		_, err = ctl.Load(info.Name, []dm.Target{t.target()}, dm.LoadOptions{})
+	}
 	_, pending, failed := ctl.StartResume(info.Name)
 	if failed != nil {
 		// The old table is gone, and what the new one began must not be overtaken
@@ -28,8 +44,116 @@ func reload(ctl *dm.Control, info dm.Info, sectors uint64) error {
 		failed = fmt.Errorf("%w; the device is suspended: when the reason is gone, resume it with \"dmsetup resume %s\"", failed, info.Name)
 		return errors.Join(err, failed)
 	}
-	if off := queueOf(info.Dev()).forbidDiscards(); off != nil {
-		err = errors.Join(err, off)
+	return errors.Join(err, queueOf(info.Dev()).forbidDiscards(), pending.Settle())
+}
+
+// stamp gives the metadata of a suspended device an identity.
+func stamp(meta dm.Dev, id era.Identity) error {
+	path, err := nodeOf(meta)
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, pending.Settle())
+	dev, err := block.Open(path, block.Options{Write: true, Direct: true})
+	if err != nil {
+		return err
+	}
+	return errors.Join(era.Stamp(dev, dev.Size(), id), dev.Close())
+}
+
+// Adopt makes a device that another program made one of ours: its metadata gets an
+// identity if it has none, and discards are switched off. The device may be in use:
+// it is suspended for a moment, by a process of its own as for Drain. It returns the
+// identity. Marks can be bound to the metadata from then on.
+func (d *Device) Adopt(ctx context.Context) (era.Identity, error) {
+	if err := d.answering(ctx); err != nil {
+		return era.Identity{}, err
+	}
+	id, err := d.Identity()
+	if err != nil {
+		return id, err
+	}
+	if id != (era.Identity{}) {
+		if err := queueOf(d.info.Dev()).forbidDiscards(); err != nil {
+			return id, fmt.Errorf("dmera: %s: %w", d.Name(), err)
+		}
+		return id, nil
+	}
+	rand.Read(id[:])
+	if err := runStep(stepAdopt, d.Name(), d.info.Dev(), id.String()); err != nil {
+		return era.Identity{}, fmt.Errorf("dmera: %s: adopt: %w", d.Name(), err)
+	}
+	return id, nil
+}
+
+// Resize makes the device as large as its data device is now. What it has grown by
+// is written in no era. The device may be in use: it is suspended for a moment, by
+// a process of its own as for Drain.
+//
+// It refuses with ErrRefused when the data device has become smaller, and when the
+// metadata is too small for the new size, or too full to hold it now.
+func (d *Device) Resize(ctx context.Context) error {
+	size, err := d.DataSize()
+	if err != nil {
+		return err
+	}
+	switch {
+	case size == d.Size():
+		return nil
+	case size < d.Size():
+		return refused("%s: its data device %s has only %d bytes, it has %d", d.Name(), d.dataPath, size, d.Size())
+	}
+	st, err := d.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.roomToGrow(st, size); err != nil {
+		return err
+	}
+	if err := runStep(stepResize, d.Name(), d.info.Dev(), strconv.FormatInt(size/sectorSize, 10)); err != nil {
+		return fmt.Errorf("dmera: %s: resize: %w", d.Name(), err)
+	}
+	if d.table, err = readTable(d.ctl, d.Name()); err != nil {
+		return err
+	}
+	after, err := d.Status(ctx)
+	if err == nil && after.Discards != st.Discards {
+		err = fmt.Errorf("dmera: %s: resize: %w: the device took %d discards meanwhile", d.Name(), ErrDiscards, after.Discards-st.Discards)
+	}
+	return err
+}
+
+// roomToGrow refuses to grow where the kernel could fail on the way: the device
+// would stay suspended.
+func (d *Device) roomToGrow(st Status, size int64) error {
+	plan, err := era.NewPlan(size, d.table.blockSectors, era.PlanOptions{})
+	if err != nil {
+		return refused("%s: %w", d.Name(), err)
+	}
+	total := int64(st.TotalMetadataBlocks) * era.BlockSize
+	if err := roomFor(plan, total); err != nil {
+		return refused("%s: metadata %s: %w", d.Name(), d.metaPath, err)
+	}
+	// At once the kernel needs the new part of the array and nodes over it, the old
+	// ones until the commit, and writesets; as much again is left for the rest.
+	added := int64(plan.NrBlocks) - (d.Size()+d.BlockSize()-1)/d.BlockSize()
+	need := 2*(added/erasPerBlock+4*int64(plan.NrBlocks)/bitsPerBlock) + 64
+	if free := int64(st.TotalMetadataBlocks - st.UsedMetadataBlocks); free < need {
+		return refused("%s: metadata %s: %d blocks are free, to grow needs %d; close what holds a snapshot, or wait until older eras are digested", d.Name(), d.metaPath, free, need)
+	}
+	return nil
+}
+
+// What one metadata block holds: eras of the array, bits of a writeset.
+const (
+	erasPerBlock = 1018
+	bitsPerBlock = 32576
+)
+
+// DataSize returns the size of the data device now, in bytes.
+func (d *Device) DataSize() (int64, error) {
+	n, err := readNumber(filepath.Join(string(queueOf(d.table.data)), "size"))
+	if err != nil {
+		return 0, fmt.Errorf("dmera: %s: data device: %w", d.Name(), err)
+	}
+	return int64(n) * sectorSize, nil
 }

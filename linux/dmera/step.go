@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/format/era"
 	"tidemark/linux/dm"
 )
 
@@ -33,6 +34,7 @@ const stepEnv = "TIDEMARK_ERA_STEP"
 const (
 	stepDrain  = "drain"
 	stepResize = "resize"
+	stepAdopt  = "adopt"
 )
 
 // IsStep says whether this process was started to make a step. Call it before
@@ -84,7 +86,13 @@ func step(what, name string, args []string) error {
 		if err != nil {
 			return err
 		}
-		return reload(ctl, info, sectors)
+		return reload(ctl, info, change{sectors: sectors})
+	case what == stepAdopt && len(args) == 2:
+		var id era.Identity
+		if err := id.UnmarshalText([]byte(args[1])); err != nil {
+			return err
+		}
+		return reload(ctl, info, change{identity: id})
 	}
 	return fmt.Errorf("unknown step %q %q", what, args)
 }

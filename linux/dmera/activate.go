@@ -1,0 +1,118 @@
+package dmera
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"tidemark/format/era"
+	"tidemark/linux/dm"
+)
+
+// ActivateOptions name an era device that was made before.
+type ActivateOptions struct {
+	Options
+	Name       string
+	Data, Meta string // paths of block devices
+	BlockSize  int64  // in bytes; 0 takes what the metadata says, another is refused
+}
+
+// Activate brings up a device that is not there since a reboot or Remove, from its
+// metadata, with discards off. Metadata that has no identity gets one; nothing else
+// of it is changed. Where the data device has grown, the era device is as large as its metadata says it was: Resize
+// makes it larger. When the device is up already, of the same data and metadata, it
+// is only seen to that discards are off.
+//
+// It refuses with ErrRefused data and metadata that are in use, overlap or are
+// read-only, data that is smaller than the metadata tells of, and a name that
+// another device has. Other errors wrap those of format/era.
+func Activate(ctl *dm.Control, o ActivateOptions) (*Device, error) {
+	if d, err := already(ctl, o); d != nil || err != nil {
+		return d, err
+	}
+	p, err := claimPair(o.Data, o.Meta)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	md, err := era.Open(p.meta, p.meta.Size())
+	if err != nil {
+		return nil, fmt.Errorf("dmera: metadata %s: %w", o.Meta, err)
+	}
+	s := md.Superblock()
+	if o.BlockSize != 0 && o.BlockSize != s.BlockBytes() {
+		return nil, refused("metadata %s: its blocks are of %d bytes, not %d", o.Meta, s.BlockBytes(), o.BlockSize)
+	}
+	size := p.data.Size()
+	if size <= (int64(s.NrBlocks)-1)*s.BlockBytes() {
+		return nil, refused("data %s: %d bytes, and the metadata tells of %d blocks of %d bytes: is it the data of this metadata?", o.Data, size, s.NrBlocks, s.BlockBytes())
+	}
+	if s.NrBlocks > 0 {
+		size = min(size, int64(s.NrBlocks)*s.BlockBytes())
+	}
+	if s.Identity == (era.Identity{}) {
+		rand.Read(s.Identity[:])
+		if err := era.Stamp(p.meta, p.meta.Size(), s.Identity); err != nil {
+			return nil, fmt.Errorf("dmera: metadata %s: %w", o.Meta, err)
+		}
+	}
+	t := table{sectors: uint64(size / sectorSize), meta: p.metaD, data: p.dataDev, blockSectors: s.BlockSectors}
+	if err := p.Close(); err != nil {
+		return nil, err
+	}
+	if err := activate(ctl, o.Name, uuidOf(s.Identity), t); err != nil {
+		return nil, err
+	}
+	return Open(ctl, o.Name, o.Options)
+}
+
+// already returns the device when it is up.
+func already(ctl *dm.Control, o ActivateOptions) (*Device, error) {
+	info, err := ctl.Info(o.Name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dmera: %w", err)
+	}
+	t, err := readTable(ctl, o.Name)
+	if errors.Is(err, ErrNotEra) {
+		return nil, refused("%s: %w", o.Name, dm.ErrExists)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := t.same(o); err != nil {
+		return nil, err
+	}
+	if err := queueOf(info.Dev()).forbidDiscards(); err != nil {
+		return nil, fmt.Errorf("dmera: %s: %w", o.Name, err)
+	}
+	return Open(ctl, o.Name, o.Options)
+}
+
+// same refuses a table that is of other devices.
+func (t table) same(o ActivateOptions) error {
+	for _, want := range []struct {
+		what, path string
+		dev        dm.Dev
+	}{{"data", o.Data, t.data}, {"metadata", o.Meta, t.meta}} {
+		if !isNode(want.path, want.dev) {
+			return refused("%s: %w, with %s on %s, not on %s", o.Name, dm.ErrExists, want.what, want.dev, want.path)
+		}
+	}
+	if o.BlockSize != 0 && o.BlockSize != int64(t.blockSectors)*sectorSize {
+		return refused("%s: %w, with blocks of %d bytes", o.Name, dm.ErrExists, int64(t.blockSectors)*sectorSize)
+	}
+	return nil
+}
+
+// Remove takes the device down, and closes it. The metadata is left as after a
+// clean shutdown, a held snapshot stays in it. The error wraps dm.ErrBusy when the
+// device is in use; nothing was changed then, and d is still open.
+func (d *Device) Remove() error {
+	if err := d.ctl.Remove(d.Name(), dm.RemoveOptions{Patience: removePatience}); err != nil {
+		return fmt.Errorf("dmera: %w", err)
+	}
+	return d.Close()
+}
