@@ -75,7 +75,7 @@ func (w *World) Content() []byte { return append([]byte(nil), w.target.now...) }
 
 // Scribble changes the target as someone else would.
 func (w *World) Scribble(off int, p []byte) {
-	copy(w.target.now[off:], p)
+	w.target.apply(write{off: int64(off), data: append([]byte(nil), p...), size: -1})
 	w.target.keep()
 	w.touch()
 	w.synced = w.mtime
@@ -87,7 +87,8 @@ func (w *World) Spoil(name string, off int) bool {
 	if !ok || len(f.now) == 0 {
 		return false
 	}
-	f.now[off%len(f.now)] ^= 1 << (off % 8)
+	at := off % len(f.now)
+	f.apply(write{off: int64(at), data: []byte{f.now[at] ^ 1<<(off%8)}, size: -1})
 	f.keep()
 	return true
 }
@@ -164,8 +165,26 @@ func (wr write) on(b []byte) []byte {
 }
 
 func (f *inode) keep() {
-	f.safe = append(f.safe[:0:0], f.now...)
+	for _, wr := range f.writes {
+		f.safe = wr.on(f.safe)
+	}
 	f.writes = nil
+}
+
+// fail is what a sync that fails does: it loses what it should have written, and
+// reports that once. What was lost may go on being read from memory.
+func (f *inode) fail(rng *rand.Rand) {
+	memory := f.now
+	f.lose(rng)
+	if rng.IntN(2) == 0 {
+		f.now = memory
+	}
+}
+
+// reread forgets what is in memory only.
+func (f *inode) reread() {
+	f.keep()
+	f.now = append(f.now[:0:0], f.safe...)
 }
 
 // lose keeps any subset of the writes that were not synced.
@@ -309,18 +328,27 @@ func (f file) Size() (int64, error) {
 	return int64(len(f.f.now)), nil
 }
 
-// Sync, when it fails, loses what it should have written: the kernel drops the
-// pages and reports that once.
 func (f file) Sync() error {
 	f.w.mu.Lock()
 	defer f.w.mu.Unlock()
 	if err := f.w.step(); err != nil {
 		if errors.Is(err, ErrInjected) {
-			f.f.lose(f.w.rng)
+			f.f.fail(f.w.rng)
 		}
 		return err
 	}
 	f.f.keep()
+	return nil
+}
+
+// Reread makes reads come from the disk.
+func (f file) Reread() error {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	if f.w.off {
+		return ErrPowerCut
+	}
+	f.f.reread()
 	return nil
 }
 
@@ -374,7 +402,7 @@ func (t target) Sync() error {
 	defer t.w.mu.Unlock()
 	if err := t.w.step(); err != nil {
 		if errors.Is(err, ErrInjected) {
-			t.w.target.lose(t.w.rng)
+			t.w.target.fail(t.w.rng)
 		}
 		return err
 	}
@@ -382,6 +410,9 @@ func (t target) Sync() error {
 	t.w.synced = t.w.mtime
 	return nil
 }
+
+// Reread makes reads come from the disk.
+func (t target) Reread() error { return file{t.w, t.w.target}.Reread() }
 
 func (t target) Fingerprint() (sidecar.Target, error) {
 	t.w.mu.Lock()

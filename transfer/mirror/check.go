@@ -16,8 +16,8 @@ import (
 // checkChunk is how much Check reads at once, in bytes.
 const checkChunk = 1 << 20
 
-// Check reads the target from its disk and returns the blocks whose content is not what their
-// checksums say, as far as the mirror has been copied. progress, if not nil, is
+// Check reads the target, from its disk, and returns the blocks whose content is not
+// what their checksums say, as far as the mirror has been copied. progress, if not nil, is
 // told the bytes read; it is called by one goroutine at a time.
 func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.Set, error) {
 	s.reread()
