@@ -41,6 +41,10 @@ func (s *System) Plan(t Tab, program string, force bool) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
+	return s.planOf(t, program, known, force)
+}
+
+func (s *System) planOf(t Tab, program string, known record, force bool) (Plan, error) {
 	wanted, err := render(t, program, s.Generators())
 	if err != nil {
 		return Plan{}, err

@@ -10,10 +10,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/boot"
 	"tidemark/format/changes"
 	"tidemark/format/era"
 	"tidemark/format/sidecar"
 	"tidemark/linux/bpf"
+	"tidemark/linux/dm"
+	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
 	"tidemark/track"
 	"tidemark/transfer"
@@ -57,7 +60,7 @@ func (c exitCode) meaning() string {
 	case exitRefused:
 		return "Refused, to keep data safe: the target is in use, holds something else, or is the source."
 	case exitBusy:
-		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the dm-era metadata is in use."
+		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the era device or its metadata is in use."
 	case exitDamaged:
 		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, or dm-era metadata; nothing was written."
 	case exitInterrupted:
@@ -148,6 +151,19 @@ func classes() []class {
 		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
 		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
 		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+		{dmera.ErrHasMetadata, exitRefused, `"tidemark era open" brings its device up; --force makes it anew, and forgets what was written when`},
+		{dmera.ErrNotEmpty, exitRefused, "give another metadata device, or overwrite this one with --force"},
+		{dmera.ErrRefused, exitRefused, ""},
+		{dmera.ErrHeld, exitBusy, `wait until it is dropped; if nobody needs it, "dmsetup message NAME 0 drop_metadata_snap" drops it`},
+		{dmera.ErrSuspended, exitBusy, `"dmsetup resume NAME" lets it go on, if nobody else will`},
+		{dmera.ErrFuture, exitMarkLost, "take everything as changed; the era is not of this metadata"},
+		{dmera.ErrDiscards, exitMarkLost, "take everything as changed once"},
+		{dmera.ErrNotEra, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
+		{dmera.ErrFailed, exitDamaged, `close the device and run "tidemark era check" on the metadata`},
+		{dm.ErrBusy, exitBusy, "unmount it, or end what uses it"},
+		{dm.ErrExists, exitRefused, "give another name"},
+		{dm.ErrNotFound, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
+		{dm.ErrNotSupported, exitError, "load the module or use another kernel"},
 		{errOutput, exitRefused, "give another output"},
 		{errMetadataInUse, exitBusy, `take a metadata snapshot and use --metadata-snapshot, or remove the device that uses it`},
 		{era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
@@ -157,6 +173,11 @@ func classes() []class {
 		{era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
 		{era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
 		{era.ErrXML, exitError, "the output is as it was before"},
+		{boot.ErrNoStableName, exitRefused, "give a partition of a GPT or MBR disk, a logical volume, or a disk that udev knows by an identifier"},
+		{boot.ErrNotOurs, exitRefused, "move it away"},
+		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
+		{boot.ErrUnsuitable, exitRefused, ""},
+		{boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
 		{fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
 		{bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
 		{errNotReady, exitError, ""},

@@ -3,4 +3,4 @@
 # Written by "tidemark boot install".
 
 modprobe -q dm-era
-/usr/bin/tidemark boot open --stage initramfs --quiet || :
+/usr/bin/tidemark boot open --stage initramfs >/dev/null 2>&1 || :

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/block"
+	"tidemark/boot"
+	"tidemark/format/era"
+	"tidemark/linux/mounts"
+)
+
+// bootInstall is the command line of "boot install".
+type bootInstall struct {
+	bootSystem
+	g                *globals
+	name, data, meta string
+	stage            choice
+	create           diskSize
+}
+
+func newBootInstall(g *globals) *cobra.Command {
+	b := &bootInstall{g: g}
+	cmd := command{
+		use: "install [--era NAME --data DEV --meta DEV]", short: "Open an era device at every boot",
+		long: `Adds the era device NAME to /etc/tidemark/era.conf, or replaces its line, and writes what opens it at every boot: hook and scripts for initramfs-tools, a module for dracut (for those of the two that are installed), a systemd unit and a udev rule. Without --era the files are made anew from era.conf as it is, after a change by hand. Several devices are installed one after the other.
+
+The devices may be given by any name; stored is their PARTUUID, else a link in /dev/disk/by-id, else a name in /dev/mapper. A device that has none is refused: /dev/sdb may be another disk at the next boot.
+
+An era device that root or /usr is on is opened in the initramfs (--stage initramfs), any other by the unit tidemark-era@NAME.service before local filesystems are mounted (--stage system), which closes it at shutdown after they are unmounted. Which one it is, is seen from what is mounted from DEV now; with --root it is the initramfs.
+
+The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata vouches only for what is written through the era device. When the data device was written to past it since it was made, fill its first block with zeros and use --create.
+
+Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs-tools, "dracut --force --regenerate-all" with dracut; --update does it. And let the system mount the era device:
+
+  boot loader: root=/dev/mapper/NAME. With GRUB set GRUB_DISABLE_LINUX_UUID=true in /etc/default/grub and run update-grub after the first boot from the era device. root=UUID=... works as well, for the data device loses that name. root=PARTUUID=... of the data device works with initramfs-tools only.
+  /etc/fstab: /dev/mapper/NAME in place of the data device; UUID= and LABEL= may stay.
+
+A boot in which the device cannot be opened ends in a shell, with what is wrong and what to do. With dracut, give rd.shell=1 to the kernel for that.`,
+		example: `tidemark boot install --era root --data /dev/sda2 --meta /dev/sda3 --create 2M --update
+tidemark boot install --era srv --data /dev/vg/srv --meta /dev/vg/srv-era --stage system
+# for the builder of an image
+tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 --meta PARTUUID=6ab7a01e-03 --create 2M`,
+		exits: []exitCode{exitRefused, exitDamaged},
+		args:  cobra.NoArgs,
+		run: func(cmd *cobra.Command, args []string) error {
+			given := b.name != "" && b.data != "" && b.meta != ""
+			if !given && b.name+b.data+b.meta != "" {
+				return usagef("--era, --data and --meta are needed together")
+			}
+			b.out = cmd.OutOrStdout()
+			return b.run(cmd.Context(), given)
+		},
+	}.build()
+	b.bootSystem.flags(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&b.name, "era", "", "`name` of the era device; it will be /dev/mapper/NAME")
+	flags.StringVar(&b.data, "data", "", "`device` that holds the data, or PARTUUID=...")
+	flags.StringVar(&b.meta, "meta", "", "`device` that holds the metadata, or PARTUUID=...")
+	flags.Var(&b.create, "create", "when the metadata is all zero, make it anew at boot with blocks of this `size`")
+	flags.StringVar(&b.program, "program", "", "`path` of tidemark in the system; this program, or the one that is found there")
+	addChoice(cmd, &b.stage, "stage", "when the era device is opened: by systemd, or before root is mounted", "auto", "initramfs", "system")
+	return cmd
+}
+
+func (b *bootInstall) run(ctx context.Context, given bool) (err error) {
+	sys, err := boot.OpenSystem(b.root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sys.Close()) }()
+	program, err := sys.Program(b.program)
+	if err != nil {
+		return err
+	}
+	table, err := sys.Tab()
+	if err != nil {
+		return err
+	}
+	if !given {
+		if len(table.Entries()) == 0 {
+			return usagef("no era device is in %s yet: give --era, --data and --meta", boot.TabPath)
+		}
+		return b.change(ctx, sys, table, program)
+	}
+	e, err := b.entry(sys)
+	if err != nil {
+		return err
+	}
+	if table, err = table.With(e); err != nil {
+		return err
+	}
+	if sys.Running() && !b.dryRun {
+		if err := b.g.postpone(e); err != nil {
+			return err
+		}
+	}
+	if err := b.change(ctx, sys, table, program); err != nil || b.dryRun {
+		return err
+	}
+	b.advise(e)
+	return nil
+}
+
+// entry resolves the names and looks at the devices, as far as they are there.
+func (b *bootInstall) entry(sys *boot.System) (boot.Entry, error) {
+	e := boot.Entry{Name: b.name, Create: int64(b.create.byteSize)}
+	var err error
+	if e.Data, err = boot.Resolve(b.data, !sys.Running()); err == nil {
+		e.Meta, err = boot.Resolve(b.meta, !sys.Running())
+	}
+	if err != nil {
+		return e, err
+	}
+	if e.Stage = boot.Stage(b.stage.value); e.Stage == "auto" {
+		if e.Stage, err = stageOf(e, sys); err != nil {
+			return e, err
+		}
+	}
+	if err := e.Check(); err != nil || !sys.Running() {
+		return e, err
+	}
+	return e, b.checkDevices(e)
+}
+
+// stageOf is the initramfs for what root or /usr is mounted from.
+func stageOf(e boot.Entry, sys *boot.System) (boot.Stage, error) {
+	if !sys.Running() {
+		return boot.StageInitramfs, nil
+	}
+	table, err := mounts.Read()
+	if err != nil {
+		return "", fmt.Errorf("boot: %w", err)
+	}
+	use, err := table.UseOf(boot.DevicePath(e.Data))
+	if err != nil {
+		return "", fmt.Errorf("boot: %w", err)
+	}
+	for _, fs := range use.Filesystems {
+		for _, m := range fs.Mounts {
+			if m.PID == 0 && (m.Point == "/" || m.Point == "/usr") {
+				return boot.StageInitramfs, nil
+			}
+		}
+	}
+	return boot.StageSystem, nil
+}
+
+// checkDevices refuses what the next boot could not open.
+func (b *bootInstall) checkDevices(e boot.Entry) error {
+	data, err := block.Identify(boot.DevicePath(e.Data))
+	if err != nil {
+		return fmt.Errorf("boot: data: %w", err)
+	}
+	meta, err := block.Identify(boot.DevicePath(e.Meta))
+	if err != nil {
+		return fmt.Errorf("boot: metadata: %w", err)
+	}
+	if data.Disk == meta.Disk && data.Start < meta.Start+meta.Size && meta.Start < data.Start+data.Size {
+		return fmt.Errorf("boot: %s and %s overlap: %w", e.Data, e.Meta, errOutput)
+	}
+	return b.checkMetadata(e, data.Size)
+}
+
+func (b *bootInstall) checkMetadata(e boot.Entry, bytes int64) error {
+	path := boot.DevicePath(e.Meta)
+	blank, err := blankMetadata(path)
+	switch {
+	case err != nil:
+		return err
+	case blank && e.Create == 0:
+		return hinted{
+			fmt.Errorf("boot: %s: there is no metadata yet: %w", e.Meta, errOutput),
+			"--create 2M lets the next boot make it, with blocks of 2 MiB",
+		}
+	case blank:
+		return nil
+	}
+	dev, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	defer dev.Close()
+	m, err := era.Open(dev, dev.Size())
+	if err != nil {
+		return fmt.Errorf("boot: metadata %s: %w", e.Meta, err)
+	}
+	unit := m.Superblock().BlockBytes()
+	if blocks := (bytes + unit - 1) / unit; blocks != int64(m.Superblock().NrBlocks) {
+		return hinted{
+			fmt.Errorf("boot: metadata %s is for %d blocks of %s, the data device has %d: %w", e.Meta, m.Superblock().NrBlocks, size(unit), blocks, errOutput),
+			"give the data device that belongs to it",
+		}
+	}
+	return nil
+}
+
+// advise says what is left to be done by hand.
+func (b *bootInstall) advise(e boot.Entry) {
+	if e.Stage == boot.StageInitramfs {
+		fmt.Fprintf(b.out, "then boot with: root=%s (see \"tidemark boot install --help\")\n", e.Path())
+	}
+	fmt.Fprintf(b.out, "in /etc/fstab: %s in place of %s; UUID= and LABEL= may stay\n", e.Path(), e.Data)
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/boot"
+)
+
+func newBootStatus() *cobra.Command {
+	var root string
+	var asJSON bool
+	cmd := command{
+		use: "status", short: "Show which era devices the next boot opens",
+		long: `Lists the era devices of /etc/tidemark/era.conf, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current, stale (made before the table, tidemark or a script changed), without (it opens no era device) or unknown.
+
+Ends with 5 when anything is not as it should be; "tidemark boot install" without options writes the files anew.`,
+		example: "tidemark boot status\n# for programs\ntidemark boot status --json",
+		exits:   []exitCode{exitDifferent},
+		args:    cobra.NoArgs,
+		run: func(cmd *cobra.Command, _ []string) (err error) {
+			sys, err := boot.OpenSystem(root)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, sys.Close()) }()
+			st, err := sys.Status()
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = printJSON(cmd.OutOrStdout(), st)
+			} else {
+				err = printBoot(cmd.OutOrStdout(), st)
+			}
+			if err == nil && !st.Good() {
+				err = hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}
+			}
+			return err
+		},
+	}.build()
+	addBootRoot(cmd, &root)
+	addJSON(cmd, &asJSON, "one object")
+	return cmd
+}
+
+func printBoot(out io.Writer, st boot.Status) error {
+	if len(st.Devices) == 0 && len(st.Files) == 0 {
+		_, err := fmt.Fprintln(out, "no era device is opened at boot")
+		return err
+	}
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "era device\topened by\tdata\tmetadata")
+	for _, e := range st.Devices {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", e.Path(), e.Stage, e.Data, e.Meta)
+	}
+	fmt.Fprintln(table, "\nfile\tstate")
+	for _, f := range st.Files {
+		fmt.Fprintf(table, "%s\t%s\n", f.Path, f.State)
+	}
+	if len(st.Images) > 0 {
+		fmt.Fprintln(table, "\nimage\tstate")
+	}
+	for _, i := range st.Images {
+		fmt.Fprintf(table, "%s\t%s\t%s\n", i.Path, i.State, i.Reason)
+	}
+	return table.Flush()
+}
