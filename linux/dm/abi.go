@@ -48,6 +48,7 @@ const (
 	flagNoFlush         uint32 = 1 << 11
 	flagQueryInactive   uint32 = 1 << 12
 	flagUeventGenerated uint32 = 1 << 13
+	flagUUID            uint32 = 1 << 14 // list the UUIDs as well
 	flagDataOut         uint32 = 1 << 16
 	flagDeferredRemove  uint32 = 1 << 17
 	flagInternalSuspend uint32 = 1 << 18

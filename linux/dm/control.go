@@ -35,8 +35,9 @@ func openControl() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dm: %w", err)
 	}
-	if err := os.MkdirAll(mapperDir, 0o755); err != nil {
-		return nil, fmt.Errorf("dm: %w", err)
+	made := os.Mkdir(mapperDir, 0o755)
+	if made != nil && !errors.Is(made, fs.ErrExist) {
+		return nil, fmt.Errorf("dm: %w", made)
 	}
 	err = unix.Mknod(path, unix.S_IFCHR|0o600, int(unix.Mkdev(miscMajor, minor)))
 	if err != nil && err != unix.EEXIST {
@@ -44,7 +45,10 @@ func openControl() (*os.File, error) {
 	}
 	file, err = openControlNode(path)
 	if errors.Is(err, ErrNotSupported) {
-		return nil, errors.Join(err, os.Remove(path))
+		err = errors.Join(err, os.Remove(path))
+		if made == nil {
+			err = errors.Join(err, os.Remove(mapperDir))
+		}
 	}
 	return file, err
 }

@@ -25,7 +25,7 @@ func (e Entry) Dev() Dev { return Dev{e.Major, e.Minor} }
 
 // List returns all devices, in the kernel's order.
 func (c *Control) List() ([]Entry, error) {
-	r, err := c.run(&request{op: "list devices", cmd: cmdListDevices})
+	r, err := c.run(&request{op: "list devices", cmd: cmdListDevices, flags: flagUUID})
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +109,8 @@ func (c *Control) Resolve(s string) (Info, error) {
 	return info, nil
 }
 
-// Create makes a device without a table; it is suspended until Resume. uuid may be
-// empty. The error wraps ErrExists when a device has the name or the UUID.
+// Create makes a device without a table, which has no sectors until the first Resume.
+// uuid may be empty. The error wraps ErrExists when a device has the name or the UUID.
 func (c *Control) Create(name, uuid string) (Info, error) {
 	r, err := onDevice("create", cmdDevCreate, name)
 	if err != nil {

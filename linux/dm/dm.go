@@ -77,7 +77,7 @@ type Info struct {
 	EventNr      uint32 // counts the events that Wait waits for
 	TargetCount  uint32 // of the active table
 
-	Suspended         bool // by Suspend, or never resumed
+	Suspended         bool // by Suspend
 	SuspendedInternal bool // by the kernel itself
 	ReadOnly          bool
 	ActiveTable       bool
