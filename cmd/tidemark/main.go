@@ -13,12 +13,16 @@ import (
 	"os/signal"
 	"syscall"
 
+	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
 )
 
 func main() {
 	if fsfreeze.IsWatchdog() {
 		os.Exit(fsfreeze.RunWatchdog())
+	}
+	if dmera.IsStep() {
+		os.Exit(dmera.RunStep())
 	}
 	os.Exit(called(os.Args, os.Stdout, os.Stderr))
 }
