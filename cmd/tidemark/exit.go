@@ -17,8 +17,6 @@ import (
 	"tidemark/linux/bpf"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
-	"tidemark/linux/dm"
-	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
 	"tidemark/track"
 	"tidemark/transfer"
@@ -153,19 +151,6 @@ func classes() []class {
 		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
 		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
 		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
-		{dmera.ErrHasMetadata, exitRefused, `"tidemark era open" brings its device up; --force makes it anew, and forgets what was written when`},
-		{dmera.ErrNotEmpty, exitRefused, "give another metadata device, or overwrite this one with --force"},
-		{dmera.ErrRefused, exitRefused, ""},
-		{dmera.ErrHeld, exitBusy, `wait until it is dropped; if nobody needs it, "dmsetup message NAME 0 drop_metadata_snap" drops it`},
-		{dmera.ErrSuspended, exitBusy, `"dmsetup resume NAME" lets it go on, if nobody else will`},
-		{dmera.ErrFuture, exitMarkLost, "take everything as changed; the era is not of this metadata"},
-		{dmera.ErrDiscards, exitMarkLost, "take everything as changed once"},
-		{dmera.ErrNotEra, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
-		{dmera.ErrFailed, exitDamaged, `close the device and run "tidemark era check" on the metadata`},
-		{dm.ErrBusy, exitBusy, "unmount it, or end what uses it"},
-		{dm.ErrExists, exitRefused, "give another name"},
-		{dm.ErrNotFound, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
-		{dm.ErrNotSupported, exitError, "load the module or use another kernel"},
 		{dmera.ErrHasMetadata, exitRefused, `"tidemark era open" brings its device up; --force makes it anew, and forgets what was written when`},
 		{dmera.ErrNotEmpty, exitRefused, "give another metadata device, or overwrite this one with --force"},
 		{dmera.ErrRefused, exitRefused, ""},
