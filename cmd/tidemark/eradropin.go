@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -134,6 +135,11 @@ var errQuiet = errors.New("failed")
 // called runs the program by whose name the command line calls it.
 func called(args []string, stdout, stderr io.Writer) int {
 	name := filepath.Base(args[0])
+	if tool, ok := rangeTools()[name]; ok {
+		ctx, stop := withSignals(context.Background())
+		defer stop()
+		return finish(ctx, tool(ctx, args[1:], streams{os.Stdin, stdout, stderr}), stderr)
+	}
 	d, ok := dropIns()[name]
 	if !ok {
 		return run(args[1:], stdout, stderr)

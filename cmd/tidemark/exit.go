@@ -13,6 +13,8 @@ import (
 	"tidemark/boot"
 	"tidemark/format/changes"
 	"tidemark/format/era"
+	"tidemark/format/erastream"
+	"tidemark/format/redo"
 	"tidemark/format/sidecar"
 	"tidemark/linux/bpf"
 	"tidemark/linux/dm"
@@ -20,6 +22,7 @@ import (
 	"tidemark/linux/fsfreeze"
 	"tidemark/track"
 	"tidemark/transfer"
+	"tidemark/transfer/apply"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/pairs"
 	"tidemark/view"
@@ -62,7 +65,7 @@ func (c exitCode) meaning() string {
 	case exitBusy:
 		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the era device or its metadata is in use."
 	case exitDamaged:
-		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, or dm-era metadata; nothing was written."
+		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, dm-era metadata, or a stream; nothing was written."
 	case exitInterrupted:
 		return "Ended by SIGINT; the target of a mirror is old or new, the next run goes on."
 	case exitTerminated:
@@ -173,6 +176,15 @@ func classes() []class {
 		{era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
 		{era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
 		{era.ErrXML, exitError, "the output is as it was before"},
+		{erastream.ErrOutOfBounds, exitRefused, "see that it is the right target; --grow lets an image become larger"},
+		{erastream.ErrDamaged, exitDamaged, "make the stream anew; the target is as it was before"},
+		{erastream.ErrNotStream, exitDamaged, `give the output of "tidemark era copy", uncompressed`},
+		{errList, exitRefused, "see that the block size is that of the era device, and the list one of this device"},
+		{redo.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{redo.ErrDamaged, exitDamaged, "the target is neither old nor new: copy all of it, and remove the folder beside it"},
+		{redo.ErrNotOurs, exitDamaged, "another program, or a mirror, has left it in the folder beside the target"},
+		{apply.ErrChanged, exitRefused, "see who else writes to the target"},
+		{apply.ErrPending, exitError, `"tidemark era apply" finishes it`},
 		{boot.ErrNoStableName, exitRefused, "give a partition of a GPT or MBR disk, a logical volume, or a disk that udev knows by an identifier"},
 		{boot.ErrNotOurs, exitRefused, "move it away"},
 		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},

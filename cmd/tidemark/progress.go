@@ -21,7 +21,8 @@ const plainInterval = 10 * time.Second
 type progress interface {
 	// Note tells one thing.
 	Note(text string)
-	// Begin starts a phase of total bytes and ends the one before.
+	// Begin starts a phase of total bytes, -1 if that is not known, and ends the one
+	// before.
 	Begin(phase string, total int64)
 	// Done says how many bytes of the phase are done.
 	Done(n int64)
@@ -125,7 +126,11 @@ func (d *lines) End() {
 
 func (d *lines) print(now time.Time) {
 	rate := int64(float64(d.done) / max(now.Sub(d.started).Seconds(), 0.001))
-	fmt.Fprintf(d.w, "%s: %s of %s, %s/s\n", d.phase, size(d.done), size(d.total), size(rate))
+	of := ""
+	if d.total >= 0 {
+		of = " of " + size(d.total)
+	}
+	fmt.Fprintf(d.w, "%s: %s%s, %s/s\n", d.phase, size(d.done), of, size(rate))
 }
 
 // size writes a number of bytes for people.

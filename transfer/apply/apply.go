@@ -74,11 +74,10 @@ const (
 
 // Options say how to apply a stream. The zero value works.
 type Options struct {
-	// Grow lets an image become larger. Of a new image it need not be set.
+	// Grow lets an image become larger than it is. A new one may be of any size.
 	Grow bool
-	// Size is what an image has afterwards, in bytes, if that is more than it has
-	// and the stream needs. A new image is refused records past it. 0 says
-	// nothing.
+	// Size is what an image has afterwards at least, in bytes; records that end
+	// behind that are refused, whatever Grow says. 0 says nothing.
 	Size int64
 	// Progress, if not nil, is told the bytes that are done of a phase, and of
 	// how many, -1 where that is not known. It is called by one goroutine at a
@@ -204,8 +203,8 @@ func Check(ctx context.Context, r io.Reader, size int64, o Options) (Report, err
 // limit returns where records must end in a target of size bytes, or negative.
 func (o Options) limit(size int64) int64 {
 	switch {
-	case size < 0 && o.Size > 0:
-		return o.Size
+	case o.Size > 0:
+		return max(size, o.Size)
 	case size < 0 || o.Grow:
 		return -1
 	}
@@ -213,13 +212,7 @@ func (o Options) limit(size int64) int64 {
 }
 
 // sizeAfter returns the size of the target afterwards, in bytes.
-func (o Options) sizeAfter(size, end int64) int64 {
-	after := max(size, end)
-	if size < 0 || o.Grow {
-		after = max(after, o.Size)
-	}
-	return after
-}
+func (o Options) sizeAfter(size, end int64) int64 { return max(size, end, o.Size, 0) }
 
 // nothing is a sink that forgets.
 type nothing struct{}

@@ -54,9 +54,6 @@ func fillImage(ctx context.Context, f mirror.File, r io.Reader, o Options) (Repo
 		return rep, err
 	}
 	rep.Size = o.sizeAfter(-1, rep.end)
-	if rep.Size < 0 {
-		rep.Size = 0
-	}
 	have, err := f.Size()
 	if err != nil {
 		return rep, err

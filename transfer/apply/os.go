@@ -42,7 +42,7 @@ func OpenDir(path, target string, mode fs.FileMode) (*Dir, error) {
 // syncParents makes the name of a folder, and of those it lies in that may have
 // been made with it, survive a power cut.
 func syncParents(path string) error {
-	for range 3 { // as many as pairs.Folder may have to be made
+	for range 3 { // the state folder, and two in it
 		path = filepath.Dir(path)
 		if err := syncDir(path); err != nil {
 			return err

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/format/era"
+	"tidemark/transfer/pairs"
+)
+
+// rangeTools lists the programs that copy changed ranges, by name. They take no
+// options but --progress, first; the output of era_copy without a device is read
+// by scripts.
+func rangeTools() map[string]func(ctx context.Context, args []string, std streams) error {
+	return map[string]func(ctx context.Context, args []string, std streams) error{
+		"era_copy": asEraCopy, "era_apply": asEraApply,
+	}
+}
+
+const eraCopyUsage = `era_copy (tidemark) writes the blocks that era_invalidate lists as a stream for era_apply.
+
+Usage:
+era_invalidate --metadata-snapshot --written-since <era> <metadata device> |
+    era_copy [--progress] <block size> [<data device>] > stream
+
+The block size is the last number of "dmsetup table", in sectors of 512 bytes.
+Without a data device only the number of bytes to copy is printed.
+`
+
+const eraApplyUsage = `era_apply (tidemark) brings the stream of era_copy to a file or block device.
+
+Usage:
+era_apply [--progress] <file or device> < stream
+`
+
+// takeProgress splits off the only option.
+func takeProgress(args []string) (bool, []string) {
+	if len(args) > 0 && args[0] == "--progress" {
+		return true, args[1:]
+	}
+	return false, args
+}
+
+func asEraCopy(ctx context.Context, args []string, std streams) error {
+	progress, args := takeProgress(args)
+	if len(args) == 0 {
+		fmt.Fprint(std.errs, eraCopyUsage)
+		return errQuiet
+	}
+	sectors, err := strconv.ParseUint(args[0], 10, 31)
+	if err != nil || sectors == 0 {
+		return fmt.Errorf("Incorrect era_block_size = %s", args[0])
+	}
+	blockSize := int64(sectors) * era.SectorSize
+	var src *block.Device
+	if len(args) > 1 {
+		if src, err = block.Open(args[1], block.Options{Direct: true}); err != nil {
+			return fmt.Errorf("Failed to open %s for reading: %w", args[1], err)
+		}
+		defer src.Close()
+	}
+	list, err := patiently(ctx, func() (blockList, error) { return readList(std.in) })
+	if errors.Is(err, io.EOF) {
+		fmt.Fprintln(std.errs, "Input block list is empty")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	set, err := list.toBytes(blockSize)
+	if err != nil {
+		return err
+	}
+	if src == nil {
+		_, err := fmt.Fprintf(std.out, "%d bytes to copy\n", set.Bytes())
+		return err
+	}
+	set = set.Clip(extent.Extent{Len: src.Size()})
+	_, err = writeStreamTo(ctx, std.out, src, set, newProgress(std.errs, !progress))
+	return err
+}
+
+func asEraApply(ctx context.Context, args []string, std streams) error {
+	progress, args := takeProgress(args)
+	if len(args) == 0 {
+		fmt.Fprint(std.errs, eraApplyUsage)
+		return errQuiet
+	}
+	stateDir := os.Getenv(envStateDir)
+	if stateDir == "" {
+		stateDir = pairs.DefaultStateDir
+	}
+	a := &eraApply{grow: true, progress: progress, mode: 0o644}
+	return a.run(ctx, args[0], stateDir, std)
+}
