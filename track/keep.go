@@ -40,7 +40,12 @@ func (l *Live) lease(ctx context.Context, m Mark) (lease, error) {
 	if m == "" {
 		return lease{}, nil
 	}
-	if _, err := l.Changes(ctx, m, ""); err != nil {
+	// Whether the epoch that is open now spoils m is found when it has ended.
+	now, err := l.now(ctx)
+	if err != nil {
+		return lease{}, err
+	}
+	if _, err := l.Changes(ctx, m, l.mark(now.Epoch)); err != nil {
 		return lease{}, err
 	}
 	at, err := m.parse()

@@ -1,10 +1,14 @@
 package mirror
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
 
 	"tidemark/format/sidecar"
 )
@@ -113,17 +117,8 @@ func (s *Store) apply(f File, stamp func(*sidecar.State) error) error {
 	if err := s.extendSums(r.Size); err != nil {
 		return err
 	}
-	for {
-		rec, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return damaged(err)
-		}
-		if err := s.applyRecord(rec, r.BlockSize); err != nil {
-			return err
-		}
+	if err := s.applyRecords(r); err != nil {
+		return err
 	}
 	if err := s.syncData(); err != nil {
 		return err
@@ -137,6 +132,60 @@ func (s *Store) apply(f File, stamp func(*sidecar.State) error) error {
 		return err
 	}
 	return s.removeReady()
+}
+
+// applyRecords writes all records in their order, while the next ones are read and
+// checked.
+func (s *Store) applyRecords(r *sidecar.JournalReader) error {
+	group, ctx := errgroup.WithContext(context.Background())
+	checked := make(chan []sidecar.Record, 1)
+	group.Go(func() error {
+		defer close(checked)
+		return readRecords(ctx, r, checked)
+	})
+	group.Go(func() error {
+		for records := range checked {
+			for _, rec := range records {
+				if err := s.applyRecord(rec, r.BlockSize); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+const (
+	// aheadBytes and aheadRecords bound what is read at a time before it is
+	// written; one record may be longer.
+	aheadBytes   = 1 << 20
+	aheadRecords = 256
+)
+
+// readRecords sends all records of a journal, some at a time.
+func readRecords(ctx context.Context, r *sidecar.JournalReader, to chan<- []sidecar.Record) error {
+	for ended := false; !ended; {
+		var some []sidecar.Record
+		for bytes := 0; bytes < aheadBytes && len(some) < aheadRecords; {
+			rec, err := r.Next()
+			if ended = err == io.EOF; ended {
+				break
+			}
+			if err != nil {
+				return damaged(err)
+			}
+			rec.Data, rec.Sums = slices.Clone(rec.Data), slices.Clone(rec.Sums)
+			some = append(some, rec)
+			bytes += len(rec.Data)
+		}
+		select {
+		case to <- some:
+		case <-ctx.Done():
+			return nil // the writer has the reason
+		}
+	}
+	return nil
 }
 
 func (s *Store) applyRecord(rec sidecar.Record, blockSize int64) error {
