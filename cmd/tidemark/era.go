@@ -23,6 +23,8 @@ func newEra(g *globals) *cobra.Command {
 
 While an era device is active only its metadata snapshot stands still: "dmsetup message NAME 0 take_metadata_snap" takes it, drop_metadata_snap drops it, and one left behind holds space for ever. Without --metadata-snapshot, metadata in use is refused.
 
+"copy" and "apply" carry what a list names to a copy of the device, as era_copy and era_apply do; called through a symlink of that name, tidemark takes their arguments.
+
 Called through a symlink named era_dump, era_invalidate, era_check, era_restore or era_repair, tidemark takes the options and prints the output of that program of thin-provisioning-tools 0.9, with the options that 1.x added, and ends with 0 or 1 as it does.`,
 		example: `tidemark era check /dev/vg/era-meta
 tidemark era invalidate --written-since 12 --metadata-snapshot /dev/vg/era-meta`,
@@ -30,6 +32,7 @@ tidemark era invalidate --written-since 12 --metadata-snapshot /dev/vg/era-meta`
 	}.build(
 		newEraCreate(g), newEraOpen(g), newEraClose(g), newEraStatus(g), newEraResize(g), newEraChanges(g),
 		newEraDump(), newEraInvalidate(), newEraCheck(), newEraRestore(), newEraRepair(), newEraPlan(),
+		newEraCopy(g), newEraApply(g),
 	)
 }
 
