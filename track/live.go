@@ -73,7 +73,7 @@ func (l *Live) enter(ctx context.Context) error {
 }
 
 // Kind returns "bpf".
-func (l *Live) Kind() string { return kindLive }
+func (l *Live) Kind() string { return KindLive }
 
 // Granularity returns the size of a block in bytes.
 func (l *Live) Granularity() int64 { return l.s.rec.Granularity }
@@ -228,6 +228,9 @@ func (l *Live) changes(ctx context.Context, since, until Mark) (extent.Set, erro
 func (l *Live) moment(m Mark) (moment, error) {
 	if m == scanMark {
 		return moment{}, &LostError{Reason: "it was made without tracking"}
+	}
+	if m.Kind() == KindEra && m.Valid() {
+		return moment{}, &LostError{Reason: "it was made by dm-era, not by the tracking of now"}
 	}
 	out, err := m.parse()
 	if err != nil {

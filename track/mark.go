@@ -12,14 +12,25 @@ import (
 
 // Mark names a moment in the history of one source:
 // "bpf:<generation, 16 hex digits>:<epoch>", followed by ":<start>+<length>" in
-// bytes when the source is a partition. "scan" is the mark of [Scan]; the empty
-// mark is none.
+// bytes when the source is a partition; "era:<lineage, 16 hex digits>:<era>" for an
+// [Era]. "scan" is the mark of [Scan]; the empty mark is none.
 type Mark string
 
 // ErrBadMark says that a text is not a mark.
 var ErrBadMark = errors.New("not a mark")
 
-const kindLive = "bpf"
+// The kinds of trackers, which their marks begin with.
+const (
+	KindLive = "bpf"
+	KindEra  = "era"
+	KindScan = "scan"
+)
+
+// Kind returns the kind of the tracker that made the mark; "" for none.
+func (m Mark) Kind() string {
+	kind, _, _ := strings.Cut(string(m), ":")
+	return kind
+}
 
 // generationBytes is the length of a generation id before it is written in hex.
 const generationBytes = 8
@@ -32,7 +43,7 @@ type moment struct {
 }
 
 func (m moment) mark() Mark {
-	s := kindLive + ":" + m.generation + ":" + strconv.FormatUint(m.epoch, 10)
+	s := KindLive + ":" + m.generation + ":" + strconv.FormatUint(m.epoch, 10)
 	if m.slice != (extent.Extent{}) {
 		s += fmt.Sprintf(":%d+%d", m.slice.Off, m.slice.Len)
 	}
@@ -44,10 +55,7 @@ func (m moment) mark() Mark {
 func (m Mark) parse() (moment, error) {
 	bad := fmt.Errorf("track: %q: %w", string(m), ErrBadMark)
 	parts := strings.Split(string(m), ":")
-	if len(parts) < 3 || len(parts) > 4 || parts[0] != kindLive {
-		return moment{}, bad
-	}
-	if raw, err := hex.DecodeString(parts[1]); err != nil || len(raw) != generationBytes || hex.EncodeToString(raw) != parts[1] {
+	if len(parts) < 3 || len(parts) > 4 || parts[0] != KindLive || !isID(parts[1]) {
 		return moment{}, bad
 	}
 	epoch, err := strconv.ParseUint(parts[2], 10, 64)
@@ -76,5 +84,37 @@ func (m Mark) Valid() bool {
 		return true
 	}
 	_, err := m.parse()
-	return err == nil
+	_, eraErr := m.parseEra()
+	return err == nil || eraErr == nil
+}
+
+// eraMoment is what a mark of an Era says.
+type eraMoment struct {
+	lineage string
+	era     uint64
+}
+
+func (m eraMoment) mark() Mark {
+	return Mark(KindEra + ":" + m.lineage + ":" + strconv.FormatUint(m.era, 10))
+}
+
+// parseEra is parse for the mark of an Era.
+func (m Mark) parseEra() (eraMoment, error) {
+	bad := fmt.Errorf("track: %q: %w", string(m), ErrBadMark)
+	parts := strings.Split(string(m), ":")
+	if len(parts) != 3 || parts[0] != KindEra || !isID(parts[1]) {
+		return eraMoment{}, bad
+	}
+	n, err := strconv.ParseUint(parts[2], 10, 32)
+	out := eraMoment{lineage: parts[1], era: n}
+	if err != nil || n == 0 || out.mark() != m {
+		return eraMoment{}, bad
+	}
+	return out, nil
+}
+
+// isID reports whether s is a generation or lineage id as it is written.
+func isID(s string) bool {
+	raw, err := hex.DecodeString(s)
+	return err == nil && len(raw) == generationBytes && hex.EncodeToString(raw) == s
 }

@@ -129,6 +129,23 @@ func writeFile(path string, write func(*os.File) error) error {
 	return nil
 }
 
+// writeDurably is writeJSON for a file that survives a power cut, old or new.
+func writeDurably(path string, v any) error {
+	err := writeFile(path, func(f *os.File) error {
+		enc := json.NewEncoder(f)
+		enc.SetIndent("", "\t")
+		return errors.Join(enc.Encode(v), f.Sync())
+	})
+	if err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return fmt.Errorf("track: %w", err)
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
 func writeJSON(path string, v any) error {
 	return writeFile(path, func(f *os.File) error {
 		enc := json.NewEncoder(f)

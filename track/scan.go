@@ -7,8 +7,7 @@ import (
 )
 
 const (
-	kindScan = "scan"
-	scanMark = Mark(kindScan)
+	scanMark = Mark(KindScan)
 	// scanBlock is the unit in which a scan compares, as a Live's smallest.
 	scanBlock = 4096
 )
@@ -21,7 +20,7 @@ type Scan struct{ size int64 }
 func NewScan(size int64) *Scan { return &Scan{size: size} }
 
 // Kind returns "scan".
-func (s *Scan) Kind() string { return kindScan }
+func (s *Scan) Kind() string { return KindScan }
 
 // Granularity returns 4096.
 func (s *Scan) Granularity() int64 { return scanBlock }

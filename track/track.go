@@ -1,9 +1,10 @@
 // Package track answers which blocks of a source changed between two moments.
 //
 // It owns the marks (names of moments), the epochs between them and their
-// history; the kernel side is linux/bpf. Two backends: [Live] follows any block
+// history; the kernel side is linux/bpf and linux/dmera. Backends: [Live] follows any block
 // device with eBPF programs, [Scan] knows nothing and says so, which makes the
-// caller compare content.
+// caller compare content. A third, [Era], asks the metadata of a dm-era device,
+// which outlives reboots.
 //
 // # The promise
 //
@@ -33,7 +34,11 @@
 //
 // Should RunDir outlive a reboot, the boot id in the record tells.
 //
-// A Live and a Scan may be used by several goroutines, and several processes
+// What an Era remembers survives one, and is synced:
+//
+//	<StateDir>/era/<device>.json             what tells its metadata from any other
+//
+// A Live, an Era and a Scan may be used by several goroutines, and several processes
 // may use one disk.
 package track
 
@@ -41,6 +46,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"tidemark/extent"
 )
@@ -77,7 +83,7 @@ type Cut struct {
 
 // Tracker answers which blocks of one source changed.
 type Tracker interface {
-	// Kind names the backend: "bpf" or "scan".
+	// Kind names the backend: KindLive, KindEra or KindScan.
 	Kind() string
 	// Granularity is the size of a block in bytes.
 	Granularity() int64
@@ -101,4 +107,15 @@ type Tracker interface {
 	Keep(ctx context.Context, owner string, m Mark) error
 	// Close lets go; tracking itself goes on.
 	Close() error
+}
+
+// Drainer is a Tracker that does not see when a write ends. Who copies while the
+// source is in use calls Drain after Cut and before reading: a write that was queued
+// before Cut may not have reached the source, and is named by no later Changes.
+type Drainer interface {
+	Tracker
+	// Drain returns when every write queued before the call has ended, and tells
+	// for how long filesystems were frozen for that. It must not be called while
+	// one on the source is.
+	Drain(ctx context.Context) (frozen time.Duration, err error)
 }

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/extent"
+	"tidemark/track"
 	"tidemark/transfer/mirror"
 	"tidemark/view"
 )
@@ -84,12 +85,16 @@ func (r *runner) liveJobs() []*job {
 }
 
 func (r *runner) copyLive(ctx context.Context, n int) error {
-	total, done := r.todo(), int64(0)
+	jobs, err := r.toCopyLive(ctx)
+	if err != nil {
+		return err
+	}
+	total, done := int64(0), int64(0)
+	for _, j := range jobs {
+		total += j.todo.Bytes()
+	}
 	began := time.Now()
-	for _, j := range r.liveJobs() {
-		if j.todo.Empty() {
-			continue
-		}
+	for _, j := range jobs {
 		err := r.copyJob(ctx, j, func(bytes int64) {
 			done += bytes
 			r.o.Progress(Event{Phase: "copy", Pass: n, Done: done, Total: total})
@@ -100,6 +105,30 @@ func (r *runner) copyLive(ctx context.Context, n int) error {
 	}
 	r.speed.measured(total, time.Since(began))
 	return nil
+}
+
+// toCopyLive returns the jobs with something to copy, after having waited for the
+// writes that their trackers do not see the end of. That wait is a freeze: what is
+// small enough is left for the last pass.
+func (r *runner) toCopyLive(ctx context.Context) ([]*job, error) {
+	var jobs []*job
+	for _, j := range r.liveJobs() {
+		if j.todo.Empty() {
+			continue
+		}
+		if d, ok := j.Tracker.(track.Drainer); ok {
+			if r.speed.time(j.todo.Bytes()) <= settled {
+				continue
+			}
+			frozen, err := d.Drain(ctx)
+			r.frozen += frozen
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", j.Name, err)
+			}
+		}
+		jobs = append(jobs, j)
+	}
+	return jobs, nil
 }
 
 // copyJob copies all that one job has to do and tells progress, one call at a

@@ -58,7 +58,7 @@ tidemark mirror --every 10m --pair /dev/vdb=/backup/vdb.img --pair /dev/vdc=/bac
 func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST")
-	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto uses bpf where it can; scan reads and compares everything", "auto", "bpf", "scan")
+	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto asks the metadata of a dm-era device, uses bpf elsewhere where it can; scan reads and compares everything", "auto", "bpf", "era", "scan")
 	addChoice(cmd, &f.view, "view", "what stands still: auto freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline")
 	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "longest `time` that filesystems may be frozen")
 	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")

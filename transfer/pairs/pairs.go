@@ -23,7 +23,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"tidemark/block"
-	"tidemark/linux/bpf"
 	"tidemark/track"
 	"tidemark/transfer"
 	"tidemark/view"
@@ -53,7 +52,7 @@ type Pair struct{ Source, Target string }
 type Options struct {
 	StateDir string        // DefaultStateDir when empty
 	Track    track.Options // where and how to track
-	Tracker  string        // "auto" (or ""), "bpf" or "scan"
+	Tracker  string        // "auto" (or ""), "bpf", "era" or "scan"
 	View     string        // "auto" (or ""), "freeze" or "offline"
 	Hooks    view.Hooks
 	// MaxFreeze bounds the frozen time; 0 stands for transfer.DefaultMaxFreeze.
@@ -125,7 +124,8 @@ type session struct {
 	sources []*source
 	targets []*target
 	ready   []*transfer.Pair
-	closers []func() error // to be called in reverse
+	eras    map[string]*track.Era // by disk: a device answers one at a time
+	closers []func() error        // to be called in reverse
 }
 
 func (s *session) later(f func() error) { s.closers = append(s.closers, f) }
@@ -171,7 +171,7 @@ func (s *session) find(pairs []Pair) error {
 // open opens the tracker and the target of pair i.
 func (s *session) open(ctx context.Context, i int) error {
 	p, src, t := s.pairs[i], s.sources[i], s.targets[i]
-	tracker, err := s.tracker(ctx, src)
+	tracker, err := s.tracker(ctx, src, t)
 	if err != nil {
 		return err
 	}
@@ -185,38 +185,6 @@ func (s *session) open(ctx context.Context, i int) error {
 		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank,
 	})
 	return nil
-}
-
-// tracker chooses who tells what changed.
-func (s *session) tracker(ctx context.Context, src *source) (track.Tracker, error) {
-	scan := func() track.Tracker { return track.NewScan(src.Size()) }
-	if s.o.Tracker == "scan" || s.o.Tracker != "bpf" && !src.IsDevice() {
-		return scan(), nil
-	}
-	o := s.o.Track
-	o.Drain = func(ctx context.Context) error { return Drain(ctx, src.Path(), s.o.MaxFreeze) }
-	live, err := track.OpenLive(ctx, src.Path(), o)
-	switch {
-	case err == nil:
-		return live, nil
-	case s.o.Tracker == "bpf" || !errors.Is(err, bpf.ErrNotSupported):
-		return nil, err
-	}
-	s.o.note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
-	return scan(), nil
-}
-
-// Drain freezes and thaws what is mounted from a device, within limit; when it
-// returns, no write from before is in flight.
-func Drain(ctx context.Context, device string, limit time.Duration) error {
-	held, err := view.Freeze(view.Options{Sources: []string{device}, MaxFreeze: limit}).Hold(ctx)
-	if errors.Is(err, view.ErrNothingToFreeze) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return held.Release()
 }
 
 // view chooses what makes the sources stand still, and finds out which targets
@@ -254,10 +222,11 @@ func pathsOf(pairs []Pair) []string {
 	return paths
 }
 
-// blockSize is what a new mirror keeps a checksum of: a block of the tracker,
-// within what the format allows.
+// blockSize is what a new mirror keeps a checksum of: a block of the tracker, or
+// where that is no power of two the largest part of it that is one, within what the
+// format allows.
 func blockSize(granularity int64) int64 {
-	return min(max(granularity, minBlock), maxBlock)
+	return min(max(granularity&-granularity, minBlock), maxBlock)
 }
 
 // openSource opens a source for reading, past the page cache.

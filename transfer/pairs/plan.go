@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"tidemark/extent"
@@ -47,7 +46,7 @@ func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, erro
 }
 
 func plan(ctx context.Context, p Pair, src *source, o Options) (transfer.Report, error) {
-	rep := transfer.Report{Source: p.Source, Target: p.Target, Tracker: "scan", Outcome: Planned}
+	rep := transfer.Report{Source: p.Source, Target: p.Target, Tracker: track.KindScan, Outcome: Planned}
 	st, err := Status(p.Target, o.StateDir)
 	if err != nil && !errors.Is(err, ErrNoMirror) {
 		return rep, err
@@ -64,14 +63,22 @@ func plan(ctx context.Context, p Pair, src *source, o Options) (transfer.Report,
 }
 
 // changes returns what a run would read, and notes how it would go about it.
-func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep *transfer.Report) (extent.Set, error) {
+func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep *transfer.Report) (set extent.Set, err error) {
 	whole := extent.Extent{Len: src.Size()}
 	tracked, err := o.tracked(ctx, src)
 	if err != nil {
 		return extent.Set{}, err
 	}
-	if o.Tracker == "bpf" || o.Tracker != "scan" && src.IsDevice() {
-		rep.Tracker = "bpf"
+	e, err := o.era(ctx, src, track.Mark(st.Mark))
+	if err != nil {
+		return extent.Set{}, err
+	}
+	switch {
+	case e != nil:
+		rep.Tracker = track.KindEra
+		defer func() { err = errors.Join(err, e.Close()) }()
+	case o.Tracker == track.KindLive || o.automatic() && src.IsDevice():
+		rep.Tracker = track.KindLive
 	}
 	switch {
 	case !st.Complete && st.Copied > 0:
@@ -80,9 +87,11 @@ func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep
 	case !st.Complete:
 		rep.Mode = "full"
 		return src.Data(whole)
-	case rep.Tracker == "scan" || st.Mark == "":
+	case rep.Tracker == track.KindScan || st.Mark == "":
 		rep.Mode = "scan"
 		return src.Data(whole)
+	case e != nil:
+		return o.sinceMark(ctx, e, src, track.Mark(st.Mark), rep)
 	case !tracked:
 		rep.Mode, rep.MarkLost = "scan", fmt.Sprintf("%s is not tracked", src.Path())
 		return src.Data(whole)
@@ -90,13 +99,15 @@ func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep
 	return o.since(ctx, src, track.Mark(st.Mark), rep)
 }
 
-// tracked reports whether the source's disk is tracked now.
-func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
-	if !src.IsDevice() || o.Tracker == "scan" {
-		return false, nil
+// sinceMark returns what changed since the mark that is stored with the mirror.
+func (o Options) sinceMark(ctx context.Context, tracker track.Tracker, src *source, mark track.Mark, rep *transfer.Report) (extent.Set, error) {
+	rep.Mode = "incremental"
+	set, err := tracker.Changes(ctx, mark, "")
+	if errors.Is(err, track.ErrMarkLost) {
+		rep.Mode, rep.MarkLost = "scan", err.Error()
+		return src.Data(extent.Extent{Len: src.Size()})
 	}
-	all, err := track.List(ctx, o.Track)
-	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.id.Disk && s.Lost == "" }), err
+	return set, err
 }
 
 func (o Options) since(ctx context.Context, src *source, mark track.Mark, rep *transfer.Report) (set extent.Set, err error) {
@@ -105,11 +116,5 @@ func (o Options) since(ctx context.Context, src *source, mark track.Mark, rep *t
 		return set, err
 	}
 	defer func() { err = errors.Join(err, live.Close()) }()
-	rep.Mode = "incremental"
-	set, err = live.Changes(ctx, mark, "")
-	if errors.Is(err, track.ErrMarkLost) {
-		rep.Mode, rep.MarkLost = "scan", err.Error()
-		return src.Data(extent.Extent{Len: src.Size()})
-	}
-	return set, err
+	return o.sinceMark(ctx, live, src, mark, rep)
 }

@@ -1,0 +1,195 @@
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"tidemark/block"
+	"tidemark/linux/bpf"
+	"tidemark/linux/dmera"
+	"tidemark/track"
+	"tidemark/view"
+)
+
+// tracker chooses who tells what changed.
+func (s *session) tracker(ctx context.Context, src *source, t *target) (track.Tracker, error) {
+	scan := func() track.Tracker { return track.NewScan(src.Size()) }
+	if s.o.Tracker == track.KindScan || s.o.automatic() && !src.IsDevice() {
+		return scan(), nil
+	}
+	if e, err := s.era(ctx, src, t); e != nil || err != nil {
+		return e, err
+	}
+	o := s.o.Track
+	o.Drain = func(ctx context.Context) error { return Drain(ctx, src.Path(), s.o.MaxFreeze) }
+	live, err := track.OpenLive(ctx, src.Path(), o)
+	switch {
+	case err == nil:
+		return live, nil
+	case s.o.Tracker == track.KindLive || !errors.Is(err, bpf.ErrNotSupported):
+		return nil, err
+	}
+	s.o.note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
+	return scan(), nil
+}
+
+// era returns the tracker of a dm-era device, the same for all pairs; nil where
+// another one is to be used. Its methods on nil are not called: the interface is
+// nil, too.
+func (s *session) era(ctx context.Context, src *source, t *target) (track.Tracker, error) {
+	if e := s.eras[src.id.Disk]; e != nil {
+		return e, nil
+	}
+	e, err := s.o.era(ctx, src, markOf(t))
+	if e == nil || err != nil {
+		return nil, err
+	}
+	if s.eras == nil {
+		s.eras = map[string]*track.Era{}
+	}
+	s.eras[src.id.Disk] = e
+	return e, nil
+}
+
+// markOf returns the mark that is stored with the mirror; "" is none.
+func markOf(t *target) track.Mark {
+	st, err := readState(t.folder)
+	if err != nil {
+		return "" // what is wrong with it is found when the mirror is opened
+	}
+	return track.Mark(st.Mark)
+}
+
+// automatic reports whether the choice of the tracker is left to us.
+func (o Options) automatic() bool { return o.Tracker == "" || o.Tracker == "auto" }
+
+// era returns the tracker of a dm-era device when it is asked for, or can be used
+// and no other one has the mirror's mark; otherwise nil.
+func (o Options) era(ctx context.Context, src *source, stored track.Mark) (*track.Era, error) {
+	switch {
+	case o.Tracker == track.KindEra:
+		return o.openEra(ctx, src)
+	case !o.automatic() || !isMapped(src):
+		return nil, nil
+	}
+	e, err := o.openEra(ctx, src)
+	switch {
+	case errors.Is(err, dmera.ErrNotEra):
+		return nil, nil
+	case errors.Is(err, track.ErrDiscards), errors.Is(err, track.ErrEraUnfit):
+		o.note("%s: not using its eras: %v", src.Path(), err)
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	has, err := o.liveHas(ctx, src, stored)
+	if has {
+		o.note("%s: not using its eras: the mirror's mark is of the tracking by bpf, which goes on", src.Path())
+	}
+	if has || err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// liveHas reports whether tracking by eBPF is on and can vouch for the mark.
+func (o Options) liveHas(ctx context.Context, src *source, m track.Mark) (has bool, err error) {
+	if m.Kind() != track.KindLive {
+		return false, nil
+	}
+	if on, err := o.tracked(ctx, src); !on || err != nil {
+		return false, err
+	}
+	live, err := track.OpenLive(ctx, src.Path(), o.Track)
+	if err != nil {
+		return false, err
+	}
+	_, err = live.Changes(ctx, m, "")
+	has = err == nil
+	if errors.Is(err, track.ErrMarkLost) {
+		err = nil
+	}
+	return has, errors.Join(err, live.Close())
+}
+
+// isMapped reports whether a source is a device of device-mapper.
+func isMapped(src *source) bool {
+	if !src.IsDevice() || src.id.IsPartition() {
+		return false
+	}
+	_, err := os.Stat(filepath.Join("/sys/block", src.id.Disk, "dm"))
+	return err == nil
+}
+
+// openEra opens the tracker of a dm-era device, unless freezing the device would
+// stop the writes to its metadata as well.
+func (o Options) openEra(ctx context.Context, src *source) (*track.Era, error) {
+	e, err := track.OpenEra(ctx, src.Path(), track.EraOptions{
+		RunDir: o.Track.RunDir, StateDir: o.StateDir, StableName: lastingName,
+		Drain: func(ctx context.Context) (time.Duration, bool, error) {
+			return drain(ctx, src.Path(), o.MaxFreeze)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	covered, err := view.Covered([]string{src.Path()}, e.MetaPath())
+	if err == nil && len(covered) > 0 {
+		err = fmt.Errorf("%w: its metadata %s lies on a filesystem of its own", track.ErrEraUnfit, e.MetaPath())
+	}
+	if err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
+
+// lastingName is stableName for as long as that outlives a reboot.
+func lastingName(path string) string {
+	id, err := block.Identify(path)
+	if err != nil {
+		return ""
+	}
+	if name := stableName(id); !volatile(name) {
+		return name
+	}
+	return ""
+}
+
+// tracked reports whether the source's disk is tracked by eBPF now.
+func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
+	if !src.IsDevice() || o.Tracker == track.KindScan {
+		return false, nil
+	}
+	all, err := track.List(ctx, o.Track)
+	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.id.Disk && s.Lost == "" }), err
+}
+
+// Drain freezes and thaws what is mounted from a device, within limit; when it
+// returns, no write from before is in flight.
+func Drain(ctx context.Context, device string, limit time.Duration) error {
+	_, _, err := drain(ctx, device, limit)
+	return err
+}
+
+// drain is Drain; it tells for how long anything was frozen, and whether anything
+// was.
+func drain(ctx context.Context, device string, limit time.Duration) (time.Duration, bool, error) {
+	held, err := view.Freeze(view.Options{Sources: []string{device}, MaxFreeze: limit}).Hold(ctx)
+	if errors.Is(err, view.ErrNothingToFreeze) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	err = held.Release()
+	var frozen time.Duration
+	if b, ok := held.(view.Breaker); ok {
+		frozen = b.Report().Frozen
+	}
+	return frozen, true, err
+}
