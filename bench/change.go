@@ -6,33 +6,49 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 )
 
 const (
 	changeSize   = 4 << 30
 	changeRounds = 3
+
+	changeBlocksCount = changeSize / 4096 / 100
 )
 
 func newRNG() *rand.Rand { return rand.New(rand.NewPCG(1, 2)) }
 
 // change measures an incremental run after 1 % of the blocks of 4 GiB changed at
-// random, beside programs that have to read everything.
+// random, beside programs that have to read everything: on a disk, where the disk
+// is the limit, and in memory, where the processor is.
 func change(l *lab) error {
-	dev, err := l.loop(l.path("disk.img"), changeSize)
+	disk, err := os.MkdirTemp("/var/tmp", "tidemark-bench-")
+	if err != nil {
+		return err
+	}
+	l.later(func() error { return os.RemoveAll(disk) })
+	fmt.Printf("## 1 %% of 4 GiB changed\n\n%d random blocks of 4 KiB of a loop device full of random bytes change before each of %d rounds; "+
+		"the copy was compared at the end. The repositories of restic and borg are on the disk.\n\n", changeBlocksCount, changeRounds)
+	if err := l.changeOn("on the machine's disk", disk, l.diskPeers); err != nil {
+		return err
+	}
+	return l.changeOn("in memory (tmpfs)", l.dir, func(dev, dir string) []peer { return l.memoryPeers(dev, dir, disk) })
+}
+
+func (l *lab) changeOn(where, dir string, peersOf func(dev, dir string) []peer) error {
+	dev, err := l.loop(filepath.Join(dir, "disk.img"), changeSize)
 	if err != nil {
 		return err
 	}
 	if err := fillDevice(dev, changeSize); err != nil {
 		return err
 	}
-	if _, _, err := l.mirror(dev, l.path("mirror.img")); err != nil {
+	mirror := filepath.Join(dir, "mirror.img")
+	if _, _, err := l.mirror(dev, mirror); err != nil {
 		return err
 	}
 	l.stopTracking(dev)
-	peers, err := l.peers(dev)
-	if err != nil {
-		return err
-	}
+	peers := peersOf(dev, dir)
 	for _, p := range peers {
 		for _, args := range p.prepare {
 			if _, err := l.do(args[0], args[1:]...); err != nil {
@@ -43,19 +59,20 @@ func change(l *lab) error {
 	var ours, readRatio, writeRatio sample
 	theirs := make([]sample, len(peers))
 	rng := newRNG()
-	const blocks = changeSize / 4096 / 100
 	for range changeRounds {
-		if err := changeBlocks(dev, changeSize, blocks, rng); err != nil {
+		if err := changeBlocks(dev, changeSize, changeBlocksCount, rng); err != nil {
 			return err
 		}
-		u, rep, err := l.mirror(dev, l.path("mirror.img"))
+		syscall.Sync() // what one left to be written is not the next one's
+		u, rep, err := l.mirror(dev, mirror)
 		if err != nil {
 			return err
 		}
 		ours = append(ours, u.wall)
-		readRatio = append(readRatio, float64(rep.Read)/(blocks*4096))
-		writeRatio = append(writeRatio, float64(rep.Written)/(blocks*4096))
+		readRatio = append(readRatio, float64(rep.Read)/(changeBlocksCount*4096))
+		writeRatio = append(writeRatio, float64(rep.Written)/(changeBlocksCount*4096))
 		for i, p := range peers {
+			syscall.Sync()
 			u, err := timed(p.command(l))
 			if err != nil {
 				return err
@@ -63,12 +80,10 @@ func change(l *lab) error {
 			theirs[i] = append(theirs[i], u.wall)
 		}
 	}
-	if _, err := l.do("cmp", dev, l.path("mirror.img")); err != nil {
+	if _, err := l.do("cmp", dev, mirror); err != nil {
 		return err
 	}
-	fmt.Printf("## 1 %% of 4 GiB changed\n\n")
-	fmt.Printf("Loop device over tmpfs full of random bytes; %d random blocks of 4 KiB change before each of %d rounds; targets on the same tmpfs, the repositories of restic and borg on the disk; the copy was compared at the end.\n\n", blocks, changeRounds)
-	fmt.Printf("| | seconds, median (min to max) | tidemark / it |\n|---|---|---|\n| tidemark mirror | %s | |\n", ours.spread("%.3f"))
+	fmt.Printf("| %s | seconds, median (min to max) | tidemark / it |\n|---|---|---|\n| tidemark mirror | %s | |\n", where, ours.spread("%.3f"))
 	for i, p := range peers {
 		fmt.Printf("| %s | %s | %s |\n", p.name, theirs[i].spread("%.3f"), ours.over(theirs[i]).spread("%.4f"))
 	}
@@ -92,17 +107,19 @@ func (p peer) command(l *lab) *exec.Cmd {
 	return l.command(p.again[0], p.again[1:]...)
 }
 
-// peers keeps the repositories of those that are not limited by the disk on disk:
-// all together they would not fit in memory.
-func (l *lab) peers(dev string) ([]peer, error) {
-	disk, err := os.MkdirTemp("/var/tmp", "tidemark-bench-")
-	if err != nil {
-		return nil, err
-	}
-	l.later(func() error { return os.RemoveAll(disk) })
+// diskPeers write past the page cache, so that they end when the disk has it, as
+// tidemark does.
+func (l *lab) diskPeers(dev, dir string) []peer {
+	dd := []string{"dd", "if=" + dev, "of=" + filepath.Join(dir, "dd.img"), "bs=4M", "iflag=direct", "oflag=direct", "conv=notrunc", "status=none"}
+	return []peer{{name: "dd bs=4M iflag=direct oflag=direct", prepare: [][]string{dd}, again: dd}}
+}
+
+// memoryPeers keeps the repositories of those that are not limited by the disk on
+// disk: all together they would not fit in memory.
+func (l *lab) memoryPeers(dev, dir, disk string) []peer {
 	resticRepo, borgRepo := filepath.Join(disk, "restic"), filepath.Join(disk, "borg")
-	dd := []string{"dd", "if=" + dev, "of=" + l.path("dd.img"), "bs=4M", "iflag=direct", "conv=notrunc", "status=none"}
-	rsync := []string{"rsync", "--inplace", "--no-whole-file", "--copy-devices", dev, l.path("rsync.img")}
+	dd := []string{"dd", "if=" + dev, "of=" + filepath.Join(dir, "dd.img"), "bs=4M", "iflag=direct", "conv=notrunc", "status=none"}
+	rsync := []string{"rsync", "--inplace", "--no-whole-file", "--copy-devices", dev, filepath.Join(dir, "rsync.img")}
 	restic := "restic -q -r " + resticRepo + " backup --stdin --stdin-filename disk.img < " + dev
 	borg := "borg create " + borgRepo + "::'{now:%s%f}' - < " + dev
 	return []peer{
@@ -110,5 +127,5 @@ func (l *lab) peers(dev string) ([]peer, error) {
 		{name: "rsync --inplace --no-whole-file", prepare: [][]string{rsync}, again: rsync},
 		{name: "restic backup --stdin", prepare: [][]string{{"restic", "-q", "-r", resticRepo, "init"}, {"sh", "-c", restic}}, shell: restic},
 		{name: "borg create, stdin", prepare: [][]string{{"borg", "init", "-e", "none", borgRepo}, {"sh", "-c", borg}}, shell: borg},
-	}, nil
+	}
 }
