@@ -20,7 +20,7 @@ installkernel() {
 install() {
     inst_simple @PROGRAM@ /usr/bin/tidemark
     inst_simple /etc/tidemark/era.conf
-    inst_rules 61-tidemark-era.rules
+    inst_simple /etc/udev/rules.d/61-tidemark-era.rules
     inst_hook initqueue/settled 50 "$moddir/open.sh"
     inst_hook initqueue/timeout 01 "$moddir/timeout.sh"
     inst_hook pre-mount 01 "$moddir/guard.sh"

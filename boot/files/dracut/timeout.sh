@@ -2,4 +2,5 @@
 # Root was not found: says what is wrong with the era devices.
 # Written by "tidemark boot install".
 
-/usr/bin/tidemark boot open --stage initramfs 2>&1 | vwarn
+/usr/bin/tidemark boot open --stage initramfs ||
+    warn "tidemark: root is not mounted while an era device is not open"
