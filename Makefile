@@ -35,8 +35,9 @@ help: ## this list
 setup: ## the Debian packages that demo and test use
 	scripts/setup
 
-setup-vm: setup ## the kernels, QEMU and guest tools of test/vm, in the user's cache
+setup-vm: setup ## the kernels, QEMU, guest tools and Debian root of test/vm, in the user's cache
 	scripts/as-root scripts/vm-setup
+	scripts/as-root scripts/vm-root
 
 generate: setup ## rebuild the committed eBPF objects (clang)
 	cd linux/bpf && go generate .
