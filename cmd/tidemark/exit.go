@@ -139,6 +139,8 @@ func classes() []class {
 		{errDifferent, exitDifferent, ""},
 		{track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
 		{track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
+		{track.ErrDiscards, exitRefused, `close the device and bring it up with "tidemark era open", which switches discards off, or use --tracker bpf`},
+		{track.ErrEraUnfit, exitRefused, "--tracker bpf does without the metadata"},
 		{track.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{pairs.ErrRefused, exitRefused, "give another target, or detach this one; --force overwrites what nobody uses"},

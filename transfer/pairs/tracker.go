@@ -39,8 +39,7 @@ func (s *session) tracker(ctx context.Context, src *source, t *target) (track.Tr
 }
 
 // era returns the tracker of a dm-era device, the same for all pairs; nil where
-// another one is to be used. Its methods on nil are not called: the interface is
-// nil, too.
+// another one is to be used.
 func (s *session) era(ctx context.Context, src *source, t *target) (track.Tracker, error) {
 	if e := s.eras[src.id.Disk]; e != nil {
 		return e, nil
@@ -81,7 +80,7 @@ func (o Options) era(ctx context.Context, src *source, stored track.Mark) (*trac
 	switch {
 	case errors.Is(err, dmera.ErrNotEra):
 		return nil, nil
-	case errors.Is(err, track.ErrDiscards), errors.Is(err, track.ErrEraUnfit):
+	case errors.Is(err, track.ErrDiscards), errors.Is(err, track.ErrEraUnfit), errors.Is(err, dmera.ErrFailed):
 		o.note("%s: not using its eras: %v", src.Path(), err)
 		return nil, nil
 	case err != nil:
