@@ -48,6 +48,7 @@ func (s sample) over(t sample) sample {
 // used is what a program cost.
 type used struct {
 	wall   float64 // seconds
+	user   float64 // seconds of processor time outside of the kernel
 	memory int64   // peak, bytes
 	out    string
 }
@@ -62,6 +63,7 @@ func timed(cmd *exec.Cmd) (used, error) {
 	if err != nil {
 		return u, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, stderr.String())
 	}
+	u.user = cmd.ProcessState.UserTime().Seconds()
 	if rusage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		u.memory = rusage.Maxrss << 10
 	}

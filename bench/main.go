@@ -31,20 +31,25 @@ func measurements() []measurement {
 		{"change", change},
 		{"first", first},
 		{"frozen", frozen},
+		{"era", eraTools},
+		{"stream", stream},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, era, stream")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
+	var p peers
+	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")
+	flag.StringVar(&p.eraApply, "era-apply", "", "the `program` era_apply in C, for stream")
 	flag.Parse()
-	if err := run(*only, *binary); err != nil {
+	if err := run(*only, *binary, p); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(only, binary string) error {
+func run(only, binary string, p peers) error {
 	path, err := filepath.Abs(binary)
 	if err != nil {
 		return err
@@ -58,6 +63,7 @@ func run(only, binary string) error {
 		if err != nil {
 			return err
 		}
+		l.peers = p
 		err = m.run(l)
 		if closeErr := l.close(); err == nil {
 			err = closeErr
@@ -72,6 +78,7 @@ func run(only, binary string) error {
 // lab is a folder in memory, a tracking of its own, and what has to be undone.
 type lab struct {
 	tidemark string
+	peers    peers
 	dir      string
 	undo     []func() error
 }
