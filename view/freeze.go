@@ -168,7 +168,7 @@ func watchFrozen(s *scene) ([]watch, error) {
 		switch {
 		case src.image:
 			w, err = watchFile(src.path)
-		case len(s.swaps) > 0:
+		case src.swapped:
 			continue
 		default:
 			w, err = watchDevice(src, false)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,8 @@ type source struct {
 	dev   mounts.Dev // the device; zero for an image file
 	image bool
 	roots []mounts.Dev // the device, or the loop devices over the image
+	// swapped says that swap in use lies on it.
+	swapped bool
 }
 
 // findSources looks each path up.
@@ -73,18 +76,22 @@ func look(paths []string) (*scene, error) {
 		return nil, err
 	}
 	var roots []mounts.Dev
-	for _, src := range s.sources {
+	for i := range s.sources {
+		src := &s.sources[i]
 		roots = append(roots, src.roots...)
+		swaps, err := t.SwapsOn(src.roots...)
+		if err != nil {
+			return nil, fmt.Errorf("view: %w", err)
+		}
+		src.swapped = len(swaps) > 0
+		for _, a := range swaps {
+			if !slices.Contains(s.swaps, a.Path) {
+				s.swaps = append(s.swaps, a.Path)
+			}
+		}
 	}
 	if s.filesystems, err = t.On(roots...); err != nil {
 		return nil, fmt.Errorf("view: %w", err)
-	}
-	swaps, err := t.SwapsOn(roots...)
-	if err != nil {
-		return nil, fmt.Errorf("view: %w", err)
-	}
-	for _, a := range swaps {
-		s.swaps = append(s.swaps, a.Path)
 	}
 	return s, nil
 }

@@ -18,7 +18,8 @@ const statusRuns = 10
 
 // mirrorStatus is what "status" says.
 type mirrorStatus struct {
-	Path string `json:"path"`
+	Path    string `json:"path"`
+	Pending bool   `json:"pending"` // see pairs.Known
 	sidecar.State
 }
 
@@ -30,21 +31,21 @@ func newStatus(g *globals) *cobra.Command {
 		exits:   []exitCode{exitDamaged},
 		args:    cobra.ExactArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			state, err := pairs.Status(args[0], g.stateDir)
+			known, err := pairs.Status(args[0], g.stateDir)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), mirrorStatus{args[0], state})
+				return printJSON(cmd.OutOrStdout(), mirrorStatus{args[0], known.Pending, known.State})
 			}
-			return printStatus(cmd.OutOrStdout(), args[0], state)
+			return printStatus(cmd.OutOrStdout(), args[0], known)
 		},
 	}.build()
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
 }
 
-func printStatus(w io.Writer, path string, s sidecar.State) error {
+func printStatus(w io.Writer, path string, s pairs.Known) error {
 	if _, err := fmt.Fprintf(w, "%s: %s\n", path, completeness(s)); err != nil {
 		return err
 	}
@@ -65,9 +66,12 @@ func printStatus(w io.Writer, path string, s sidecar.State) error {
 	return table.Flush()
 }
 
-func completeness(s sidecar.State) string {
-	if !s.Complete {
+func completeness(s pairs.Known) string {
+	switch {
+	case !s.Complete:
 		return fmt.Sprintf("incomplete: %s of %s copied; run mirror again", size(s.Copied), size(s.Size))
+	case s.Pending:
+		return "between the copy of " + s.Time.Local().Format(time.DateTime) + " and a newer one that is committed; the next mirror run finishes it"
 	}
 	return "a copy of " + s.Time.Local().Format(time.DateTime)
 }

@@ -32,7 +32,11 @@ func MountFS(path string) error {
 func IsFS(path string) (bool, error) {
 	path = orDefault(path)
 	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
+	err := unix.Statfs(path, &st)
+	if errors.Is(err, unix.ENOENT) && path == DefaultFS { // sysfs makes it where the kernel has bpffs
+		return false, fmt.Errorf("bpf: there is no %s: %w: CONFIG_BPF_SYSCALL (Linux 4.4), and sysfs mounted", path, ErrNotSupported)
+	}
+	if err != nil {
 		return false, fmt.Errorf("bpf: %w", &os.PathError{Op: "statfs", Path: path, Err: err})
 	}
 	return uint32(st.Type) == unix.BPF_FS_MAGIC, nil

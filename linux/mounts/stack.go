@@ -126,6 +126,20 @@ func readNumber(path string) (int64, error) {
 	return n, nil
 }
 
+// Above returns d and every device that a write to changes d: partitions and
+// devices made of it or of one above it, those that share bytes with it, loop
+// devices over these. Loop devices over files on its filesystems are not meant.
+func (t *Table) Above(d Dev) (map[Dev]bool, error) {
+	set := map[Dev]bool{}
+	if err := t.above(d, set); err != nil {
+		return nil, fmt.Errorf("mounts: %w", err)
+	}
+	if err := t.overlapping(d, set); err != nil {
+		return nil, fmt.Errorf("mounts: %w", err)
+	}
+	return set, nil
+}
+
 // above adds to set the device d and everything that stores its data there:
 // partitions, holders, loop devices over it, and so on upwards.
 func (t *Table) above(d Dev, set map[Dev]bool) error {

@@ -46,6 +46,14 @@ func loop(t testing.TB, dir string, size int64) string {
 	return dev
 }
 
+// loopOver attaches a loop device over another device.
+func loopOver(t testing.TB, below string) string {
+	t.Helper()
+	dev := must(t, "losetup", "--find", "--show", below)
+	t.Cleanup(func() { must(t, "losetup", "--detach", dev) })
+	return dev
+}
+
 // partitioned attaches a disk and returns its second partition.
 func partitioned(t testing.TB, dir string, size int64) string {
 	t.Helper()

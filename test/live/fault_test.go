@@ -171,6 +171,7 @@ func commitOnly(t *testing.T, m mirrored, bytes int64) {
 func TestCommittedUpdateIsFinishedByTheNextRun(t *testing.T) {
 	m := halfApplied(t)
 	m.exits(t, exitError, []string{"waits to be finished"}, "verify", m.image)
+	m.exits(t, exitOK, []string{"the next mirror run finishes it"}, "status", m.image)
 	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
 	m.recovers(t, "incremental")
 }

@@ -19,6 +19,8 @@ func TestTargetsThatWouldHarmAreRefusedAndUntouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := folder(t, dir, "other")
+	over := loopOver(t, disk)
+	overOver := loopOver(t, over)
 	used := loop(t, other, 16*mib)
 	mount(t, "ext4", used, other)
 
@@ -31,6 +33,9 @@ func TestTargetsThatWouldHarmAreRefusedAndUntouched(t *testing.T) {
 		{"the file below the partition", part, image, "refused"},
 		{"a link to the file below", part, link, "refused"},
 		{"a disk over the source", image, part, "refused"},
+		{"a device made of the source", disk, over, "lies on it"},
+		{"a device made of a device made of the source", disk, overOver, "lies on it"},
+		{"a device over the file that is the source", image, overOver, "lies on it"},
 		{"a mounted device", part, used, "mounted"},
 		{"the file of a mounted device", part, filepath.Join(other, "source.img"), "refused"},
 	} {

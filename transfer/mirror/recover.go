@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -24,6 +26,24 @@ func Pending(folder Folder) (bool, error) {
 		return false, err
 	}
 	return true, f.Close()
+}
+
+// PendingAfter reports, without opening or locking the folder at path, whether it
+// holds a committed update that the state st does not count yet.
+func PendingAfter(path string, st sidecar.State) (bool, error) {
+	f, err := os.Open(filepath.Join(path, readyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	r, err := sidecar.NewJournalReader(f)
+	if err != nil {
+		return false, damaged(err)
+	}
+	return r.Update > st.Update, nil
 }
 
 // recover finishes or discards the update that a crash interrupted.

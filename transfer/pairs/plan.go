@@ -51,7 +51,7 @@ func plan(ctx context.Context, p Pair, src *source, o Options) (transfer.Report,
 	if err != nil && !errors.Is(err, ErrNoMirror) {
 		return rep, err
 	}
-	changes, err := o.changes(ctx, src, st, &rep)
+	changes, err := o.changes(ctx, src, st.State, &rep)
 	if err != nil {
 		return rep, err
 	}

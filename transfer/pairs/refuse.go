@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"tidemark/block"
 	"tidemark/format/sidecar"
@@ -73,8 +72,20 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	if src.IsDevice() && overlaps(src.id, t.id) {
 		return true, nil
 	}
-	use, err := table.UseOf(src.Path())
-	return slices.Contains(use.Holders, t.id.Disk), err
+	roots := []mounts.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
+	if !src.IsDevice() {
+		var err error
+		if roots, err = table.LoopsOver(src.Path()); err != nil {
+			return false, err
+		}
+	}
+	for _, root := range roots {
+		above, err := table.Above(root)
+		if err != nil || above[mounts.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
+			return true, err
+		}
+	}
+	return false, nil
 }
 
 // refuseForeign protects what is not a mirror of ours: a device with a filesystem,

@@ -12,22 +12,34 @@ import (
 	"tidemark/transfer/mirror"
 )
 
+// Known is what is known of a mirror.
+type Known struct {
+	sidecar.State
+	// Pending says that an update was committed after State, and has not, or not
+	// wholly, reached the target; a run is about to finish it, or the next one will.
+	Pending bool
+}
+
 // Status returns what is known of the mirror at path, also while a run is using
 // it. It changes nothing. The error wraps ErrNoMirror, sidecar.ErrDamaged,
 // ErrNotOurs or ErrNewer.
-func Status(path, stateDir string) (sidecar.State, error) {
+func Status(path, stateDir string) (Known, error) {
 	if stateDir == "" {
 		stateDir = DefaultStateDir
 	}
 	t, err := findTarget(path, stateDir)
 	if err != nil {
-		return sidecar.State{}, err
+		return Known{}, err
 	}
-	state, err := readState(t.folder)
+	var k Known
+	// The state is read first: a run that ends meanwhile makes nothing pending.
+	if k.State, err = readState(t.folder); err == nil {
+		k.Pending, err = mirror.PendingAfter(t.folder, k.State)
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)
 	}
-	return state, err
+	return k, err
 }
 
 func readState(folder string) (sidecar.State, error) {
