@@ -14,6 +14,21 @@ type PlanOptions struct {
 
 // Plan is how much metadata a device needs. All sizes are in bytes, of whole
 // metadata blocks, computed by following the kernel's allocations one by one.
+//
+// For devices of 4 MiB to 16 TiB in blocks of 4096 and 8192 sectors, and smaller
+// ones in blocks of 128, Linux 6.1 was tried with these sizes: it creates a device
+// with Create and not with a block less; it takes and drops ten snapshots, one at
+// once after the other, with SnapshotsMost, and does not with a block less than
+// SnapshotsLeast; with Worst it does all that between writes and checkpoints.
+//
+// The dm-era tutorial gives what ten snapshots needed on its machine, in KiB for
+// blocks of 4096 sectors: 64 up to 1 GiB, 68 for 2 GiB, … 42388 for 16 TiB. Up to
+// 128 GiB that is SnapshotsLeast, at 8 TiB it is SnapshotsMost, and in between it
+// lies between the two, for the tutorial's kernel had not digested every era when
+// the next snapshot came. Two things make up the rest: at 4 TiB, a kernel before
+// 5.13 left nodes of the era array's tree half empty (7 blocks); and a machine that
+// digests slowly needs more at any size, 104 KiB instead of 96 at 16 GiB. So none of
+// these numbers is safe to use: Recommended is.
 type Plan struct {
 	BlockSectors uint32 `json:"block_size"` // of a data block
 	NrBlocks     uint32 `json:"nr_blocks"`  // data blocks

@@ -2,7 +2,8 @@
 // and says of each thing what follows from it.
 //
 // It tries things rather than compare versions, and changes nothing on the
-// machine: no filesystem is frozen, nothing is mounted, no program stays loaded.
+// machine: no filesystem is frozen, nothing is mounted, no program stays loaded. At
+// most the kernel loads modules of its own that it is asked for.
 // Its functions may be called from several goroutines at once.
 package doctor
 
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/linux/bpf"
+	"tidemark/linux/dm"
 )
 
 // Check is one thing that was looked at.
@@ -110,9 +112,9 @@ func probes(o Options) []probe {
 			bad:  "mirrors in image files cannot be mounted here; make demo and make test fail; mirrors are not affected",
 		},
 		{
-			name: "device-mapper", try: func() (string, error) { return tryOpen("/dev/mapper/control") },
-			good: "LVM and dm-crypt devices can be here, and be mirrored like any other",
-			bad:  "no LVM or dm-crypt devices here; mirrors of other devices are not affected",
+			name: "device-mapper", try: tryDeviceMapper,
+			good: "LVM and dm-crypt devices can be mirrored like any other; tidemark era can create and open devices",
+			bad:  "tidemark era cannot create or open devices; mirrors of other devices are not affected",
 		},
 		{
 			name: "ublk", try: func() (string, error) { return tryOpen("/dev/ublk-control") },
@@ -215,6 +217,29 @@ func tryFreeze() (string, error) {
 		return "", fmt.Errorf("FITHAW: %w", err)
 	}
 	return "FIFREEZE and FITHAW are allowed", nil
+}
+
+// tryDeviceMapper asks for the targets that tidemark uses, whose modules the kernel
+// loads if need be.
+func tryDeviceMapper() (string, error) {
+	ctl, err := dm.Open()
+	if err != nil {
+		return "", err
+	}
+	defer ctl.Close()
+	version, err := ctl.Version()
+	if err != nil {
+		return "", err
+	}
+	found := "version " + version.String()
+	for _, target := range []string{"era", "snapshot"} {
+		v, err := ctl.TargetVersion(target)
+		if err != nil {
+			return "", err
+		}
+		found += ", target " + target + " " + v.String()
+	}
+	return found, nil
 }
 
 func tryOpen(path string) (string, error) {
