@@ -74,6 +74,18 @@ func (m *Machine) PowerCut() {
 	m.kill("power cut")
 }
 
+// Writes is how many writes have arrived at a volatile disk.
+func (m *Machine) Writes(disk string) int {
+	writes, _ := m.disks[disk].Count()
+	return writes
+}
+
+// CutAtWrite cuts the guest's power when the nth write from now, counted from 1,
+// arrives at a volatile disk.
+func (m *Machine) CutAtWrite(disk string, n int) {
+	m.disks[disk].CutAt(m.Writes(disk)+n, func() { go m.PowerCut() })
+}
+
 // kill ends QEMU for a reason, the first of which is remembered.
 func (m *Machine) kill(reason string) {
 	m.mu.Lock()

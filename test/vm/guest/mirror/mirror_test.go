@@ -39,14 +39,19 @@ func sources() []source {
 	return []source{
 		{"ext4 on virtio-blk", func(t testing.TB) string { return guest.Disk(t, "data") }, mkfsExt4, checkExt4},
 		{"ext4 on virtio-scsi", func(t testing.TB) string { return guest.Disk(t, "scsi") }, mkfsExt4, checkExt4},
-		{"xfs on dm-linear", linear, mkfsXFS, checkXFS},
+		{"xfs on virtio-blk", func(t testing.TB) string { return guest.Disk(t, "large") }, mkfsXFS, checkXFS},
+		{"btrfs on virtio-blk", func(t testing.TB) string { return guest.Disk(t, "data") }, mkfsBtrfs, checkBtrfs},
+		{"ext4 on dm-linear", func(t testing.TB) string { return linear(t, "data") }, mkfsExt4, checkExt4},
+		{"xfs on dm-linear", func(t testing.TB) string { return linear(t, "large") }, mkfsXFS, checkXFS},
+		{"ext4 on dm-crypt", crypt, mkfsExt4, checkExt4},
 		{"btrfs on dm-crypt", crypt, mkfsBtrfs, checkBtrfs},
 		{"ext4 on dm-thin", thin, mkfsExt4, checkExt4},
 	}
 }
 
-func linear(t testing.TB) string {
-	return guest.Mapper(t, "linear", "0 622592 linear "+guest.Disk(t, "large")+" 0")
+func linear(t testing.TB, name string) string {
+	disk := guest.Disk(t, name)
+	return guest.Mapper(t, "linear", "0 "+guest.Sectors(t, disk)+" linear "+disk+" 0")
 }
 
 func crypt(t testing.TB) string {
