@@ -27,6 +27,10 @@
 // interrupted was finished, there is no fingerprint in the state: what a crash
 // leaves behind may be newer than any, and not only ours.
 //
+// What is compared with the target, or checked, is read from its disk and not from
+// memory: after a write that failed memory goes on showing what the disk has not got,
+// and the kernel has reported that once and for all to the run that failed.
+//
 // A Store serves one run at a time; the methods of an Update that say so may be
 // called by several goroutines.
 package mirror
