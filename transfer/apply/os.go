@@ -154,14 +154,15 @@ type twin struct {
 	direct *os.File // nil without direct I/O
 }
 
-// newTwin opens f a second time.
+// newTwin opens f a second time, by descriptor, which cannot be another file by
+// now.
 func newTwin(f *os.File) *twin {
-	// By descriptor, which cannot be another file by now.
-	d, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_RDWR|unix.O_DIRECT, 0)
-	if err != nil {
-		d = nil
+	t := &twin{File: f}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err == nil {
+		t.direct = os.NewFile(uintptr(fd), f.Name())
 	}
-	return &twin{File: f, direct: d}
+	return t
 }
 
 func (t *twin) fits(p []byte, off int64) bool {
