@@ -115,7 +115,7 @@ func refuseContent(meta *block.Device) error {
 	if !errors.Is(err, era.ErrNotEra) {
 		return refused("metadata %s: %w: %w", meta.Path(), ErrHasMetadata, err)
 	}
-	found, err := mounts.Probe(meta, meta.Size())
+	found, err := mounts.Probe(inAligned{meta}, meta.Size())
 	if err != nil {
 		return fmt.Errorf("dmera: metadata %s: %w", meta.Path(), err)
 	}
@@ -130,6 +130,17 @@ func refuseContent(meta *block.Device) error {
 		return refused("metadata %s: %w: its first %d bytes are not zero", meta.Path(), ErrNotEmpty, era.BlockSize)
 	}
 	return nil
+}
+
+// inAligned reads into aligned memory, as direct I/O demands, for those who have
+// other.
+type inAligned struct{ dev *block.Device }
+
+// ReadAt implements io.ReaderAt.
+func (a inAligned) ReadAt(p []byte, off int64) (int, error) {
+	b := block.AlignedBuffer(len(p))
+	n, err := a.dev.ReadAt(b, off)
+	return copy(p, b[:n]), err
 }
 
 // format writes metadata of a device that was never written to, and checks it.

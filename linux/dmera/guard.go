@@ -24,15 +24,18 @@ type pair struct {
 // claimPair holds two devices for an era device to be made of, when both are block
 // devices that nobody uses and that share no byte. Data is only read.
 func claimPair(data, meta string) (*pair, error) {
-	dataID, err := usable("data", data)
+	dataID, err := identify("data", data)
 	if err != nil {
 		return nil, err
 	}
-	metaID, err := usable("metadata", meta)
+	metaID, err := identify("metadata", meta)
 	if err != nil {
 		return nil, err
 	}
 	if err := refuseOverlap(dataID, metaID); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(usable("data", dataID), usable("metadata", metaID)); err != nil {
 		return nil, err
 	}
 	p := &pair{dataDev: numberOf(dataID), metaD: numberOf(metaID)}
@@ -64,8 +67,7 @@ func refused(format string, args ...any) error {
 	return fmt.Errorf("dmera: %w: %w", ErrRefused, fmt.Errorf(format, args...))
 }
 
-// usable refuses what device-mapper cannot take or what is in use.
-func usable(what, path string) (block.Identity, error) {
+func identify(what, path string) (block.Identity, error) {
 	id, err := block.Identify(path)
 	if errors.Is(err, block.ErrNotBlockDevice) {
 		return id, refused("%s %s: %w; losetup makes one of a file", what, path, block.ErrNotBlockDevice)
@@ -73,28 +75,34 @@ func usable(what, path string) (block.Identity, error) {
 	if err != nil {
 		return id, fmt.Errorf("dmera: %s: %w", what, err)
 	}
+	return id, nil
+}
+
+// usable refuses what device-mapper cannot take or what is in use.
+func usable(what string, id block.Identity) error {
+	path := id.Path
 	if id.Zoned {
-		return id, refused("%s %s: a zoned device, which dm-era cannot take", what, path)
+		return refused("%s %s: a zoned device, which dm-era cannot take", what, path)
 	}
 	ro, err := readNumber(filepath.Join("/sys/dev/block", numberOf(id).String(), "ro"))
 	if err != nil {
-		return id, fmt.Errorf("dmera: %s %s: %w", what, path, err)
+		return fmt.Errorf("dmera: %s %s: %w", what, path, err)
 	}
 	if ro != 0 {
-		return id, refused("%s %s: read-only", what, path)
+		return refused("%s %s: read-only", what, path)
 	}
 	table, err := mounts.Read()
 	if err != nil {
-		return id, fmt.Errorf("dmera: %s %s: %w", what, path, err)
+		return fmt.Errorf("dmera: %s %s: %w", what, path, err)
 	}
 	use, err := table.UseOf(path)
 	if err != nil {
-		return id, fmt.Errorf("dmera: %s %s: %w", what, path, err)
+		return fmt.Errorf("dmera: %s %s: %w", what, path, err)
 	}
 	if use.InUse() {
-		return id, refused("%s %s: in use (%s)", what, path, use)
+		return refused("%s %s: in use (%s)", what, path, use)
 	}
-	return id, nil
+	return nil
 }
 
 func hold(what, path string, o block.Options) (*block.Device, error) {
