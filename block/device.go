@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -44,11 +43,6 @@ type Device struct {
 	f        *os.File
 	size     int64
 	isDevice bool
-
-	mu        sync.Mutex // guards what follows
-	rings     []*ring    // that nobody uses now
-	noRing    bool       // the kernel gives none
-	abandoned [][]Read   // that the kernel may still be filling
 }
 
 // Open opens path. Errors wrap ErrUnsupportedFile or that of the system call.
@@ -134,10 +128,7 @@ func (d *Device) Truncate(size int64) error {
 func (d *Device) Sync() error { return d.f.Sync() }
 
 // Close closes the device.
-func (d *Device) Close() error {
-	d.closeRings()
-	return d.f.Close()
-}
+func (d *Device) Close() error { return d.f.Close() }
 
 // Zero makes e read as zeros, giving the space back where the filesystem or the
 // device can (a hole, a discard that is sure to read as zeros) and writing zeros

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/sidecar"
 	"tidemark/internal/faultdisk"
@@ -129,7 +128,6 @@ func (s *sea) ReadAt(p []byte, off int64) (int, error) {
 
 func (s *sea) Size() int64                              { return int64(len(s.data)) }
 func (s *sea) CurrentSize() (int64, error)              { return int64(len(s.data)), nil }
-func (s *sea) ReadMany(reads []block.Read) error        { return block.ReadEach(s, reads) }
 func (s *sea) Data(e extent.Extent) (extent.Set, error) { return extent.NewSet(e), nil }
 
 // the tracker

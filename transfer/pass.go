@@ -133,7 +133,6 @@ func (p *pass) batch(ctx context.Context, b batch, buf []byte) error {
 
 // fetch reads the data of all chunks; the holes of an image file are not read.
 func (p *pass) fetch(chunks []mirror.Chunk) error {
-	reads := make([]block.Read, 0, len(chunks))
 	for _, c := range chunks {
 		data, err := p.job.Source.Data(c.Extent())
 		if err != nil {
@@ -144,16 +143,10 @@ func (p *pass) fetch(chunks []mirror.Chunk) error {
 		}
 		for _, d := range data.Extents() {
 			at := d.Off - c.Off
-			reads = append(reads, block.Read{Buf: c.Data[at : at+d.Len], Off: d.Off})
+			if err := p.readAt(c.Data[at:at+d.Len], d.Off); err != nil {
+				return err
+			}
 			p.read.Add(d.Len)
-		}
-	}
-	if p.job.Source.ReadMany(reads) == nil {
-		return nil
-	}
-	for _, r := range reads {
-		if err := p.readAt(r.Buf, r.Off); err != nil {
-			return err
 		}
 	}
 	return nil

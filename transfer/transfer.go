@@ -22,7 +22,6 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/sidecar"
 	"tidemark/track"
@@ -44,7 +43,6 @@ var (
 // Source is what is read; block.Device is one.
 type Source interface {
 	io.ReaderAt
-	ReadMany(reads []block.Read) error        // all of them, or an error
 	Size() int64                              // bytes, when it was opened
 	CurrentSize() (int64, error)              // bytes, now
 	Data(e extent.Extent) (extent.Set, error) // the parts of e that are not holes

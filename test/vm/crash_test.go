@@ -235,7 +235,6 @@ type still []byte
 func (s still) ReadAt(p []byte, off int64) (int, error)  { return bytes.NewReader(s).ReadAt(p, off) }
 func (s still) Size() int64                              { return int64(len(s)) }
 func (s still) CurrentSize() (int64, error)              { return int64(len(s)), nil }
-func (s still) ReadMany(reads []block.Read) error        { return block.ReadEach(s, reads) }
 func (s still) Data(e extent.Extent) (extent.Set, error) { return extent.NewSet(e), nil }
 
 // nobody is the view of a source that nobody writes to.
