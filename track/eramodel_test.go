@@ -25,7 +25,7 @@ const (
 type eraMachine struct {
 	random   *rand.Rand
 	data     []byte
-	now_     eraFacts
+	device   eraFacts
 	counter  uint64
 	written  map[era.Block]era.Era
 	held     *eraPicture
@@ -37,7 +37,7 @@ type eraMachine struct {
 func newEraMachine(t testing.TB, random *rand.Rand) *eraMachine {
 	return &eraMachine{
 		t: t, random: random, data: make([]byte, modelBlocks*modelBlock), counter: 1, written: map[era.Block]era.Era{},
-		now_: eraFacts{
+		device: eraFacts{
 			Name: "x", Meta: "253:1", Data: "253:2", Size: modelBlocks * modelBlock, BlockSize: modelBlock, free: 1000,
 			Activation: activation{Boot: "b", DiskSeq: 1, Number: "253:0"},
 		},
@@ -58,7 +58,7 @@ func (m *eraMachine) flush() error                          { return nil }
 func (m *eraMachine) prepare(context.Context) error         { return nil }
 func (m *eraMachine) Close() error                          { return nil }
 func (m *eraMachine) idle(context.Context) error            { m.land(); return nil }
-func (m *eraMachine) now(context.Context) (eraFacts, error) { return m.now_, nil }
+func (m *eraMachine) now(context.Context) (eraFacts, error) { return m.device, nil }
 
 func (m *eraMachine) unprepare() error {
 	if m.frozen {
@@ -151,12 +151,12 @@ func (m *eraMachine) land() {
 func (m *eraMachine) activate() {
 	m.land()
 	m.counter++
-	m.now_.Activation.DiskSeq++
+	m.device.Activation.DiskSeq++
 	if m.random.IntN(2) == 0 {
-		m.now_.Activation = activation{Boot: fmt.Sprint("boot ", m.counter), DiskSeq: 1, Number: "253:7"}
-		m.now_.Meta, m.now_.Data = "8:1", "8:2"
+		m.device.Activation = activation{Boot: fmt.Sprint("boot ", m.counter), DiskSeq: 1, Number: "253:7"}
+		m.device.Meta, m.device.Data = "8:1", "8:2"
 	}
-	m.now_.Discards = 0
+	m.device.Discards = 0
 	m.held = nil
 }
 
@@ -282,7 +282,7 @@ func (c *eraMirror) between() {
 		first := m.random.IntN(modelBlocks - 3)
 		m.written[era.Block(first)] = era.Era(m.counter)
 		clear(m.data[first*modelBlock : (first+3)*modelBlock])
-		m.now_.Discards++
+		m.device.Discards++
 	}
 	m.writes(30)
 }

@@ -41,7 +41,9 @@ While SRC is in use, what changed is copied again and again until little is left
 
 DST should not lie on a filesystem of SRC: every run would change SRC by what it writes. It works while little changes, and ends with exit code 3 when it does not get less.
 
-What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs.`,
+What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs.
+
+A dm-era device (see "tidemark era create") is not tracked: it is asked for its eras, which outlive reboots and power cuts. A run takes the metadata snapshot while SRC stands still, and drops it. The mark is lost, and all is compared, when the device was resized, took discards, or has other metadata or data than before. Writes to the data device past the era device are noticed only by chance: do not mount it. Passes while SRC is in use begin with a short freeze, since dm-era does not tell when a write ends.`,
 		example: `tidemark mirror /dev/vdb1 /backup/vdb1.img
 # What would be copied?
 tidemark mirror --dry-run /dev/vdb1 /backup/vdb1.img
