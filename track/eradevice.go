@@ -138,9 +138,36 @@ func (m *mapped) now(ctx context.Context) (eraFacts, error) {
 	f.Activation.DiskSeq, f.Activation.Number = id.DiskSeq, m.dev.Number().String()
 	f.takesDiscards = !status.DiscardsDisabled
 	f.free = status.TotalMetadataBlocks - status.UsedMetadataBlocks
-	counts, err := os.ReadFile(filepath.Join("/sys/block", id.Disk, "queue/iostats"))
-	f.noStatistics = err == nil && strings.TrimSpace(string(counts)) == "0"
-	return f, nil
+	counts, err := m.counts(id.Disk)
+	f.noStatistics = !counts
+	return f, err
+}
+
+// counts reports whether the kernel counts what is done to the device, by reading
+// from it: queue/iostats says so only in newer kernels, 6.1 counts where it is 0.
+func (m *mapped) counts(disk string) (bool, error) {
+	before, err := sectorsRead(disk)
+	if err != nil {
+		return false, err
+	}
+	if _, err := m.source.ReadAt(block.AlignedBuffer(witnessBytes), 0); err != nil {
+		return false, fmt.Errorf("track: %w", err)
+	}
+	after, err := sectorsRead(disk)
+	return after != before, err
+}
+
+// sectorsRead returns how much was read from a disk (Documentation/block/stat.rst).
+func sectorsRead(disk string) (string, error) {
+	raw, err := os.ReadFile(filepath.Join("/sys/block", disk, "stat"))
+	if err != nil {
+		return "", fmt.Errorf("track: %w", err)
+	}
+	words := strings.Fields(string(raw))
+	if len(words) < 3 {
+		return "", fmt.Errorf("track: statistics of %s: %q", disk, raw)
+	}
+	return words[2], nil
 }
 
 func (m *mapped) idle(ctx context.Context) error {

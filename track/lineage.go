@@ -101,7 +101,7 @@ func (f eraFacts) fit() error {
 	case f.takesDiscards:
 		return ErrDiscards
 	case f.noStatistics:
-		return fmt.Errorf("%w: its statistics are off (queue/iostats), so that discards are not counted", ErrEraUnfit)
+		return fmt.Errorf("%w: its statistics are off (queue/iostats), so that nobody counts discards", ErrEraUnfit)
 	}
 	return f.room()
 }
