@@ -166,7 +166,6 @@ type eraMirror struct {
 	state string
 	copy  []byte
 	mark  Mark
-	lost  int
 }
 
 func (c *eraMirror) read(set extent.Set) {
