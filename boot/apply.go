@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"slices"
 	"strings"
 )
 
@@ -24,11 +23,7 @@ func (s *System) Apply(p Plan) error {
 		return err
 	}
 	// Before and after it lists what a file may hold: a cut in between loses no file.
-	for path, sums := range p.next.Sums {
-		known.Sums[path] = append(slices.Clone(known.Sums[path]), sums...)
-	}
-	known.Program = p.next.Program
-	if err := s.writeRecord(known); err != nil {
+	if err := s.writeRecord(known.with(p.next)); err != nil {
 		return err
 	}
 	for _, step := range p.Steps {

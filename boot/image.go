@@ -34,9 +34,13 @@ const (
 
 // image is what is known of the files in an initramfs.
 type image struct {
-	sums  map[string]string // path without a leading slash → "sha256:…", of regular files
-	table []byte            // the content of TabPath
+	sums    map[string]string // path without a leading slash → "sha256:…", of regular files
+	table   []byte            // the content of TabPath
+	builtin bool              // the kernel has dm-era without a module
 }
+
+// builtinList is where kmod finds what needs no module.
+const builtinList = "modules.builtin"
 
 // readImage reads an initramfs: archives one after the other, the last of which is
 // compressed as a rule.
@@ -148,15 +152,19 @@ func (img *image) member(r io.Reader, name string, mode, size int64) error {
 	sum := sha256.New()
 	var kept bytes.Buffer
 	to := io.Writer(sum)
-	if name == inside(TabPath) && size <= cpioKeepMax {
+	wanted := name == inside(TabPath) || path.Base(name) == builtinList
+	if wanted && size <= cpioKeepMax {
 		to = io.MultiWriter(sum, &kept)
 	}
 	if _, err := io.CopyN(to, r, size); err != nil {
 		return err
 	}
 	img.sums[name] = "sha256:" + hex.EncodeToString(sum.Sum(nil))
-	if kept.Len() > 0 {
+	switch {
+	case name == inside(TabPath):
 		img.table = kept.Bytes()
+	case path.Base(name) == builtinList:
+		img.builtin = bytes.Contains(kept.Bytes(), []byte("/dm-era.ko"))
 	}
 	return nil
 }
@@ -164,7 +172,7 @@ func (img *image) member(r io.Reader, name string, mode, size int64) error {
 // interesting spares the hashing of everything else.
 func interesting(name string) bool {
 	base := path.Base(name)
-	return strings.Contains(base, "tidemark") || name == inside(TabPath) || strings.HasPrefix(base, "dm-era.ko") ||
+	return strings.Contains(base, "tidemark") || name == inside(TabPath) || strings.HasPrefix(base, "dm-era.ko") || base == builtinList ||
 		strings.Contains(name, "dracut/hooks/")
 }
 

@@ -45,7 +45,7 @@ func (o Opener) Open(ctx context.Context, entries []Entry) error {
 		switch {
 		case err != nil:
 			failed = errors.Join(failed, &Failure{Entry: e, Err: err})
-		case o.Log != nil:
+		case done != "" && o.Log != nil:
 			o.Log(e, done)
 		}
 	}
@@ -76,7 +76,7 @@ func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) (string, 
 	haveData, haveMeta, err := o.Kernel.Active(e.Name)
 	switch {
 	case err == nil && same(data, haveData) && same(meta, haveMeta):
-		return "is open", nil
+		return "", nil
 	case err == nil:
 		return "", fmt.Errorf("it is open over %s and %s, not over %s and %s", haveData, haveMeta, e.Data, e.Meta)
 	case !errors.Is(err, ErrNotOpen):

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 )
@@ -59,6 +60,15 @@ func readRecord(root *os.Root) (record, error) {
 func (r record) file() (File, error) {
 	data, err := json.MarshalIndent(r, "", "  ")
 	return File{Path: recordPath, Mode: 0o644, Data: append(data, '\n')}, err
+}
+
+// with is the record while files are replaced: each may hold the old or the new.
+func (r record) with(next record) record {
+	both := record{Version: recordVersion, Program: next.Program, Sums: maps.Clone(r.Sums)}
+	for path, sums := range next.Sums {
+		both.Sums[path] = append(slices.Clone(r.Sums[path]), sums...)
+	}
+	return both
 }
 
 // FileState is what became of a file.

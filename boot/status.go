@@ -176,7 +176,7 @@ func (w wanted) judge(name, shown string) ImageStatus {
 		st.Reason = "it has another table of era devices"
 	case img.find("bin/tidemark") != w.program:
 		st.Reason = "it has another version of tidemark"
-	case img.find("dm-era.ko*") == "":
+	case img.find("dm-era.ko*") == "" && !img.builtin:
 		st.State, st.Reason = ImageWithout, "it lacks the kernel module dm-era"
 	default:
 		st.State = ImageCurrent

@@ -66,6 +66,8 @@ func (e Entry) Check() error {
 		fault = fmt.Sprintf("metadata %q is neither PARTUUID=… nor below /dev/disk/by-id or /dev/mapper", e.Meta)
 	case e.Data == e.Meta:
 		fault = "data and metadata are the same device"
+	case e.Data == e.Path() || e.Meta == e.Path():
+		fault = "it cannot be made of itself"
 	case e.Stage != StageInitramfs && e.Stage != StageSystem:
 		fault = fmt.Sprintf("stage %q is neither initramfs nor system", e.Stage)
 	case e.Create < 0 || e.Create%createUnit != 0:
