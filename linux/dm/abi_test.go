@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,13 +62,10 @@ var constants = map[string]uint64{
 // wantC is what a C program that prints every constant, offset and size must say.
 func wantC() map[string]uint64 {
 	want := map[string]uint64{}
-	for name, n := range constants {
-		want[name] = n
-	}
+	maps.Copy(want, constants)
 	for _, s := range structs {
 		typ := reflect.TypeOf(s.v)
-		for i := range typ.NumField() {
-			f := typ.Field(i)
+		for f := range typ.Fields() {
 			want[fmt.Sprintf("offsetof(struct %s, %s)", s.c, s.fields[f.Name])] = uint64(f.Offset)
 			want[fmt.Sprintf("sizeof(((struct %s *)0)->%s)", s.c, s.fields[f.Name])] = uint64(f.Type.Size())
 		}

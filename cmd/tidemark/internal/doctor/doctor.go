@@ -231,15 +231,15 @@ func tryDeviceMapper() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	found := "version " + version.String()
+	found := []string{"version " + version.String()}
 	for _, target := range []string{"era", "snapshot"} {
 		v, err := ctl.TargetVersion(target)
 		if err != nil {
 			return "", err
 		}
-		found += ", target " + target + " " + v.String()
+		found = append(found, "target "+target+" "+v.String())
 	}
-	return found, nil
+	return strings.Join(found, ", "), nil
 }
 
 func tryOpen(path string) (string, error) {
