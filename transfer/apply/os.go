@@ -28,6 +28,10 @@ type Dir struct {
 // if need be. mode is that of a target that Publish makes. The error wraps
 // mirror.ErrBusy when another process has the folder open.
 func OpenDir(path, target string, mode fs.FileMode) (*Dir, error) {
+	// The folder may have to be made; where the target lies must be there.
+	if _, err := os.Stat(filepath.Dir(target)); err != nil {
+		return nil, err
+	}
 	dir, err := mirror.OpenDir(path, true)
 	if err != nil {
 		return nil, err
