@@ -17,6 +17,9 @@ func TestMain(m *testing.M) {
 	for name := range dropIns() {
 		programs[name] = main
 	}
+	for name := range rangeTools() {
+		programs[name] = main
+	}
 	testscript.Main(m, programs)
 }
 
