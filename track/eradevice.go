@@ -72,7 +72,11 @@ func openMapped(path string, o EraOptions) (*mapped, error) {
 }
 
 func (m *mapped) open(path string, o EraOptions) (err error) {
-	if m.dev, err = dmera.Open(m.ctl, path, dmera.Options{RunDir: o.RunDir, StateDir: o.StateDir}); err != nil {
+	m.dev, err = dmera.Open(m.ctl, path, dmera.Options{RunDir: o.RunDir, StateDir: o.StateDir})
+	if errors.Is(err, dm.ErrNotFound) {
+		return fmt.Errorf("%s: %w: %w", path, dmera.ErrNotEra, err)
+	}
+	if err != nil {
 		return err
 	}
 	if m.source, err = block.Open(path, block.Options{Direct: true}); err != nil {

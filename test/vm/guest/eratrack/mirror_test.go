@@ -136,10 +136,14 @@ func TestKilledRunsLeaveNoSnapshot(t *testing.T) {
 func TestSnapshotOfAnotherProgramIsLeftAlone(t *testing.T) {
 	s := made(t, "foreign", t.TempDir())
 	guest.Run(t, "dmsetup", "message", s.name, "0", "take_metadata_snap")
-	before := guest.Run(t, "dmsetup", "status", s.name)
+	held := func() string { // how much metadata is in use changes by itself
+		words := strings.Fields(guest.Run(t, "dmsetup", "status", s.name))
+		return strings.Join(words[len(words)-2:], " ")
+	}
+	before := held()
 	refused(t, s, "snapshot is held", "--tracker", "era", s.path())
-	if now := guest.Run(t, "dmsetup", "status", s.name); now != before {
-		t.Errorf("the status was %q and is %q", before, now)
+	if now := held(); now != before {
+		t.Errorf("the era and the snapshot were %q and are %q", before, now)
 	}
 	guest.Run(t, "dmsetup", "message", s.name, "0", "drop_metadata_snap")
 }
@@ -163,7 +167,7 @@ func TestDiscardsAreRefused(t *testing.T) {
 	}
 	guest.Run(t, "tidemark", "track", "stop", s.path())
 	guest.WriteFile(t, queue, "0")
-	s.mirrored(t, "scan") // the mark is of another tracker
+	s.mirrored(t, "full")
 	s.mirrored(t, "incremental")
 
 	// Discards were on for a while.
