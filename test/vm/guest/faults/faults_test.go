@@ -183,11 +183,6 @@ func mounted(t testing.TB, at string) bool {
 	return strings.Contains(string(table), " "+at+" ")
 }
 
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return err == nil
-}
-
 // readBytes is what a process has read from disks so far.
 func readBytes(pid int) int64 {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "io"))
