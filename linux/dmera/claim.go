@@ -132,9 +132,13 @@ func (c *claim) write(r record) error {
 	return nil
 }
 
-// taken adds the era of the snapshot to the record. It may be called under a
-// freeze, so it writes only to memory; elsewhere the record stays as it is.
+// taken adds the era of the snapshot to the record; 0 says again that it is not known
+// yet. It may be called under a freeze, so it writes only to memory; elsewhere the
+// record never tells.
 func (c *claim) taken(e era.Era) error {
+	if c.rec.Held == e {
+		return nil
+	}
 	c.rec.Held = e
 	var st unix.Statfs_t
 	if err := unix.Statfs(filepath.Dir(c.run), &st); err != nil || st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {

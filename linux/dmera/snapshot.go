@@ -83,6 +83,10 @@ func (d *Device) TakeSnapshot(ctx context.Context) (*Snapshot, error) {
 	if err := d.Prepare(ctx); err != nil {
 		return nil, err
 	}
+	// What is written down of an earlier one must not make this one another's.
+	if err := d.claim.taken(0); err != nil {
+		return nil, err
+	}
 	if err := d.message(ctx, "take_metadata_snap"); err != nil {
 		return nil, d.explain(ctx, err)
 	}

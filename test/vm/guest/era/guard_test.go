@@ -63,7 +63,7 @@ func TestCreateRefusesContent(t *testing.T) {
 		fill       func()
 	}{
 		{"a filesystem", "ext", func() { guest.Run(t, "mkfs.ext4", "-q", "-F", meta) }},
-		{"anything", "not zero", func() { fill(t, meta, 100, "x") }},
+		{"anything", "not zero", func() { zero(t, meta); fill(t, meta, 100, "x") }},
 		{"metadata", "era open", func() {
 			zero(t, meta)
 			works(t, "era", "create", "first", "--data", data, "--meta", meta, "--block-size", "64K")

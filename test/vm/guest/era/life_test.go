@@ -118,7 +118,7 @@ func TestOpenOfGrownData(t *testing.T) {
 	works(t, "era", "close", "grown")
 	guest.Run(t, "dmsetup", "load", "under", "--table", "0 65536 linear "+disk+" 0")
 	guest.Run(t, "dmsetup", "resume", "under")
-	refuses(t, "smaller than", "era", "open", "grown", "--data", data, "--meta", meta)
+	refuses(t, "tells of", "era", "open", "grown", "--data", data, "--meta", meta)
 }
 
 // A suspended device is told of, and nothing waits for it.

@@ -58,17 +58,17 @@ type model struct {
 // Random writes over many eras, with checkpoints, suspends, restarts and snapshots
 // between them, are listed since each mark: all of them, and nothing else.
 func TestChangesAreTheWrites(t *testing.T) {
-	for _, blockSize := range []int64{4 * kib, 64 * kib, 120 * kib} {
+	for _, blockSize := range []int64{4 * kib, 120 * kib} {
 		t.Run(fmt.Sprint(blockSize/kib, "KiB"), func(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())
 			t.Log("seed", seed)
 			d := create(t, "model", blockSize)
 			m := &model{t: t, d: d, data: guest.Disk(t, "data"), rnd: rand.New(rand.NewPCG(seed, 0))}
 			m.marks, m.since = []era.Era{1}, []map[int64]bool{{}}
-			for range 60 {
+			for range 25 {
 				m.step()
 			}
-			m.compare(len(m.marks))
+			m.compare(4)
 			m.d.Close()
 		})
 	}

@@ -51,7 +51,7 @@ func TestChangesAreThoseOfEraInvalidate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if set := blocks.Set(); said.Bytes != set.Bytes() || len(said.Extents) != len(set.Extents()) || said.Until != status(t, d).Era-3 {
+		if set := blocks.Set(); said.Bytes != set.Bytes() || len(said.Extents) != len(set.Extents()) || said.Until != status(t, d).Era-4 {
 			t.Errorf("since %d: %+v, want %v", since, said, set)
 		}
 	}
