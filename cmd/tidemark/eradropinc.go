@@ -55,13 +55,13 @@ func asEraCopy(ctx context.Context, args []string, std streams) error {
 	}
 	sectors, err := strconv.ParseUint(args[0], 10, 31)
 	if err != nil || sectors == 0 {
-		return fmt.Errorf("Incorrect era_block_size = %s", args[0])
+		return fmt.Errorf("incorrect era_block_size = %s", args[0])
 	}
 	blockSize := int64(sectors) * era.SectorSize
 	var src *block.Device
 	if len(args) > 1 {
 		if src, err = block.Open(args[1], block.Options{Direct: true}); err != nil {
-			return fmt.Errorf("Failed to open %s for reading: %w", args[1], err)
+			return fmt.Errorf("failed to open %s for reading: %w", args[1], err)
 		}
 		defer src.Close()
 	}
