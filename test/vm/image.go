@@ -81,6 +81,24 @@ func (c cache) image(dir string, cfg Config, p Program) (string, error) {
 	return file.Name(), errors.Join(writeJob(file, cfg, p), file.Close())
 }
 
+// boots returns the initramfs that a guest boots, and gives one with a system of its
+// own the disk with its job.
+func (c cache) boots(dir string, cfg *Config, p Program) (string, error) {
+	if cfg.System == nil {
+		return c.image(dir, *cfg, p)
+	}
+	data, err := json.Marshal(job(*cfg))
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "job.img")
+	if err := os.WriteFile(path, append(data, make([]byte, -len(data)&4095)...), 0o600); err != nil {
+		return "", err
+	}
+	cfg.Disks = append(slices.Clone(cfg.Disks), Disk{Name: wire.JobDisk, Path: path})
+	return cfg.System.Initrd, nil
+}
+
 // base is the part of the root file system that depends on the kernel only.
 func (c cache) base(k Kernel) (string, error) {
 	release, err := c.release(k)
@@ -123,15 +141,7 @@ func packAll(pack func(string) error, names ...string) error {
 
 // writeJob adds what belongs to one run: init, the test binary, its data and its job.
 func writeJob(file io.Writer, cfg Config, p Program) error {
-	job, err := json.Marshal(wire.Job{
-		Args: []string{
-			"-test.v=test2json", "-test.run=" + cfg.Tests,
-			"-test.timeout=" + (cfg.Timeout - 5*time.Second).String(),
-		},
-		Env:     cfg.Env,
-		Modules: cfg.Modules,
-		Scratch: cfg.ScratchMB > 0,
-	})
+	data, err := json.Marshal(job(cfg))
 	if err != nil {
 		return err
 	}
@@ -139,7 +149,7 @@ func writeJob(file io.Writer, cfg Config, p Program) error {
 	err = errors.Join(
 		w.Copy("init", filepath.Join(filepath.Dir(p.Path), initName)),
 		w.Copy(wire.Program, p.Path),
-		w.File(wire.JobFile, 0o644, job))
+		w.File(wire.JobFile, 0o644, data))
 	if p.testdata != "" {
 		err = errors.Join(err, w.CopyTree(wire.WorkDir+"/testdata", p.testdata))
 	}
@@ -147,6 +157,18 @@ func writeJob(file io.Writer, cfg Config, p Program) error {
 		err = errors.Join(err, w.Copy(name, cfg.Files[name]))
 	}
 	return errors.Join(err, w.Close())
+}
+
+func job(cfg Config) wire.Job {
+	return wire.Job{
+		Args: []string{
+			"-test.v=test2json", "-test.run=" + cfg.Tests,
+			"-test.timeout=" + (cfg.Timeout - 5*time.Second).String(),
+		},
+		Env:     cfg.Env,
+		Modules: cfg.Modules,
+		Scratch: cfg.ScratchMB > 0,
+	}
 }
 
 func appendFile(w io.Writer, path string) error {

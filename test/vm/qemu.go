@@ -29,6 +29,14 @@ var machineArgs = [...]string{
 const kernelArgs = "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable " +
 	"nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
 
+// kernelArgs is the kernel's command line.
+func (cfg Config) kernelArgs() string {
+	if cfg.System == nil {
+		return kernelArgs
+	}
+	return kernelArgs + " " + cfg.System.Args
+}
+
 // ports are the serial ports, in the order of their numbers.
 var ports = [...]string{wire.PortTest, wire.PortTalk, wire.PortFiles}
 
@@ -44,7 +52,7 @@ func (c cache) qemu(dir, image string, cfg Config) *exec.Cmd {
 	args = append(args, machineArgs[:]...)
 	args = append(args,
 		"-smp", fmt.Sprint(cfg.CPUs), "-m", fmt.Sprint(cfg.MemMB),
-		"-kernel", filepath.Join(c.kernel(cfg.Kernel), "vmlinuz"), "-initrd", image, "-append", kernelArgs,
+		"-kernel", filepath.Join(c.kernel(cfg.Kernel), "vmlinuz"), "-initrd", image, "-append", cfg.kernelArgs(),
 		"-chardev", "file,id=console,path="+consoleFile(dir), "-serial", "chardev:console",
 		"-device", "virtio-serial-pci", "-device", "virtio-scsi-pci,id=scsi")
 	for i, port := range ports {

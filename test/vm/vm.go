@@ -60,6 +60,8 @@ type Config struct {
 	Files     map[string]string // path in the guest → path of a file on the host
 	Env       []string          // added to the tests' environment
 	Timeout   time.Duration     // of the whole run; 0: 5 minutes
+	System    *System           // what is booted in place of the rig's own initramfs; nil: that one
+	NoTests   bool              // the guest is to end by itself without any test; only its console counts
 
 	// OnEvent answers what a guest's test tells the host (guest.Tell). It is called
 	// from one goroutine, and may cut the power, in which case the answer is void.

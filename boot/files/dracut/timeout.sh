@@ -1,6 +1,10 @@
 #!/bin/sh
-# Root was not found: says what is wrong with the era devices.
+# Root was not found: says what is wrong with the era devices, once.
 # Written by "tidemark boot install".
 
-/usr/bin/tidemark boot open --stage initramfs ||
-    warn "tidemark: root is not mounted while an era device is not open"
+if [ ! -e /run/tidemark/boot-said ]; then
+    mkdir -p /run/tidemark
+    : >/run/tidemark/boot-said
+    /usr/bin/tidemark boot open --stage initramfs ||
+        warn "tidemark: root is not mounted while an era device is not open"
+fi

@@ -5,6 +5,9 @@
 // serial port, sends back the files the tests left, and powers the guest off.
 //
 // What goes wrong before the port is open is on the console.
+//
+// In a guest with a system of its own it is a service of that system ("init service"):
+// it finds its job on a disk, and leaves it to the system to end the guest.
 package main
 
 import (
@@ -34,6 +37,12 @@ const portWait = 30 * time.Second
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("init: ")
+	if len(os.Args) == 2 && os.Args[1] == "service" {
+		if err := serve(); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	if os.Getpid() != 1 {
 		log.Fatal("this is a guest's first process; it does nothing elsewhere")
 	}
@@ -62,6 +71,11 @@ func run() error {
 			return err
 		}
 	}
+	return work(job)
+}
+
+// work runs the tests and sends back what is left of them.
+func work(job wire.Job) error {
 	port, err := openPort(wire.PortTest)
 	if err != nil {
 		return err

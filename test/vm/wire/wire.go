@@ -20,6 +20,10 @@ const (
 // ScratchDisk is the name of the disk for temporary files.
 const ScratchDisk = "scratch"
 
+// JobDisk is the name of the disk that holds the job of a guest with a system of its
+// own: JSON, then zeros.
+const JobDisk = "job"
+
 // Marker is the environment variable that tells a test binary that it runs in a guest.
 const Marker = "TIDEMARK_GUEST"
 

@@ -1,0 +1,187 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tidemark/test/vm/wire"
+)
+
+// System is a system of its own that a guest boots: its root is on one of the guest's
+// disks, and its initramfs was made by the system's own programs. Its tests run as a
+// service, after which it shuts down.
+type System struct {
+	Initrd string // initramfs on the host
+	Args   string // for the kernel: "root=…"
+}
+
+// Generator is a program that makes a system's initramfs.
+type Generator string
+
+// The generators of the rig's Debian.
+const (
+	InitramfsTools Generator = "initramfs-tools"
+	Dracut         Generator = "dracut"
+)
+
+// The disk of a Debian: GPT, root first, then the metadata of an era device.
+const (
+	RootPartUUID = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e01"
+	MetaPartUUID = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e02"
+	RootUUID     = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e03" // of root's filesystem
+	RootStart    = 1 << 20                                // bytes
+	RootSize     = 320 << 20                              // bytes
+	metaSize     = 4 << 20
+)
+
+// kept are the folders of a kernel's modules that the guests need. With all of them
+// making an initramfs takes long, and so does a boot: each device of the guest that a
+// module is for makes the emulated processor load it.
+var kept = [...]string{
+	"kernel/block", "kernel/crypto", "kernel/lib", "kernel/mm",
+	"kernel/drivers/block", "kernel/drivers/virtio", "kernel/drivers/md", "kernel/drivers/scsi",
+	"kernel/drivers/char", "kernel/drivers/dax",
+	"kernel/fs/ext4", "kernel/fs/jbd2", "kernel/fs/mbcache.ko", "kernel/fs/autofs", "kernel/fs/configfs",
+	"kernel/fs/fuse", "kernel/fs/nls",
+}
+
+// service runs the tests once the system is up, and then shuts down.
+const service = `[Unit]
+Description=the guest's tests
+After=multi-user.target
+SuccessAction=reboot
+FailureAction=reboot
+[Service]
+Type=oneshot
+ExecStart=/rig/init service
+StandardOutput=journal+console
+StandardError=journal+console
+Environment=HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin
+TimeoutStartSec=infinity
+`
+
+// Debian is a system that is being put together below a folder.
+type Debian struct {
+	Dir     string // its root
+	Release string // of its kernel
+	t       testing.TB
+}
+
+// NewDebian copies the rig's Debian, with one kernel and one generator, and installs
+// the program's tests as its only service. The other generator and, with
+// initramfs-tools, all of dmsetup are taken away.
+func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
+	t.Helper()
+	c, err := openCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(c.dir, "root-ready")); err != nil {
+		t.Fatalf("the rig's Debian is not there (run scripts/vm-root as root): %v", err)
+	}
+	release, err := c.release(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Debian{Dir: filepath.Join(t.TempDir(), "root"), Release: release, t: t}
+	host(t, "cp", "-a", "--reflink=auto", filepath.Join(c.dir, "root"), d.Dir)
+	host(t, "mkdir", "-p", d.in("rig/work"), d.in("out"), d.in("srv"))
+	d.modules(filepath.Join(c.kernel(k), "lib/modules", release))
+	host(t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+release))
+	d.Chroot("depmod", release)
+	if g == Dracut {
+		host(t, "rm", d.in("usr/sbin/mkinitramfs"), d.in("usr/sbin/update-initramfs"))
+	} else {
+		host(t, "rm", "-r", d.in("usr/bin/dracut"), d.in("usr/lib/dracut"), d.in("sbin/dmsetup"), d.in("sbin/kpartx"),
+			d.in("usr/share/initramfs-tools/hooks/dmsetup"))
+		host(t, "sh", "-c", "rm "+d.in("usr/lib/udev/rules.d")+"/*dm*.rules")
+	}
+	d.Install("/rig/init", filepath.Join(filepath.Dir(p.Path), initName))
+	d.Install(wire.Program, p.Path)
+	d.Write("/etc/systemd/system/rig.service", service)
+	host(t, "mkdir", "-p", d.in("etc/systemd/system/multi-user.target.wants"))
+	host(t, "ln", "-s", "../rig.service", d.in("etc/systemd/system/multi-user.target.wants/rig.service"))
+	d.Write("/etc/systemd/journald.conf", "[Journal]\nStorage=volatile\n")
+	return d
+}
+
+// modules copies the modules that are kept, and the lists of all of them. A kernel
+// that has some of them built in lacks their folders.
+func (d *Debian) modules(from string) {
+	d.t.Helper()
+	to := d.in("usr/lib/modules/" + d.Release)
+	lists, err := filepath.Glob(from + "/modules.*")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	host(d.t, "mkdir", "-p", to)
+	host(d.t, "cp", append(lists, to)...)
+	for _, name := range kept {
+		if _, err := os.Stat(filepath.Join(from, name)); err != nil {
+			continue
+		}
+		host(d.t, "mkdir", "-p", filepath.Join(to, filepath.Dir(name)))
+		host(d.t, "cp", "-a", filepath.Join(from, name), filepath.Join(to, name))
+	}
+}
+
+func (d *Debian) in(path string) string { return filepath.Join(d.Dir, path) }
+
+// Install copies a program of the host into the system.
+func (d *Debian) Install(path, from string) {
+	d.t.Helper()
+	host(d.t, "install", "-D", "-m", "755", from, d.in(path))
+}
+
+// Write writes a file of the system.
+func (d *Debian) Write(path, content string) {
+	d.t.Helper()
+	if err := os.WriteFile(d.in(path), []byte(content), 0o644); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// Chroot runs a program of the system on the host, and returns its output.
+func (d *Debian) Chroot(args ...string) string {
+	d.t.Helper()
+	return host(d.t, "chroot", append([]string{d.Dir}, args...)...)
+}
+
+// Disk moves the initramfs, whose path in the system is given, out of the system, and
+// makes the disk that it boots from.
+func (d *Debian) Disk(initrd string) (System, Disk) {
+	d.t.Helper()
+	kept := filepath.Join(d.t.TempDir(), "initrd")
+	host(d.t, "mv", d.in(initrd), kept)
+	disk := NewDisk(d.t, "system", RootStart+RootSize+metaSize+1<<20)
+	label := fmt.Sprintf("label: gpt\nstart=%d, size=%d, uuid=%s\nsize=%d, uuid=%s\n",
+		RootStart/512, RootSize/512, RootPartUUID, metaSize/512, MetaPartUUID)
+	cmd := exec.Command("sfdisk", "--quiet", disk.Path)
+	cmd.Stdin = strings.NewReader(label)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		d.t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	host(d.t, "mkfs.ext4", "-q", "-d", d.Dir, "-U", RootUUID, "-E", fmt.Sprintf("offset=%d", RootStart),
+		disk.Path, fmt.Sprintf("%dk", RootSize>>10))
+	return System{Initrd: kept}, disk
+}
+
+// host runs a program on the host and returns its output.
+func host(t testing.TB, program string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Fatalf("%v: run scripts/setup", err)
+	}
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
