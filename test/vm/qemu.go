@@ -25,9 +25,10 @@ var machineArgs = [...]string{
 	"-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "max,-cx16",
 }
 
-// kernelArgs make a guest quick, quiet, and end on a panic.
+// kernelArgs make a guest quick, quiet, and end on a panic. Debian's kernels zero each
+// page they hand out, which under emulation makes reading a disk five times as slow.
 const kernelArgs = "console=ttyS0 loglevel=5 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable " +
-	"nowatchdog rcupdate.rcu_cpu_stall_suppress=1"
+	"nowatchdog rcupdate.rcu_cpu_stall_suppress=1 init_on_alloc=0"
 
 // kernelArgs is the kernel's command line.
 func (cfg Config) kernelArgs() string {
