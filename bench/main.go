@@ -33,11 +33,12 @@ func measurements() []measurement {
 		{"frozen", frozen},
 		{"era", eraTools},
 		{"stream", stream},
+		{"rig", rig},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, era, stream")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, era, stream, rig")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")

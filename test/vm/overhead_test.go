@@ -1,0 +1,30 @@
+package vm
+
+import (
+	"flag"
+	"fmt"
+	"testing"
+)
+
+var overheadRounds = flag.Int("overhead-rounds", 0, "measure the cost of remembering writes as often; bench/run does")
+
+// What remembering writes costs: figures for bench/run, and nothing that can fail by
+// being slow.
+func TestWriteOverhead(t *testing.T) {
+	if *overheadRounds == 0 {
+		t.Skip("a measurement: bench/run -only rig")
+	}
+	program := Build(t, "tidemark/test/vm/guest/overhead")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			Run(t, Config{
+				Kernel: kernel, Timeout: busyTimeout,
+				Modules: []string{"dm-era"}, Programs: []string{"fio"},
+				Disks: []Disk{NewDisk(t, "data", 1<<30), NewDisk(t, "meta", 8<<20)},
+				Files: map[string]string{"/bin/tidemark": command},
+				Env:   []string{fmt.Sprintf("ROUNDS=%d", *overheadRounds), "KERNEL=" + string(kernel)},
+			}, program)
+		})
+	}
+}
