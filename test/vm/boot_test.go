@@ -17,6 +17,7 @@ const bootTimeout = 8 * time.Minute
 // made, after a clean reboot and after a power cut; each time an incremental mirror
 // follows, equal to root byte for byte.
 func TestRootOnEra(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/boot")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	for _, c := range []struct {

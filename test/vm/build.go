@@ -19,8 +19,8 @@ const initName = "init"
 func Build(t testing.TB, pkg string) Program {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), path.Base(pkg)+".test")
-	goTool(t, "test", "-c", "-o", bin, pkg)
-	goTool(t, "build", "-o", filepath.Join(filepath.Dir(bin), initName), "tidemark/test/vm/init")
+	goTool(t, "test", "-c", "-ldflags=-s -w", "-o", bin, pkg)
+	goTool(t, "build", "-ldflags=-s -w", "-o", filepath.Join(filepath.Dir(bin), initName), "tidemark/test/vm/init")
 	if _, err := os.Stat(bin); err != nil {
 		t.Fatalf("%s has no tests: %v", pkg, err)
 	}
@@ -41,7 +41,7 @@ func Build(t testing.TB, pkg string) Program {
 func BuildCommand(t testing.TB, pkg string) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), path.Base(pkg))
-	goTool(t, "build", "-o", bin, pkg)
+	goTool(t, "build", "-ldflags=-s -w", "-o", bin, pkg)
 	return bin
 }
 

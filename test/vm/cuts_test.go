@@ -31,6 +31,7 @@ func stages(kernel Kernel) (kind string, list []string) {
 // Whenever the power is cut, the source is clean, the target is old or new, and the
 // next run brings it up to date.
 func TestPowerCutInEveryStage(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/faults/cut")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	for _, kernel := range Kernels() {

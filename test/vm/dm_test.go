@@ -4,6 +4,7 @@ import "testing"
 
 // linux/dm and dmsetup see the same in every kernel.
 func TestDeviceMapper(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/dm")
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {

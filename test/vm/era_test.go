@@ -7,6 +7,7 @@ import (
 
 // Era devices, their snapshots and the commands on them, on the kernel's own dm-era.
 func TestEra(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/era")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	for _, kernel := range Kernels() {

@@ -13,6 +13,7 @@ const loggedSize = 64 << 20
 // Mirrors survive disks that fail, lie and damage; and from the logs of all that was
 // written to their disks: at every moment they are old or new.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/faults")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	for _, kernel := range Kernels() {

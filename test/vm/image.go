@@ -162,7 +162,7 @@ func writeJob(file io.Writer, cfg Config, p Program) error {
 func job(cfg Config) wire.Job {
 	return wire.Job{
 		Args: []string{
-			"-test.v=test2json", "-test.run=" + cfg.Tests,
+			"-test.v=test2json", "-test.run=" + cfg.Tests, "-test.skip=" + cfg.Skip,
 			"-test.timeout=" + (cfg.Timeout - 5*time.Second).String(),
 		},
 		Env:     cfg.Env,

@@ -11,6 +11,7 @@ import (
 // After a power cut the same disks boot again, with all that was flushed and, on a
 // volatile disk, without part of what was not.
 func TestPowerCut(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/power")
 	for _, c := range []struct {
 		name       string

@@ -62,7 +62,7 @@ func (cfg Config) withDefaults() Config {
 		cfg.MemMB = 640
 	}
 	if cfg.CPUs == 0 {
-		cfg.CPUs = 2
+		cfg.CPUs = 1
 	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 5 * time.Minute

@@ -52,9 +52,10 @@ type Config struct {
 	Kernel    Kernel
 	Disks     []Disk
 	MemMB     int               // 0: 640; at most 1024
-	CPUs      int               // 0: 2
+	CPUs      int               // 0: 1
 	ScratchMB int               // size of an ext4 on /tmp, on a disk of its own; 0: /tmp is in memory
 	Tests     string            // pattern of the tests to run, as for go test -run; "": all
+	Skip      string            // pattern of the tests not to run, as for go test -skip; "": none
 	Modules   []string          // kernel modules to load before the tests, of those in the guest
 	Programs  []string          // further programs of the package tree to pack, such as "fio"
 	Files     map[string]string // path in the guest → path of a file on the host

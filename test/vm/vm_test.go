@@ -9,6 +9,7 @@ import (
 
 // The rig's guest tests pass in every kernel.
 func TestGuests(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest")
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {

@@ -26,7 +26,7 @@ func TestCopyWhileInUse(t *testing.T) {
 			}
 			defer d.Close()
 			l := openTracker(t, dev)
-			const passes, writesAPass = 12, 250
+			const passes, writesAPass = 8, 250
 			c := copier{l: l, d: d, image: newPicture(d), since: cut(t, l)}
 			permits := make(chan struct{}, passes*writesAPass)
 			wait := startWriters(t, d, permits)
