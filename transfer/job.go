@@ -58,6 +58,9 @@ func (j *job) begin(ctx context.Context, progress func(Event)) error {
 		return err
 	}
 	st := j.Store.State()
+	if j.Stranger {
+		st.Mark = "" // of other bytes, perhaps of the same disk
+	}
 	changes, err := j.since(ctx, track.Mark(st.Mark))
 	if err != nil {
 		return err

@@ -60,6 +60,9 @@ type Pair struct {
 	// Blank says that Store was made just now, over a target that reads as
 	// zeros.
 	Blank bool
+	// Stranger says that Store is a complete mirror of another source: nothing it
+	// remembers but the content of the target is of use.
+	Stranger bool
 	// Freezes says that the target or its folder lies on a filesystem that
 	// the view freezes: nothing may be written to it while the view is held.
 	Freezes bool

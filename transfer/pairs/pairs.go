@@ -182,7 +182,7 @@ func (s *session) open(ctx context.Context, i int) error {
 	}
 	s.ready = append(s.ready, &transfer.Pair{
 		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker,
-		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank,
+		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank, Stranger: t.stranger,
 	})
 	return nil
 }

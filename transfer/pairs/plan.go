@@ -34,7 +34,7 @@ func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, erro
 	o.note("view: %s", why)
 	var reports []transfer.Report
 	for i, p := range pairs {
-		rep, err := plan(ctx, p, s.sources[i], o)
+		rep, err := plan(ctx, p, s.sources[i], s.targets[i], o)
 		if err != nil {
 			return nil, err
 		}
@@ -45,12 +45,19 @@ func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, erro
 	return reports, nil
 }
 
-func plan(ctx context.Context, p Pair, src *source, o Options) (transfer.Report, error) {
+func plan(ctx context.Context, p Pair, src *source, t *target, o Options) (transfer.Report, error) {
 	rep := transfer.Report{Source: p.Source, Target: p.Target, Tracker: track.KindScan, Outcome: Planned}
 	st, err := Status(p.Target, o.StateDir)
-	if err != nil && !errors.Is(err, ErrNoMirror) {
+	if err != nil && !errors.Is(err, ErrNoMirror) && !t.rebuild {
 		return rep, err
 	}
+	switch {
+	case t.empty() || t.rebuild || t.stranger && !st.Complete:
+		st = Known{}
+	case t.stranger:
+		st.Mark = ""
+	}
+	st.Foreign = st.Foreign || st.Size == 0 && !t.empty()
 	changes, err := o.changes(ctx, src, st.State, &rep)
 	if err != nil {
 		return rep, err
@@ -86,6 +93,9 @@ func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep
 		return extent.NewSet(extent.Extent{Off: st.Copied, Len: max(0, src.Size()-st.Copied)}), nil
 	case !st.Complete:
 		rep.Mode = "full"
+		if st.Foreign {
+			rep.Mode = "scan"
+		}
 		return src.Data(whole)
 	case rep.Tracker == track.KindScan || st.Mark == "":
 		rep.Mode = "scan"

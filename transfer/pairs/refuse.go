@@ -29,6 +29,7 @@ func (t *target) refuse(src *source, sources []*source, overwrite bool) error {
 	case err != nil:
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	case overwrite:
+		t.stranger = !sameOrigin(st.Source, src.origin())
 		return nil
 	}
 	return t.refuseOther(src, st)

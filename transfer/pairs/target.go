@@ -28,6 +28,7 @@ type target struct {
 	folder string
 	exists bool
 	device bool
+	size   int64          // bytes of an image, when it was found
 	id     block.Identity // of a device
 
 	disk  *block.Device
@@ -36,7 +37,13 @@ type target struct {
 	blank bool // it was made just now
 	// rebuild says that what is known of it is of no use.
 	rebuild bool
+	// stranger says that it is the mirror of another source, to be overwritten:
+	// what changed since its mark says nothing about this source.
+	stranger bool
 }
+
+// empty reports whether a target has no content yet.
+func (t *target) empty() bool { return !t.device && t.size == 0 }
 
 // findTarget looks at what path is now.
 func findTarget(path, stateDir string) (*target, error) {
@@ -54,7 +61,7 @@ func findTarget(path, stateDir string) (*target, error) {
 		if !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("target: %s: %w", path, block.ErrUnsupportedFile)
 		}
-		t.folder = t.path + folderEnd
+		t.folder, t.size = t.path+folderEnd, info.Size()
 		return t, nil
 	}
 	t.device = true
@@ -98,8 +105,13 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	st := t.store.State()
 	switch {
 	case !t.store.Exists():
+	case !st.Complete && t.stranger:
+		o.note("%s: it was to become a mirror of %s: comparing all of it", t.path, describe(st.Source))
 	case !st.Complete && st.Size != src.Size():
 		o.note("%s: the source changed its size before the first copy ended: copying everything", t.path)
+	case t.stranger:
+		o.note("%s: it is a mirror of %s: comparing all of it", t.path, describe(st.Source))
+		return nil
 	default:
 		return nil
 	}

@@ -1,0 +1,48 @@
+package live_test
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Partitions of one disk share its tracking, so that a mark of one can be vouched
+// for when it is asked about the other.
+func TestForceOntoTheMirrorOfAnotherPartitionCopiesAllThatDiffers(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	disk := loop(t, dir, 64*mib)
+	cmd := exec.Command("sfdisk", "--quiet", disk)
+	cmd.Stdin = strings.NewReader("label: gpt\nsize=16MiB\nsize=16MiB\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sfdisk: %v: %s", err, out)
+	}
+	must(t, "partx", "--update", disk)
+	t.Cleanup(func() { must(t, "partx", "--delete", disk) })
+	one, two := disk+"p1", disk+"p2"
+	fill(t, one, 0, 4*mib)
+	fill(t, two, 8*mib, 4*mib)
+	image := filepath.Join(dir, "mirror.img")
+
+	p.mirror(t, one, image)
+	p.exits(t, exitRefused, []string{"it is a mirror of", "--force"}, "mirror", two, image)
+	p.exits(t, exitOK, []string{"scan"}, "mirror", "--dry-run", "--force", two, image)
+	if rep := p.mirror(t, "--force", two, image); rep.Mode != "scan" {
+		t.Errorf("mode %s", rep.Mode)
+	}
+	sameContent(t, two, image)
+	p.exits(t, exitOK, nil, "verify", image)
+	if rep := p.mirror(t, two, image); rep.Mode != "incremental" {
+		t.Errorf("mode %s: %s", rep.Mode, rep.MarkLost)
+	}
+
+	// A first copy that was not finished is no start for that of another source.
+	half := filepath.Join(dir, "half.img")
+	r := p.start(t, "mirror", "--bwlimit", "1MB", "--post-hook", "true", one, half)
+	until(t, "it is copying", func() bool { return allocated(half) > 0 })
+	r.kill(t, 15).want(t, exitByTERM)
+	p.mirror(t, "--force", two, half)
+	sameContent(t, two, half)
+	p.exits(t, exitOK, nil, "verify", half)
+}
