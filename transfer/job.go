@@ -81,6 +81,9 @@ func (j *job) begin(ctx context.Context, progress func(Event)) error {
 
 // checkTarget returns the blocks of a target that someone else wrote to.
 func (j *job) checkTarget(ctx context.Context, progress func(Event)) (extent.Set, error) {
+	if m := j.Store.Misfit(); !m.Empty() {
+		progress(Event{Text: fmt.Sprintf("%s: it is not %d bytes long, as it should be: setting that right", j.Target, j.Store.State().Size)})
+	}
 	why := j.Store.Suspect()
 	if why == "" {
 		return extent.Set{}, nil

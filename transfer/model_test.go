@@ -240,6 +240,7 @@ type world interface {
 	Restart()
 	Content() []byte
 	Scribble(off int, p []byte) // as someone else
+	Stretch(size int)           // as someone else
 }
 
 // history is one sequence of runs over one world.
@@ -374,6 +375,12 @@ func (h *history) between() {
 	case 2:
 		if n := len(h.world.Content()); n > blockSize && !h.unfinished {
 			h.world.Scribble(h.rng.IntN(n-10), []byte("graffiti"))
+			h.holds = [][]byte{h.world.Content()}
+			h.scribbled = true
+		}
+	case 3:
+		if n := len(h.world.Content()); n > 0 && !h.unfinished {
+			h.world.Stretch(1 + h.rng.IntN(2*n))
 			h.holds = [][]byte{h.world.Content()}
 			h.scribbled = true
 		}

@@ -81,6 +81,12 @@ func (w *realWorld) Scribble(off int, p []byte) {
 	}
 }
 
+func (w *realWorld) Stretch(size int) {
+	if err := w.disk.Truncate(int64(size)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // step counts one change and decides its fate.
 func (w *realWorld) step() error {
 	w.mu.Lock()

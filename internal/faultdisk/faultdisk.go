@@ -81,6 +81,14 @@ func (w *World) Scribble(off int, p []byte) {
 	w.synced = w.mtime
 }
 
+// Stretch gives the target another size as someone else would.
+func (w *World) Stretch(size int) {
+	w.target.apply(write{size: int64(size)})
+	w.target.keep()
+	w.touch()
+	w.synced = w.mtime
+}
+
 // Spoil changes a byte of a file of the folder, durably, if the file is there.
 func (w *World) Spoil(name string, off int) bool {
 	f, ok := w.names[name]

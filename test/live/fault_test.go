@@ -326,6 +326,19 @@ func TestTargetThatSomeoneElseChangedIsRepaired(t *testing.T) {
 			m.recovers(t, "incremental")
 		})
 	}
+	for _, to := range []string{"-1M", "+3M", "7M", "0"} {
+		t.Run("resized to "+to+" while the source is quiet", func(t *testing.T) {
+			must(t, "truncate", "--size", to, m.image)
+			if to != "0" { // which is taken for an image that is gone
+				m.exits(t, exitDifferent, []string{"differ"}, "verify", m.image)
+			}
+			m.exits(t, exitOK, nil, "mirror", m.dev, m.image)
+			sameContent(t, m.dev, m.image)
+			if rep := m.recovers(t, "incremental"); rep.Written != 0 {
+				t.Errorf("%d bytes were written again", rep.Written)
+			}
+		})
+	}
 	t.Run("deleted", func(t *testing.T) {
 		if err := os.Remove(m.image); err != nil {
 			t.Fatal(err)
@@ -343,9 +356,11 @@ func TestTargetDeviceThatSomeoneElseWroteToIsRepaired(t *testing.T) {
 	fill(t, src, 0, 64*mib)
 	p.mirror(t, src, dst)
 	fill(t, dst, 10*mib, 4096)
-	p.exits(t, exitDifferent, nil, "verify", dst)
 	fill(t, src, 2*mib, mib)
 	p.exits(t, exitOK, []string{"sectors were written", "4096 bytes were changed by someone else"}, "mirror", src, dst)
+	fill(t, dst, 20*mib, 4096)
+	p.exits(t, exitDifferent, nil, "verify", dst)
+	p.exits(t, exitOK, []string{"found to be damaged", "4096 bytes were changed by someone else"}, "mirror", src, dst)
 	p.exits(t, exitOK, nil, "verify", dst, "--against", src)
 	if rep := p.mirror(t, m.dev, m.image); rep.Mode != "incremental" || rep.Written != 0 {
 		t.Errorf("%+v", rep)

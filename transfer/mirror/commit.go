@@ -74,8 +74,11 @@ func (u *Update) sealAs() error {
 	return u.seal(u.next)
 }
 
-// journaled reports whether there is anything but a new mark to commit.
-func (u *Update) journaled() bool { return u.journal != nil || u.size != u.store.state.Size }
+// journaled reports whether there is anything but a new mark to commit: blocks, or
+// the size, which someone else may have changed.
+func (u *Update) journaled() bool {
+	return u.journal != nil || u.size != u.store.state.Size || !fits(u.store.seen, u.size)
+}
 
 // reserve makes sure that the target has room for all that the journal will write
 // to it: a full disk is noticed while the mirror is the old one. Reserving touches

@@ -267,6 +267,22 @@ func (s *Store) saveState(next sidecar.State) error {
 	return nil
 }
 
+// Misfit returns the bytes that the target of a complete mirror lacks or has too
+// many, as it was opened. The next update sets that right.
+func (s *Store) Misfit() extent.Extent {
+	if !s.state.Complete || fits(s.seen, s.state.Size) {
+		return extent.Extent{}
+	}
+	off := min(s.seen.Size, s.state.Size)
+	return extent.Extent{Off: off, Len: max(s.seen.Size, s.state.Size) - off}
+}
+
+// fits reports whether a target has the size of a mirror of size bytes. A device,
+// which is what has no time of modification, may be larger.
+func fits(t sidecar.Target, size int64) bool {
+	return t.Size == size || t.MTime == 0 && t.Size > size
+}
+
 // stamp puts how the target looks, now that we have written to it, into a state
 // that is about to be saved.
 func (s *Store) stamp(next *sidecar.State) error {

@@ -12,9 +12,9 @@ import (
 )
 
 // Verify reads the mirror at path and returns the blocks whose content is not
-// what their checksums say, and how many bytes were checked. If there are any the
-// next run holds all of the mirror against its checksums. The
-// error wraps ErrNoMirror when there is none, and ErrPending when a run has to
+// what their checksums say, and the bytes that an image lacks or has too many; and
+// how many bytes were checked. If there are any the next run holds all of the
+// mirror against its checksums. The error wraps ErrNoMirror when there is none, and ErrPending when a run has to
 // finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
@@ -47,6 +47,9 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 	}
 	count := counter("verify", checked, o)
 	bad, err = t.store.Check(ctx, count)
+	if misfit := t.store.Misfit(); !misfit.Empty() {
+		bad, checked = bad.Union(extent.NewSet(misfit)), max(checked, misfit.End())
+	}
 	if err == nil && !bad.Empty() {
 		err = t.store.Distrust()
 	}
