@@ -138,8 +138,8 @@ func (l *lab) eraJob(image, newer string, job []string) error {
 	return nil
 }
 
-// sameLines compares what tools wrote, but for white space and the order of
-// attributes' spaces, in which the versions differ.
+// sameLines compares what tools wrote, but for white space, in which the versions
+// differ.
 func sameLines(paths ...string) error {
 	var first string
 	for i, path := range paths {
@@ -147,7 +147,7 @@ func sameLines(paths ...string) error {
 		if err != nil {
 			return err
 		}
-		text := strings.NewReplacer(" ", "", "\t", "").Replace(string(b))
+		text := strings.NewReplacer(" ", "", "\t", "").Replace(strings.TrimSpace(string(b)))
 		if i == 0 {
 			first = text
 		} else if text != first {
