@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -25,6 +26,8 @@ type eraApply struct {
 	dryRun   bool
 	progress bool
 	asJSON   bool
+	finish   bool
+	discard  bool
 	mode     fs.FileMode // of a new image
 }
 
@@ -34,16 +37,20 @@ func newEraApply(g *globals) *cobra.Command {
 		use: "apply TARGET", short: "Bring a stream of changed blocks to an image or device",
 		long: `Reads the stream of "tidemark era copy" or era_copy from standard input and writes it to TARGET, an image file or a block device. An image that does not exist is made: sparse, and as large as the stream reaches, or as --size says.
 
-TARGET is old or new, never between. Nothing is written to it before the whole stream was read and found to be sound: the data waits in a journal, in the folder TARGET.tidemark or, for a device, in the state folder, and needs as much room there as the changes have, zeros left out. Then the journal is committed, brought to TARGET and removed. A crash before the commit leaves TARGET as it was; after a later one the next "era apply" finishes the change, an empty stream is enough. On XFS and Btrfs an image shares blocks with the journal, elsewhere everything is written twice. A new image appears when it is complete, and needs no journal.
+TARGET is old or new, never between. Nothing is written to it before the whole stream was read and found to be sound: the data waits in a journal, in the folder TARGET.tidemark or, for a device, in the state folder, and needs as much room there as the changes have, zeros left out. Then the journal is committed, brought to TARGET and removed. On XFS and Btrfs an image shares blocks with the journal, elsewhere everything is written twice. A new image appears when it is complete, and needs no journal.
+
+A crash before the commit leaves TARGET as it was. After a later one TARGET may be between old and new, and the journal has all that it lacks. When nobody has written to TARGET since the commit the next run finishes the change; otherwise it refuses to touch TARGET, because nothing tells what the interrupted run wrote from what somebody else did. Then "era apply --finish TARGET" brings the journal to TARGET: right, when TARGET is the one that was being changed, and nobody else has written to it. When it was replaced or restored since, "era apply --discard TARGET" removes the journal and leaves TARGET as it is. Both read no stream.
 
 Refused, before anything is written: a stream that is cut off inside a record, damaged, out of order or overlapping; records behind the end of TARGET, except in an image with --grow or --size; a TARGET that is mounted or in use, and one that "tidemark mirror" keeps, which would no longer be a mirror.
 
 The stream has no end mark and no checksums. One that was cut off between two records, or in which bits flipped, looks sound, and an empty one says that nothing changed: see that both ends of the pipe succeed ("set -o pipefail").`,
 		example: `set -o pipefail; zcat changes.gz | tidemark era apply /backup/data.img
 # Is the stream sound, and does it fit?
-tidemark era apply --dry-run --input changes.era /backup/data.img`,
+tidemark era apply --dry-run --input changes.era /backup/data.img
+# after a power cut
+tidemark era apply --finish /backup/data.img`,
 		exits: append(interruptible(), exitRefused, exitBusy, exitDamaged),
-		args:  cobra.ExactArgs(1),
+		args:  a.args,
 		run: func(cmd *cobra.Command, args []string) error {
 			return a.run(cmd.Context(), args[0], g.stateDir, streams{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()})
 		},
@@ -53,10 +60,25 @@ tidemark era apply --dry-run --input changes.era /backup/data.img`,
 	flags.Var(&a.size, "size", "`size` that an image shall have, if that is more than it has; nothing may reach behind it")
 	flags.BoolVar(&a.grow, "grow", false, "let an image become larger, as far as the stream reaches")
 	flags.BoolVarP(&a.dryRun, "dry-run", "n", false, "read the stream to its end and check it, and write nothing")
+	flags.BoolVar(&a.finish, "finish", false, "read no stream; bring to TARGET the change that waits for it since a crash")
+	flags.BoolVar(&a.discard, "discard", false, "read no stream; forget the change that waits for TARGET, which stays as it is")
 	flags.BoolVar(&a.progress, "progress", false, "show how far it is: a bar on a terminal, lines elsewhere")
 	addJSON(cmd, &a.asJSON, "one object")
 	return cmd
 }
+
+func (a *eraApply) args(cmd *cobra.Command, args []string) error {
+	switch {
+	case a.finish && a.discard:
+		return errors.New("--finish and --discard exclude each other")
+	case a.settles() && (a.input != "" || a.dryRun || a.grow || a.size.byteSize > 0):
+		return errors.New("--finish and --discard read no stream: leave out what is about one")
+	}
+	return cobra.ExactArgs(1)(cmd, args)
+}
+
+// settles says that there is no stream, only what waits since a crash.
+func (a *eraApply) settles() bool { return a.finish || a.discard }
 
 // streams are those of a program.
 type streams struct {
@@ -93,6 +115,10 @@ func (a *eraApply) run(ctx context.Context, path, stateDir string, std streams) 
 		fmt.Fprintf(std.errs, "tidemark: note: %s: %s\n", path, text)
 	}
 	switch {
+	case a.discard && !place.Exists:
+		err = discardFor(place, note)
+	case a.finish && !place.Exists:
+		err = fmt.Errorf("%w", fs.ErrNotExist)
 	case a.dryRun:
 		done.Report, err = check(ctx, place, in, o.Options)
 	case !place.Exists:
@@ -112,6 +138,9 @@ func (a *eraApply) run(ctx context.Context, path, stateDir string, std streams) 
 
 // open returns the stream and what closes it.
 func (a *eraApply) open(stdin io.Reader) (io.Reader, func(), error) {
+	if a.settles() {
+		return strings.NewReader(""), func() {}, nil
+	}
 	if a.input == "" || a.input == "-" {
 		if isTerminal(stdin) {
 			return nil, nil, usagef("standard input is a terminal: give it a stream, or use --input")
@@ -174,9 +203,16 @@ func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyO
 			streamSize = info.Size()
 		}
 	}
+	waiting := apply.FinishUntouched
+	switch {
+	case a.finish:
+		waiting = apply.Finish
+	case a.discard:
+		waiting = apply.Discard
+	}
 	phase := apply.Phase("")
 	return applyOptions{bar: bar, Options: apply.Options{
-		Grow: a.grow && !place.Device, Size: int64(a.size.byteSize),
+		Waiting: waiting, Grow: a.grow && !place.Device, Size: int64(a.size.byteSize),
 		Progress: func(p apply.Phase, done, total int64) {
 			if total < 0 {
 				total = streamSize
@@ -194,7 +230,7 @@ func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyO
 func advise(err error, place pairs.Place) error {
 	switch {
 	case errors.Is(err, apply.ErrPending):
-		return hinted{err, fmt.Sprintf(`run "tidemark era apply" again, with no more than an empty stream: it finishes what waits in %s`, place.Folder)}
+		return hinted{err, fmt.Sprintf(`if nobody but the interrupted run has written to %[1]s, "tidemark era apply --finish %[1]s" brings to it what waits in %[2]s; if it was replaced or restored since, "tidemark era apply --discard %[1]s" forgets that`, place.Path, place.Folder)}
 	case errors.Is(err, unix.ENOSPC):
 		return hinted{err, fmt.Sprintf("nothing was changed; make room for the target, and in %s for what has changed", place.Folder)}
 	}
@@ -227,6 +263,20 @@ func (a *eraApply) create(ctx context.Context, place pairs.Place, in io.Reader, 
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	return apply.Create(ctx, dir, in, o)
+}
+
+// discardFor forgets what waits for a target that is gone.
+func discardFor(place pairs.Place, note func(string)) (err error) {
+	dir, err := apply.OpenDir(place.Folder, place.Path, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dir.Close()) }()
+	done, err := apply.Forget(dir)
+	if done {
+		note("discarded a change that was committed")
+	}
+	return err
 }
 
 // update changes a target that exists. It tells note what a crash had left to do.

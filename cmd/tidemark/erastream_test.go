@@ -120,9 +120,7 @@ func TestAKilledApplyLeavesTheOldImageOrTheNew(t *testing.T) {
 			waitFor(filepath.Join(image+".tidemark", "journal.ready"), cmd, rng.IntN(400))
 			kill(t, cmd)
 		}
-		finish := program(t, "era_apply", image)
-		finish.Stdin = bytes.NewReader(nil)
-		said, err := finish.CombinedOutput()
+		said, err := program(t, "tidemark", "era", "apply", "--finish", image).CombinedOutput()
 		if err != nil {
 			t.Fatalf("seed %d round %d: %v: %s", seed, round, err, said)
 		}
@@ -147,6 +145,49 @@ func TestAKilledApplyLeavesTheOldImageOrTheNew(t *testing.T) {
 	}
 	if outcomes["old"] == 0 || outcomes["new"] == 0 || outcomes["finished"] == 0 {
 		t.Errorf("seed %d: %v: the kills did not meet all stages", seed, outcomes)
+	}
+}
+
+// TestACopyOverTheTargetIsNotOverwritten puts a good copy in the place of a target
+// for which a change waits since its program was killed.
+func TestACopyOverTheTargetIsNotOverwritten(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	image := filepath.Join(t.TempDir(), "image")
+	old, _, stream := changesOf(t, rng, 24<<20)
+	ready := filepath.Join(image+".tidemark", "journal.ready")
+	for range 50 {
+		if err := os.WriteFile(image, old, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := program(t, "era_apply", image)
+		cmd.Stdin = bytes.NewReader(stream)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(ready, cmd, 0)
+		kill(t, cmd)
+		if _, err := os.Stat(ready); err == nil {
+			break
+		}
+	}
+	good := bytes.Repeat([]byte("good"), len(old)/4)
+	if err := os.WriteFile(image, good, 0o600); err != nil { // keeps the inode, as cp does
+		t.Fatal(err)
+	}
+	next := program(t, "era_apply", image)
+	next.Stdin = bytes.NewReader(stream)
+	said, err := next.CombinedOutput()
+	if err == nil || !bytes.Contains(said, []byte("has not reached the target")) {
+		t.Errorf("%v: %s", err, said)
+	}
+	if said, err := program(t, "tidemark", "era", "apply", "--discard", image).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, said)
+	}
+	if got, err := os.ReadFile(image); err != nil || !bytes.Equal(got, good) {
+		t.Errorf("the good copy was written to (%v)", err)
+	}
+	if left, err := filepath.Glob(image + ".*"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"tidemark/block"
@@ -119,8 +118,8 @@ func (j *Reader) Verify(progress func(Entry) error) error {
 			if err := readFull(j.r, buf[:e.Len], e.At); err != nil {
 				return fmt.Errorf("redo: data at %d: %w", e.At, err)
 			}
-			if got := crc32.Checksum(buf[:e.Len], castagnoli); got != e.sum {
-				return fmt.Errorf("redo: data at %d, for %v: checksum %08x, want %08x: %w", e.At, e.Extent, got, e.sum, ErrDamaged)
+			if err := e.Check(buf[:e.Len]); err != nil {
+				return err
 			}
 		}
 		if progress == nil {

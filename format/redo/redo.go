@@ -16,7 +16,7 @@
 //
 //	offset  size  meaning
 //	0       8     magic "TMREDO\r\n"
-//	8       4     version, 1
+//	8       4     version, 2
 //	12      4     zeros
 //	16      8     size of the target before, bytes
 //	24      8     size of the target afterwards, bytes
@@ -24,11 +24,13 @@
 //	40      8     number of tables
 //	48      8     number of entries of all tables
 //	56      8     length of the journal, bytes
-//	64      4     checksum of bytes 0 to 63
-//	68      4028  zeros
+//	64      32    what the target was when the journal was committed; zeros: not known
+//	96      4     checksum of bytes 0 to 95
+//	100     3996  zeros
 //	4096          data and tables, in the order in which they were written
 //
-// The header is written last. A table:
+// The header is written last. In version 1, which is still read, its checksum is at
+// 64, of what is before it. A table:
 //
 //	offset  size  meaning
 //	0       8     magic "TMTABLE\n"
@@ -60,9 +62,10 @@ import (
 const (
 	magic       = "TMREDO\r\n"
 	tableMagic  = "TMTABLE\n"
-	version     = 1
+	version     = 2
 	align       = 4096 // of data; also the length of the header
-	headerUsed  = 64   // bytes that its checksum covers
+	headerUsed  = 96   // bytes that its checksum covers
+	headerUsed1 = 64   // the same in version 1
 	tableHead   = 24
 	entrySize   = 32
 	maxEntries  = 4096    // of a table
@@ -82,10 +85,15 @@ var (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+// Digest stands for what a target is, and for when it was last written to. What goes
+// into it is up to who writes the journal.
+type Digest [32]byte
+
 // Header says what a journal is a change of.
 type Header struct {
 	Before, After int64 // size of the target, bytes
 	Entries       int64
+	Target        Digest // when the journal was committed; zero: not known
 	lastTable     int64
 	tables        int64
 	length        int64
@@ -101,6 +109,7 @@ func (h Header) encode() []byte {
 	for i, v := range []int64{h.Before, h.After, h.lastTable, h.tables, h.Entries, h.length} {
 		binary.LittleEndian.PutUint64(b[16+8*i:], uint64(v))
 	}
+	copy(b[headerUsed1:], h.Target[:])
 	binary.LittleEndian.PutUint32(b[headerUsed:], crc32.Checksum(b[:headerUsed], castagnoli))
 	return b
 }
@@ -113,14 +122,21 @@ func decodeHeader(b []byte, size int64) (Header, error) {
 	if len(b) < align {
 		return Header{}, fmt.Errorf("header: %d bytes, want %d: %w", len(b), align, ErrDamaged)
 	}
-	if got, want := crc32.Checksum(b[:headerUsed], castagnoli), binary.LittleEndian.Uint32(b[headerUsed:]); got != want {
+	v, used := binary.LittleEndian.Uint32(b[8:]), headerUsed
+	if v == 1 {
+		used = headerUsed1
+	}
+	if got, want := crc32.Checksum(b[:used], castagnoli), binary.LittleEndian.Uint32(b[used:]); got != want {
 		return Header{}, fmt.Errorf("header: checksum %08x, want %08x: %w", want, got, ErrDamaged)
 	}
-	if v := binary.LittleEndian.Uint32(b[8:]); v != version {
+	if v != 1 && v != version {
 		return Header{}, fmt.Errorf("header: version %d: %w", v, ErrNewer)
 	}
 	field := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[16+8*i:])) }
 	h := Header{Before: field(0), After: field(1), lastTable: field(2), tables: field(3), Entries: field(4), length: field(5)}
+	if v == version {
+		copy(h.Target[:], b[headerUsed1:headerUsed])
+	}
 	return h, h.check(size)
 }
 
@@ -143,6 +159,15 @@ type Entry struct {
 	extent.Extent       // in the target, bytes
 	At            int64 // of the data in the journal; 0: the target becomes zeros
 	sum           uint32
+}
+
+// Check holds the data of an entry, all of it, against its checksum. The error wraps
+// ErrDamaged.
+func (e Entry) Check(data []byte) error {
+	if got := crc32.Checksum(data, castagnoli); got != e.sum {
+		return fmt.Errorf("redo: data at %d, for %v: checksum %08x, want %08x: %w", e.At, e.Extent, got, e.sum, ErrDamaged)
+	}
+	return nil
 }
 
 // Zero says that the target becomes zeros here.

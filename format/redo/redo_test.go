@@ -84,15 +84,36 @@ func TestTheFormatIsWhatThePackageCommentSays(t *testing.T) {
 	}
 	want := unhex(t, string(dump))
 	got := write(t, 8192, 8200, change{off: 4096, data: []byte("tide")}, change{off: 8192, len: 8})
+	m := memory{got}
+	j, err := NewReader(bytes.NewReader(got), int64(len(got)))
+	if err != nil || j.Target != (Digest{}) {
+		t.Fatalf("%x, %v", j.Target, err)
+	}
+	w := Writer{w: &m, head: j.Header}
+	if err := w.Bind(Digest([]byte("a target and when it was written"))); err != nil {
+		t.Fatal(err)
+	}
 	if !bytes.Equal(got, want) {
 		t.Errorf("%s\nwant\n%s", hex.Dump(got), hex.Dump(want))
 	}
 	out, h, err := apply(want, bytes.Repeat([]byte{1}, 8192))
-	if err != nil || h.Before != 8192 || h.After != 8200 || h.Entries != 2 {
+	if err != nil || h.Before != 8192 || h.After != 8200 || h.Entries != 2 || string(h.Target[:]) != "a target and when it was written" {
 		t.Fatalf("%+v, %v", h, err)
 	}
 	if !bytes.Equal(out[4096:4101], []byte("tide\x01")) || !bytes.Equal(out[8192:], make([]byte, 8)) {
 		t.Errorf("% x", out[4090:])
+	}
+}
+
+// TestVersion1IsRead takes a journal from before a target was written down in it.
+func TestVersion1IsRead(t *testing.T) {
+	dump, err := os.ReadFile("testdata/journal1.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, h, err := apply(unhex(t, string(dump)), bytes.Repeat([]byte{1}, 8192))
+	if err != nil || h.Target != (Digest{}) || !bytes.Equal(out[4096:4101], []byte("tide\x01")) {
+		t.Errorf("%+v, %v", h, err)
 	}
 }
 

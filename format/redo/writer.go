@@ -183,6 +183,19 @@ func (w *Writer) Seal(before, after int64) error {
 		return w.err
 	}
 	w.head.Before, w.head.After, w.head.length = before, after, w.at
+	return w.header()
+}
+
+// Bind writes down, in a journal that is sealed, what the target is.
+func (w *Writer) Bind(target Digest) error {
+	w.head.Target = target
+	return w.header()
+}
+
+func (w *Writer) header() error {
+	if w.err != nil {
+		return w.err
+	}
 	head := block.AlignedBuffer(align)
 	copy(head, w.head.encode())
 	_, w.err = w.w.WriteAt(head, 0)

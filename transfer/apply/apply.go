@@ -11,15 +11,25 @@
 // # Why the target is old or new
 //
 // Of a target that exists nothing is touched but the file "journal" (package
-// redo) until the end of the stream. The journal is then sealed, room for it is
-// reserved in the target, the journal is synced, renamed to "journal.ready", and
-// the folder is synced; only then is the target written to. A crash before the
-// rename is durable leaves the old target and a journal that the next Open
-// discards. A crash after it leaves "journal.ready", which holds all of the
-// change, so that the next Open brings it to the target from the start, after it
-// has held every byte against its checksums; that gives the same result however
-// far the first attempt came. The journal is removed last, when the target is
-// synced.
+// redo) until the end of the stream. Room for the journal is reserved in the target,
+// the journal is sealed and synced, renamed to "journal.ready", and the folder is
+// synced; only then is the target written to. A crash before the rename is durable
+// leaves the old target and a journal that the next Open discards. A crash after it
+// leaves "journal.ready", which holds all of the change: it can be brought to the
+// target from the start, after every byte was held against its checksums, and gives
+// the same result however far the first attempt came. The journal is removed last,
+// when the target is synced.
+//
+// # Whose target it is
+//
+// What waits in "journal.ready" is right for the target that it was made for, and
+// would spoil one that somebody has put in its place meanwhile, or written to.
+// Therefore the journal tells what the target was when it was committed: for an
+// image its file and its times, for a device its serial number in this boot and how
+// much was written to it. Where that is as it was, nobody has written yet, and Open
+// finishes the change. Everywhere else nothing tells the writes of an interrupted
+// run from somebody else's, and Open refuses with ErrPending, until its caller says
+// by Options.Waiting what shall be.
 //
 // A target that does not exist yet needs no journal: the image grows in the file
 // "image" of the folder, is synced, and becomes the target in one step.
@@ -51,7 +61,7 @@ var (
 	// stream was read.
 	ErrChanged = errors.New("target was changed by someone else")
 	// ErrPending says that a change was committed and has not reached the target:
-	// it is between old and new until Open has finished it.
+	// it is between old and new, unless somebody has put another in its place.
 	ErrPending = errors.New("a change that was committed has not reached the target yet")
 )
 
@@ -72,8 +82,24 @@ const (
 	PhaseWrite Phase = "write"
 )
 
+// Waiting says what becomes of a committed change that waits for its target.
+type Waiting int
+
+// What becomes of it.
+const (
+	// FinishUntouched brings it to a target that nobody has written to since the
+	// commit, and refuses any other.
+	FinishUntouched Waiting = iota
+	// Finish brings it to the target, whoever has written to that.
+	Finish
+	// Discard forgets it. The target stays as it is.
+	Discard
+)
+
 // Options say how to apply a stream. The zero value works.
 type Options struct {
+	// Waiting is for Open.
+	Waiting Waiting
 	// Grow lets an image become larger than it is. A new one may be of any size.
 	Grow bool
 	// Size is what an image has afterwards at least, in bytes; records that end
@@ -112,10 +138,11 @@ type Store struct {
 }
 
 // Open opens a target, and first brings to an end what a crash interrupted: a
-// change that was committed is applied, one that was not is discarded. The error
-// wraps redo.ErrNotOurs, ErrDamaged or ErrNewer when a committed journal cannot be
-// understood, and ErrChanged when the target is not the one it was made for;
-// nothing has been written to the target then.
+// change that was not committed is discarded, and one that was as o.Waiting says.
+// The error wraps ErrPending, and redo.ErrNotOurs, ErrDamaged or ErrNewer when a
+// committed journal cannot be understood, or ErrChanged when the target is not
+// known to be the one it was made for, or of another size; nothing has been written
+// to the target then.
 func Open(target mirror.Target, folder mirror.Folder, o Options) (*Store, error) {
 	s := &Store{target: target, folder: folder}
 	if err := s.recover(o); err != nil {
@@ -133,16 +160,14 @@ func Open(target mirror.Target, folder mirror.Folder, o Options) (*Store, error)
 func (s *Store) Recovered() string { return s.recovered }
 
 func (s *Store) recover(o Options) error {
-	done, err := s.finishReady(o)
+	did, err := s.settle(o)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrPending, err)
 	}
-	if done {
-		s.recovered = "finished a change that was committed"
-	}
+	s.recovered = did
 	for _, name := range []string{journalFile, imageFile} {
 		switch err := s.folder.Remove(name); {
-		case err == nil && !done:
+		case err == nil && did == "":
 			s.recovered = "discarded a change that was not committed"
 		case err != nil && !errors.Is(err, fs.ErrNotExist):
 			return err
@@ -151,40 +176,76 @@ func (s *Store) recover(o Options) error {
 	return nil
 }
 
-// finishReady brings a committed journal to the target, if there is one.
-func (s *Store) finishReady(o Options) (bool, error) {
+// settle does to a committed journal what o says, and tells it in words, "" when
+// there is none.
+func (s *Store) settle(o Options) (string, error) {
+	if o.Waiting == Discard {
+		done, err := Forget(s.folder)
+		if !done || err != nil {
+			return "", err
+		}
+		return "discarded a change that was committed", nil
+	}
 	f, err := s.folder.Open(readyFile, false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return "", nil
 	}
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	defer f.Close()
 	size, err := f.Size()
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	j, err := redo.NewReader(f, size)
-	if err != nil {
-		return false, err
-	}
-	now, err := s.target.Fingerprint()
-	if err != nil {
-		return false, err
-	}
-	if now.Size < j.Before || now.Size > j.After {
-		return false, fmt.Errorf("%w: it has %d bytes, the change that waits for it was made for %d", ErrChanged, now.Size, j.Before)
+	if err == nil {
+		err = s.mayFinish(j, o)
 	}
 	// All of it is read before any of it is written.
-	if err := j.Verify(nil); err != nil {
-		return false, err
+	if err == nil {
+		err = j.Verify(nil)
 	}
 	// The process may have ended before the rename was durable.
-	if err := s.folder.Sync(); err != nil {
-		return false, err
+	if err == nil {
+		err = s.folder.Sync()
 	}
-	return true, s.finish(j, f, o)
+	if err == nil {
+		err = s.finish(j, f, o)
+	}
+	return "finished a change that was committed", err
+}
+
+// mayFinish refuses a target that the journal may not be for.
+func (s *Store) mayFinish(j *redo.Reader, o Options) error {
+	now, err := s.target.Fingerprint()
+	if err != nil {
+		return err
+	}
+	if now.Size < j.Before || now.Size > j.After {
+		return fmt.Errorf("%w: it has %d bytes, the change that waits for it was made for %d", ErrChanged, now.Size, j.Before)
+	}
+	if o.Waiting == Finish {
+		return nil
+	}
+	is, err := digest(s.target)
+	if err == nil && (is != j.Target || is == redo.Digest{}) {
+		err = fmt.Errorf("%w, or by the run that was interrupted: that cannot be told", ErrChanged)
+	}
+	return err
+}
+
+// Forget removes a committed journal, durably, and reports whether there was one. Its
+// target stays as it is, which may be between old and new.
+func Forget(folder mirror.Folder) (bool, error) {
+	err := folder.Remove(readyFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil {
+		err = folder.Sync()
+	}
+	return true, err
 }
 
 // Check reads a stream to its end and reports what it holds, and the errors that

@@ -98,13 +98,16 @@ func (j job) run(w *faultdisk.World) error {
 	return err
 }
 
+// finish is what somebody says who knows that nobody else has written to the target.
+var finish = apply.Options{Waiting: apply.Finish}
+
 // settle brings the disk to rest, with more cuts on the way, and returns what it
 // holds.
 func settle(t testing.TB, w *faultdisk.World, rng *rand.Rand) []byte {
 	t.Helper()
 	for range 3 {
 		w.CutAfter(rng.IntN(12))
-		_, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+		_, err := apply.Open(w.Target(), w.Folder(), finish)
 		if err != nil && !w.IsOff() {
 			t.Fatalf("open: %v", err)
 		}
@@ -113,7 +116,7 @@ func settle(t testing.TB, w *faultdisk.World, rng *rand.Rand) []byte {
 		}
 	}
 	w.Calm()
-	if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err != nil {
+	if _, err := apply.Open(w.Target(), w.Folder(), finish); err != nil {
 		t.Fatalf("open: %v", err)
 	}
 	return w.Content()
@@ -179,7 +182,7 @@ func TestAFailureLeavesTheOldTargetOrSaysThatItIsPending(t *testing.T) {
 					t.Fatalf("seed %d round %d fail %d: no error, and not the new content", seed, round, n)
 				}
 			case errors.Is(err, apply.ErrPending):
-				if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err != nil {
+				if _, err := apply.Open(w.Target(), w.Folder(), finish); err != nil {
 					t.Fatal(err)
 				}
 				if !bytes.Equal(w.Content(), j.new) {
@@ -208,7 +211,7 @@ func TestAKilledProcessIsFinishedDurably(t *testing.T) {
 			}
 			each(func(m int) bool {
 				w.CutAfter(m)
-				if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err == nil {
+				if _, err := apply.Open(w.Target(), w.Folder(), finish); err == nil {
 					w.Calm()
 					return true
 				}
@@ -402,7 +405,7 @@ func TestASpoiltJournalIsNotApplied(t *testing.T) {
 		if !w.Spoil("journal.ready", off) {
 			t.Fatal("no journal")
 		}
-		_, err := apply.Open(w.Target(), w.Folder(), apply.Options{})
+		_, err := apply.Open(w.Target(), w.Folder(), finish)
 		if !errors.Is(err, redo.ErrDamaged) && !errors.Is(err, redo.ErrNotOurs) || !errors.Is(err, apply.ErrPending) {
 			t.Errorf("byte %d: %v", off, err)
 		}
@@ -420,14 +423,103 @@ func TestAPendingChangeIsForItsTargetAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := w.Content()
-	if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); !errors.Is(err, apply.ErrChanged) {
-		t.Errorf("%v, want ErrChanged", err)
+	for _, o := range []apply.Options{{}, finish} {
+		if _, err := apply.Open(w.Target(), w.Folder(), o); !errors.Is(err, apply.ErrChanged) {
+			t.Errorf("%+v: %v, want ErrChanged", o, err)
+		}
 	}
 	if _, err := apply.Create(context.Background(), place{w.Folder()}, bytes.NewReader(j.stream), apply.Options{}); !errors.Is(err, apply.ErrPending) {
 		t.Errorf("create: %v, want ErrPending", err)
 	}
 	if !bytes.Equal(w.Content(), before) {
 		t.Error("the target was written to")
+	}
+}
+
+// TestAWrittenTargetGetsNoOldChange gives what waits a target that was written to
+// since the commit: by the interrupted run, or by somebody else.
+func TestAWrittenTargetGetsNoOldChange(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := newJob(t, rng, 1<<16, 0)
+	sawFinished := false
+	each(func(n int) bool {
+		w := j.world(t, rng)
+		w.FailAfter(n)
+		err := j.run(w)
+		w.Calm()
+		if !errors.Is(err, apply.ErrPending) {
+			return err == nil
+		}
+		if _, err := w.Folder().Open("journal.ready", false); errors.Is(err, fs.ErrNotExist) {
+			return false // removed, and only that is not durable
+		}
+		if bytes.Equal(w.Content(), j.old) {
+			if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err == nil {
+				sawFinished = true
+				if !bytes.Equal(w.Content(), j.new) {
+					t.Errorf("fail %d: an untouched target was not finished", n)
+				}
+				return false
+			}
+		}
+		good := noise(rng, len(j.old))
+		w.Scribble(0, good)
+		if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); !errors.Is(err, apply.ErrPending) || !errors.Is(err, apply.ErrChanged) {
+			t.Errorf("fail %d: %v, want ErrPending and ErrChanged", n, err)
+		}
+		if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{Waiting: apply.Discard}); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(w.Content(), good) {
+			t.Errorf("fail %d: the target was written to", n)
+		}
+		if s, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); err != nil || s.Recovered() != "" {
+			t.Errorf("fail %d: after the change was discarded: %v", n, err)
+		}
+		return false
+	})
+	if !sawFinished {
+		t.Error("no target that nobody had written to was finished")
+	}
+}
+
+// lying is a file whose data differs by a bit when it is read again.
+type lying struct{ mirror.File }
+
+func (f lying) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(p, off)
+	if n > 0 && off > 0 && len(p) > 1<<20 { // data, of an apply
+		p[len(p)/2] ^= 1
+	}
+	return n, err
+}
+
+type lyingFolder struct{ mirror.Folder }
+
+func (d lyingFolder) Open(name string, create bool) (mirror.File, error) {
+	f, err := d.Folder.Open(name, create)
+	return lying{f}, err
+}
+
+// TestDataIsCheckedOnItsWay spoils the journal after the commit.
+func TestDataIsCheckedOnItsWay(t *testing.T) {
+	old := noise(rand.New(rand.NewPCG(1, 2)), 3<<20)
+	var out bytes.Buffer
+	w := erastream.NewWriter(&out)
+	if err := errors.Join(w.Copy(erastream.Record{Len: 3 << 20}, bytes.NewReader(bytes.Repeat([]byte{7}, 3<<20))), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	j := job{old: old}
+	d := j.world(t, rand.New(rand.NewPCG(1, 2)))
+	s, err := apply.Open(d.Target(), lyingFolder{d.Folder()}, apply.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Apply(context.Background(), &out, apply.Options{}); !errors.Is(err, apply.ErrPending) || !errors.Is(err, redo.ErrDamaged) {
+		t.Errorf("%v, want ErrPending and ErrDamaged", err)
+	}
+	if !bytes.Equal(d.Content(), old) {
+		t.Error("damaged data was written")
 	}
 }
 

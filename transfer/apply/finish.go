@@ -94,12 +94,8 @@ func (c *copier) zero(e redo.Entry) error {
 	return err
 }
 
-// run copies entries that one buffer can hold.
+// run copies entries that one buffer can hold, when their data is what was written.
 func (c *copier) run(entries []redo.Entry) error {
-	entries = c.clone(entries)
-	if len(entries) == 0 {
-		return nil
-	}
 	held := c.bufs.Get().(*[]byte)
 	defer c.bufs.Put(held)
 	last := entries[len(entries)-1]
@@ -113,6 +109,11 @@ func (c *copier) run(entries []redo.Entry) error {
 		return err
 	}
 	for _, e := range entries {
+		if err := e.Check(buf[e.At-from : e.At-from+e.Len]); err != nil {
+			return err
+		}
+	}
+	for _, e := range c.clone(entries) {
 		at := e.At - from
 		if _, err := c.store.target.WriteAt(buf[at:at+e.Len], e.Off); err != nil {
 			return err

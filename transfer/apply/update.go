@@ -35,12 +35,13 @@ func (s *Store) apply(ctx context.Context, r io.Reader, o Options) (Report, erro
 		return Report{}, err
 	}
 	defer f.Close()
-	rep, j, err := s.journal(ctx, f, r, o)
+	to := journalSink{redo.NewWriter(f)}
+	rep, j, err := s.journal(ctx, f, to, r, o)
 	if err == nil {
 		err = context.Cause(ctx)
 	}
 	if err == nil && j != nil {
-		err = s.commit(f, j, before.MTime, before.Written)
+		err = s.commit(f, to.w, j, before.MTime, before.Written)
 	}
 	if err != nil || j == nil {
 		return rep, errors.Join(err, s.discard())
@@ -53,8 +54,7 @@ func (s *Store) apply(ctx context.Context, r io.Reader, o Options) (Report, erro
 
 // journal reads the stream into the journal and seals it. Without a change there
 // is no journal.
-func (s *Store) journal(ctx context.Context, f mirror.File, r io.Reader, o Options) (Report, *redo.Reader, error) {
-	to := journalSink{redo.NewWriter(f)}
+func (s *Store) journal(ctx context.Context, f mirror.File, to journalSink, r io.Reader, o Options) (Report, *redo.Reader, error) {
 	rep, err := pump(ctx, r, o.limit(s.seen), to, o)
 	if err != nil {
 		return rep, nil, err
@@ -80,8 +80,8 @@ func (j journalSink) zero(off, length int64) error {
 }
 
 // commit makes sure that nobody else has written to the target and that it has
-// room, and makes the journal what the next Open would finish.
-func (s *Store) commit(f mirror.File, j *redo.Reader, mtime int64, written uint64) error {
+// room, binds the journal to it, and makes it what the next Open would finish.
+func (s *Store) commit(f mirror.File, w *redo.Writer, j *redo.Reader, mtime int64, written uint64) error {
 	now, err := s.target.Fingerprint()
 	if err != nil {
 		return err
@@ -90,6 +90,13 @@ func (s *Store) commit(f mirror.File, j *redo.Reader, mtime int64, written uint6
 		return ErrChanged
 	}
 	if err := s.reserve(j); err != nil {
+		return err
+	}
+	is, err := digest(s.target) // room for it may have changed its times
+	if err == nil {
+		err = w.Bind(is)
+	}
+	if err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
