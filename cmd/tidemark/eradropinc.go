@@ -7,16 +7,18 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/era"
+	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
 )
 
 // rangeTools lists the programs that copy changed ranges, by name. They take no
-// options but --progress, first; the output of era_copy without a device is read
-// by scripts.
+// options but --progress, first, and those that every program answers; the output of
+// era_copy without a device is read by scripts.
 func rangeTools() map[string]func(ctx context.Context, args []string, std streams) error {
 	return map[string]func(ctx context.Context, args []string, std streams) error{
 		"era_copy": asEraCopy, "era_apply": asEraApply,
@@ -39,20 +41,49 @@ Usage:
 era_apply [--progress] <file or device> < stream
 `
 
-// takeProgress splits off the only option.
-func takeProgress(args []string) (bool, []string) {
-	if len(args) > 0 && args[0] == "--progress" {
-		return true, args[1:]
+// rangeCall is the command line of such a program.
+type rangeCall struct {
+	progress bool
+	answered bool // all that was asked for was printed
+	args     []string
+}
+
+// parseRange splits off the options. Any other word that begins with a dash is a
+// mistake, and not the name of a file: ./-x is.
+func parseRange(name, usage string, args []string, std streams) (c rangeCall, err error) {
+	for _, a := range args {
+		switch {
+		case a == "-h" || a == "--help":
+			_, err = fmt.Fprint(std.out, usage)
+			return rangeCall{answered: true}, err
+		case a == "-V" || a == "--version":
+			_, err = fmt.Fprintf(std.out, "%s (tidemark %s)\n", name, versionText())
+			return rangeCall{answered: true}, err
+		}
 	}
-	return false, args
+	if len(args) > 0 && args[0] == "--progress" {
+		c.progress, args = true, args[1:]
+	}
+	for _, a := range args {
+		if strings.HasPrefix(a, "-") {
+			fmt.Fprint(std.errs, usage)
+			return c, fmt.Errorf("%s: unknown option %s; a file of that name is ./%s", name, a, a)
+		}
+	}
+	if len(args) == 0 {
+		fmt.Fprint(std.errs, usage)
+		return c, errQuiet
+	}
+	c.args = args
+	return c, nil
 }
 
 func asEraCopy(ctx context.Context, args []string, std streams) error {
-	progress, args := takeProgress(args)
-	if len(args) == 0 {
-		fmt.Fprint(std.errs, eraCopyUsage)
-		return errQuiet
+	c, err := parseRange("era_copy", eraCopyUsage, args, std)
+	if err != nil || c.answered {
+		return err
 	}
+	args = c.args
 	sectors, err := strconv.ParseUint(args[0], 10, 31)
 	if err != nil || sectors == 0 {
 		return fmt.Errorf("incorrect era_block_size = %s", args[0])
@@ -82,20 +113,23 @@ func asEraCopy(ctx context.Context, args []string, std streams) error {
 		return err
 	}
 	set = set.Clip(extent.Extent{Len: src.Size()})
-	_, err = writeStreamTo(ctx, std.out, src, set, newProgress(std.errs, !progress))
+	_, err = writeStreamTo(ctx, std.out, src, set, newProgress(std.errs, !c.progress))
 	return err
 }
 
 func asEraApply(ctx context.Context, args []string, std streams) error {
-	progress, args := takeProgress(args)
-	if len(args) == 0 {
-		fmt.Fprint(std.errs, eraApplyUsage)
-		return errQuiet
+	c, err := parseRange("era_apply", eraApplyUsage, args, std)
+	if err != nil || c.answered {
+		return err
 	}
 	stateDir := os.Getenv(envStateDir)
 	if stateDir == "" {
 		stateDir = pairs.DefaultStateDir
 	}
-	a := &eraApply{grow: true, progress: progress, mode: 0o644}
-	return a.run(ctx, args[0], stateDir, std)
+	a := &eraApply{grow: true, progress: c.progress, mode: 0o644}
+	err = a.run(ctx, c.args[0], stateDir, std)
+	if errors.Is(err, apply.ErrPending) {
+		err = fmt.Errorf("%w\n%s", err, hintOf(err))
+	}
+	return err
 }
