@@ -51,7 +51,7 @@ type World struct {
 
 // New returns an empty folder and an empty target.
 func New(rng *rand.Rand) *World {
-	return &World{rng: rng, names: map[string]*inode{}, durable: map[string]*inode{}, target: &inode{}, cutAt: -1, failAt: -1}
+	return &World{rng: rng, names: map[string]*inode{}, durable: map[string]*inode{}, target: &inode{}, cutAt: -1, failAt: -1, clock: 1, mtime: 1, synced: 1}
 }
 
 // CutAfter cuts the power in the middle of the nth change from now, counted from

@@ -160,7 +160,7 @@ func commitOnly(t *testing.T, m mirrored, bytes int64) {
 			t.Fatal(err)
 		}
 	}
-	if err := u.Seal(func(*sidecar.State) {}); err != nil {
+	if err := u.Seal(func(s *sidecar.State) { s.AddRun(sidecar.Run{Outcome: "ok"}) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := u.Publish(); err != nil {
@@ -174,6 +174,7 @@ func TestCommittedUpdateIsFinishedByTheNextRun(t *testing.T) {
 	m.exits(t, exitOK, []string{"the next mirror run finishes it"}, "status", m.image)
 	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
 	m.recovers(t, "incremental")
+	m.exits(t, exitOK, []string{"pending: committed, and finished when"}, "status", m.image)
 }
 
 func TestUpdateThatTheTargetHasNoRoomForLeavesItOld(t *testing.T) {
@@ -364,5 +365,26 @@ func TestTargetDeviceThatSomeoneElseWroteToIsRepaired(t *testing.T) {
 	p.exits(t, exitOK, nil, "verify", dst, "--against", src)
 	if rep := p.mirror(t, m.dev, m.image); rep.Mode != "incremental" || rep.Written != 0 {
 		t.Errorf("%+v", rep)
+	}
+}
+
+// Where nobody counts writes, every run has to look for those of others.
+func TestTargetDeviceWhoseWritesAreNotCountedIsChecked(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	src, dst := loop(t, folder(t, dir, "source"), 64*mib), loop(t, folder(t, dir, "target"), 64*mib)
+	fill(t, src, 0, 64*mib)
+	iostats := "/sys/block/" + filepath.Base(dst) + "/queue/iostats"
+	for _, counting := range []string{"0", "1", "0"} {
+		if err := os.WriteFile(iostats, []byte(counting), 0o200); err != nil {
+			t.Fatal(err)
+		}
+		p.mirror(t, src, dst)
+		fill(t, dst, 10*mib, 4096)
+		f := p.exits(t, exitOK, []string{"4096 bytes were changed by someone else"}, "mirror", src, dst)
+		if told := strings.Contains(f.err, "the kernel does not count"); told != (counting == "0") {
+			t.Errorf("it said %s", f.err)
+		}
+		p.exits(t, exitOK, nil, "verify", dst, "--against", src)
 	}
 }

@@ -65,7 +65,7 @@ func (u *Update) sealAs() error {
 	if err != nil {
 		return err
 	}
-	if why := differs(u.store.seen, now); why != "" {
+	if why := changed(u.store.seen, now); why != "" {
 		return fmt.Errorf("%w: %s", ErrTargetChanged, why)
 	}
 	if err := u.reserve(); err != nil {
@@ -123,21 +123,36 @@ func (u *Update) Publish() error {
 	return nil
 }
 
-// Finish brings the published update to the target.
+// Finish brings the published update to the target. One that someone else has
+// written to since Seal is not trusted afterwards. Who writes while Finish does is
+// not told from it: its own writes change how the target looks, by how much nobody
+// knows.
 func (u *Update) Finish() error {
 	if u.inPlace || !u.journaled() {
 		return nil
+	}
+	now, err := u.store.target.Fingerprint()
+	if err != nil {
+		return fmt.Errorf("mirror: commit: %w", err)
+	}
+	stamp := u.store.stamp
+	if changed(u.store.seen, now) != "" {
+		stamp = unstamped
 	}
 	f, err := u.store.folder.Open(readyFile, false)
 	if err != nil {
 		return fmt.Errorf("mirror: commit: %w", err)
 	}
 	defer f.Close()
-	if err := u.store.apply(f, u.store.stamp); err != nil {
+	if err := u.store.apply(f, stamp); err != nil {
 		return fmt.Errorf("mirror: commit: %w", err)
 	}
 	return nil
 }
+
+// unstamped leaves the state that is about to be saved without a fingerprint, so that
+// the next run checks the target.
+func unstamped(*sidecar.State) error { return nil }
 
 // seal completes the journal and makes it durable.
 func (u *Update) seal(next sidecar.State) error {

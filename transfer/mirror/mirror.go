@@ -23,7 +23,8 @@
 // A target that someone else wrote to is noticed by its fingerprint (size and
 // modification time of a file; boot, sequence number and written sectors of a
 // device). It is then not trusted until Check has held every block against its
-// checksum. While a first copy is being written, and after an update that a crash
+// checksum. Of a device whose writes the kernel does not count nothing is known: each
+// run checks it. While a first copy is being written, and after an update that a crash
 // interrupted was finished, there is no fingerprint in the state: what a crash
 // leaves behind may be newer than any, and not only ours.
 //
@@ -92,7 +93,8 @@ type Target interface {
 	// own: a device only has to be large enough.
 	Resize(size int64) error
 	Sync() error
-	// Fingerprint tells how the target looks now.
+	// Fingerprint tells how the target looks now. One with a size alone says that
+	// it would look the same after someone else has written to it.
 	Fingerprint() (sidecar.Target, error)
 }
 
@@ -291,13 +293,27 @@ func (s *Store) stamp(next *sidecar.State) error {
 	return err
 }
 
+// telling reports whether a fingerprint changes when someone writes to the target.
+func telling(t sidecar.Target) bool { return t.MTime != 0 || t.BootID != "" }
+
+// changed is differs for two looks of one run; what neither of them can tell is no
+// change.
+func changed(was, now sidecar.Target) string {
+	if was.Size == now.Size && (!telling(was) || !telling(now)) {
+		return ""
+	}
+	return differs(was, now)
+}
+
 // differs tells in words what of a target has changed, "" if nothing.
 func differs(was, now sidecar.Target) string {
 	switch {
+	case !telling(now):
+		return "the kernel does not count what is written to it (queue/iostats may be 0), so that each run has to look"
 	case was == now:
 		return ""
-	case was == (sidecar.Target{}):
-		return "the last run was cut off, or it was found to be damaged"
+	case !telling(was):
+		return "the last run was cut off, or could not tell how it left it, or it was found to be damaged"
 	case was.Size != now.Size:
 		return fmt.Sprintf("its size is %d bytes, it was %d", now.Size, was.Size)
 	case was.MTime != now.MTime:

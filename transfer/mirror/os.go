@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -144,6 +143,8 @@ func (d Disk) Fingerprint() (sidecar.Target, error) {
 	return sidecar.Target{Size: info.Size(), MTime: info.ModTime().UnixNano()}, nil
 }
 
+// deviceFingerprint tells no more than the size of a device whose writes nobody
+// counts.
 func deviceFingerprint(path string, size int64) (sidecar.Target, error) {
 	id, err := block.Identify(path)
 	if err != nil {
@@ -153,34 +154,14 @@ func deviceFingerprint(path string, size int64) (sidecar.Target, error) {
 	if err != nil {
 		return sidecar.Target{}, err
 	}
-	written, err := sectorsWritten(id)
+	c, err := block.ReadCounters(path)
+	if errors.Is(err, block.ErrNoCounters) {
+		return sidecar.Target{Size: size}, nil
+	}
 	if err != nil {
 		return sidecar.Target{}, err
 	}
 	return sidecar.Target{
-		Size: size, BootID: strings.TrimSpace(string(boot)), DiskSeq: id.DiskSeq, Written: written,
+		Size: size, BootID: strings.TrimSpace(string(boot)), DiskSeq: id.DiskSeq, Written: c.Written + c.Discarded,
 	}, nil
-}
-
-// sectorsWritten adds up the sectors written to and discarded from a device
-// since it appeared (Documentation/block/stat.rst, fields 7 and 14).
-func sectorsWritten(id block.Identity) (uint64, error) {
-	path := fmt.Sprintf("/sys/dev/block/%d:%d/stat", id.Major, id.Minor)
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(b))
-	var sum uint64
-	for _, i := range []int{6, 13} {
-		if i >= len(fields) {
-			break
-		}
-		n, err := strconv.ParseUint(fields[i], 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("%s: %w", path, err)
-		}
-		sum += n
-	}
-	return sum, nil
 }

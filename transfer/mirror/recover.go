@@ -83,11 +83,20 @@ func (s *Store) finish() error {
 		return damaged(err)
 	}
 	// Nobody knows what happened to the target since the crash.
-	if err := s.apply(f, func(*sidecar.State) error { return nil }); err != nil {
+	if err := s.apply(f, finishedLater); err != nil {
 		return err
 	}
 	s.recovered = "finished an update that was committed"
 	return nil
+}
+
+// finishedLater has the history tell that the run did not end well; nor does it put a
+// fingerprint into the state, so that the next run checks the target.
+func finishedLater(next *sidecar.State) error {
+	if n := len(next.Runs); n > 0 {
+		next.Runs[n-1].Outcome = "pending: committed, and finished when the mirror was opened again"
+	}
+	return unstamped(next)
 }
 
 // damaged makes a committed journal that is cut short what it is: damaged.
