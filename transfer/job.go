@@ -29,7 +29,8 @@ type job struct {
 	written   atomic.Int64
 	progress  *watermark // of a first copy
 	filled    bool       // the first copy has been through once
-	committed bool
+	committed bool       // it will be finished, if not by this run
+	finished  bool
 }
 
 func newJob(p *Pair, viewKind string) *job {
@@ -235,6 +236,14 @@ func (j *job) publish() error {
 	}
 	j.committed = true
 	j.Tracker.Settle(j.vouchable())
+	return nil
+}
+
+func (j *job) finish() error {
+	if err := j.update.Finish(); err != nil {
+		return err
+	}
+	j.finished = true
 	return nil
 }
 

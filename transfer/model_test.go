@@ -255,6 +255,7 @@ type history struct {
 	holds      [][]byte
 	unfinished bool
 	scribbled  bool // by someone else since the last commit
+	pending    int  // runs that failed after they had committed
 }
 
 func (h *history) fatalf(format string, args ...any) {
@@ -263,7 +264,7 @@ func (h *history) fatalf(format string, args ...any) {
 }
 
 // run makes one run and returns its error.
-func (h *history) run() (err error) {
+func (h *history) run() error {
 	target, folder := h.world.Target(), h.world.Folder()
 	store, err := mirror.Open(target, folder)
 	if err != nil {
@@ -289,7 +290,7 @@ func (h *history) run() (err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	stop := h.rng.IntN(40)
-	_, err = transfer.Run(ctx, []*transfer.Pair{pair}, transfer.Options{
+	reports, err := transfer.Run(ctx, []*transfer.Pair{pair}, transfer.Options{
 		View: still, Readers: 2, Checkpoint: 3 * blockSize, MaxFreeze: time.Hour,
 		Progress: func(transfer.Event) {
 			if stop--; stop == 0 {
@@ -297,6 +298,12 @@ func (h *history) run() (err error) {
 			}
 		},
 	})
+	if got := reports[0].Outcome; (got == "ok") != (err == nil) {
+		h.fatalf("the outcome of a run that ended with %v is %q", err, got)
+	}
+	if strings.HasPrefix(reports[0].Outcome, "pending: ") {
+		h.pending++
+	}
 	switch {
 	case err == nil:
 		h.holds, h.scribbled = [][]byte{still.moment}, false
@@ -410,7 +417,7 @@ func TestTheTargetIsOldOrNewInRealFiles(t *testing.T) {
 func play(t *testing.T, sequences int, newWorld func(*rand.Rand) world) {
 	t.Helper()
 	t.Logf("first seed %d", *firstSeed)
-	var cuts, commits, failures int
+	var cuts, commits, failures, pending int
 	for i := range sequences {
 		seed := *firstSeed + uint64(i)
 		rng := rand.New(rand.NewPCG(seed, 1))
@@ -437,6 +444,10 @@ func play(t *testing.T, sequences int, newWorld func(*rand.Rand) world) {
 			h.world.Calm()
 			h.check(err)
 		}
+		pending += h.pending
+	}
+	if pending == 0 && sequences > 100 {
+		t.Error("no run failed after its commit")
 	}
 	t.Logf("%d sequences: %d commits, %d failed runs, %d of them cut off", sequences, commits, failures, cuts)
 }

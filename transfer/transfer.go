@@ -128,7 +128,7 @@ type Report struct {
 	FrozenMS float64       `json:"frozen_ms"`
 	Took     time.Duration `json:"-"`
 	TookMS   float64       `json:"duration_ms"`
-	Outcome  string        `json:"outcome"` // "ok" or what went wrong
+	Outcome  string        `json:"outcome"` // "ok", what went wrong, or "pending: " and that when the next run will finish it
 }
 
 // Run brings the mirrors of all pairs to one instant of their sources. Reports
@@ -199,7 +199,7 @@ func (r *runner) commit(ctx context.Context) error {
 	for _, step := range []func(*job) error{
 		func(j *job) error { return j.seal(r.report(j, nil)) },
 		(*job).publish,
-		func(j *job) error { return j.update.Finish() },
+		(*job).finish,
 	} {
 		for _, j := range r.jobs {
 			if err := step(j); err != nil {
@@ -248,8 +248,11 @@ func (r *runner) report(j *job, err error) Report {
 	if j.update != nil {
 		rep.Journal = j.update.JournalBytes()
 	}
-	rep.Outcome = "ok"
-	if err != nil && !j.committed {
+	switch rep.Outcome = "ok"; {
+	case err == nil || j.finished:
+	case j.committed:
+		rep.Outcome = "pending: " + err.Error()
+	default:
 		rep.Outcome = err.Error()
 	}
 	return rep
