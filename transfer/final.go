@@ -56,7 +56,7 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 		err = errTooMuch
 	}
 	if errors.Is(err, errTooMuch) || errors.Is(err, ErrWrittenWhileHeld) {
-		if attempt < maxAttempts && ctx.Err() == nil {
+		if attempt < maxAttempts && ctx.Err() == nil && !r.echoes() {
 			return true, nil
 		}
 		if errors.Is(err, errTooMuch) {

@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -38,10 +39,18 @@ func (r *runner) precopy(ctx context.Context) error {
 			return err
 		}
 		rest := r.todo()
+		if r.echoes() {
+			return nil // each further pass would copy what the one before has written
+		}
 		if rest == 0 || r.speed.time(rest) <= settled || n >= maxPasses || float64(rest) > shrink*float64(before) && n > 1 {
 			return nil
 		}
 	}
+}
+
+// echoes reports whether the source changes by being copied.
+func (r *runner) echoes() bool {
+	return slices.ContainsFunc(r.jobs, func(j *job) bool { return j.Freezes })
 }
 
 // settle has the users of the sources write out what they hold in memory, so that

@@ -64,7 +64,9 @@ type Pair struct {
 	// remembers but the content of the target is of use.
 	Stranger bool
 	// Freezes says that the target or its folder lies on a filesystem that
-	// the view freezes: nothing may be written to it while the view is held.
+	// the view freezes: nothing may be written to it while the view is held, and
+	// what is written to it changes the source, so that it is copied as seldom as
+	// can be.
 	Freezes bool
 }
 

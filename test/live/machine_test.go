@@ -186,34 +186,6 @@ func TestRunsOnSeveralMirrorsOfOneSource(t *testing.T) {
 	}
 }
 
-// A mirror on its own source changes the source by being written, so that each
-// run has about twice as much to copy as the one before. That works until the disk
-// is full.
-func TestMirrorOnItsOwnSourceEnds(t *testing.T) {
-	dir := scratch(t)
-	p := newProgram(t, dir)
-	dev := loop(t, dir, 2*diskSize)
-	at := mount(t, "ext4", dev, dir)
-	count := writer(t, at)
-	image := filepath.Join(at, "mirror.img")
-	fill(t, filepath.Join(at, "file"), 0, 8*mib)
-	for i := range 6 {
-		f := p.run(t, "mirror", dev, image)
-		if f.code != exitOK && (i == 0 || f.code != exitNoConverge && !strings.Contains(f.err, "no space left")) {
-			t.Fatalf("exit code %d\n%s", f.code, f.err)
-		}
-		t.Logf("exit code %d", f.code)
-		if f.code == exitOK {
-			p.exits(t, exitOK, nil, "verify", image)
-			must(t, "e2fsck", "-fn", image)
-		}
-		if strings.Contains(f.err, "no space left") {
-			return
-		}
-		wantWritable(t, count, thawLimit)
-	}
-}
-
 func TestFreedSpaceIsGivenBack(t *testing.T) {
 	dir := scratch(t)
 	m := mirrored{newProgram(t, dir), dir, loop(t, dir, diskSize), filepath.Join(dir, "mirror.img")}

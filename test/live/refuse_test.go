@@ -3,6 +3,7 @@ package live_test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -89,5 +90,41 @@ func TestDryRunWritesAndStartsNothing(t *testing.T) {
 	p.exits(t, exitOK, []string{"is not tracked"}, "mirror", "--dry-run", dev, image)
 	if f := p.exits(t, exitOK, nil, "track", "status", "--json"); f.out != "[]\n" {
 		t.Errorf("a dry run started tracking: %s", f.out)
+	}
+}
+
+// What is not there to be frozen is found out before anything is made.
+func TestRefusedViewLeavesNothingBehind(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev, image := loop(t, dir, 8*mib), filepath.Join(dir, "mirror.img")
+	p.exits(t, exitRefused, []string{"no writable filesystem is mounted"}, "mirror", "--view", "freeze", dev, image)
+	if exists(image) || exists(image+".tidemark") || exists(p.stateDir) {
+		t.Error("something was made for it")
+	}
+	if f := p.exits(t, exitOK, nil, "track", "status", "--json"); f.out != "[]\n" {
+		t.Errorf("tracking was started: %s", f.out)
+	}
+	m := halfApplied(t)
+	was := look(t, m.beside()...)
+	m.exits(t, exitRefused, nil, "mirror", "--view", "freeze", m.dev, m.image)
+	untouched(t, was, m.beside()...)
+}
+
+func TestImageThatIsNoMirrorIsComparedAndThatIsSaid(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev, image := loop(t, dir, 8*mib), filepath.Join(dir, "mirror.img")
+	fill(t, dev, 0, 8*mib)
+	must(t, "cp", dev, image)
+	fill(t, image, 2*mib, mib)
+	p.exits(t, exitOK, []string{"would read", "scan"}, "mirror", "--dry-run", dev, image)
+	f := p.exits(t, exitOK, []string{"it exists, and is no mirror", "scan"}, "mirror", dev, image)
+	if strings.Contains(f.out, "full") {
+		t.Errorf("it said %s", f.out)
+	}
+	sameContent(t, dev, image)
+	if f := p.exits(t, exitOK, nil, "mirror", dev, image); strings.Contains(f.err, "no mirror") {
+		t.Errorf("it is one by now: %s", f.err)
 	}
 }

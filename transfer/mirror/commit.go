@@ -88,7 +88,7 @@ func (u *Update) reserve() error {
 	s := u.store
 	var failed error
 	for _, e := range extent.NewSet(u.data...).Extents() {
-		if failed = s.target.Reserve(e); failed != nil {
+		if failed = reserve(s.target, e); failed != nil {
 			break
 		}
 	}

@@ -23,6 +23,9 @@ const LockFile = "lock"
 
 // Dir is a Folder on disk. While it is open no other process can open it.
 type Dir struct {
+	// LeaveRoom has updates fail with ErrNoRoom rather than fill the filesystem.
+	LeaveRoom bool
+
 	path string
 	dir  *os.File
 	lock *os.File
@@ -86,6 +89,14 @@ func (d *Dir) Remove(name string) error { return os.Remove(filepath.Join(d.path,
 // Sync implements Folder.
 func (d *Dir) Sync() error { return d.dir.Sync() }
 
+// Room tells whether there is room for more; see LeaveRoom.
+func (d *Dir) Room() error {
+	if !d.LeaveRoom {
+		return nil
+	}
+	return roomOn(d.dir)
+}
+
 // Close gives the folder up to others.
 func (d *Dir) Close() error { return errors.Join(d.dir.Close(), d.lock.Close()) }
 
@@ -102,6 +113,17 @@ func (f osFile) Size() (int64, error) {
 // Disk is a Target that is an image file or a block device.
 type Disk struct {
 	*block.Device
+	// LeaveRoom has updates of an image fail with ErrNoRoom rather than fill its
+	// filesystem.
+	LeaveRoom bool
+}
+
+// Room tells whether there is room for more; see LeaveRoom.
+func (d Disk) Room() error {
+	if !d.LeaveRoom || d.IsDevice() {
+		return nil
+	}
+	return roomOn(d.File())
 }
 
 // Resize implements Target. A device that is too small is an error.

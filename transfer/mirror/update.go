@@ -252,6 +252,9 @@ func (u *Update) compare(e extent.Extent, data []byte, sums, old []sidecar.Sum) 
 func (u *Update) write(e extent.Extent, data []byte, sums []sidecar.Sum) error {
 	zero := sums[0] == sidecar.Sum{}
 	if u.inPlace {
+		if err := room(u.store.target, u.store.folder); err != nil {
+			return err
+		}
 		if zero {
 			return u.store.target.Zero(e)
 		}
@@ -315,6 +318,9 @@ func (u *Update) openJournal() error {
 type appender struct{ u *Update }
 
 func (a *appender) Write(p []byte) (int, error) {
+	if err := room(a.u.store.folder); err != nil {
+		return 0, err
+	}
 	n, err := a.u.file.WriteAt(p, a.u.bytes)
 	a.u.bytes += int64(n)
 	return n, err

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -90,14 +91,14 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 	if err := s.find(pairs); err != nil {
 		return nil, err
 	}
+	provider, err := s.view()
+	if err != nil {
+		return nil, err
+	}
 	for i := range pairs {
 		if err := s.open(ctx, i); err != nil {
 			return nil, err
 		}
-	}
-	provider, err := s.view()
-	if err != nil {
-		return nil, err
 	}
 	return transfer.Run(ctx, s.ready, transfer.Options{
 		View: provider, MaxFreeze: o.MaxFreeze, ForceFreeze: o.ForceFreeze,
@@ -183,12 +184,14 @@ func (s *session) open(ctx context.Context, i int) error {
 	s.ready = append(s.ready, &transfer.Pair{
 		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker,
 		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank, Stranger: t.stranger,
+		Freezes: t.freezes,
 	})
 	return nil
 }
 
 // view chooses what makes the sources stand still, and finds out which targets
-// cannot be written to meanwhile.
+// cannot be written to meanwhile: those that lie on the sources themselves. Nothing
+// has been made or started yet.
 func (s *session) view() (view.Provider, error) {
 	sources := pathsOf(s.pairs)
 	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
@@ -203,14 +206,25 @@ func (s *session) view() (view.Provider, error) {
 	if provider.Kind() == kindOffline {
 		return provider, nil
 	}
-	for i, t := range s.targets {
+	return provider, s.place(sources)
+}
+
+// place finds out which targets, or the folders beside them, lie on a filesystem of
+// the sources, and says what that means.
+func (s *session) place(sources []string) error {
+	for _, t := range s.targets {
 		covered, err := view.Covered(sources, t.path, t.folder)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		s.ready[i].Freezes = len(covered) > 0
+		switch t.freezes = len(covered) > 0; {
+		case slices.Contains(covered, t.path):
+			s.o.note("%s: it lies on a filesystem of the source: each run changes what it copies; keep it on another disk", t.path)
+		case t.freezes:
+			s.o.note("%s: what is kept beside it, in %s, lies on a filesystem of the source: each run changes what it copies; give a folder on another disk with --state-dir", t.path, t.folder)
+		}
 	}
-	return provider, nil
+	return nil
 }
 
 // pathsOf returns the paths of the sources.

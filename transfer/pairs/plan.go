@@ -10,7 +10,6 @@ import (
 	"tidemark/format/sidecar"
 	"tidemark/track"
 	"tidemark/transfer"
-	"tidemark/view"
 )
 
 // Planned is the outcome of a report of Plan.
@@ -27,11 +26,10 @@ func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, erro
 	if err := s.find(pairs); err != nil {
 		return nil, err
 	}
-	provider, why, err := view.Choose(o.View, view.Options{Sources: pathsOf(pairs)})
+	provider, err := s.view()
 	if err != nil {
 		return nil, err
 	}
-	o.note("view: %s", why)
 	var reports []transfer.Report
 	for i, p := range pairs {
 		rep, err := plan(ctx, p, s.sources[i], s.targets[i], o)

@@ -22,6 +22,7 @@ func (t *target) refuse(src *source, sources []*source, overwrite bool) error {
 	st, err := readState(t.folder)
 	switch {
 	case errors.Is(err, ErrNoMirror):
+		t.foreign = t.exists && !t.empty()
 		return t.refuseForeign(src, overwrite)
 	case err != nil && overwrite && spoilt(err):
 		t.rebuild = true

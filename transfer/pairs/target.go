@@ -37,6 +37,10 @@ type target struct {
 	blank bool // it was made just now
 	// rebuild says that what is known of it is of no use.
 	rebuild bool
+	// foreign says that it holds something, and nothing is known of it.
+	foreign bool
+	// freezes says that it, or its folder, lies on a filesystem of the sources.
+	freezes bool
 	// stranger says that it is the mirror of another source, to be overwritten:
 	// what changed since its mark says nothing about this source.
 	stranger bool
@@ -96,6 +100,7 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	if t.dir, err = mirror.OpenDir(t.folder, true); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
+	t.dir.LeaveRoom = t.freezes
 	if err := t.openStore(o, empty); err != nil {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
@@ -104,6 +109,8 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	}
 	st := t.store.State()
 	switch {
+	case t.foreign && !t.store.Exists():
+		o.note("%s: it exists, and is no mirror of %s: comparing them, and overwriting what differs", t.path, src.Path())
 	case !t.store.Exists():
 	case !st.Complete && t.stranger:
 		o.note("%s: it was to become a mirror of %s: comparing all of it", t.path, describe(st.Source))
@@ -125,7 +132,7 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 // openStore opens what is known of the mirror; what is spoilt is forgotten only
 // when told to overwrite.
 func (t *target) openStore(o Options, gone bool) (err error) {
-	disk := mirror.Disk{Device: t.disk}
+	disk := mirror.Disk{Device: t.disk, LeaveRoom: t.freezes}
 	if st, stErr := readState(t.folder); gone && stErr == nil && st.Size > 0 && (st.Complete || st.Copied > 0) {
 		o.note("%s: the image is gone: copying everything", t.path)
 		t.store = mirror.New(disk, t.dir) // what a crash left to finish went with it
