@@ -2,6 +2,7 @@ package view
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"tidemark/linux/mounts"
@@ -9,17 +10,25 @@ import (
 
 // Choose returns the provider for kind "auto" (or ""), "freeze" or "offline", and
 // in words what was chosen and why. Auto freezes when a writable filesystem is
-// mounted from any of the sources, and otherwise relies on nobody writing.
-// "offline" is refused with ErrMounted where one is mounted, "freeze" with
-// ErrNothingToFreeze where none is.
+// mounted from any of the sources, and otherwise relies on nobody writing; it is
+// refused with ErrUnseen where somebody holds a source who cannot be seen.
+// "offline" is refused with ErrMounted where a filesystem is mounted, "freeze" with
+// ErrNothingToFreeze where none is; both warn of whom they cannot see.
 func Choose(kind string, o Options) (Provider, string, error) {
 	s, err := look(o.Sources)
+	if err != nil {
+		return nil, "", err
+	}
+	unseen, err := s.unseen()
 	if err != nil {
 		return nil, "", err
 	}
 	w := s.writable()
 	switch kind {
 	case "", "auto":
+		if len(unseen) > 0 {
+			return nil, "", unseenError(unseen)
+		}
 		if len(w) > 0 {
 			return Freeze(o), "freeze: mounted read-write: " + names(w) + s.warning(), nil
 		}
@@ -28,14 +37,45 @@ func Choose(kind string, o Options) (Provider, string, error) {
 		if len(w) == 0 {
 			return nil, "", fmt.Errorf("view: freeze: %w", ErrNothingToFreeze)
 		}
-		return Freeze(o), "freeze: as asked: " + names(w) + s.warning(), nil
+		return Freeze(o), "freeze: as asked: " + names(w) + s.warning() + warnUnseen(unseen), nil
 	case "offline":
 		if len(w) > 0 {
 			return nil, "", fmt.Errorf("view: offline: %w: %s", ErrMounted, names(w))
 		}
-		return Offline(o), "offline: as asked" + s.warning(), nil
+		o.Unseen = true
+		return Offline(o), "offline: as asked" + s.warning() + warnUnseen(unseen), nil
 	}
 	return nil, "", fmt.Errorf("view: unknown kind %q, want auto, freeze or offline", kind)
+}
+
+// unseen names the devices that somebody holds who cannot be seen.
+func (s *scene) unseen() ([]string, error) {
+	var all []string
+	for _, src := range s.sources {
+		hidden, err := s.table.Hidden(src.path)
+		if err != nil {
+			return nil, fmt.Errorf("view: %w", err)
+		}
+		for _, h := range hidden {
+			if !slices.Contains(all, h) {
+				all = append(all, h)
+			}
+		}
+	}
+	return all, nil
+}
+
+func unseenError(devices []string) error {
+	return fmt.Errorf("view: %s: %w", strings.Join(devices, ", "), ErrUnseen)
+}
+
+// warnUnseen says what the copy may lack.
+func warnUnseen(devices []string) string {
+	if len(devices) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; WARNING: %s: %v: what its holder has not written out yet is not in the copy, and nothing stops it from writing",
+		strings.Join(devices, ", "), ErrUnseen)
 }
 
 func names(list []mounts.Filesystem) string {

@@ -56,6 +56,24 @@ func loadCounters(dev mounts.Dev) (counters, error) {
 	return parseCounters(string(b))
 }
 
+// writesInFlight returns how many writes the device works on, as the kernel counts
+// them (Documentation/ABI/stable/sysfs-block, inflight: reads, then writes).
+func writesInFlight(dev mounts.Dev) (uint64, error) {
+	b, err := os.ReadFile("/sys/dev/block/" + dev.String() + "/inflight")
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(b))
+	if len(fields) != 2 {
+		return 0, fmt.Errorf("inflight: %d fields, want 2", len(fields))
+	}
+	n, err := strconv.ParseUint(fields[1], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("inflight: %w", err)
+	}
+	return n, nil
+}
+
 // touch reads a block past the page cache.
 func touch(path string) error {
 	d, err := block.Open(path, block.Options{Direct: true})

@@ -9,12 +9,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/mounts"
 )
 
 // Offline returns a provider that stops nobody: it looks at what the kernel counts
 // before and after, and says when a source was written to. Hold refuses sources
-// with a writable filesystem on them (ErrMounted), and devices whose writes the
-// kernel does not count.
+// with a writable filesystem on them (ErrMounted), sources that somebody holds who
+// cannot be seen (ErrUnseen, unless Options allow it), devices whose writes the
+// kernel does not count, and devices on which writes are always in flight.
 func Offline(o Options) Provider { return offline{o} }
 
 type offline struct{ o Options }
@@ -22,21 +25,29 @@ type offline struct{ o Options }
 func (offline) Kind() string { return "offline" }
 
 func (p offline) Hold(ctx context.Context) (Held, error) {
-	if err := refuseMounted(p.o.Sources); err != nil {
+	if err := p.refuse(); err != nil {
 		return nil, err
 	}
 	return withHooks(ctx, p.o, p.hold)
 }
 
-func refuseMounted(sources []string) error {
-	s, err := look(sources)
+// refuse looks for whoever may write to the sources.
+func (p offline) refuse() error {
+	s, err := look(p.o.Sources)
 	if err != nil {
 		return err
 	}
 	if w := s.writable(); len(w) > 0 {
 		return fmt.Errorf("view: offline: %w: %s", ErrMounted, w[0])
 	}
-	return nil
+	if p.o.Unseen {
+		return nil
+	}
+	unseen, err := s.unseen()
+	if err == nil && len(unseen) > 0 {
+		err = unseenError(unseen)
+	}
+	return err
 }
 
 func (p offline) hold(ctx context.Context) (*held, error) {
@@ -54,7 +65,7 @@ func (p offline) hold(ctx context.Context) (*held, error) {
 	}
 	// One mounted since the first look has the chance to be seen now; a later one
 	// is told by its writes.
-	if err := refuseMounted(p.o.Sources); err != nil {
+	if err := p.refuse(); err != nil {
 		return nil, err
 	}
 	h.since = time.Now()
@@ -72,7 +83,55 @@ func watchOffline(ctx context.Context, s source) (watch, error) {
 	if err := flush(s.path); err != nil {
 		return nil, err
 	}
-	return watchDevice(s, true)
+	if err := idle(ctx, s.dev); err != nil {
+		return nil, err
+	}
+	counted, err := watchDevice(s, true)
+	if err != nil {
+		return nil, err
+	}
+	return watchIdle(s, counted), nil
+}
+
+// What the kernel counts as written is counted when a write ends. So nothing may be
+// in flight before the first look at the counters, nor before the last: a write that
+// was in flight all the time would not show.
+const (
+	idleLimit = 5 * time.Second
+	idlePoll  = time.Millisecond
+)
+
+// idle waits until no write is in flight.
+func idle(ctx context.Context, dev mounts.Dev) error {
+	limit := time.NewTimer(idleLimit)
+	defer limit.Stop()
+	for {
+		n, err := writesInFlight(dev)
+		if n == 0 || err != nil {
+			return err
+		}
+		select {
+		case <-time.After(idlePoll):
+		case <-limit.C:
+			return fmt.Errorf("%w: writes are always in flight (%d now): stop whoever writes to it", ErrBroken, n)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// watchIdle tells of a write that is in flight, and otherwise what counted tells.
+func watchIdle(s source, counted watch) watch {
+	return func() (string, error) {
+		n, err := writesInFlight(s.dev)
+		if err != nil {
+			return "", err
+		}
+		if n > 0 {
+			return fmt.Sprintf("%s: %d writes are in flight", s.path, n), nil
+		}
+		return counted()
+	}
 }
 
 // flush brings what the device's page cache holds to the device, so that it is not

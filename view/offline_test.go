@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/linux/mounts/mountstest"
 	"tidemark/view"
 )
@@ -195,5 +197,92 @@ func TestCoveredPathsAreThoseThatWouldWaitForTheThaw(t *testing.T) {
 	}
 	if want := []string{outer + "/new", nested + "/a/b", inner}; strings.Join(covered, "\n") != strings.Join(want, "\n") {
 		t.Errorf("covered %q, want %q", covered, want)
+	}
+}
+
+// wantUnseen checks that nobody calls the source offline by himself, and that who
+// asks for it is told.
+func wantUnseen(t *testing.T, path, dev string) {
+	t.Helper()
+	_, _, err := view.Choose("auto", sources(path))
+	if !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), dev) {
+		t.Errorf("auto on %s: %v", path, err)
+	}
+	if _, err := view.Offline(sources(path)).Hold(t.Context()); !errors.Is(err, view.ErrUnseen) {
+		t.Errorf("hold of %s: %v", path, err)
+	}
+	p, why, err := view.Choose("offline", sources(path))
+	if err != nil || !strings.Contains(why, "WARNING: "+dev) {
+		t.Fatalf("offline on %s: %q, %v", path, why, err)
+	}
+	if err := hold(t, p).Release(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLazilyUnmountedFilesystemIsNotOffline(t *testing.T) {
+	image := mountstest.Image(t, large)
+	dev := mountstest.Attach(t, image)
+	mountstest.Mkfs(t, "ext4", dev)
+	dir := mount(t, dev)
+	busy, err := os.Create(dir + "/busy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Unmount(dir, unix.MNT_DETACH), busy.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dev, image} {
+		wantUnseen(t, path, dev)
+	}
+	if _, err := busy.WriteString("only in memory"); err != nil {
+		t.Fatal(err)
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mountstest.Eventually(t, "the filesystem ends", func() bool {
+		_, why, err := view.Choose("auto", sources(dev))
+		return err == nil && strings.Contains(why, "no filesystem is mounted")
+	})
+}
+
+func TestFilesystemOfANamespaceThatNoProcessShowsIsNotOffline(t *testing.T) {
+	dev := mountstest.Disk(t, large)
+	mountstest.Mkfs(t, "ext4", dev)
+	// A namespace is kept by a bind mount, which must not be propagated to itself.
+	keep := t.TempDir()
+	mountstest.Run(t, "mount", "--bind", "--make-private", keep, keep)
+	t.Cleanup(func() { mountstest.Run(t, "umount", keep) })
+	if err := os.WriteFile(keep+"/ns", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	mountstest.Run(t, "unshare", "--mount="+keep+"/ns", "--propagation", "private", "mount", dev, dir)
+	wantUnseen(t, dev, dev)
+	mountstest.Run(t, "umount", keep+"/ns")
+	mountstest.Eventually(t, "the namespace ends", func() bool {
+		_, _, err := view.Choose("auto", sources(dev))
+		return err == nil
+	})
+}
+
+func TestRawUserBesideAMountedFilesystemIsNamed(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, large, 2)
+	mountstest.Mkfs(t, "ext4", parts[0])
+	dir := mount(t, parts[0])
+	raw, err := os.OpenFile(parts[1], os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if _, _, err := view.Choose("auto", sources(disk)); !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), parts[1]) {
+		t.Errorf("auto: %v", err)
+	}
+	if _, why, err := view.Choose("freeze", sources(disk)); err != nil || !strings.Contains(why, "WARNING: "+parts[1]) {
+		t.Errorf("freeze: %q, %v", why, err)
+	}
+	if _, why, err := view.Choose("auto", sources(parts[0])); err != nil || !strings.Contains(why, dir) {
+		t.Errorf("the partition beside it: %q, %v", why, err)
 	}
 }

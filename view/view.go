@@ -3,7 +3,8 @@
 // It owns the choice between freezing the filesystems on the sources and relying
 // on nobody writing to them, the hooks around it, and the proof, at the end, that
 // the sources did stand still. It refuses to call a source with a writable
-// filesystem on it offline, and to freeze where there is nothing to freeze.
+// filesystem on it offline, or one that somebody holds who cannot be seen, and to
+// freeze where there is nothing to freeze.
 //
 // A Provider may be used for one view after another, from one goroutine at a time;
 // each Hold looks at the machine anew. A Held may be released from any goroutine.
@@ -24,6 +25,9 @@ var (
 	ErrMounted = errors.New("a filesystem on the source is mounted read-write")
 	// ErrNothingToFreeze refuses a frozen view of a source without a filesystem.
 	ErrNothingToFreeze = errors.New("no writable filesystem is mounted from the source")
+	// ErrUnseen refuses a source that somebody holds who cannot be seen: what holds
+	// it may be a filesystem, whose writes would be missing in a copy.
+	ErrUnseen = errors.New("held exclusively, and not by a filesystem, swap area or device that can be seen from here")
 	// ErrHook says that a hook failed or did not end in time.
 	ErrHook = errors.New("hook failed")
 )
@@ -87,6 +91,9 @@ type Options struct {
 	// MaxFreeze bounds the time that filesystems are frozen; after it they thaw
 	// and the view is broken. 0 is no bound: they thaw when the process ends.
 	MaxFreeze time.Duration
+	// Unseen allows an offline view of sources that somebody holds who cannot be
+	// seen (ErrUnseen): a program that uses the device raw, and pauses.
+	Unseen bool
 	// Hooks run before and after.
 	Hooks Hooks
 }

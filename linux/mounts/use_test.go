@@ -83,6 +83,53 @@ func TestHiddenUserStillClaims(t *testing.T) {
 	mountstest.Eventually(t, "the claim ends", func() bool { return !use(t, disk).InUse() })
 }
 
+// hidden returns what is held by somebody unseen.
+func hidden(t *testing.T, path string) []string {
+	t.Helper()
+	list, err := read(t).Hidden(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+func TestHiddenNamesTheDeviceThatNobodySeenHolds(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, large, 3)
+	mountstest.Mkfs(t, "ext4", parts[0])
+	mountstest.Mkfs(t, "ext4", parts[1])
+	seen, unseen := mountstest.Mount(t, parts[0]), mountstest.Mount(t, parts[1])
+	mountstest.Run(t, "mkswap", parts[2])
+	mountstest.Run(t, "swapon", parts[2])
+	t.Cleanup(func() { mountstest.Run(t, "swapoff", parts[2]) })
+	inner := mountstest.Attach(t, mountstest.ImageIn(t, seen, small))
+	for _, path := range append(parts, disk, inner) {
+		if got := hidden(t, path); len(got) != 0 {
+			t.Errorf("%s: %q, but all is mounted where it can be seen", path, got)
+		}
+	}
+	busy, err := os.Create(unseen + "/busy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	if err := unix.Unmount(unseen, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	claim, err := os.OpenFile(inner, os.O_RDONLY|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Close()
+	for path, want := range map[string][]string{
+		disk: {inner, parts[1]}, parts[0]: {inner}, parts[1]: {parts[1]}, parts[2]: nil, inner: {inner},
+	} {
+		slices.Sort(want)
+		if got := hidden(t, path); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+}
+
 func TestSwapIsFoundOnItsDeviceAndThroughItsFile(t *testing.T) {
 	disk, parts := mountstest.Partitioned(t, large, 2)
 	mountstest.Run(t, "mkswap", parts[0])

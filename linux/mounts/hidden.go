@@ -1,0 +1,148 @@
+package mounts
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A claim that lasts no longer than this is one of a program that looks: mkfs,
+// fsck, a mount that fails, another one asking what Hidden asks.
+const (
+	briefClaim = time.Second
+	claimPoll  = 20 * time.Millisecond
+)
+
+// Hidden returns the devices, of that at path and all that store data there (for
+// an image file, of the loop devices over it), which somebody holds exclusively who
+// is not in the table: no filesystem, swap area or device made of it. That is a
+// filesystem whose mounts cannot be seen (lazily unmounted but still in use, of a
+// mount namespace that no process shows), one of a kind that is not known to span
+// devices, or a program that uses the device raw.
+//
+// Each device is claimed for a moment, as a mount would. One without a node in
+// /dev is passed over.
+func (t *Table) Hidden(path string) ([]string, error) {
+	roots, err := t.LoopsOver(path)
+	if err != nil {
+		return nil, err
+	}
+	d, err := DeviceOf(path)
+	if err == nil {
+		roots = append(roots, d)
+	} else if !errors.Is(err, unix.ENOTBLK) {
+		return nil, err
+	}
+	set, err := t.stack(roots)
+	if err != nil {
+		return nil, err
+	}
+	var hidden []string
+	for dev := range set {
+		at := ""
+		if dev == d {
+			at = path // may have no other node
+		}
+		name, err := t.hidden(dev, at)
+		if absent(err) {
+			continue // taken apart in between
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mounts: %w", err)
+		}
+		if name != "" {
+			hidden = append(hidden, name)
+		}
+	}
+	slices.Sort(hidden)
+	return hidden, nil
+}
+
+// hidden returns the path of d when it is held by somebody unseen. An empty path
+// stands for where its node usually is.
+func (t *Table) hidden(d Dev, path string) (string, error) {
+	n, err := t.sys.node(d)
+	if err != nil {
+		return "", err
+	}
+	known, err := t.explained(n)
+	if known || err != nil {
+		return "", err
+	}
+	if path == "" {
+		path = n.path()
+	}
+	for end := time.Now().Add(briefClaim); ; time.Sleep(claimPoll) {
+		held, err := n.claimed(path)
+		if !held || err != nil {
+			return "", err
+		}
+		if time.Now().After(end) {
+			return path, nil
+		}
+	}
+}
+
+// explained reports whether a claim on n is that of somebody in the table.
+func (t *Table) explained(n node) (bool, error) {
+	if known, err := t.user(n); known || err != nil {
+		return known, err
+	}
+	if n.partition {
+		disk, err := n.disk()
+		if err != nil {
+			return false, err
+		}
+		return t.user(disk)
+	}
+	parts, err := n.partitions()
+	if err != nil {
+		return false, err
+	}
+	for _, p := range parts {
+		// A claim on a partition is one on its disk as well (bd_may_claim in
+		// block/bdev.c). Whoever holds it is looked for there.
+		if held, err := p.claimed(p.path()); held || err != nil && !absent(err) {
+			return held, err
+		}
+	}
+	return false, nil
+}
+
+// user reports whether the table has somebody who holds exactly n.
+func (t *Table) user(n node) (bool, error) {
+	only := map[Dev]bool{n.dev: true}
+	for _, f := range t.filesystems {
+		if f.isOn(only) {
+			return true, nil
+		}
+	}
+	for _, s := range t.swaps {
+		if d, ok := t.sourceDevice(s.Path); ok && !s.File && d == n.dev {
+			return true, nil
+		}
+	}
+	over, err := t.sys.linked(n, "holders")
+	return len(over) > 0, err
+}
+
+// path returns where udev and devtmpfs have the device's node.
+func (n node) path() string { return "/dev/" + strings.ReplaceAll(n.name(), "!", "/") }
+
+// claimed is claimed for the device n at path. A node that is not there, or is
+// another device's, says no.
+func (n node) claimed(path string) (bool, error) {
+	if d, err := DeviceOf(path); err != nil || d != n.dev {
+		return false, nil
+	}
+	held, err := claimed(path)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOMEDIUM) {
+		return false, nil
+	}
+	return held, err
+}
