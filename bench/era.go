@@ -14,7 +14,7 @@ import (
 const (
 	eraBlocks       = 1 << 24
 	eraMetadataSize = 128 << 20 // bytes, enough for them
-	eraRounds       = 5
+	eraRounds       = 3
 )
 
 // peers are programs of others that are not on every machine.
@@ -84,15 +84,18 @@ func feedMetadata(s era.Sink, r *rand.Rand) error {
 	if err := s.BeginArray(); err != nil {
 		return err
 	}
-	eras := make([]era.Era, eraBlocks)
+	eras := make([]era.Era, 0, atOnce)
 	for at := 0; at < eraBlocks; {
-		run, e := 1+r.IntN(64), era.Era(r.IntN(98))
-		for ; run > 0 && at < eraBlocks; run, at = run-1, at+1 {
-			eras[at] = e
+		run, e := min(1+r.IntN(64), eraBlocks-at), era.Era(r.IntN(98))
+		for range run {
+			eras = append(eras, e)
 		}
-	}
-	if err := s.Eras(eras); err != nil {
-		return err
+		if at += run; len(eras) >= atOnce-64 || at == eraBlocks {
+			if err := s.Eras(eras); err != nil {
+				return err
+			}
+			eras = eras[:0]
+		}
 	}
 	if err := s.EndArray(); err != nil {
 		return err
@@ -124,8 +127,13 @@ func (l *lab) eraJob(image, newer string, job []string) error {
 			t.user, t.wall = append(t.user, u.user), append(t.wall, u.wall)
 			t.memory = append(t.memory, float64(u.memory)/(1<<20))
 		}
-		if err := sameLines(l.path("out0"), l.path("out1"), l.path("out2")); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+		for _, other := range []string{"out1", "out2"} {
+			// White space is where the versions differ. It is not done here, because
+			// what this program takes counts as the memory of those it starts.
+			same := fmt.Sprintf(`cmp <(tr -d ' \t\n' <%s) <(tr -d ' \t\n' <%s)`, l.path("out0"), l.path(other))
+			if _, err := l.do("bash", "-c", same); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
 		}
 	}
 	for i, t := range tools {
@@ -134,25 +142,6 @@ func (l *lab) eraJob(image, newer string, job []string) error {
 			ratio = "**" + t.user.over(tools[0].user).spread("%.2f") + "**"
 		}
 		fmt.Printf("| %s: %s | %s | %s | %s | %.0f |\n", strings.Join(job, " "), t.name, t.user.spread("%.3f"), ratio, t.wall.spread("%.3f"), t.memory.median())
-	}
-	return nil
-}
-
-// sameLines compares what tools wrote, but for white space, in which the versions
-// differ.
-func sameLines(paths ...string) error {
-	var first string
-	for i, path := range paths {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		text := strings.NewReplacer(" ", "", "\t", "").Replace(strings.TrimSpace(string(b)))
-		if i == 0 {
-			first = text
-		} else if text != first {
-			return fmt.Errorf("%s and %s differ", paths[0], path)
-		}
 	}
 	return nil
 }
