@@ -165,7 +165,6 @@ func classes() []class {
 		{dmera.ErrSuspended, exitBusy, `"dmsetup resume NAME" lets it go on, if nobody else will`},
 		{dmera.ErrFuture, exitMarkLost, "take everything as changed; the era is not of this metadata"},
 		{dmera.ErrDiscards, exitMarkLost, "take everything as changed once"},
-		{errOtherMetadata, exitMarkLost, "take everything as changed once, and keep the new identity"},
 		{dmera.ErrNotEra, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
 		{dmera.ErrFailed, exitDamaged, `close the device and run "tidemark era check" on the metadata`},
 		{dm.ErrBusy, exitBusy, "unmount it, or end what uses it"},
