@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -41,6 +42,7 @@ const (
 	exitRefused     exitCode = 6
 	exitBusy        exitCode = 7
 	exitDamaged     exitCode = 8
+	exitHungUp      exitCode = 128 + exitCode(syscall.SIGHUP)
 	exitInterrupted exitCode = 128 + exitCode(syscall.SIGINT)
 	exitTerminated  exitCode = 128 + exitCode(syscall.SIGTERM)
 )
@@ -66,6 +68,8 @@ func (c exitCode) meaning() string {
 		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the era device or its metadata is in use."
 	case exitDamaged:
 		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, dm-era metadata, or a stream; nothing was written."
+	case exitHungUp:
+		return "Ended by SIGHUP: the terminal or connection is gone; the same as below."
 	case exitInterrupted:
 		return "Ended by SIGINT; the target of a mirror is old or new, the next run goes on."
 	case exitTerminated:
@@ -78,7 +82,7 @@ func (c exitCode) meaning() string {
 func everywhere() []exitCode { return []exitCode{exitOK, exitError, exitUsage} }
 
 // interruptible lists those of a command that takes long.
-func interruptible() []exitCode { return []exitCode{exitInterrupted, exitTerminated} }
+func interruptible() []exitCode { return []exitCode{exitHungUp, exitInterrupted, exitTerminated} }
 
 // errDifferent says that a comparison found differences.
 var errDifferent = errors.New("differences found")
@@ -102,7 +106,10 @@ type signalError struct{ signal syscall.Signal }
 func (e signalError) Error() string { return "stopped by " + signalName(e.signal) }
 
 func signalName(s syscall.Signal) string {
-	if s == syscall.SIGTERM {
+	switch s {
+	case syscall.SIGHUP:
+		return "SIGHUP"
+	case syscall.SIGTERM:
 		return "SIGTERM"
 	}
 	return "SIGINT"
@@ -143,7 +150,10 @@ func classes() []class {
 		{track.ErrEraUnfit, exitRefused, "--tracker bpf does without the metadata"},
 		{track.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
-		{pairs.ErrRefused, exitRefused, "give another target, or detach this one; --force overwrites what nobody uses"},
+		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
+		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
+		{pairs.ErrHoldsOther, exitRefused, "give another target, or overwrite this one with --force"},
+		{pairs.ErrRefused, exitRefused, "give another target"},
 		{pairs.ErrNoMirror, exitError, "give the target of a mirror"},
 		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
 		{view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view offline"},
@@ -228,7 +238,7 @@ func hintOf(err error) string {
 
 // printError tells what went wrong and what to do next.
 func printError(w io.Writer, cmd *cobra.Command, err error, code exitCode) {
-	if code == exitInterrupted || code == exitTerminated {
+	if slices.Contains(interruptible(), code) {
 		fmt.Fprintf(w, "tidemark: stopped by %s\n", signalName(syscall.Signal(code-128)))
 		if !errors.Is(err, context.Canceled) {
 			fmt.Fprintf(w, "tidemark: %v\n", err)

@@ -44,13 +44,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return int(code)
 }
 
-// withSignals returns a context that SIGINT or SIGTERM ends, with the signal as
-// its cause. What the signal interrupted unwinds: it thaws, discards and
+// withSignals returns a context that SIGINT, SIGTERM or SIGHUP ends, with the signal
+// as its cause; SIGHUP unless it is ignored, as nohup does. What the signal interrupted unwinds: it thaws, discards and
 // releases before the program ends. A second signal does not hurry that.
 func withSignals(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,7 +89,7 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 		return errors.New("--dry-run and --every do not go together")
 	}
 	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
-		return fmt.Errorf("--block-size %d is not a power of two from 4096 on", b)
+		return fmt.Errorf("--block-size %d is not a power of two from 4096 on (K is 1000, KiB is 1024)", b)
 	}
 	_, err := f.pairsOf(args)
 	return err
@@ -123,6 +126,7 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 	if err != nil {
 		return usageError{err}
 	}
+	defer outliveReaders()()
 	once := func(ctx context.Context) error {
 		bar := newProgress(cmd.ErrOrStderr(), f.asJSON)
 		reports, err := f.mirror(ctx, g, list, bar)
@@ -137,16 +141,28 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 	})
 }
 
+// outliveReaders has a write fail whose reader is gone, where it would end the program
+// at once: there may be something to thaw, to finish, and a hook to run. The function
+// that it returns undoes that.
+func outliveReaders() func() {
+	ignored := make(chan os.Signal, 1) // a signal that is notified, and not ignored, is none of the hooks'
+	signal.Notify(ignored, syscall.SIGPIPE)
+	return func() { signal.Stop(ignored) }
+}
+
 // repeat calls once at every interval until ctx ends; a call that takes longer
 // delays the next. An error that may pass is told and tried again; a refusal, damage
-// or a signal ends it.
+// or a signal ends it, and so does a source that cannot be opened the first time.
 func repeat(ctx context.Context, interval time.Duration, once func(context.Context) error, told func(error)) error {
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
-	for {
+	for first := true; ; first = false {
 		if err := once(ctx); err != nil {
+			if first && errors.Is(err, pairs.ErrSource) {
+				return err
+			}
 			switch classify(ctx, err) {
-			case exitUsage, exitRefused, exitDamaged, exitInterrupted, exitTerminated:
+			case exitUsage, exitRefused, exitDamaged, exitHungUp, exitInterrupted, exitTerminated:
 				return err
 			}
 			told(err)

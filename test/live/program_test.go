@@ -27,6 +27,7 @@ const (
 	exitBusy       = 7
 	exitDamaged    = 8
 	exitKilled     = -1
+	exitByHUP      = 129
 	exitByINT      = 130
 	exitByTERM     = 143
 	patience       = 30 * time.Second // for what must come true

@@ -2,6 +2,7 @@ package live_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -16,6 +17,7 @@ var signals = []struct {
 }{
 	{"SIGINT", syscall.SIGINT, exitByINT},
 	{"SIGTERM", syscall.SIGTERM, exitByTERM},
+	{"SIGHUP", syscall.SIGHUP, exitByHUP},
 }
 
 func TestInterruptedFirstCopyIsResumedNotRestarted(t *testing.T) {
@@ -136,4 +138,29 @@ func TestSourceThatHangsWhileFrozenIsThawedInTime(t *testing.T) {
 			must(t, "e2fsck", "-fn", image)
 		})
 	}
+}
+
+// When the connection is gone, what was quiesced must go on all the same.
+func TestPostHookRunsWhenTheTerminalIsGone(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev := loop(t, dir, 64*mib)
+	mount(t, "ext4", dev, dir)
+	pre, post := filepath.Join(dir, "pre"), filepath.Join(dir, "post")
+	r := p.start(t, "mirror", "--pre-hook", ": >"+pre+"; exec sleep 600", "--post-hook", ": >"+post, dev, filepath.Join(dir, "mirror.img"))
+	until(t, "the hook runs", func() bool { return exists(pre) })
+	r.kill(t, syscall.SIGHUP).want(t, exitByHUP, "stopped by SIGHUP")
+	if !exists(post) {
+		t.Error("the post-hook did not run")
+	}
+
+	// Without a terminal, only the pipes break.
+	image := filepath.Join(dir, "other.img")
+	if err := os.Remove(post); err != nil {
+		t.Fatal(err)
+	}
+	q := p.through("sh", "-c", `"$0" "$@" 2>&1 | true`)
+	q.run(t, "mirror", "--pre-hook", "sleep 0.1", "--post-hook", ": >"+post, dev, image)
+	until(t, "the post-hook ran", func() bool { return exists(post) })
+	until(t, "it has ended", func() bool { return p.run(t, "verify", image).code == exitOK })
 }

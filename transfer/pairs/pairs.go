@@ -32,6 +32,13 @@ import (
 var (
 	// ErrRefused says that a target holds, or may hold, what must not be lost.
 	ErrRefused = errors.New("refused")
+	// ErrInUse, ErrTooSmall and ErrHoldsOther wrap ErrRefused, and say why. Only
+	// what the last one refuses is done with Options.Overwrite.
+	ErrInUse      = fmt.Errorf("%w: it is in use", ErrRefused)
+	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
+	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
+	// ErrSource says that a source cannot be opened.
+	ErrSource = errors.New("source")
 	// ErrNoMirror says that nothing is known of a target.
 	ErrNoMirror = errors.New("no mirror")
 	// ErrPending says that a committed update has not reached a target yet.
@@ -247,14 +254,14 @@ func blockSize(granularity int64) int64 {
 func openSource(path string) (*source, error) {
 	d, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrSource, err)
 	}
 	src := &source{Device: d}
 	if !d.IsDevice() {
 		return src, nil
 	}
 	if src.id, err = block.Identify(path); err != nil {
-		return nil, errors.Join(fmt.Errorf("source: %w", err), d.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrSource, err), d.Close())
 	}
 	return src, nil
 }

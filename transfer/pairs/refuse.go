@@ -55,7 +55,7 @@ func (t *target) refuseUsed(sources []*source) error {
 		return fmt.Errorf("target: %w", err)
 	}
 	if use.InUse() {
-		return fmt.Errorf("target: %s: %w: it is in use (%s)", t.path, ErrRefused, use)
+		return fmt.Errorf("target: %s: %w (%s)", t.path, ErrInUse, use)
 	}
 	return nil
 }
@@ -102,14 +102,14 @@ func (t *target) refuseForeign(src *source, overwrite bool) error {
 	}
 	defer d.Close()
 	if t.device && d.Size() < src.Size() {
-		return fmt.Errorf("target: %s: %w: it has %d bytes, %s has %d", t.path, ErrRefused, d.Size(), src.Path(), src.Size())
+		return fmt.Errorf("target: %s: %w: it has %d bytes, %s has %d", t.path, ErrTooSmall, d.Size(), src.Path(), src.Size())
 	}
 	if overwrite {
 		return nil
 	}
 	if !t.device {
 		if d.Size() != 0 && d.Size() != src.Size() {
-			return fmt.Errorf("target: %s: %w: it is no copy of %s, having %d bytes and not %d", t.path, ErrRefused, src.Path(), d.Size(), src.Size())
+			return fmt.Errorf("target: %s: %w: it is no copy of %s, having %d bytes and not %d", t.path, ErrHoldsOther, src.Path(), d.Size(), src.Size())
 		}
 		return nil
 	}
@@ -118,7 +118,7 @@ func (t *target) refuseForeign(src *source, overwrite bool) error {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	if len(found) > 0 {
-		return fmt.Errorf("target: %s: %w: it holds %s", t.path, ErrRefused, found[0])
+		return fmt.Errorf("target: %s: %w: it holds %s", t.path, ErrHoldsOther, found[0])
 	}
 	return nil
 }
@@ -127,11 +127,11 @@ func (t *target) refuseForeign(src *source, overwrite bool) error {
 // a source that was larger.
 func (t *target) refuseOther(src *source, st sidecar.State) error {
 	if now := src.origin(); !sameOrigin(st.Source, now) {
-		return fmt.Errorf("target: %s: %w: it is a mirror of %s, not of %s", t.path, ErrRefused, describe(st.Source), describe(now))
+		return fmt.Errorf("target: %s: %w: it is a mirror of %s, not of %s", t.path, ErrHoldsOther, describe(st.Source), describe(now))
 	}
 	if st.Complete && src.Size() < st.Size {
 		return fmt.Errorf("target: %s: %w: %s has shrunk from %d to %d bytes, and the rest would be cut off",
-			t.path, ErrRefused, src.Path(), st.Size, src.Size())
+			t.path, ErrHoldsOther, src.Path(), st.Size, src.Size())
 	}
 	return nil
 }

@@ -165,7 +165,7 @@ func (t *target) openDisk(size int64) (err error) {
 		return err
 	}
 	if t.device && t.disk.Size() < size {
-		return fmt.Errorf("%s: %w: it has %d bytes, the source has %d", t.path, ErrRefused, t.disk.Size(), size)
+		return fmt.Errorf("%s: %w: it has %d bytes, the source has %d", t.path, ErrTooSmall, t.disk.Size(), size)
 	}
 	return nil
 }
