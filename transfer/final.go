@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// maxAttempts is how often the view is given up and held again because more
-	// was left than expected.
-	maxAttempts = 4
+	// MaxAttempts is how often the view is held at most, when more was left than
+	// expected and it had to be given up.
+	MaxAttempts = 4
 	// maxRounds is how often what was written although the view is held is
 	// copied before the view is given up.
 	maxRounds = 5
@@ -33,8 +33,8 @@ var errTooMuch = errors.New("too much is left")
 // view had to be given up early and another round of copying may help.
 func (r *runner) final(ctx context.Context, attempt int) (again bool, err error) {
 	if rest := r.restBytes(); !r.unbounded() && r.speed.time(rest) > r.o.MaxFreeze {
-		return false, fmt.Errorf("%w: %d bytes would take %v, allowed are %v",
-			ErrNotConverging, rest, r.speed.time(rest).Round(time.Millisecond), r.o.MaxFreeze)
+		return false, fmt.Errorf("%w: %d bytes would take %v at %s, allowed are %v",
+			ErrNotConverging, rest, r.speed.time(rest).Round(time.Millisecond), &r.speed, r.o.MaxFreeze)
 	}
 	r.o.Progress(Event{Phase: "settle"})
 	held, err := r.o.View.Hold(ctx)
@@ -56,7 +56,7 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 		err = errTooMuch
 	}
 	if errors.Is(err, errTooMuch) || errors.Is(err, ErrWrittenWhileHeld) {
-		if attempt < maxAttempts && ctx.Err() == nil && !r.echoes() {
+		if attempt < MaxAttempts && ctx.Err() == nil && !r.echoes() {
 			return true, nil
 		}
 		if errors.Is(err, errTooMuch) {

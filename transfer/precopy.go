@@ -246,5 +246,13 @@ func (s *speed) time(bytes int64) time.Duration {
 	return time.Duration(float64(bytes) / float64(s.bytes) * float64(s.took))
 }
 
+// String says how fast that is, and how that is known.
+func (s *speed) String() string {
+	if s.bytes == 0 {
+		return fmt.Sprintf("%d MiB/s, which is presumed", presumedSpeed>>20)
+	}
+	return fmt.Sprintf("%.1f MiB/s, as measured", float64(s.bytes)/s.took.Seconds()/(1<<20))
+}
+
 // wholeOf returns the set of all bytes of a source.
 func wholeOf(size int64) extent.Set { return extent.NewSet(extent.Extent{Len: size}) }

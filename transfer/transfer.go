@@ -130,6 +130,7 @@ type Report struct {
 	FrozenMS float64       `json:"frozen_ms"`
 	Took     time.Duration `json:"-"`
 	TookMS   float64       `json:"duration_ms"`
+	Notes    []string      `json:"notes"`   // what was told during the run, of all its pairs
 	Outcome  string        `json:"outcome"` // "ok", what went wrong, or "pending: " and that when the next run will finish it
 }
 

@@ -42,9 +42,11 @@ func newMirror(g *globals) *cobra.Command {
 
 While SRC is in use, what changed is copied again and again until little is left. Then every filesystem on SRC is frozen, the rest is read, and the filesystems are thawed; a watchdog thaws them even if tidemark is killed. DST is old or new, never between: a run that is interrupted leaves it as it was, and the next run goes on or finishes it.
 
-DST should not lie on a filesystem of SRC: every run would change SRC by what it writes. It works while little changes, and ends with exit code 3 when it does not get less.
+What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder (--state-dir). Neither that nor DST should lie on a filesystem of SRC: every run would change SRC by what it writes. It is said when they do. It works while little changes, ends with exit code 3 when it does not get less, and fails rather than leave less than a tenth of that filesystem free.
 
-What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs.
+An image that exists and is no mirror yet is taken for an older copy when it has the size of SRC: the first run compares, says so, and overwrites what differs. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs. Without support in the kernel (see "tidemark doctor"), or with --tracker scan, that can only be done while a mounted SRC is frozen, which takes longer than --max-freeze but for small disks and ends with exit code 3: unmount it, or allow the time with --max-freeze or --force-freeze.
+
+Hooks are run by /bin/sh and killed after 60 s. They find in their environment TIDEMARK_HOOK ("pre-hook" or "post-hook"), TIDEMARK_SOURCE (the first SRC) and TIDEMARK_SOURCES (all, one a line). They run again with each freeze that had to be given up and is tried again.
 
 A dm-era device (see "tidemark era create") is not tracked: it is asked for its eras, which outlive reboots and power cuts. A run takes the metadata snapshot while SRC stands still, and drops it. The mark is lost, and all is compared, when the device was resized, took discards, or has other metadata or data than before. Writes to the data device past the era device are noticed only by chance: do not mount it. Passes while SRC is in use begin with a short freeze, since dm-era does not tell when a write ends.`,
 		example: `tidemark mirror /dev/vdb1 /backup/vdb1.img
@@ -62,17 +64,17 @@ tidemark mirror --every 10m --pair /dev/vdb=/backup/vdb.img --pair /dev/vdc=/bac
 
 func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST")
+	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant, split at the first =; instead of SRC and DST")
 	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto asks the metadata of a dm-era device, uses bpf elsewhere where it can; scan reads and compares everything", "auto", "bpf", "era", "scan")
 	addChoice(cmd, &f.view, "view", "what stands still: auto freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline")
-	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "longest `time` that filesystems may be frozen")
+	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, fmt.Sprintf("longest `time` that filesystems may be frozen in one attempt, of which a run makes %d at most", transfer.MaxAttempts))
 	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")
-	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before the freeze; nothing is frozen if it fails")
-	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after the thaw, also when the copy failed")
+	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before each freeze; nothing is frozen if it fails")
+	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after each thaw, also when the copy failed")
 	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
 	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
-	flags.BoolVar(&f.force, "force", false, "overwrite a target that holds something else, that is the mirror of another source or of a larger one, or of which what is known is damaged; never one in use")
+	flags.BoolVar(&f.force, "force", false, "overwrite a device that holds a filesystem, an image that has not the size of SRC, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
 	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
@@ -128,10 +130,10 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 	}
 	defer outliveReaders()()
 	once := func(ctx context.Context) error {
-		bar := newProgress(cmd.ErrOrStderr(), f.asJSON)
+		bar := &noting{progress: newProgress(cmd.ErrOrStderr(), f.asJSON), notes: []string{}}
 		reports, err := f.mirror(ctx, g, list, bar)
 		bar.End()
-		return errors.Join(err, f.print(cmd.OutOrStdout(), list, reports, err))
+		return errors.Join(err, f.print(cmd.OutOrStdout(), list, reports, bar.notes, err))
 	}
 	if f.every == 0 {
 		return once(cmd.Context())
@@ -176,8 +178,9 @@ func repeat(ctx context.Context, interval time.Duration, once func(context.Conte
 }
 
 // print tells what a run did. A run that failed before it had anything to report
-// still gives programs one object for each pair.
-func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.Report, failed error) error {
+// still gives programs one object for each pair. What people are told on stderr is
+// in each of them.
+func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.Report, notes []string, failed error) error {
 	if !f.asJSON {
 		if failed != nil {
 			return nil
@@ -190,6 +193,7 @@ func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.R
 		}
 	}
 	for _, rep := range reports {
+		rep.Notes = notes
 		if err := printJSON(w, rep); err != nil {
 			return err
 		}

@@ -49,6 +49,17 @@ func (silent) Begin(string, int64) {}
 func (silent) Done(int64)          {}
 func (silent) End()                {}
 
+// noting is a progress that remembers what it was told.
+type noting struct {
+	progress
+	notes []string
+}
+
+func (n *noting) Note(text string) {
+	n.notes = append(n.notes, text)
+	n.progress.Note(text)
+}
+
 // bars draws a bar with rate and time left.
 type bars struct {
 	w   io.Writer

@@ -99,7 +99,11 @@ func newTrackStop(g *globals) *cobra.Command {
 		run: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, device := range args {
-				errs = append(errs, track.Stop(cmd.Context(), device, g.trackOptions()))
+				err := track.Stop(cmd.Context(), device, g.trackOptions())
+				if errors.Is(err, track.ErrNotTracked) {
+					err = hinted{err, `"tidemark track status" lists what is tracked`}
+				}
+				errs = append(errs, err)
 			}
 			return errors.Join(errs...)
 		},

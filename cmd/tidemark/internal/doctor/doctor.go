@@ -65,7 +65,7 @@ func Run(o Options) Report {
 		detail, err := p.try()
 		c := Check{Name: p.name, OK: err == nil, Detail: detail, Consequence: p.good}
 		if err != nil {
-			c.Detail, c.Consequence = err.Error(), p.bad
+			c.Detail, c.Consequence = detailOf(err), p.bad
 		}
 		switch {
 		case err != nil && p.live:
@@ -76,6 +76,17 @@ func Run(o Options) Report {
 		rep.Checks = append(rep.Checks, c)
 	}
 	return rep
+}
+
+// detailOf says what is missing. What a user who may not do a thing is told by
+// libraries and by the kernel is about their workings.
+func detailOf(err error) string {
+	for _, refusal := range []error{unix.EPERM, unix.EACCES} {
+		if errors.Is(err, refusal) {
+			return fmt.Sprintf("needs root (%v)", refusal)
+		}
+	}
+	return err.Error()
 }
 
 func probes(o Options) []probe {

@@ -1,10 +1,13 @@
 package doctor
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestEveryCheckSaysWhatFollows(t *testing.T) {
@@ -59,5 +62,19 @@ func TestAMissingBPFFSFallsToScan(t *testing.T) {
 	rep := Run(Options{BPFFS: filepath.Join(t.TempDir(), "nowhere")})
 	if rep.Live == Incremental {
 		t.Errorf("%+v", rep)
+	}
+}
+
+func TestWhoIsNotRootIsToldSoAndNoMore(t *testing.T) {
+	for _, err := range []error{
+		fmt.Errorf("load program: %w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM),
+		&os.PathError{Op: "mkdir", Path: "/dev/mapper", Err: unix.EACCES},
+	} {
+		if got := detailOf(err); !strings.HasPrefix(got, "needs root (") || strings.Contains(got, "MEMLOCK") || strings.Contains(got, "mkdir") {
+			t.Errorf("%v: %s", err, got)
+		}
+	}
+	if got := detailOf(unix.ENOENT); got != unix.ENOENT.Error() {
+		t.Errorf("a file that is missing: %s", got)
 	}
 }
