@@ -13,7 +13,8 @@ import (
 var ErrNoCounters = errors.New("the kernel does not count what is written to it")
 
 // Counters are what the kernel has counted on a device since it appeared
-// (Documentation/block/stat.rst, fields 3, 7 and 14), in sectors of 512 bytes.
+// (Documentation/block/stat.rst, fields 3, 7 and 14), in sectors of 512 bytes. They
+// grow before the program hears that its request is done.
 type Counters struct {
 	Read      uint64
 	Written   uint64

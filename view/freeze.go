@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"tidemark/block"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/mounts"
 )
@@ -173,7 +174,7 @@ func watchFrozen(s *scene) ([]watch, error) {
 		default:
 			w, err = watchDevice(src, false)
 		}
-		if errors.Is(err, errNoCounters) {
+		if errors.Is(err, block.ErrNoCounters) {
 			continue
 		}
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/linux/mounts"
 )
 
@@ -170,20 +171,20 @@ type watch func() (changed string, err error)
 // watchDevice looks at written sectors, and at discarded ones where those count:
 // a filesystem may have discards of free space under way when it is frozen.
 func watchDevice(s source, discards bool) (watch, error) {
-	before, err := readCounters(s.path, s.dev)
+	before, err := block.ReadCounters(s.path)
 	if err != nil {
 		return nil, err
 	}
 	return func() (string, error) {
-		after, err := readCounters(s.path, s.dev)
+		after, err := block.ReadCounters(s.path)
 		if err != nil {
 			return "", err
 		}
 		var words []string
-		if n := after.written - before.written; n != 0 {
+		if n := after.Written - before.Written; n != 0 {
 			words = append(words, fmt.Sprintf("%d sectors were written", n))
 		}
-		if n := after.discarded - before.discarded; n != 0 && discards {
+		if n := after.Discarded - before.Discarded; n != 0 && discards {
 			words = append(words, fmt.Sprintf("%d sectors were discarded", n))
 		}
 		if len(words) == 0 {
