@@ -142,6 +142,10 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
+	return slices.Concat(mirrorClasses(), eraClasses(), machineClasses())
+}
+
+func mirrorClasses() []class {
 	return []class{
 		{errDifferent, exitDifferent, ""},
 		{track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
@@ -168,6 +172,11 @@ func classes() []class {
 		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
 		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
 		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+	}
+}
+
+func eraClasses() []class {
+	return []class{
 		{dmera.ErrHasMetadata, exitRefused, `"tidemark era open" brings its device up; --force makes it anew, and forgets what was written when`},
 		{dmera.ErrNotEmpty, exitRefused, "give another metadata device, or overwrite this one with --force"},
 		{dmera.ErrRefused, exitRefused, ""},
@@ -204,6 +213,11 @@ func classes() []class {
 		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{boot.ErrUnsuitable, exitRefused, ""},
 		{boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
+	}
+}
+
+func machineClasses() []class {
+	return []class{
 		{fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
 		{bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
 		{errNotReady, exitError, ""},
