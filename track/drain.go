@@ -19,7 +19,8 @@ const (
 // drain waits until the writes that were queued before tracking began are done:
 // on a bio-based disk nobody knows their ranges, so their completion cannot be
 // marked. Then a new epoch begins, which leaves behind the doubt that those
-// completions raised.
+// completions raised. Where the barrier fails, or has nothing to hold up, an instant
+// without a write in flight does as well.
 func (s *session) drain(ctx context.Context, barrier func(context.Context) error) error {
 	drained := errors.New("no barrier")
 	if barrier != nil {
@@ -27,16 +28,24 @@ func (s *session) drain(ctx context.Context, barrier func(context.Context) error
 	}
 	if drained != nil {
 		if err := waitIdle(ctx, s.rec.Disk); err != nil {
-			return err
+			return fmt.Errorf("track: start on %s: tracking has no clean beginning: pause the writers for a moment: %w", s.rec.Disk, err)
 		}
 	}
 	_, err := s.flip()
 	return err
 }
 
-// waitIdle waits until the kernel has counted no write in flight on the disk.
-func waitIdle(ctx context.Context, disk string) error {
-	ctx, cancel := context.WithTimeout(ctx, drainLimit)
+func waitIdle(ctx context.Context, disk string) error { return WaitIdle(ctx, disk, drainLimit) }
+
+// WaitIdle waits until the kernel has counted no write in flight on the disk, given
+// by its kernel name, but no longer than limit. The disk is polled, so that one that
+// is never idle for long may be missed. It is an error when the kernel does not
+// count.
+func WaitIdle(ctx context.Context, disk string, limit time.Duration) error {
+	if err := countsInFlight(disk); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		busy, err := writesInFlight(disk)
@@ -45,11 +54,29 @@ func waitIdle(ctx context.Context, disk string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("track: start on %s: %d writes are always in flight, so tracking has no clean beginning: "+
-				"pause the writers for a moment: %w", disk, busy, ctx.Err())
+			return fmt.Errorf("track: %s: writes are always in flight (%d now): %w", disk, busy, ctx.Err())
 		case <-time.After(drainPoll):
 		}
 	}
+}
+
+// countsInFlight refuses a disk of device-mapper or md whose queue/iostats is 0:
+// these count nothing then (dm_start_io_acct in drivers/md/dm.c, md_account_bio in
+// drivers/md/md.c). Other drivers without requests count all the same, or have done
+// a write when they return.
+func countsInFlight(disk string) error {
+	dir := filepath.Join("/sys/block", disk)
+	_, dm := os.Stat(filepath.Join(dir, "dm"))
+	_, md := os.Stat(filepath.Join(dir, "md"))
+	if dm != nil && md != nil {
+		return nil
+	}
+	path := filepath.Join(dir, "queue", "iostats")
+	raw, err := os.ReadFile(path)
+	if err == nil && strings.TrimSpace(string(raw)) == "0" {
+		return fmt.Errorf("track: %s: whether writes are in flight cannot be told while %s is 0", disk, path)
+	}
+	return nil
 }
 
 // writesInFlight counts the writes that the kernel says are in flight on a disk

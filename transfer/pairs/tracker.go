@@ -169,9 +169,13 @@ func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
 }
 
 // Drain freezes and thaws what is mounted from a device, within limit; when it
-// returns, no write from before is in flight.
+// returns nil, no write from before is in flight. The error wraps
+// view.ErrNothingToFreeze where nothing is mounted that could be frozen.
 func Drain(ctx context.Context, device string, limit time.Duration) error {
-	_, _, err := drain(ctx, device, limit)
+	_, frozen, err := drain(ctx, device, limit)
+	if err == nil && !frozen {
+		return fmt.Errorf("drain: %s: %w", device, view.ErrNothingToFreeze)
+	}
 	return err
 }
 
@@ -185,10 +189,23 @@ func drain(ctx context.Context, device string, limit time.Duration) (time.Durati
 	if err != nil {
 		return 0, false, err
 	}
-	err = held.Release()
+	err = errors.Join(idle(ctx, device), held.Release())
 	var frozen time.Duration
 	if b, ok := held.(view.Breaker); ok {
 		frozen = b.Report().Frozen
 	}
 	return frozen, true, err
+}
+
+// idleFrozen is how long writes in flight are waited for while filesystems are
+// frozen: what they may have under way then are discards.
+const idleFrozen = time.Second
+
+// idle waits for those who write past the filesystems, to another partition say.
+func idle(ctx context.Context, device string) error {
+	id, err := block.Identify(device)
+	if err != nil {
+		return err
+	}
+	return track.WaitIdle(ctx, id.Disk, idleFrozen)
 }
