@@ -10,7 +10,8 @@
 // # What must never happen
 //
 // A write to the data device that the era device does not see is a change that no
-// later copy finds. So nothing on the data device may be mounted in its place:
+// later copy finds. So nothing on the data device is mounted in its place by a boot
+// that goes through these files:
 //
 //   - The boot script and the dracut module stop the boot, with a shell and a remedy,
 //     as long as a device of the initramfs is not open; a unit that fails keeps
@@ -21,6 +22,15 @@
 //     to be mounted in its place.
 //
 // An open era device holds its data device exclusively: the kernel refuses a mount.
+//
+// A boot can go past them: an initramfs that was made without them, as one for rescue,
+// or none. Then the system that runs writes down, by tidemark-era-note.service, that
+// the metadata lacks what is written now (Opener.Note), and marks from before are not
+// believed. A system that does not have these files, as one on a stick, writes nothing
+// down: after it has written to the data device the metadata must be made anew. So must
+// it after a resume from hibernation that began past an open era device, for the older
+// kernel goes on with what it had in memory; installing is refused where hibernation is
+// set up, and a device is not opened beside a hibernated system (Hibernated).
 //
 // # What it refuses
 //
@@ -52,6 +62,8 @@ var (
 	ErrNoEntry = errors.New("no such era device in " + TabPath)
 	// ErrUnsuitable means a system that lacks what would start the era device.
 	ErrUnsuitable = errors.New("the system cannot start it")
+	// ErrHibernation means a system that may be resumed after its era devices were opened.
+	ErrHibernation = errors.New("hibernation spoils the metadata of era devices")
 	// ErrNotOpen means that an era device is not open after an attempt to open it.
 	ErrNotOpen = errors.New("the era device is not open")
 )

@@ -24,6 +24,7 @@ const (
 	udevRules   = "/etc/udev/rules.d/61-tidemark-era.rules"
 	systemdDir  = "/etc/systemd/system"
 	unitName    = "tidemark-era@.service"
+	noteName    = "tidemark-era-note.service"
 	initramfsIn = "/etc/initramfs-tools"
 	scriptName  = "tidemark-era"
 	dracutDir   = "/usr/lib/dracut/modules.d/90tidemark-era"
@@ -62,6 +63,8 @@ func render(t Tab, program string, generators []Generator) ([]File, error) {
 	r.add(systemdDir+"/"+unitName, 0o644, "systemd/"+unitName)
 	r.rules(entries)
 	if len(t.Stage(StageInitramfs)) > 0 {
+		r.add(systemdDir+"/"+noteName, 0o644, "systemd/"+noteName)
+		r.files = append(r.files, File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
 		for _, g := range generators {
 			r.generator(g)
 		}

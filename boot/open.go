@@ -15,10 +15,15 @@ type Kernel interface {
 	// Active tells the paths of the data and the metadata device of an open era
 	// device. The error wraps ErrNotOpen when there is none of that name.
 	Active(name string) (data, meta string, err error)
-	// Open opens an era device whose metadata has been used before.
+	// Open opens an era device whose metadata has been used before. For one that is
+	// open it sees to it that discards are off.
 	Open(ctx context.Context, name, data, meta string) error
 	// Create opens an era device with new metadata in place of zeros.
 	Create(ctx context.Context, name, data, meta string, blockSize int64) error
+	// Note writes down what an open era device's metadata does not tell, NotePast that
+	// the data of one is used while it is not open.
+	Note(ctx context.Context, name string) error
+	NotePast(name, meta string) error
 	// Blank reports whether metadata is all zero where it would begin.
 	Blank(meta string) (bool, error)
 }
@@ -76,7 +81,7 @@ func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) (string, 
 	haveData, haveMeta, err := o.Kernel.Active(e.Name)
 	switch {
 	case err == nil && same(data, haveData) && same(meta, haveMeta):
-		return "", nil
+		return "", o.Kernel.Open(ctx, e.Name, data, meta) // for discards to be off
 	case err == nil:
 		return "", fmt.Errorf("it is open over %s and %s, not over %s and %s", haveData, haveMeta, e.Data, e.Meta)
 	case !errors.Is(err, ErrNotOpen):
@@ -92,6 +97,34 @@ func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) (string, 
 		}
 	}
 	return "opened", o.Kernel.Open(ctx, e.Name, data, meta)
+}
+
+// Note looks which entries are open, and writes down for the others that what changes
+// now is in no era. It returns what went wrong, each error a *Failure.
+func (o Opener) Note(ctx context.Context, entries []Entry) error {
+	var failed error
+	for _, e := range entries {
+		past, err := o.note(ctx, e)
+		switch {
+		case err != nil:
+			failed = errors.Join(failed, &Failure{Entry: e, Err: err})
+		case past && o.Log != nil:
+			o.Log(e, "is not open: marks from before this boot count no more")
+		}
+	}
+	return failed
+}
+
+func (o Opener) note(ctx context.Context, e Entry) (past bool, err error) {
+	data, meta := DevicePath(e.Data), DevicePath(e.Meta)
+	haveData, haveMeta, err := o.Kernel.Active(e.Name)
+	switch {
+	case err == nil && same(data, haveData) && same(meta, haveMeta):
+		return false, o.Kernel.Note(ctx, e.Name)
+	case err != nil && !errors.Is(err, ErrNotOpen):
+		return false, err
+	}
+	return true, o.Kernel.NotePast(e.Name, meta)
 }
 
 // await waits until there is a block device at path.

@@ -28,10 +28,6 @@ const lastEra = math.MaxUint32 - 1<<16
 type EraOptions struct {
 	RunDir   string // DefaultRunDir when empty
 	StateDir string // DefaultStateDir when empty; survives a reboot
-	// Drain returns when no write from before the call is in flight on the device,
-	// by freezing for some time what is mounted from it, and thawing. When it says
-	// that nothing is, the kernel's own count of writes in flight is polled.
-	Drain func(context.Context) (frozen time.Duration, drained bool, err error)
 	// StableName names a device by what it is, in words that a reboot does not
 	// change; "" where that cannot be told. Nil names none.
 	StableName func(path string) string
@@ -297,21 +293,16 @@ func (e *Era) moment(m Mark) (uint64, error) {
 	return at.era, nil
 }
 
-// Drain implements Drainer. It lets go of the snapshot: a copy may take long.
+// Drain implements Drainer. It lets go of the snapshot: a copy may take long. The
+// device is suspended for a moment, by a process of its own: the program's main must
+// do what dmera.Device.Drain says. No filesystem is frozen.
 func (e *Era) Drain(ctx context.Context) (time.Duration, error) {
 	e.mu.Lock()
-	err := e.drop()
-	e.mu.Unlock()
-	if err != nil {
+	defer e.mu.Unlock()
+	if err := e.drop(); err != nil {
 		return 0, err
 	}
-	if e.o.Drain != nil {
-		frozen, drained, err := e.o.Drain(ctx)
-		if drained || err != nil {
-			return frozen, err
-		}
-	}
-	return 0, e.kernel.idle(ctx)
+	return 0, e.kernel.drain(ctx)
 }
 
 // Settle vouches that nothing was in flight at m. Nobody checks: a write that was

@@ -30,8 +30,9 @@ type eraKernel interface {
 	prepare(ctx context.Context) error
 	unprepare() error
 	take(ctx context.Context) (eraSnapshot, error)
-	flush() error                   // what was written survives a power cut
-	idle(ctx context.Context) error // waits until no write is in flight
+	flush() error // what was written survives a power cut
+	// drain returns when no write from before it is in flight.
+	drain(ctx context.Context) error
 	Close() error
 }
 
@@ -89,7 +90,11 @@ func (m *mapped) open(path string, o EraOptions) (err error) {
 	if m.fixed.forgetful, err = forgetful(); err != nil {
 		return err
 	}
-	m.fixed.Activation.Boot, err = bootID()
+	if m.fixed.Activation.Boot, err = bootID(); err != nil {
+		return err
+	}
+	// It writes a file: not in now, which is asked under a freeze.
+	m.fixed.gap, err = m.dev.NoteGaps(context.Background())
 	return err
 }
 
@@ -174,12 +179,13 @@ func sectorsRead(disk string) (string, error) {
 	return words[2], nil
 }
 
-func (m *mapped) idle(ctx context.Context) error {
-	id, err := block.Identify(m.source.Path())
-	if err != nil {
+// drain suspends the device for a moment: that waits for every write, whether it came
+// through a filesystem or not.
+func (m *mapped) drain(ctx context.Context) error {
+	if _, err := m.dev.Drain(ctx); err != nil {
 		return fmt.Errorf("track: %w", err)
 	}
-	return waitIdle(ctx, id.Disk)
+	return nil
 }
 
 // Another process holds a snapshot for as long as it takes to read it, or for the

@@ -57,7 +57,7 @@ func (m *eraMachine) metaPath() string                      { return "/dev/meta"
 func (m *eraMachine) flush() error                          { return nil }
 func (m *eraMachine) prepare(context.Context) error         { return nil }
 func (m *eraMachine) Close() error                          { return nil }
-func (m *eraMachine) idle(context.Context) error            { m.land(); return nil }
+func (m *eraMachine) drain(context.Context) error           { m.land(); return nil }
 func (m *eraMachine) now(context.Context) (eraFacts, error) { return m.device, nil }
 
 func (m *eraMachine) unprepare() error {

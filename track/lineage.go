@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/zeebo/blake3"
+
+	"tidemark/linux/dmera"
 )
 
 // DefaultStateDir is where what must survive a reboot lives by default.
@@ -67,6 +69,7 @@ type eraFacts struct {
 	noStatistics  bool
 	free          uint64 // metadata blocks
 	forgetful     bool   // the kernel may forget an era in a power cut
+	gap           dmera.Gap
 }
 
 // key names the file of the device's lineage.
@@ -81,7 +84,7 @@ func (f eraFacts) key() string {
 
 // stable leaves out what changes while a lineage goes on and tells nothing.
 func (f eraFacts) stable() eraFacts {
-	f.takesDiscards, f.noStatistics, f.free, f.forgetful = false, false, 0, false
+	f.takesDiscards, f.noStatistics, f.free, f.forgetful, f.gap = false, false, 0, false, dmera.Gap{}
 	return f
 }
 
@@ -173,6 +176,8 @@ func (l lineage) parted(now eraFacts) string {
 		return fmt.Sprintf("its metadata was on %s and is on %s", was.MetaName, now.MetaName)
 	case now.takesDiscards:
 		return "the era device was made to take discards"
+	case uint64(now.gap.End) > l.Newest:
+		return fmt.Sprintf("the metadata does not tell all of what was before era %d: %v", now.gap.End, now.gap.Why)
 	}
 	discarded := now.Discards
 	if l.continues(now) {

@@ -34,6 +34,8 @@ An era device that root or /usr is on is opened in the initramfs (--stage initra
 
 The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata vouches only for what is written through the era device. When the data device was written to past it since it was made, fill its first block with zeros and use --create.
 
+A system that hibernates is refused for --stage initramfs: the initramfs would open the era device before the hibernated kernel is resumed, and that one goes on with older metadata. Give up hibernation with noresume on the kernel's command line (in /etc/default/grub, then update-grub), or with RESUME=none in /etc/initramfs-tools/conf.d/resume.
+
 Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs-tools, "dracut --force --regenerate-all" with dracut; --update does it. And let the system mount the era device:
 
   boot loader: root=/dev/mapper/NAME. With GRUB set GRUB_DISABLE_LINUX_UUID=true in /etc/default/grub and run update-grub after the first boot from the era device. root=UUID=... works as well, for the data device loses that name. root=PARTUUID=... of the data device works with initramfs-tools only.
@@ -92,6 +94,11 @@ func (b *bootInstall) run(ctx context.Context, given bool) (err error) {
 	}
 	if table, err = table.With(e); err != nil {
 		return err
+	}
+	if e.Stage == boot.StageInitramfs {
+		if err := sys.Hibernation(); err != nil {
+			return err
+		}
 	}
 	if sys.Running() && !b.dryRun {
 		if err := b.g.postpone(e); err != nil {

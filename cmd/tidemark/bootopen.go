@@ -29,7 +29,9 @@ func newBootOpen(g *globals) *cobra.Command {
 	b := &bootOpen{g: g}
 	cmd := command{
 		use: "open [NAME...]", short: "Open the era devices of era.conf now, as the boot does",
-		long: `Opens the era devices NAME, or all of a stage, or all, of /etc/tidemark/era.conf, and waits for their devices if they are not there yet. One that is open already, over the same devices, is no error. Metadata that is all zero is made anew when the table has create= for it.
+		long: `Opens the era devices NAME, or all of a stage, or all, of /etc/tidemark/era.conf, and waits for their devices if they are not there yet. One that is open already, over the same devices, is no error: discards are switched off, if another program has let them through. Metadata that is all zero is made anew when the table has create= for it.
+
+With --stage initramfs nothing is opened while a hibernated system waits to be resumed on any disk, except with noresume on the kernel's command line.
 
 This is what the initramfs and the unit tidemark-era@NAME.service call. When it fails it says what to do.`,
 		example: "tidemark boot open root --wait 10s",
@@ -67,6 +69,33 @@ func (b *bootOpen) table() (table boot.Tab, err error) {
 	return table, err
 }
 
+func newBootNote(g *globals) *cobra.Command {
+	b := &bootOpen{g: g, stage: string(boot.StageInitramfs)}
+	return command{
+		use: "note", short: "Note which era devices of root's are not open, as the boot does",
+		long: `Looks whether the era devices that the initramfs opens, those of root and /usr, are open. When one is not, because the machine was booted past it with another initramfs, the data device is being written to and the metadata does not know: that is written down in the state folder, and marks and eras from before are not believed any more. So are discards that an open one took.
+
+This is what tidemark-era-note.service calls when the system starts and when it ends.`,
+		example: "tidemark boot note",
+		exits:   []exitCode{exitDamaged},
+		args:    cobra.NoArgs,
+		run: func(cmd *cobra.Command, _ []string) error {
+			b.out, b.talk = cmd.OutOrStdout(), cmd.ErrOrStderr()
+			table, err := b.table()
+			if err != nil {
+				return err
+			}
+			return b.opener().Note(cmd.Context(), table.Stage(boot.StageInitramfs))
+		},
+	}.build()
+}
+
+func (b *bootOpen) opener() boot.Opener {
+	return boot.Opener{Kernel: b.g.eraKernel(b.talk), Wait: b.wait, Log: func(e boot.Entry, done string) {
+		fmt.Fprintf(b.talk, "tidemark: %s %s\n", e.Path(), done)
+	}}
+}
+
 func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) error {
 	entries := table.Entries()
 	if b.stage != "" {
@@ -82,10 +111,12 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 			entries = append(entries, e)
 		}
 	}
-	o := boot.Opener{Kernel: b.g.eraKernel(), Wait: b.wait, Log: func(e boot.Entry, done string) {
-		fmt.Fprintf(b.talk, "tidemark: %s %s\n", e.Path(), done)
-	}}
-	err := o.Open(ctx, entries)
+	if b.stage == string(boot.StageInitramfs) && len(entries) > 0 {
+		if err := boot.Hibernated(); err != nil {
+			return err
+		}
+	}
+	err := b.opener().Open(ctx, entries)
 	var failure *boot.Failure
 	if errors.As(err, &failure) {
 		return hinted{err, failure.Entry.Remedy()}
@@ -94,10 +125,13 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 }
 
 // eraKernel opens era devices with all that dmera refuses.
-type eraKernel struct{ options dmera.Options }
+type eraKernel struct {
+	options dmera.Options
+	talk    io.Writer
+}
 
-func (g *globals) eraKernel() eraKernel {
-	return eraKernel{dmera.Options{RunDir: g.runDir, StateDir: g.stateDir}}
+func (g *globals) eraKernel(talk io.Writer) eraKernel {
+	return eraKernel{dmera.Options{RunDir: g.runDir, StateDir: g.stateDir}, talk}
 }
 
 // Active implements boot.Kernel.
@@ -117,13 +151,13 @@ func (k eraKernel) Active(name string) (data, meta string, err error) {
 }
 
 // Open implements boot.Kernel.
-func (k eraKernel) Open(_ context.Context, name, data, meta string) error {
+func (k eraKernel) Open(ctx context.Context, name, data, meta string) error {
 	return k.with(func(ctl *dm.Control) error {
 		d, err := dmera.Activate(ctl, dmera.ActivateOptions{Options: k.options, Name: name, Data: data, Meta: meta})
 		if err != nil {
 			return err
 		}
-		return d.Close()
+		return errors.Join(noteDiscards(ctx, k.talk, d), d.Close())
 	})
 }
 
@@ -137,6 +171,21 @@ func (k eraKernel) Create(ctx context.Context, name, data, meta string, blockSiz
 		return d.Close()
 	})
 }
+
+// Note implements boot.Kernel.
+func (k eraKernel) Note(ctx context.Context, name string) error {
+	return k.with(func(ctl *dm.Control) error {
+		d, err := dmera.Open(ctl, name, k.options)
+		if err != nil {
+			return err
+		}
+		_, err = d.NoteGaps(ctx)
+		return errors.Join(err, d.Close())
+	})
+}
+
+// NotePast implements boot.Kernel.
+func (k eraKernel) NotePast(name, meta string) error { return dmera.NotePast(name, meta, k.options) }
 
 // Blank implements boot.Kernel.
 func (eraKernel) Blank(meta string) (bool, error) { return blankMetadata(meta) }
@@ -168,7 +217,7 @@ func blankMetadata(path string) (bool, error) {
 // postpone leaves the names of the data device alone until the next boot, unless the
 // era device is in use already.
 func (g *globals) postpone(e boot.Entry) error {
-	if _, _, err := g.eraKernel().Active(e.Name); err == nil {
+	if _, _, err := g.eraKernel(io.Discard).Active(e.Name); err == nil {
 		return nil
 	}
 	return boot.Postpone(e)

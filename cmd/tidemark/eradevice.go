@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/format/era"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 )
@@ -66,11 +67,11 @@ func newEraCreate(g *globals) *cobra.Command {
 		use: "create NAME --data DEVICE --meta DEVICE", short: "Make an era device",
 		long: `Writes fresh metadata to the metadata device and makes /dev/mapper/NAME of all of the data device. What is on the data device stays, and is found on /dev/mapper/NAME: from now on mount and use only that, for writes that go past it are not seen.
 
-The metadata gets an identity, so that an era is never taken for one of other metadata. Discards are switched off before anybody can use the device: dm-era marks only the first block of a discard, and the rest would be missing in every list of changes. With the device in use, "tidemark era resize" after the data device has grown.
+The metadata gets an identity, so that an era is never taken for one of other metadata. Discards are switched off before anybody can use the device: dm-era marks only the first block of a discard, and the rest would be missing in every list of changes. When the data device has grown, "tidemark era resize" makes the era device larger, while it is in use.
 
 The device is gone after a reboot; "tidemark era open" brings it up again.
 
-Refused, before anything is written, are devices that are mounted or otherwise in use, that are the same or overlap, or that are read-only; a metadata device that is too small for any load on a device of this size, or that is not empty; a name that is taken.`,
+Refused, before anything is written, are devices that are mounted or otherwise in use, that are the same or overlap, or that are read-only; a metadata device that is too small for any load on a device of this size, or that is not empty: its first 4 KiB are not all zero, or it has the signature of a filesystem or the like; a name that is taken.`,
 		example: `tidemark era plan --size 500G
 tidemark era create data --data /dev/vg/data --meta /dev/vg/data-era
 mount /dev/mapper/data /srv`,
@@ -99,11 +100,11 @@ func newEraOpen(g *globals) *cobra.Command {
 	v := &eraDevice{}
 	cmd := command{
 		use: "open NAME --data DEVICE --meta DEVICE", short: "Bring an era device up again, as after a reboot",
-		long: `Makes /dev/mapper/NAME of a data device and the metadata that was made for it. The block size is read from the metadata; one that is given must be the same. Discards are switched off before anybody can use the device. When the device is up already, of the same data and metadata, only that is seen to.
+		long: `Makes /dev/mapper/NAME of a data device and the metadata that was made for it. The block size is read from the metadata; one that is given must be the same. Discards are switched off before anybody can use the device. When the device is up already, of the same data and metadata, only that is seen to, while it is in use, and discards that it took since it was made are told: marks from before them are lost.
 
 Nothing is lost by a shutdown or a power cut: what was written before is remembered. What was written to the data device while the era device was not up is not, so bring it up before anything is mounted.
 
-Metadata that another program made gets an identity at this moment. Where the data device has grown, the era device has its old size until "tidemark era resize".
+Metadata that another program made gets an identity at this moment; a device that is up is suspended for that moment. Where the data device has grown, the era device has its old size until "tidemark era resize".
 
 Refused are devices that are mounted or otherwise in use, that are the same or overlap, or that are read-only, and data that is smaller than the metadata tells of.`,
 		example: `tidemark era open data --data /dev/vg/data --meta /dev/vg/data-era
@@ -120,6 +121,9 @@ tidemark era open root --data /dev/disk/by-partuuid/5a1c-02 --meta /dev/disk/by-
 				if err != nil {
 					return err
 				}
+				if err := adopt(cmd.Context(), cmd.ErrOrStderr(), d); err != nil {
+					return errors.Join(err, d.Close())
+				}
 				noteGrown(cmd.ErrOrStderr(), d)
 				return errors.Join(sayUp(cmd.OutOrStdout(), d), d.Close())
 			})
@@ -127,6 +131,31 @@ tidemark era open root --data /dev/disk/by-partuuid/5a1c-02 --meta /dev/disk/by-
 	}.build()
 	v.flags(cmd, "`size` of the blocks, when it shall be checked")
 	return cmd
+}
+
+// adopt gives the metadata of a device that another program made an identity, and
+// tells of discards that the device took.
+func adopt(ctx context.Context, errs io.Writer, d *dmera.Device) error {
+	id, err := d.Identity()
+	if err == nil && id == (era.Identity{}) {
+		id, err = d.Adopt(ctx)
+		if err == nil {
+			fmt.Fprintf(errs, "tidemark: note: %s: another program made it; its metadata got the identity %s\n", d.Path(), id)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return noteDiscards(ctx, errs, d)
+}
+
+// noteDiscards tells of discards that the device took since it was made.
+func noteDiscards(ctx context.Context, errs io.Writer, d *dmera.Device) error {
+	st, err := d.Status(ctx)
+	if err == nil && st.Discards > 0 {
+		fmt.Fprintf(errs, "tidemark: note: %s took %d discards, of which dm-era remembers only the first block: marks and eras from before count no more\n", d.Path(), st.Discards)
+	}
+	return err
 }
 
 func sayUp(out io.Writer, d *dmera.Device) error {

@@ -184,6 +184,8 @@ func eraClasses() []class {
 		{dmera.ErrSuspended, exitBusy, `"dmsetup resume NAME" lets it go on, if nobody else will`},
 		{dmera.ErrFuture, exitMarkLost, "take everything as changed; the era is not of this metadata"},
 		{dmera.ErrDiscards, exitMarkLost, "take everything as changed once"},
+		{dmera.ErrPast, exitMarkLost, "take everything as changed once"},
+		{errOtherMetadata, exitMarkLost, "take everything as changed once, and keep the new identity"},
 		{dmera.ErrNotEra, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
 		{dmera.ErrFailed, exitDamaged, `close the device and run "tidemark era check" on the metadata`},
 		{dm.ErrBusy, exitBusy, "unmount it, or end what uses it"},
@@ -212,6 +214,7 @@ func eraClasses() []class {
 		{boot.ErrNotOurs, exitRefused, "move it away"},
 		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{boot.ErrUnsuitable, exitRefused, ""},
+		{boot.ErrHibernation, exitRefused, "give up hibernation: noresume on the kernel's command line (in /etc/default/grub, then update-grub), or RESUME=none in /etc/initramfs-tools/conf.d/resume"},
 		{boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
 	}
 }

@@ -1,9 +1,13 @@
 package dmera
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
 
 	"tidemark/format/era"
 	"tidemark/linux/dm"
@@ -19,9 +23,10 @@ type ActivateOptions struct {
 
 // Activate brings up a device that is not there since a reboot or Remove, from its
 // metadata, with discards off. Metadata that has no identity gets one; nothing else
-// of it is changed. Where the data device has grown, the era device is as large as its metadata says it was: Resize
-// makes it larger. When the device is up already, of the same data and metadata, it
-// is only seen to that discards are off.
+// of it is changed. Where the data device has grown, the era device is as large as
+// its metadata says it was: Resize makes it larger. When the device is up already, of
+// the same data and metadata, it is only seen to that discards are off, and those
+// that were let through are noted; Adopt gives it an identity.
 //
 // It refuses with ErrRefused data and metadata that are in use, overlap or are
 // read-only, data that is smaller than the metadata tells of, and a name that
@@ -30,7 +35,7 @@ func Activate(ctl *dm.Control, o ActivateOptions) (*Device, error) {
 	if d, err := already(ctl, o); d != nil || err != nil {
 		return d, err
 	}
-	p, err := claimPair(o.Data, o.Meta)
+	p, err := claimPair(ctl, o.Data, o.Meta)
 	if err != nil {
 		return nil, err
 	}
@@ -85,10 +90,29 @@ func already(ctl *dm.Control, o ActivateOptions) (*Device, error) {
 	if err := t.same(o); err != nil {
 		return nil, err
 	}
-	if err := queueOf(info.Dev()).forbidDiscards(); err != nil {
-		return nil, fmt.Errorf("dmera: %s: %w", o.Name, err)
+	d, err := Open(ctl, o.Name, o.Options)
+	if err != nil {
+		return nil, err
 	}
-	return Open(ctl, o.Name, o.Options)
+	// It is as important that no more are taken as that these are known.
+	err = queueOf(info.Dev()).forbidDiscards()
+	if err != nil {
+		err = fmt.Errorf("dmera: %s: %w", o.Name, err)
+	}
+	if err = errors.Join(err, d.remember()); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// remember notes the discards of a device that answers, where there is room to: in an
+// initramfs there is none, and there nobody has let any through yet.
+func (d *Device) remember() error {
+	_, err := d.NoteGaps(context.Background())
+	if errors.Is(err, ErrSuspended) || errors.Is(err, ErrFailed) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	return err
 }
 
 // same refuses a table that is of other devices.
@@ -108,9 +132,13 @@ func (t table) same(o ActivateOptions) error {
 }
 
 // Remove takes the device down, and closes it. The metadata is left as after a
-// clean shutdown, a held snapshot stays in it. The error wraps dm.ErrBusy when the
+// clean shutdown, a held snapshot stays in it. Discards that were let through are
+// noted before, or the device stays. The error wraps dm.ErrBusy when the
 // device is in use; nothing was changed then, and d is still open.
 func (d *Device) Remove() error {
+	if err := d.remember(); err != nil {
+		return err
+	}
 	if err := d.ctl.Remove(d.Name(), dm.RemoveOptions{Patience: removePatience}); err != nil {
 		return fmt.Errorf("dmera: %w", err)
 	}

@@ -24,7 +24,9 @@ import (
 //
 // A held snapshot is ours when the lock is free, the record is of this metadata,
 // and the snapshot is the one that the record tells of, or is younger than a record
-// that does not tell yet because its process died before it could.
+// that does not tell yet because its process died before it could. So one that
+// another program took after a process of ours had died between Prepare and its
+// snapshot counts as ours, once, and is dropped; the other program's reads fail then.
 type claim struct {
 	lock *os.File
 	run  string // path of the record
@@ -163,7 +165,7 @@ func (c *claim) release() error {
 
 // replace writes a record in one step. A record that shall survive a power cut is
 // synced, and so is its folder.
-func replace(path string, r record, durable bool) error {
+func replace(path string, r any, durable bool) error {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

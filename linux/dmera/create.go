@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"tidemark/block"
@@ -38,7 +39,7 @@ func Create(ctx context.Context, ctl *dm.Control, o CreateOptions) (*Device, err
 	if o.BlockSize <= 0 || o.BlockSize%era.BlockSize != 0 || o.BlockSize/sectorSize >= 1<<32 {
 		return nil, refused("block size of %d bytes: want a multiple of %d below 2 TiB", o.BlockSize, era.BlockSize)
 	}
-	p, err := claimPair(o.Data, o.Meta)
+	p, err := claimPair(ctl, o.Data, o.Meta)
 	if err != nil {
 		return nil, err
 	}
@@ -62,6 +63,8 @@ func Create(ctx context.Context, ctl *dm.Control, o CreateOptions) (*Device, err
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dmera: metadata %s: %w", o.Meta, err), unformat(o.Meta, id))
 	}
+	// It is of the metadata that was there before, and would make marks lost in vain.
+	_ = os.Remove(gapPath(o.withDefaults().StateDir, o.Name))
 	t := table{sectors: uint64(p.data.Size() / sectorSize), meta: p.metaD, data: p.dataDev, blockSectors: plan.BlockSectors}
 	if err := p.Close(); err != nil {
 		return nil, err

@@ -60,7 +60,7 @@
 // next activation (since 5.12, and 4.4 to 5.11 with the stable fixes of March
 // 2021; before, it was thrown away). Each activation costs one era. So marks
 // outlive both; what they cannot see is a write to the data device while the era
-// device is not there, or past it.
+// device is not there, or past it. NotePast is for who sees that.
 //
 // A held snapshot outlives both as well.
 //
@@ -69,7 +69,8 @@
 //   - A discard marks the first block that it touches, and no other. Create and
 //     Activate therefore switch discards off before the device is announced and
 //     while nobody else can mount it, Resize while the device is held; Status tells
-//     whether they are off, and how many there were since the activation.
+//     whether they are off, and how many there were since the activation, and
+//     NoteGaps from which era on there were none.
 //   - Blocks that a device has grown by have era 0, as if written never: whoever
 //     copies adds them.
 //   - When no more bits can be stored, for the metadata is full, writes fail; they
@@ -109,6 +110,9 @@ var (
 	// ErrDiscards says that the device took discards, so that the list of what
 	// changed is not complete.
 	ErrDiscards = errors.New("discards were let through")
+	// ErrPast says that the data device may have been written to while the era
+	// device was not up, so that the list of what changed is not complete.
+	ErrPast = errors.New("its data was in use while the era device was not up")
 	// ErrFailed says that the kernel cannot read or write the metadata any more,
 	// or that it is full.
 	ErrFailed = errors.New("the kernel's dm-era has failed on the metadata")

@@ -21,12 +21,32 @@ func (d *Device) Drain(ctx context.Context) (era.Era, error) {
 	if err != nil {
 		return 0, err
 	}
+	if err := d.onlyTable(); err != nil {
+		return 0, err
+	}
 	if err := runStep(stepDrain, d.Name(), d.info.Dev()); err != nil {
 		return 0, fmt.Errorf("dmera: %s: drain: %w", d.Name(), err)
 	}
 	// The current era may be later by now, when somebody made a checkpoint since.
 	// This is the first that cannot have a write from before.
 	return st.Era + 1, nil
+}
+
+// onlyTable refuses a device for which somebody has loaded another table: to resume it
+// would put that in the place of the era device's.
+func (d *Device) onlyTable() error {
+	info, err := d.ctl.Info(d.Name())
+	if err != nil {
+		return fmt.Errorf("dmera: %w", err)
+	}
+	return onlyTable(info)
+}
+
+func onlyTable(info dm.Info) error {
+	if info.InactiveTable {
+		return refused("%s: another table waits for it, and would take the place of its own when it is resumed; \"dmsetup clear %s\" drops that table", info.Name, info.Name)
+	}
+	return nil
 }
 
 // drain is what the process does.

@@ -3,9 +3,7 @@ package dmera
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +21,7 @@ type pair struct {
 
 // claimPair holds two devices for an era device to be made of, when both are block
 // devices that nobody uses and that share no byte. Data is only read.
-func claimPair(data, meta string) (*pair, error) {
+func claimPair(ctl *dm.Control, data, meta string) (*pair, error) {
 	dataID, err := identify("data", data)
 	if err != nil {
 		return nil, err
@@ -32,7 +30,7 @@ func claimPair(data, meta string) (*pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseOverlap(dataID, metaID); err != nil {
+	if err := refuseOverlap(ctl, dataID, metaID); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(usable("data", dataID), usable("metadata", metaID)); err != nil {
@@ -117,48 +115,4 @@ func hold(what, path string, o block.Options) (*block.Device, error) {
 		return nil, errors.Join(refused("%s %s: empty", what, path), dev.Close())
 	}
 	return dev, nil
-}
-
-// refuseOverlap refuses two devices with a byte in common. One that is stacked on
-// the other is in use by it already.
-func refuseOverlap(data, meta block.Identity) error {
-	if numberOf(data) == numberOf(meta) {
-		return refused("data %s and metadata %s are one device", data.Path, meta.Path)
-	}
-	if data.Disk == meta.Disk && data.Start < meta.Start+meta.Size && meta.Start < data.Start+data.Size {
-		return refused("data %s and metadata %s overlap on %s", data.Path, meta.Path, data.Disk)
-	}
-	if data.Disk == meta.Disk {
-		return nil
-	}
-	a, okA := loopSpan(data.Disk)
-	b, okB := loopSpan(meta.Disk)
-	if okA && okB && a.overlaps(b) {
-		return refused("data %s and metadata %s lie on the same part of %s", data.Path, meta.Path, a.file)
-	}
-	return nil
-}
-
-// fileSpan is the part of a file that a loop device shows.
-type fileSpan struct {
-	file   string
-	start  uint64
-	length uint64 // bytes; 0: to the end
-}
-
-func (a fileSpan) overlaps(b fileSpan) bool {
-	return a.file == b.file &&
-		(a.length == 0 || b.start < a.start+a.length) && (b.length == 0 || a.start < b.start+b.length)
-}
-
-// loopSpan returns what the disk shows when it is a loop device.
-func loopSpan(disk string) (fileSpan, bool) {
-	dir := filepath.Join("/sys/block", disk, "loop")
-	file, err := os.ReadFile(filepath.Join(dir, "backing_file"))
-	if err != nil {
-		return fileSpan{}, false
-	}
-	start, err1 := readNumber(filepath.Join(dir, "offset"))
-	length, err2 := readNumber(filepath.Join(dir, "sizelimit"))
-	return fileSpan{strings.TrimSpace(string(file)), start, length}, err1 == nil && err2 == nil
 }

@@ -77,7 +77,7 @@ func TestOverlap(t *testing.T) {
 		{disk, other, false},
 		{part(1, 0, 10), other, false},
 	} {
-		for _, err := range []error{refuseOverlap(c.a, c.b), refuseOverlap(c.b, c.a)} {
+		for _, err := range []error{refuseOverlap(nil, c.a, c.b), refuseOverlap(nil, c.b, c.a)} {
 			if errors.Is(err, ErrRefused) != c.want {
 				t.Errorf("%+v and %+v: %v", c.a, c.b, err)
 			}
@@ -85,16 +85,15 @@ func TestOverlap(t *testing.T) {
 	}
 }
 
-func TestLoopsOverOneFileOverlap(t *testing.T) {
+func TestSpansOverlapWhereBytesAreShared(t *testing.T) {
 	for _, c := range []struct {
-		a, b fileSpan
+		a, b span
 		want bool
 	}{
-		{fileSpan{"f", 0, 0}, fileSpan{"f", 0, 0}, true},
-		{fileSpan{"f", 0, 0}, fileSpan{"g", 0, 0}, false},
-		{fileSpan{"f", 0, 4096}, fileSpan{"f", 4096, 0}, false},
-		{fileSpan{"f", 0, 4097}, fileSpan{"f", 4096, 0}, true},
-		{fileSpan{"f", 8192, 4096}, fileSpan{"f", 0, 8192}, false},
+		{span{"f", "", 0, 100}, span{"f", "", 0, 100}, true},
+		{span{"f", "", 0, 100}, span{"g", "", 0, 100}, false},
+		{span{"f", "", 0, 4096}, span{"f", "", 4096, 8192}, false},
+		{span{"f", "", 0, 4097}, span{"f", "", 4096, 8192}, true},
 	} {
 		if c.a.overlaps(c.b) != c.want || c.b.overlaps(c.a) != c.want {
 			t.Errorf("%+v and %+v: want %v", c.a, c.b, c.want)

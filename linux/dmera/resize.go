@@ -78,11 +78,14 @@ func (d *Device) Adopt(ctx context.Context) (era.Identity, error) {
 		}
 		return id, nil
 	}
+	if err := d.onlyTable(); err != nil {
+		return era.Identity{}, err
+	}
 	rand.Read(id[:])
 	if err := runStep(stepAdopt, d.Name(), d.info.Dev(), id.String()); err != nil {
 		return era.Identity{}, fmt.Errorf("dmera: %s: adopt: %w", d.Name(), err)
 	}
-	return id, nil
+	return id, d.remember() // what was noted was of metadata without an identity
 }
 
 // Resize makes the device as large as its data device is now. What it has grown by
@@ -107,6 +110,9 @@ func (d *Device) Resize(ctx context.Context) error {
 		return err
 	}
 	if err := d.roomToGrow(st, size); err != nil {
+		return err
+	}
+	if err := d.onlyTable(); err != nil {
 		return err
 	}
 	if err := runStep(stepResize, d.Name(), d.info.Dev(), strconv.FormatInt(size/sectorSize, 10)); err != nil {

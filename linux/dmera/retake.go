@@ -9,8 +9,9 @@ import (
 
 // Retake drops the snapshot and takes a new one, which takes its place: the same as
 // Close and TakeSnapshot, but the ownership is kept and no file is written, so that
-// it may be called while filesystems are frozen. After an error nothing is held;
-// Close does nothing then, and Unprepare or Device.Close give the ownership up.
+// it may be called while filesystems are frozen. When the snapshot could not be
+// dropped it is still held, and Close tries again; after any other error nothing is
+// held, Close does nothing, and Unprepare or Device.Close give the ownership up.
 func (s *Snapshot) Retake(ctx context.Context) error {
 	if s.closed {
 		return fmt.Errorf("dmera: %s: %w", s.d.Name(), era.ErrSnapshotGone)

@@ -78,6 +78,9 @@ func step(what, name string, args []string) error {
 	if len(args) == 0 || info.Dev().String() != args[0] {
 		return fmt.Errorf("%s: %w: another device has taken the name", name, ErrNotEra)
 	}
+	if err := onlyTable(info); err != nil {
+		return err
+	}
 	switch {
 	case what == stepDrain && len(args) == 1:
 		return drain(ctl, name)

@@ -22,7 +22,7 @@ func TestEraMirrors(t *testing.T) {
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, ScratchMB: 512, Skip: skip,
 				Tests:   "^Test([A-QS-Z]|R[^e])", // all but TestRestart...
-				Modules: []string{"dm-era", "loop"}, Programs: []string{"fio"},
+				Modules: []string{"dm-era", "dm-delay", "loop"}, Programs: []string{"fio"},
 				Disks: []Disk{NewDisk(t, "data", 40<<20).on(NVMe), NewDisk(t, "meta", 8<<20)},
 				Files: map[string]string{"/bin/tidemark": command},
 			}, program)

@@ -130,9 +130,6 @@ func isMapped(src *source) bool {
 func (o Options) openEra(ctx context.Context, src *source) (*track.Era, error) {
 	e, err := track.OpenEra(ctx, src.Path(), track.EraOptions{
 		RunDir: o.Track.RunDir, StateDir: o.StateDir, StableName: lastingName,
-		Drain: func(ctx context.Context) (time.Duration, bool, error) {
-			return drain(ctx, src.Path(), o.MaxFreeze)
-		},
 	})
 	if err != nil {
 		return nil, err

@@ -101,8 +101,23 @@ func TestCreateRefusesWhatIsInUse(t *testing.T) {
 	guest.Modprobe(t, "loop")
 	image := filepath.Join(t.TempDir(), "image")
 	guest.Run(t, "truncate", "-s", "16M", image)
-	a, b := loop(t, image), loop(t, image)
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Link(image, link); err != nil {
+		link = image // in another filesystem
+	}
+	a, b := loop(t, image), loop(t, link)
 	refuses(t, "same part", create(a, b)...)
+
+	// So do two devices over the same sectors, beside one another.
+	low := guest.Mapper(t, "low", "0 32768 linear "+other+" 0")
+	high := guest.Mapper(t, "high", "0 16384 linear "+other+" 32767")
+	untouched(t, []string{other}, func() { refuses(t, "same part", create(low, high)...) })
+	nested := guest.Mapper(t, "nested", "0 8192 linear "+low+" 8192")
+	mid := guest.Mapper(t, "mid", "0 8192 linear "+other+" 12288")
+	refuses(t, "same part", create(nested, mid)...)
+	beside := guest.Mapper(t, "beside", "0 16384 linear "+other+" 32768")
+	works(t, "era", "create", "fits", "--data", nested, "--meta", beside, "--block-size", "64K", "--force")
+	works(t, "era", "close", "fits")
 	read := guest.Run(t, "losetup", "-f", "--show", "-r", image)
 	defer guest.Run(t, "losetup", "-d", read)
 	refuses(t, "read-only", create(read, meta)...)

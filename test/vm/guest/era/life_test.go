@@ -4,6 +4,7 @@ package era_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -208,6 +209,55 @@ func TestDiscardsThatAreLetThrough(t *testing.T) {
 	}
 	defer d.Close()
 	t.Logf("of 10 MiB discarded %d KiB are marked", changes(t, d, era.Era(1)).Bytes()/kib)
+
+	// A list that lacks them is not given: neither while discards are on, nor after,
+	// and not after the device was taken down and brought up either.
+	lacks := func(when, since string, code int) string {
+		t.Helper()
+		_, errs, got := tidemark(t, "era", "changes", path, "--since", since)
+		if got != code || code != 0 && !strings.Contains(errs, "discards were let through") {
+			t.Errorf("%s: changes since %s: exit code %d, want %d\n%s", when, since, got, code, errs)
+		}
+		return errs
+	}
+	lacks("on", "1", 4)
+	if _, errs, code := tidemark(t, "era", "open", "theirs", "--data", disk, "--meta", meta); code != 0 || !strings.Contains(errs, "discards") || !strings.Contains(errs, "identity") {
+		t.Errorf("open: exit code %d, %s", code, errs)
+	}
+	if s = statusOf(t, "theirs"); s.Identity == "" || !s.Kernel.DiscardsDisabled {
+		t.Errorf("status when opened: %+v, %+v", s, *s.Kernel)
+	}
+	said := lacks("off again", "1", 4)
+	_, said, _ = strings.Cut(said, "ask from era ")
+	next := strings.TrimSpace(said)
+	lacks("after a full copy", next, 0)
+	lacks("after a full copy", "1", 4)
+	works(t, "era", "close", "theirs")
+	works(t, "era", "open", "theirs", "--data", disk, "--meta", meta)
+	lacks("closed and opened", "1", 4)
+	lacks("closed and opened", next, 0)
+}
+
+// An era is of the metadata that it was read from; another table that waits is never
+// put in the place of the era device's.
+func TestChangesAskTheRightMetadata(t *testing.T) {
+	d := create(t, "asked", 64*kib)
+	id := statusOf(t, "asked").Identity
+	works(t, "era", "changes", "asked", "--since", "1", "--identity", id)
+	other := strings.Repeat("ab", len(id)/2)
+	if _, errs, code := tidemark(t, "era", "changes", "asked", "--since", "1", "--identity", other); code != 4 || !strings.Contains(errs, "made anew") {
+		t.Errorf("another identity: exit code %d, %s", code, errs)
+	}
+	if _, _, code := tidemark(t, "era", "changes", "asked", "--since", "1", "--identity", "x"); code != 2 {
+		t.Errorf("no identity: exit code %d", code)
+	}
+	guest.Run(t, "dmsetup", "load", "asked", "--table", "0 2048 linear "+guest.Disk(t, "other")+" 0")
+	refuses(t, "dmsetup clear", "era", "changes", "asked", "--since", "1")
+	if _, err := d.Drain(t.Context()); !errors.Is(err, dmera.ErrRefused) {
+		t.Errorf("drain with another table: %v", err)
+	}
+	guest.Run(t, "dmsetup", "clear", "asked")
+	works(t, "era", "changes", "asked", "--since", "1")
 }
 
 // mounted makes an ext4 on a device and mounts it.

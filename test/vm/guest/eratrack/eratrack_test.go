@@ -122,16 +122,7 @@ func (s *source) disk(t *testing.T) string {
 }
 
 func (s *source) options() track.EraOptions {
-	return track.EraOptions{StateDir: s.stateDir(), Drain: func(ctx context.Context) (time.Duration, bool, error) {
-		held, err := view.Freeze(view.Options{Sources: []string{s.path()}}).Hold(ctx)
-		if errors.Is(err, view.ErrNothingToFreeze) {
-			return 0, false, nil
-		}
-		if err != nil {
-			return 0, false, err
-		}
-		return 0, true, held.Release()
-	}}
+	return track.EraOptions{StateDir: s.stateDir()}
 }
 
 // seen is a view that reads the whole source once more just before it is released:

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/linux/dmera"
 	"tidemark/test/vm/guest"
 )
 
@@ -65,6 +66,21 @@ func TestMarksAreLostLoudly(t *testing.T) {
 			guest.Mapper(t, s.name, "0 "+guest.Sectors(t, guest.Disk(t, "data"))+" era "+other+" "+guest.Disk(t, "data")+" 128")
 			forbid(t, s)
 		}, "scan", "nothing was remembered"}, // it has no UUID
+		{"discards in a life before", func(t *testing.T, s *source) {
+			table := "0 " + guest.Sectors(t, guest.Disk(t, "data")) + " era " + guest.Disk(t, "meta") + " " + guest.Disk(t, "data") + " 128"
+			for _, args := range [][]string{{"reload", s.name, "--table", table}, {"suspend", s.name}, {"resume", s.name}} {
+				guest.Run(t, "dmsetup", args...)
+			}
+			guest.Run(t, "blkdiscard", "-o", "1048576", "-l", "1048576", s.path())
+			d, err := dmera.Open(s.ctl, s.name, dmera.Options{StateDir: s.stateDir()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Remove(); err != nil {
+				t.Fatal(err)
+			}
+			s.activate(t)
+		}, "scan", "discards were let through"},
 		{"grown", func(t *testing.T, s *source) {
 			guest.Run(t, "dmsetup", "suspend", s.name)
 			resize(t, s, 40)

@@ -1,0 +1,158 @@
+package dmera
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"tidemark/block"
+	"tidemark/format/era"
+)
+
+// Gap is a time of which the metadata does not tell all: what changed since an era
+// before its end cannot be told.
+type Gap struct {
+	// End is the first era that began after it; 0 when none was seen.
+	End era.Era
+	// Why is ErrDiscards or ErrPast.
+	Why error
+}
+
+// gapRecord is the newest gap of a device that was seen, and how far its discards were
+// counted: the kernel's count begins anew at every activation. It is in
+// StateDir/era/NAME.gap.json.
+type gapRecord struct {
+	Version  int          `json:"version"`
+	Identity era.Identity `json:"identity"`
+	End      era.Era      `json:"end"`
+	Past     bool         `json:"past,omitempty"` // why: ErrPast, not ErrDiscards
+	// The activation that the count is of.
+	Boot    string `json:"boot,omitempty"`
+	Number  string `json:"number,omitempty"`
+	DiskSeq uint64 `json:"diskseq,omitempty"`
+	Count   uint64 `json:"count,omitempty"`
+}
+
+func (r gapRecord) gap() Gap {
+	if r.Past {
+		return Gap{r.End, ErrPast}
+	}
+	return Gap{r.End, ErrDiscards}
+}
+
+// NoteGaps returns the newest gap in what the device's metadata tells, as far as it was
+// seen. A new one is written down durably before it returns, so call it when nothing is
+// frozen, and before the kernel's count of discards is lost: Activate and Remove do.
+// Discards that are on count as one that was just now.
+//
+// Not seen are discards that another program let through and took the device down
+// after, or that the end of the system has cut off.
+func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
+	id, err := d.Identity()
+	if err != nil {
+		return Gap{}, err
+	}
+	path := gapPath(d.o.StateDir, d.Name())
+	was, err := readGap(path, id)
+	if err != nil {
+		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
+	}
+	now := gapRecord{Version: recordVersion, Identity: id, Number: d.Number().String()}
+	if now.Boot, now.DiskSeq, err = d.activation(); err != nil {
+		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
+	}
+	// First the count and then the era: the next one begins after what was counted.
+	if now.Count, err = queueOf(d.info.Dev()).discards(); err != nil {
+		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
+	}
+	st, err := d.Status(ctx)
+	if err != nil {
+		return Gap{}, err
+	}
+	seen := uint64(0)
+	if was.Boot == now.Boot && was.DiskSeq == now.DiskSeq && was.Number == now.Number && now.DiskSeq != 0 {
+		seen = was.Count
+	}
+	if st.DiscardsDisabled && now.Count == seen {
+		return was.gap(), nil
+	}
+	now.End = st.Era + 1
+	if err := replace(path, now, true); err != nil {
+		return Gap{}, fmt.Errorf("dmera: %s: %d discards were counted, and that cannot be written down: %w", d.Name(), now.Count, err)
+	}
+	return now.gap(), nil
+}
+
+// NotePast writes down, durably, that the data of the era device of that name may be
+// written to while the device is not up, with its metadata on the device at meta: what
+// changed before it is up again cannot be told. Metadata that is all zero needs no note.
+func NotePast(name, meta string, o Options) (err error) {
+	dev, err := block.Open(meta, block.Options{Direct: true})
+	if err != nil {
+		return fmt.Errorf("dmera: metadata: %w", err)
+	}
+	defer func() { err = errors.Join(err, dev.Close()) }()
+	md, err := era.Open(dev, dev.Size())
+	if errors.Is(err, era.ErrNotEra) {
+		return nil // nobody believes it
+	}
+	if err != nil {
+		return fmt.Errorf("dmera: metadata %s: %w", meta, err)
+	}
+	s := md.Superblock()
+	path := gapPath(o.withDefaults().StateDir, name)
+	was, err := readGap(path, s.Identity)
+	if err == nil && (!was.Past || was.End != s.Era+1) {
+		// The next activation ends the era that the metadata is in.
+		err = replace(path, gapRecord{Version: recordVersion, Identity: s.Identity, End: s.Era + 1, Past: true}, true)
+	}
+	if err != nil {
+		return fmt.Errorf("dmera: %s: it is not up, and that cannot be written down: %w", name, err)
+	}
+	return nil
+}
+
+func gapPath(stateDir, name string) string {
+	return filepath.Join(stateDir, "era", strings.ReplaceAll(name, "/", "_")+".gap.json")
+}
+
+// readGap returns the record of metadata of that identity, the zero value when there is
+// none. One of metadata without an identity may be of any.
+func readGap(path string, id era.Identity) (was gapRecord, err error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return was, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &was)
+	}
+	if err == nil && was.Version != recordVersion {
+		err = fmt.Errorf("version %d, this program knows %d", was.Version, recordVersion)
+	}
+	if err != nil {
+		return was, fmt.Errorf("%s: %w", path, err)
+	}
+	if was.Identity != id && was.Identity != (era.Identity{}) {
+		return gapRecord{}, nil
+	}
+	return was, nil
+}
+
+// activation tells this life of the device in the kernel from every other; diskseq
+// is 0 before Linux 5.15, where it does not.
+func (d *Device) activation() (boot string, diskseq uint64, err error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", 0, err
+	}
+	diskseq, err = readNumber(filepath.Join(string(queueOf(d.info.Dev())), "diskseq"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return strings.TrimSpace(string(b)), diskseq, err
+}
