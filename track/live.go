@@ -324,5 +324,5 @@ func (l *Live) Close() error {
 		l.reader.unlock()
 		l.reader = nil
 	}
-	return errors.Join(err, l.s.fac.Close())
+	return errors.Join(err, l.s.close())
 }

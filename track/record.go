@@ -31,6 +31,8 @@ type record struct {
 	Slot        uint32    `json:"slot"`
 	BioBased    bool      `json:"bio_based"`
 	Since       time.Time `json:"since"`
+	// Mapping is a hash of the device-mapper tables that the disk is made of.
+	Mapping string `json:"mapping,omitempty"`
 	// Before says why marks of earlier generations are lost.
 	Before string `json:"before,omitempty"`
 }
@@ -49,7 +51,7 @@ func loadRecord(dir string) (record, error) {
 	return r, nil
 }
 
-func newRecord(id block.Identity, granularity int64, slot uint32, before string) (record, error) {
+func newRecord(id block.Identity, granularity int64, slot uint32, mapping, before string) (record, error) {
 	boot, err := bootID()
 	if err != nil {
 		return record{}, err
@@ -71,6 +73,7 @@ func newRecord(id block.Identity, granularity int64, slot uint32, before string)
 		Slot:        slot,
 		BioBased:    id.BioBased,
 		Since:       time.Now().UTC(),
+		Mapping:     mapping,
 		Before:      before,
 	}, nil
 }

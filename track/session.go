@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidemark/linux/bpf"
+	"tidemark/linux/dm"
 )
 
 // session is one generation of tracking of one disk. Its methods are called
@@ -18,6 +19,7 @@ type session struct {
 	dir string // the disk's folder in RunDir
 	rec record
 	fac *bpf.Facility
+	ctl *dm.Control // nil until a table is looked at
 }
 
 // deadly are the losses after which the bitmaps no longer fit the disk, so that
@@ -214,6 +216,7 @@ func (f *flipping) stage() error {
 		FloorMisses:  h.FloorMisses,
 		Doubted:      h.Doubted,
 		Opened:       time.Now().UnixNano(),
+		Counted:      h.Counted,
 	})
 	return nil
 }
@@ -319,7 +322,10 @@ func (s *session) dead(cur *bpf.Bitmap) (string, error) {
 	if why := (cur.Lost() | bpf.Lost(h.FloorWhy)) & deadly; why != 0 {
 		return lostReason(why, 0), nil
 	}
-	return "", nil
+	if why := s.remapped(); why != "" {
+		return why, nil
+	}
+	return s.reset(cur)
 }
 
 // lostReason says in words what a floor or a header says in flags.

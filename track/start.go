@@ -19,6 +19,9 @@ import (
 // or can no longer be vouched for. It takes the machine's lock, then the
 // disk's two: always in the order machine, history, flip.
 func start(ctx context.Context, id block.Identity, opts Options) (*session, error) {
+	if err := refuseDAX(id); err != nil {
+		return nil, err
+	}
 	pl := opts.place()
 	dir := pl.disk(id.Disk)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -49,7 +52,7 @@ func start(ctx context.Context, id block.Identity, opts Options) (*session, erro
 	}
 	s := &session{pl: pl, dir: dir, fac: fac}
 	if err := s.resumeOrBegin(ctx, id, opts, broken); err != nil {
-		return nil, errors.Join(err, fac.Close())
+		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
 }
@@ -143,7 +146,11 @@ func (s *session) begin(ctx context.Context, id block.Identity, opts Options, wh
 	if err != nil {
 		return err
 	}
-	if s.rec, err = newRecord(id, granularity, slot, why); err != nil {
+	mapping, err := s.mapping(id.Disk)
+	if err != nil {
+		return fmt.Errorf("%w: a device-mapper table that cannot be watched: %w", bpf.ErrNotSupported, err)
+	}
+	if s.rec, err = newRecord(id, granularity, slot, mapping, why); err != nil {
 		return err
 	}
 	if err := s.arm(id); err != nil {

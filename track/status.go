@@ -89,8 +89,9 @@ func status(ctx context.Context, pl place, r record) (Status, error) {
 	if err != nil {
 		return st, err
 	}
-	defer fac.Close()
-	l := &Live{source: "/dev/" + strings.ReplaceAll(r.Disk, "!", "/"), s: &session{pl: pl, dir: dir, rec: r, fac: fac}}
+	s := &session{pl: pl, dir: dir, rec: r, fac: fac}
+	defer s.close()
+	l := &Live{source: "/dev/" + strings.ReplaceAll(r.Disk, "!", "/"), s: s}
 	return st, st.measure(ctx, l)
 }
 

@@ -54,6 +54,9 @@ type Header struct {
 	Active       bool   // was put in the slot
 	Retired      bool   // is being, or was, taken out of the slot
 	Closed       bool   // its end was dealt with
+	// Counted is the most that the kernel was seen to have counted on the disk:
+	// reads, sectors read, writes, sectors written.
+	Counted [4]uint64
 }
 
 // word numbers in the header page
@@ -71,6 +74,7 @@ const (
 	wordActive
 	wordRetired
 	wordClosed
+	wordCounted // and the three after it
 )
 
 // Bitmap is one bitmap of a disk, active or not.
@@ -181,6 +185,9 @@ func (b *Bitmap) Header() Header {
 		Active:       b.word(wordActive) != 0,
 		Retired:      b.word(wordRetired) != 0,
 		Closed:       b.word(wordClosed) != 0,
+		Counted: [4]uint64{
+			b.word(wordCounted), b.word(wordCounted + 1), b.word(wordCounted + 2), b.word(wordCounted + 3),
+		},
 	}
 }
 
@@ -201,6 +208,9 @@ func (b *Bitmap) SetHeader(h Header) {
 		wordClosed:       flag(h.Closed),
 	} {
 		binary.LittleEndian.PutUint64(b.page[8*i:], v)
+	}
+	for i, v := range h.Counted {
+		binary.LittleEndian.PutUint64(b.page[8*(wordCounted+i):], v)
 	}
 }
 

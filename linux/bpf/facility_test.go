@@ -173,7 +173,7 @@ func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	h := Header{1, 2, 3, 4, 5, 6, 7, 8, true, false, true}
+	h := Header{1, 2, 3, 4, 5, 6, 7, 8, true, false, true, [4]uint64{9, 10, 11, 12}}
 	b.SetHeader(h)
 	path := filepath.Join(fs, "b")
 	if err := b.Pin(path); err != nil {
