@@ -36,6 +36,20 @@ func (l *Live) Remember(ctx context.Context, m Mark) error {
 	return l.updateLeases(ctx, func(ls *leases) { ls.remember(one) })
 }
 
+// Renew makes a mark that Remember keeps the newest of them. A mark that an owner
+// keeps is kept already.
+func (l *Live) Renew(ctx context.Context, m Mark) error {
+	one, err := l.lease(ctx, m)
+	if err != nil {
+		return err
+	}
+	return l.updateLeases(ctx, func(ls *leases) {
+		if !ls.owned(m) {
+			ls.remember(one)
+		}
+	})
+}
+
 func (l *Live) lease(ctx context.Context, m Mark) (lease, error) {
 	if m == "" {
 		return lease{}, nil

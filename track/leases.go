@@ -80,6 +80,7 @@ func (l *leases) keep(owner string, one lease) {
 func (l *leases) remember(one lease) {
 	for o, other := range l.Owners {
 		if strings.HasPrefix(o, anonymous) && other.Mark == one.Mark {
+			one.Settled = one.Settled || other.Settled
 			delete(l.Owners, o)
 		}
 	}
@@ -87,6 +88,16 @@ func (l *leases) remember(one lease) {
 	l.Next++
 	l.trim(func(o string) bool { return strings.HasPrefix(o, anonymous) }, maxAnonymous,
 		fmt.Sprintf("only the newest %d marks are kept without an owner", maxAnonymous))
+}
+
+// owned reports whether a named owner keeps the mark.
+func (l *leases) owned(m Mark) bool {
+	for o, one := range l.Owners {
+		if !strings.HasPrefix(o, anonymous) && one.Mark == m {
+			return true
+		}
+	}
+	return false
 }
 
 // trim drops the stalest of the owners that match until no more than limit are

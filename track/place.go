@@ -2,6 +2,8 @@ package track
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,7 +41,7 @@ type Options struct {
 type place struct {
 	run   string // <RunDir>/track
 	bpffs string
-	pins  string // <BPFFS>/tidemark/v1
+	pins  string // <BPFFS>/tidemark/v1, or v1-<which RunDir>
 }
 
 func (o Options) place() place {
@@ -50,7 +52,29 @@ func (o Options) place() place {
 	if mnt == "" {
 		mnt = bpf.DefaultFS
 	}
-	return place{run: filepath.Join(run, "track"), bpffs: mnt, pins: filepath.Join(mnt, "tidemark", "v1")}
+	return place{run: filepath.Join(run, "track"), bpffs: mnt, pins: filepath.Join(mnt, "tidemark", pinsOf(run))}
+}
+
+// pinsOf names the folder of the pins that belong to a run folder. Each has its own,
+// so that the tracking of one is not swept away as rubbish by another.
+func pinsOf(run string) string {
+	if run = resolve(run); run == resolve(DefaultRunDir) {
+		return "v1"
+	}
+	sum := sha256.Sum256([]byte(run))
+	return "v1-" + hex.EncodeToString(sum[:8])
+}
+
+// resolve returns the absolute path without symbolic links, as far as it is there.
+func resolve(path string) string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil || path == "/" {
+		return real
+	}
+	return filepath.Join(resolve(filepath.Dir(path)), filepath.Base(path))
 }
 
 func (p place) lockFile() string                { return filepath.Join(p.run, "lock") }

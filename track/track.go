@@ -11,9 +11,9 @@
 // If the content of a block differs between the moments of two marks, the block
 // is in Changes of them. Too many blocks are allowed, too few never. Whatever
 // could break the promise (a reboot, another disk under the name, a resize, a
-// command that went around the block layer, an event the kernel skipped,
-// missing or damaged state) makes Changes fail with [ErrMarkLost] and the
-// reason in words.
+// command that went around the block layer, an event the kernel skipped, a
+// device-mapper table that was replaced, a zram disk that was reset, missing or
+// damaged state) makes Changes fail with [ErrMarkLost] and the reason in words.
 //
 // # Epochs and files
 //
@@ -23,7 +23,8 @@
 // format/changes. All state lives in two places that a reboot empties, so none
 // of it is synced:
 //
-//	<BPFFS>/tidemark/v1/…                    programs, links, maps, bitmap_<generation>_<epoch>
+//	<BPFFS>/tidemark/v1/…                    programs, links, maps, bitmap_<generation>_<epoch>;
+//	                                         v1-<hash> for another RunDir than the default
 //	<RunDir>/track/lock                      taken to start and stop tracking
 //	<RunDir>/track/<disk>/flip               taken to end an epoch
 //	<RunDir>/track/<disk>/history            taken to change the files below

@@ -43,7 +43,7 @@ func newTrackStart(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "start DEVICE...", short: "Start tracking, and print a mark of this moment",
-		long:    `Starts to follow the writes to each DEVICE, and prints a mark: a name of this moment, for "tidemark track changes". Starting twice is no error; the mark is new each time. The newest 16 marks made so are kept.`,
+		long:    `Starts to follow the writes to each DEVICE, and prints a mark: a name of this moment, for "tidemark track changes". Starting twice is no error; the mark is new each time. The newest 16 marks made so are kept; asking from a mark makes it the newest.`,
 		example: "tidemark track start /dev/vdb /dev/vdc1",
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
@@ -205,7 +205,7 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 			return cobra.ExactArgs(1)(cmd, args)
 		},
 		run: func(cmd *cobra.Command, args []string) error {
-			c, err := changesSince(cmd.Context(), args[0], track.Mark(since), g.trackOptions())
+			c, err := changesSince(cmd.Context(), args[0], track.Mark(since), asJSON, g.trackOptions())
 			if err != nil {
 				return err
 			}
@@ -218,8 +218,9 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 }
 
 // changesSince asks without starting anything: where nothing is tracked, every
-// mark is lost.
-func changesSince(ctx context.Context, device string, since track.Mark, o track.Options) (c changed, err error) {
+// mark is lost. The mark of this moment is kept when it is to be told; the other one
+// is renewed, so that it can be asked from any number of times.
+func changesSince(ctx context.Context, device string, since track.Mark, tell bool, o track.Options) (c changed, err error) {
 	if !since.Valid() {
 		return c, fmt.Errorf("--since %q: %w", since, track.ErrBadMark)
 	}
@@ -241,8 +242,13 @@ func changesSince(ctx context.Context, device string, since track.Mark, o track.
 	if err != nil {
 		return c, err
 	}
-	if err := live.Remember(ctx, cut.Mark); err != nil {
+	if err := live.Renew(ctx, since); err != nil {
 		return c, err
+	}
+	if tell {
+		if err := live.Remember(ctx, cut.Mark); err != nil {
+			return c, err
+		}
 	}
 	c = changed{Device: device, Since: since, Until: cut.Mark, Granularity: live.Granularity(), Bytes: set.Bytes(), set: set}
 	return c, live.Persist(ctx)
