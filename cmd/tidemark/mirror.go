@@ -133,7 +133,11 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 		bar := &noting{progress: newProgress(cmd.ErrOrStderr(), f.asJSON), notes: []string{}}
 		reports, err := f.mirror(ctx, g, list, bar)
 		bar.End()
-		return errors.Join(err, f.print(cmd.OutOrStdout(), list, reports, bar.notes, err))
+		told := f.print(cmd.OutOrStdout(), list, reports, bar.notes, err)
+		if errors.Is(told, syscall.EPIPE) {
+			told = fmt.Errorf("%w: %w", errNoReader, told)
+		}
+		return errors.Join(err, told)
 	}
 	if f.every == 0 {
 		return once(cmd.Context())
@@ -142,6 +146,9 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 		fmt.Fprintf(cmd.ErrOrStderr(), "tidemark: %v\ntidemark: trying again in %v\n", err, f.every)
 	})
 }
+
+// errNoReader says that nobody reads what is printed any more.
+var errNoReader = errors.New("nobody reads the output")
 
 // outliveReaders has a write fail whose reader is gone, where it would end the program
 // at once: there may be something to thaw, to finish, and a hook to run. The function
@@ -154,13 +161,14 @@ func outliveReaders() func() {
 
 // repeat calls once at every interval until ctx ends; a call that takes longer
 // delays the next. An error that may pass is told and tried again; a refusal, damage
-// or a signal ends it, and so does a source that cannot be opened the first time.
+// or a signal ends it, and so does a source that cannot be opened the first time, and
+// an output that nobody reads.
 func repeat(ctx context.Context, interval time.Duration, once func(context.Context) error, told func(error)) error {
 	ticks := time.NewTicker(interval)
 	defer ticks.Stop()
 	for first := true; ; first = false {
 		if err := once(ctx); err != nil {
-			if first && errors.Is(err, pairs.ErrSource) {
+			if first && errors.Is(err, pairs.ErrSource) || errors.Is(err, errNoReader) {
 				return err
 			}
 			switch classify(ctx, err) {
