@@ -82,7 +82,7 @@ check-generated:
 	scripts/check-generated
 
 test-race:
-	scripts/as-root env CGO_ENABLED=1 go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')
+	tool=$$(scripts/bench-tools); scripts/as-root env CGO_ENABLED=1 ERA_TOOLS_1="$${tool%/*}" go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')
 
 test-fuzz:
 	scripts/fuzz $(FUZZTIME)

@@ -71,13 +71,28 @@ func openFile(t testing.TB, path string) *Metadata {
 	return m
 }
 
-// TestTools1Agree compares with thin-provisioning-tools 1.x. No release that has
-// 0.9 has it too, so it runs only where ERA_TOOLS_1 names a folder with them.
-func TestTools1Agree(t *testing.T) {
+// tools1 returns the folder of thin-provisioning-tools 1.x. No release of Debian that
+// has 0.9 has it too, so it is unpacked beside: in ERA_TOOLS_1, or where
+// scripts/bench-tools does it.
+func tools1(t testing.TB) string {
+	t.Helper()
 	dir := os.Getenv("ERA_TOOLS_1")
 	if dir == "" {
-		t.Skip("ERA_TOOLS_1 is not set")
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir = filepath.Join(cache, "tidemark/bench/trixie/usr/sbin")
 	}
+	if _, err := os.Stat(filepath.Join(dir, "era_dump")); err != nil {
+		t.Fatalf("thin-provisioning-tools 1.x: %v: scripts/bench-tools fetches it", err)
+	}
+	return dir
+}
+
+// TestTools1Agree compares with thin-provisioning-tools 1.x.
+func TestTools1Agree(t *testing.T) {
+	dir := tools1(t)
 	for _, c := range goodCases(t) {
 		if !c.has("dump.xml.zst") || c.open(t).super.NrBlocks == 0 {
 			continue
