@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -170,11 +171,40 @@ func (d dropIn) execute(ctx context.Context, name string, args []string, stdout,
 		fmt.Fprintf(stdout, "%s (tidemark %s)\n", dropInVersion, versionText())
 		return int(exitOK)
 	}
-	if lack := d.missing(flags.Args()); lack != "" {
+	operands := flags.Args()
+	if d.input { // one of them may be an option's
+		operands = withoutSnapshotNumber(flags, args)
+	}
+	if lack := d.missing(operands); lack != "" {
 		fmt.Fprintf(stderr, "%s\n%s", lack, d.usageText())
 		return int(exitError)
 	}
-	return finish(ctx, d.run(ctx, flags.Arg(0), stdout, stderr), stderr)
+	return finish(ctx, d.run(ctx, first(operands), stdout, stderr), stderr)
+}
+
+func first(words []string) string {
+	if len(words) == 0 {
+		return ""
+	}
+	return words[0]
+}
+
+// withoutSnapshotNumber takes the number of "--metadata-snapshot 1" off the operands,
+// which 1.0 to 1.2.1 demand and 0.9 knows nothing of, where the input follows as well.
+func withoutSnapshotNumber(flags *pflag.FlagSet, args []string) []string {
+	operands := flags.Args()
+	for i, a := range args[:max(len(args)-1, 0)] {
+		number, err := strconv.ParseUint(args[i+1], 10, 64)
+		if a != "--metadata-snapshot" || err != nil || len(operands) < 2 {
+			continue
+		}
+		if number == 0 && flags.Set("metadata-snapshot", "false") != nil {
+			continue // not a flag of this program
+		}
+		at := slices.Index(operands, args[i+1])
+		return slices.Delete(slices.Clone(operands), at, at+1)
+	}
+	return operands
 }
 
 func finish(ctx context.Context, err error, stderr io.Writer) int {

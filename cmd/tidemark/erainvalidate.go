@@ -39,7 +39,7 @@ On an active device take a metadata snapshot, list it with --metadata-snapshot, 
 
 The released era_invalidate is wrong in parts: 0.9 reads the live state and not the snapshot; 1.0 to 1.3.2 print an empty list when every era is digested; all leave out what was written last before a power cut.
 
-Two things dm-era itself does not know. When a device has grown, nobody has written to the new part: copy it as well. And on Linux 6.1 a discard of many blocks marks only the first: after fstrim the rest of what was discarded is not listed.`,
+Two things dm-era itself does not know. When a device has grown, nobody has written to the new part: copy it as well. And a discard of many blocks marks only the first: the rest of what was discarded, as by fstrim, is not listed. The metadata does not tell whether there were any; "tidemark era changes" asks the kernel, and fails then.`,
 		example: `tidemark era invalidate --written-since 12 --metadata-snapshot /dev/vg/era-meta
 tidemark era invalidate --written-since 12 --json era-meta.img`,
 		exits: append(interruptible(), exitRefused, exitBusy, exitDamaged),

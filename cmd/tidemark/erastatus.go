@@ -36,9 +36,9 @@ func newEraStatus(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "status [NAME...]", short: "Show era devices: the era, the metadata, and what is wrong",
-		long: `Shows the named era devices, or all that are up: what they are made of, the current era, how full the metadata is, whether a metadata snapshot is held, and whether discards are off.
+		long: `Shows the named era devices, or all that are up: what they are made of, the current era, how full the metadata is, whether a metadata snapshot is held, and whether discards are off. A snapshot that a tidemark which was killed has left is dropped by the next that needs one; that may be another program's, once, if it took it after a tidemark had died that was about to take one.
 
-Discards should be off, for dm-era marks only the first block of one: the others change and are in no era. They are on for a device that another program made, or gave another table; "tidemark era open" with the same devices switches them off. Warnings are also given when metadata is nearly full, when the data device is used past the era device, and when it has grown.`,
+Discards should be off, for dm-era marks only the first block of one: the others change and are in no era. They are on for a device that another program made, or gave another table; "tidemark era open" with the same devices switches them off, and marks from before are lost. Discards that were switched off again by another way, or whose count ended with the device, are not seen. Warnings are also given when metadata is nearly full, when the data device is used past the era device, and when it has grown.`,
 		example: "tidemark era status\n# for programs\ntidemark era status --json data",
 		exits:   []exitCode{exitDamaged},
 		args:    cobra.ArbitraryArgs,
