@@ -72,6 +72,12 @@ func onEra(t *testing.T) {
 	if err := unix.Mount(data, t.TempDir(), "ext4", unix.MS_RDONLY, ""); err == nil {
 		t.Error("the data device could be mounted beside the era device")
 	}
+	if state := guest.Run(t, "systemctl", "show", "-P", "Result", "tidemark-era-note.service"); state != "success" {
+		t.Errorf("tidemark-era-note.service: %s", state)
+	}
+	if gaps, err := filepath.Glob("/var/lib/tidemark/era/*.gap.json"); err != nil || len(gaps) > 0 {
+		t.Errorf("gaps were noted: %v, %v", gaps, err)
+	}
 	var status struct {
 		Files []struct{ Path, State string }
 	}
