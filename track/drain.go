@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"tidemark/block"
 )
 
 const (
@@ -60,10 +62,9 @@ func WaitIdle(ctx context.Context, disk string, limit time.Duration) error {
 	}
 }
 
-// countsInFlight refuses a disk of device-mapper or md whose queue/iostats is 0:
-// these count nothing then (dm_start_io_acct in drivers/md/dm.c, md_account_bio in
-// drivers/md/md.c). Other drivers without requests count all the same, or have done
-// a write when they return.
+// countsInFlight refuses a disk of device-mapper or md for which the kernel counts
+// nothing: since 6.11 or so these leave it out when queue/iostats is 0. Other drivers
+// without requests count all the same, or have done a write when they return.
 func countsInFlight(disk string) error {
 	dir := filepath.Join("/sys/block", disk)
 	_, dm := os.Stat(filepath.Join(dir, "dm"))
@@ -71,10 +72,8 @@ func countsInFlight(disk string) error {
 	if dm != nil && md != nil {
 		return nil
 	}
-	path := filepath.Join(dir, "queue", "iostats")
-	raw, err := os.ReadFile(path)
-	if err == nil && strings.TrimSpace(string(raw)) == "0" {
-		return fmt.Errorf("track: %s: whether writes are in flight cannot be told while %s is 0", disk, path)
+	if _, err := block.ReadCounters("/dev/" + strings.ReplaceAll(disk, "!", "/")); err != nil {
+		return fmt.Errorf("track: whether writes are in flight cannot be told (see %s/queue/iostats): %w", dir, err)
 	}
 	return nil
 }
