@@ -32,7 +32,7 @@ The devices may be given by any name; stored is their PARTUUID, else a link in /
 
 An era device that root or /usr is on is opened in the initramfs (--stage initramfs), any other by the unit tidemark-era@NAME.service before local filesystems are mounted (--stage system), which closes it at shutdown after they are unmounted. Which one it is, is seen from what is mounted from DEV now; with --root it is the initramfs.
 
-The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata vouches only for what is written through the era device. When the data device was written to past it since it was made, fill its first block with zeros and use --create.
+The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata vouches only for what is written through the era device: for --stage initramfs the eras from before the next boot count no more. When the data device of another was written to past it since the metadata was made, fill its first block with zeros and use --create.
 
 A system that hibernates is refused for --stage initramfs: the initramfs would open the era device before the hibernated kernel is resumed, and that one goes on with older metadata. Give up hibernation with noresume on the kernel's command line (in /etc/default/grub, then update-grub), or with RESUME=none in /etc/initramfs-tools/conf.d/resume.
 

@@ -215,10 +215,16 @@ func blankMetadata(path string) (bool, error) {
 }
 
 // postpone leaves the names of the data device alone until the next boot, unless the
-// era device is in use already.
+// era device is in use already. What is written past a device of root's until then is
+// in no era.
 func (g *globals) postpone(e boot.Entry) error {
 	if _, _, err := g.eraKernel(io.Discard).Active(e.Name); err == nil {
 		return nil
+	}
+	if e.Stage == boot.StageInitramfs {
+		if err := g.eraKernel(io.Discard).NotePast(e.Name, boot.DevicePath(e.Meta)); err != nil {
+			return err
+		}
 	}
 	return boot.Postpone(e)
 }

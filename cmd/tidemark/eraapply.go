@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/format/redo"
 	"tidemark/linux/mounts"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
@@ -229,6 +230,8 @@ func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyO
 // advise says what to do next where that depends on the folder.
 func advise(err error, place pairs.Place) error {
 	switch {
+	case errors.Is(err, redo.ErrDamaged), errors.Is(err, redo.ErrNotOurs):
+		return hinted{err, fmt.Sprintf(`what waits in %[2]s cannot be used, and %[1]s may be between old and new: copy all of it anew; "tidemark era apply --discard %[1]s" forgets what waits`, place.Path, place.Folder)}
 	case errors.Is(err, apply.ErrPending):
 		return hinted{err, fmt.Sprintf(`if nobody but the interrupted run has written to %[1]s, "tidemark era apply --finish %[1]s" brings to it what waits in %[2]s; if it was replaced or restored since, "tidemark era apply --discard %[1]s" forgets that`, place.Path, place.Folder)}
 	case errors.Is(err, unix.ENOSPC):

@@ -29,14 +29,16 @@ type eraState struct {
 	Identity  era.Identity  `json:"identity"`
 	Suspended bool          `json:"suspended"`
 	Kernel    *dmera.Status `json:"kernel,omitempty"` // nil while it is suspended
-	Warnings  []string      `json:"warnings"`
+	// What changed since an earlier era than this cannot be told.
+	CompleteSince era.Era  `json:"complete_since,omitempty"`
+	Warnings      []string `json:"warnings"`
 }
 
 func newEraStatus(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "status [NAME...]", short: "Show era devices: the era, the metadata, and what is wrong",
-		long: `Shows the named era devices, or all that are up: what they are made of, the current era, how full the metadata is, whether a metadata snapshot is held, and whether discards are off. A snapshot that a tidemark which was killed has left is dropped by the next that needs one; that may be another program's, once, if it took it after a tidemark had died that was about to take one.
+		long: `Shows the named era devices, or all that are up: what they are made of, the current era, how full the metadata is, whether a metadata snapshot is held, whether discards are off, and since which era the metadata tells all, where it does not from the first on: after discards, or when the data was in use while the era device was not up. A snapshot that a tidemark which was killed has left is dropped by the next that needs one; that may be another program's, once, if it took it after a tidemark had died that was about to take one.
 
 Discards should be off, for dm-era marks only the first block of one: the others change and are in no era. They are on for a device that another program made, or gave another table; "tidemark era open" with the same devices switches them off, and marks from before are lost. Discards that were switched off again by another way, or whose count ended with the device, are not seen. Warnings are also given when metadata is nearly full, when the data device is used past the era device, and when it has grown.`,
 		example: "tidemark era status\n# for programs\ntidemark era status --json data",
@@ -97,6 +99,11 @@ func stateOf(ctx context.Context, ctl *dm.Control, name string, o dmera.Options)
 	default:
 		s.Kernel = &k
 		s.judge(k)
+		gap, err := d.NoteGaps(ctx)
+		if err != nil {
+			return s, err
+		}
+		s.CompleteSince = gap.End
 	}
 	return s, s.judgeData(d)
 }
@@ -175,6 +182,9 @@ func printStates(w io.Writer, all []eraState) error {
 		fmt.Fprintf(table, "  metadata\t%s%s\n", s.Meta, s.fill())
 		if k := s.Kernel; k != nil {
 			fmt.Fprintf(table, "  era\t%d\n", k.Era)
+			if s.CompleteSince > 0 {
+				fmt.Fprintf(table, "  complete\tsince era %d\n", s.CompleteSince)
+			}
 			fmt.Fprintf(table, "  snapshot\t%s\n", heldWord(k.HeldSnapshot))
 			fmt.Fprintf(table, "  discards\t%s\n", map[bool]string{true: "off", false: "on"}[k.DiscardsDisabled])
 		}
