@@ -292,6 +292,7 @@ func (h *history) run() error {
 	stop := h.rng.IntN(40)
 	reports, err := transfer.Run(ctx, []*transfer.Pair{pair}, transfer.Options{
 		View: still, Readers: 2, Checkpoint: 3 * blockSize, MaxFreeze: time.Hour,
+		Frozen: time.Second,
 		Progress: func(transfer.Event) {
 			if stop--; stop == 0 {
 				cancel()
@@ -300,6 +301,9 @@ func (h *history) run() error {
 	})
 	if got := reports[0].Outcome; (got == "ok") != (err == nil) {
 		h.fatalf("the outcome of a run that ended with %v is %q", err, got)
+	}
+	if reports[0].FrozenMS != 1000 {
+		h.fatalf("a freeze before the run is not counted: %v ms", reports[0].FrozenMS)
 	}
 	if strings.HasPrefix(reports[0].Outcome, "pending: ") {
 		h.pending++

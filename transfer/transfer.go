@@ -81,6 +81,9 @@ type Options struct {
 	// Unheld says that holding the view stops nobody (an offline source), so
 	// that MaxFreeze does not apply.
 	Unheld bool
+	// Frozen is for how long the sources were frozen before the run, for its sake;
+	// reports add it.
+	Frozen time.Duration
 	// Limit bounds the bytes read each second while the source is in use.
 	Limit *rate.Limiter
 	// Readers is how many reads are under way at a time; 0 stands for
@@ -138,7 +141,7 @@ type Report struct {
 // come in the order of the pairs, also when an error is returned.
 func Run(ctx context.Context, pairs []*Pair, o Options) ([]Report, error) {
 	o = o.withDefaults()
-	r := &runner{o: o, began: time.Now()}
+	r := &runner{o: o, began: time.Now(), frozen: o.Frozen}
 	for _, p := range pairs {
 		r.jobs = append(r.jobs, newJob(p, o.View.Kind()))
 	}

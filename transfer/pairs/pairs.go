@@ -110,6 +110,7 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 	return transfer.Run(ctx, s.ready, transfer.Options{
 		View: provider, MaxFreeze: o.MaxFreeze, ForceFreeze: o.ForceFreeze,
 		Unheld: provider.Kind() == kindOffline, Limit: limiter(o.BytesPerSec), Progress: o.Progress,
+		Frozen: s.frozen,
 	})
 }
 
@@ -133,6 +134,7 @@ type session struct {
 	targets []*target
 	ready   []*transfer.Pair
 	eras    map[string]*track.Era // by disk: a device answers one at a time
+	frozen  time.Duration         // that starting to track has cost the sources' users
 	closers []func() error        // to be called in reverse
 }
 

@@ -26,7 +26,11 @@ func (s *session) tracker(ctx context.Context, src *source, t *target) (track.Tr
 		return e, err
 	}
 	o := s.o.Track
-	o.Drain = func(ctx context.Context) error { return Drain(ctx, src.Path(), s.o.MaxFreeze) }
+	o.Drain = func(ctx context.Context) error {
+		frozen, err := drain(ctx, src.Path(), s.o.MaxFreeze)
+		s.frozen += frozen
+		return err
+	}
 	live, err := track.OpenLive(ctx, src.Path(), o)
 	switch {
 	case err == nil:
@@ -169,29 +173,22 @@ func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
 // returns nil, no write from before is in flight. The error wraps
 // view.ErrNothingToFreeze where nothing is mounted that could be frozen.
 func Drain(ctx context.Context, device string, limit time.Duration) error {
-	_, frozen, err := drain(ctx, device, limit)
-	if err == nil && !frozen {
-		return fmt.Errorf("drain: %s: %w", device, view.ErrNothingToFreeze)
-	}
+	_, err := drain(ctx, device, limit)
 	return err
 }
 
-// drain is Drain; it tells for how long anything was frozen, and whether anything
-// was.
-func drain(ctx context.Context, device string, limit time.Duration) (time.Duration, bool, error) {
+// drain is Drain; it tells for how long anything was frozen.
+func drain(ctx context.Context, device string, limit time.Duration) (time.Duration, error) {
 	held, err := view.Freeze(view.Options{Sources: []string{device}, MaxFreeze: limit}).Hold(ctx)
-	if errors.Is(err, view.ErrNothingToFreeze) {
-		return 0, false, nil
-	}
 	if err != nil {
-		return 0, false, err
+		return 0, fmt.Errorf("drain: %s: %w", device, err)
 	}
 	err = errors.Join(idle(ctx, device), held.Release())
 	var frozen time.Duration
 	if b, ok := held.(view.Breaker); ok {
 		frozen = b.Report().Frozen
 	}
-	return frozen, true, err
+	return frozen, err
 }
 
 // idleFrozen is how long writes in flight are waited for while filesystems are
