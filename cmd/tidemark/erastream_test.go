@@ -27,7 +27,12 @@ func originalSource() []byte {
 }
 
 // TestTheNamesDoWhatTheOriginalsDid compares with what the C tools made of the same
-// input: a stream, and the image that it becomes.
+// input: a stream, and the image that it becomes. original.stream.zst is what era_copy
+// of github.com/vitalif/era_copy wrote, built by its own Makefile:
+//
+//	era_copy 8 SOURCE <original.xml | zstd >original.stream.zst
+//
+// where SOURCE has the bytes of originalSource.
 func TestTheNamesDoWhatTheOriginalsDid(t *testing.T) {
 	dir := t.TempDir()
 	packed, err := os.ReadFile(filepath.Join(streamCases, "original.stream.zst"))
