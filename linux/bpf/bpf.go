@@ -22,9 +22,10 @@
 // tracepoints are not preempted, so an issue is not skipped for interrupting
 // another. Disks without a request queue (dm, md, zram) are watched at
 // block_bio_queue and block_bio_complete; a completed bio no longer knows its
-// range, so it is remembered by the bio's address in between. Where such a disk
-// sends the bio itself on to one with a queue (NVMe multipath), its end is seen in
-// block_rq_complete.
+// range, so it is remembered by the bio's address in between. A bio that comes from a
+// device above as it is passes no block_bio_queue; block_bio_remap tells what dm and
+// md make of it, but its end is a doubt. Where such a disk sends the bio itself on to
+// one with a queue (NVMe multipath), its end is seen in block_rq_complete.
 //
 // # Ending an epoch
 //
@@ -72,6 +73,7 @@ var (
 // The tracing programs and the maps, by their names in track.bpf.c.
 const (
 	progQueue   = "queue_bio"
+	progOwnMap  = "remap_bio"
 	progBioDone = "complete_bio"
 	progIssue   = "issue_request"
 	progReqDone = "complete_request"
@@ -86,7 +88,7 @@ const (
 
 // reqProgs are always attached, bioProgs while a bio-based disk is tracked.
 func reqProgs() []string { return []string{progIssue, progReqDone} }
-func bioProgs() []string { return []string{progQueue, progBioDone, progRemap} }
+func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, progRemap} }
 
 func progNames() []string { return append(reqProgs(), bioProgs()...) }
 func mapNames() []string  { return []string{mapDisks, mapFlights, mapSlots} }
@@ -292,7 +294,7 @@ func (f *Facility) Misses() (Misses, error) {
 		}
 		n[name] = s.RecursionMisses
 	}
-	return Misses{Queue: n[progQueue] + n[progIssue], Complete: n[progBioDone] + n[progReqDone] + n[progRemap]}, nil
+	return Misses{Queue: n[progQueue] + n[progOwnMap] + n[progIssue], Complete: n[progBioDone] + n[progReqDone] + n[progRemap]}, nil
 }
 
 // Programs returns the loaded programs by name, for their run-time statistics.

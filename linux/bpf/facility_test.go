@@ -97,8 +97,8 @@ func TestHalfAnInstallationIsBroken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 10 {
-		t.Fatalf("%d pins, want 3 maps, 5 programs, 2 links", len(entries))
+	if len(entries) != 11 {
+		t.Fatalf("%d pins, want 3 maps, 6 programs, 2 links", len(entries))
 	}
 	for _, e := range entries {
 		if err := Remove(f.Dir()); err != nil {

@@ -7,8 +7,9 @@
 // Every change is marked twice in the bitmap that is active at that moment:
 // before the driver can touch the medium, and after it has. Disks with a request
 // queue are watched by issue_request and complete_request; disks without one by
-// queue_bio and complete_bio, which are attached only while there is one. Why both are needed is told in the package comment
-// of linux/bpf; what user space does with the bitmaps, in package track.
+// queue_bio, remap_bio and complete_bio, which are attached only while there is one.
+// Why both are needed is told in the package comment of linux/bpf; what user space
+// does with the bitmaps, in package track.
 //
 // The kernel's structures are described by small local views which are
 // relocated (CO-RE) on the running kernel. bpf.h of the kernel headers is not
@@ -368,6 +369,32 @@ int queue_bio(__u64 *ctx)
 	mark_blocks(f.slot, f.first, f.last);
 	if (bpf_map_update_elem(&flights, &addr, &f, BPF_ANY))
 		doubt(f.slot);
+	return 0;
+}
+
+// A bio that was queued on a device above and is sent on as it is (md raid0, linear)
+// is not announced again by block_bio_queue. What a driver of device-mapper or md makes
+// of it is, with where it was on its own disk: for one that is announced as well this
+// marks nothing new.
+SEC("tp_btf/block_bio_remap")
+int remap_bio(__u64 *ctx)
+{
+	struct bio *bio = (struct bio *)ctx[0];
+	__u64 sector = ctx[2], sectors = bio->bi_iter.bi_size >> 9;
+	__u32 op = bio->bi_opf & REQ_OP_MASK;
+	struct flight f = {};
+	struct disk *d;
+
+	if (!changes(op))
+		return 0;
+	d = find(ctx[1]);
+	// What a driver does to members for itself (resync) may lie beyond the disk.
+	if (!d || !(d->flags & DISK_BIO) || sector >= d->nr_sectors)
+		return 0;
+	if (sectors > d->nr_sectors - sector)
+		sectors = d->nr_sectors - sector;
+	range_of(d, op, sector, sectors, &f);
+	mark_blocks(f.slot, f.first, f.last);
 	return 0;
 }
 

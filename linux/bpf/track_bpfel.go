@@ -24,6 +24,7 @@ const (
 	trackProgCompleteRequest  = "complete_request"
 	trackProgIssueRequest     = "issue_request"
 	trackProgQueueBio         = "queue_bio"
+	trackProgRemapBio         = "remap_bio"
 )
 
 // loadTrack returns the embedded CollectionSpec for track.
@@ -73,6 +74,7 @@ type trackProgramSpecs struct {
 	CompleteRequest  *ebpf.ProgramSpec `ebpf:"complete_request"`
 	IssueRequest     *ebpf.ProgramSpec `ebpf:"issue_request"`
 	QueueBio         *ebpf.ProgramSpec `ebpf:"queue_bio"`
+	RemapBio         *ebpf.ProgramSpec `ebpf:"remap_bio"`
 }
 
 // trackMapSpecs contains maps before they are loaded into the kernel.
@@ -138,6 +140,7 @@ type trackPrograms struct {
 	CompleteRequest  *ebpf.Program `ebpf:"complete_request"`
 	IssueRequest     *ebpf.Program `ebpf:"issue_request"`
 	QueueBio         *ebpf.Program `ebpf:"queue_bio"`
+	RemapBio         *ebpf.Program `ebpf:"remap_bio"`
 }
 
 func (p *trackPrograms) Close() error {
@@ -147,6 +150,7 @@ func (p *trackPrograms) Close() error {
 		p.CompleteRequest,
 		p.IssueRequest,
 		p.QueueBio,
+		p.RemapBio,
 	)
 }
 

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"tidemark/block"
 	"tidemark/test/vm/guest"
 	"tidemark/track"
 )
@@ -53,6 +54,9 @@ func stacks() []stack {
 		{"zram", zram},
 		{"brd", ramDisk},
 		{"null_blk", nullBlock},
+		{"md raid0", func(t testing.TB) string { return array(t, "raid0") }},
+		{"md raid1", func(t testing.TB) string { return array(t, "raid1") }},
+		{"dm-raid1", raid},
 		{"loop", loop},
 	}
 }
@@ -123,6 +127,52 @@ func ramDisk(t testing.TB) string {
 
 func nullBlock(t testing.TB) string {
 	return nullDevice(t, map[string]string{"size": "48", "discard": "1", "submit_queues": "2"})
+}
+
+// array makes an md of two halves of a disk, without metadata, through sysfs
+// (Documentation/admin-guide/md.rst).
+func array(t testing.TB, level string) string {
+	guest.Modprobe(t, "md-mod", level)
+	disk := guest.Disk(t, "data")
+	guest.WriteFile(t, "/sys/module/md_mod/parameters/new_array", "md_tidemark")
+	dir := "/sys/block/md_tidemark/md/"
+	guest.WriteFile(t, dir+"metadata_version", "none")
+	guest.WriteFile(t, dir+"level", level)
+	guest.WriteFile(t, dir+"raid_disks", "2")
+	if level == "raid0" {
+		guest.WriteFile(t, dir+"chunk_size", "65536")
+	} else {
+		guest.WriteFile(t, dir+"component_size", "24576") // KiB
+		guest.WriteFile(t, dir+"resync_start", "none")
+	}
+	for i, half := range []string{"0 49152 linear " + disk + " 0", "0 49152 linear " + disk + " 49152"} {
+		member := guest.Mapper(t, fmt.Sprintf("member%d", i), half)
+		if level == "raid1" {
+			guest.Run(t, "blkdiscard", "-z", member) // nobody makes the halves equal
+		}
+		id, err := block.Identify(member)
+		if err != nil {
+			t.Fatal(err)
+		}
+		guest.WriteFile(t, dir+"new_dev", fmt.Sprintf("%d:%d", id.DiskMajor, id.DiskMinor))
+		guest.WriteFile(t, dir+"dev-"+id.Disk+"/size", "24576")
+		guest.WriteFile(t, dir+"dev-"+id.Disk+"/slot", fmt.Sprint(i))
+	}
+	t.Cleanup(func() { guest.WriteFile(t, dir+"array_state", "clear") })
+	guest.WriteFile(t, dir+"array_state", "active")
+	return "/dev/md_tidemark"
+}
+
+// raid is a mirror of two halves of a disk, without metadata.
+func raid(t testing.TB) string {
+	guest.Modprobe(t, "dm-raid")
+	disk := guest.Disk(t, "data")
+	a := guest.Mapper(t, "leg0", "0 49152 linear "+disk+" 0")
+	b := guest.Mapper(t, "leg1", "0 49152 linear "+disk+" 49152")
+	for _, leg := range []string{a, b} {
+		guest.Run(t, "blkdiscard", "-z", leg) // nobody makes them equal
+	}
+	return guest.Mapper(t, "raid", "0 49152 raid raid1 2 0 nosync 2 - "+a+" - "+b)
 }
 
 func loop(t testing.TB) string {

@@ -21,7 +21,11 @@ const granule = 4096
 func openTracker(t *testing.T, dev string) *track.Live {
 	t.Helper()
 	// A bio-based disk settles when no write is in flight; nobody else writes here.
-	opts := track.Options{Drain: func(context.Context) error { return nil }}
+	return openTrackerWith(t, dev, track.Options{Drain: func(context.Context) error { return nil }})
+}
+
+func openTrackerWith(t *testing.T, dev string, opts track.Options) *track.Live {
+	t.Helper()
 	l, err := track.OpenLive(t.Context(), dev, opts)
 	if err != nil {
 		t.Fatalf("%+v", err)
