@@ -97,12 +97,13 @@ func (r *renderer) add(to string, mode fs.FileMode, template string) {
 }
 
 func (r *renderer) rules(entries []Entry) {
-	text := r.template("udev/head.rules")
+	var text strings.Builder
+	text.WriteString(r.template("udev/head.rules"))
 	for _, e := range entries {
-		text += r.template("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/"))
+		text.WriteString(r.template("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/")))
 	}
-	text += r.template("udev/tail.rules")
-	r.files = append(r.files, File{Path: udevRules, Mode: 0o644, Data: []byte(text)})
+	text.WriteString(r.template("udev/tail.rules"))
+	r.files = append(r.files, File{Path: udevRules, Mode: 0o644, Data: []byte(text.String())})
 }
 
 func (r *renderer) generator(g Generator) {

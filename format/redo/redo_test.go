@@ -122,7 +122,7 @@ func unhex(t *testing.T, text string) []byte {
 	var out []byte
 	for line := range strings.Lines(text) {
 		line, _, _ = strings.Cut(line, "#")
-		for _, word := range strings.Fields(line) {
+		for word := range strings.FieldsSeq(line) {
 			if word[0] == '*' {
 				n := 0
 				for _, c := range word[1:] {

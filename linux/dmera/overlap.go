@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,10 +31,8 @@ func refuseOverlap(ctl *dm.Control, data, meta block.Identity) error {
 		return fmt.Errorf("dmera: metadata: %w", err)
 	}
 	for _, x := range a {
-		for _, y := range b {
-			if x.overlaps(y) {
-				return refused("data %s and metadata %s overlap: they lie on the same part of %s", data.Path, meta.Path, x.name)
-			}
+		if slices.ContainsFunc(b, x.overlaps) {
+			return refused("data %s and metadata %s overlap: they lie on the same part of %s", data.Path, meta.Path, x.name)
 		}
 	}
 	return nil

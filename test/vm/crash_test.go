@@ -185,13 +185,13 @@ func (h *history) describe(have []byte) string {
 	const piece = 4096
 	counts := map[string]int{}
 	for at := 0; at < len(have); at += piece {
-		of := ""
+		var of strings.Builder
 		for step, c := range h.contents {
 			if bytes.Equal(have[at:at+piece], c[at:at+piece]) {
-				of += fmt.Sprint(" ", step)
+				of.WriteString(fmt.Sprint(" ", step))
 			}
 		}
-		counts["of steps"+of]++
+		counts["of steps"+of.String()]++
 	}
 	return fmt.Sprint(counts)
 }

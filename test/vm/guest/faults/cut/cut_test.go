@@ -269,7 +269,7 @@ func change(t *testing.T, dir string, seed int) {
 
 func fill(t *testing.T, name string, seed int) {
 	t.Helper()
-	p := bytes.Repeat([]byte(fmt.Sprint(seed, " ")), 4000*(1+seed%9)+seed)
+	p := bytes.Repeat(fmt.Append(nil, seed, " "), 4000*(1+seed%9)+seed)
 	if err := os.WriteFile(name, p, 0o600); err != nil {
 		t.Fatal(err)
 	}
