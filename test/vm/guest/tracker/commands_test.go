@@ -100,8 +100,9 @@ func discards(t *testing.T, dev, mkfs, options string) {
 	want := before.differences(after)
 	t.Logf("%d merged discards, %d bytes differ, %d are in the set", discardMerges(t, dev)-merged, want.Bytes(), got.Bytes())
 	mustHold(t, "discards", got, want)
-	if want.Bytes() < 1<<20 {
-		t.Errorf("only %d bytes changed: nothing was trimmed", want.Bytes())
+	// Some discards may still be under way, and then the content has not changed.
+	if want.Empty() || got.Bytes() < 1<<20 {
+		t.Errorf("%d bytes changed, %d are in the set: nothing was trimmed", want.Bytes(), got.Bytes())
 	}
 }
 
