@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,21 +74,33 @@ func TestManPagesOpenWithAnExampleAndListExitCodes(t *testing.T) {
 
 func TestExamplesAreCommandLinesThatParse(t *testing.T) {
 	for _, cmd := range commands(newRoot()) {
+		ours := 0
 		for line := range strings.Lines(cmd.Example) {
-			line = strings.TrimSpace(line)
-			if strings.HasPrefix(line, "#") {
-				continue
-			}
-			words := strings.Fields(line)
-			if words[0] != "tidemark" {
-				t.Errorf("%s: %q does not start with tidemark", cmd.CommandPath(), line)
-				continue
-			}
-			if err := parses(words[1:]); err != nil {
-				t.Errorf("%s: %q: %v", cmd.CommandPath(), line, err)
+			for _, words := range commandsIn(line) {
+				ours++
+				if err := parses(words); err != nil {
+					t.Errorf("%s: %q: %v", cmd.CommandPath(), line, err)
+				}
 			}
 		}
+		if ours == 0 {
+			t.Errorf("%s: no example calls tidemark", cmd.CommandPath())
+		}
 	}
+}
+
+// commandsIn returns the arguments of each call of tidemark in a line of shell: among
+// other commands, in a pipe, behind ssh.
+func commandsIn(line string) [][]string {
+	line, _, _ = strings.Cut(line, "#")
+	var calls [][]string
+	for _, command := range strings.FieldsFunc(line, func(r rune) bool { return r == '|' || r == ';' }) {
+		words := strings.Fields(command)
+		if at := slices.Index(words, "tidemark"); at >= 0 {
+			calls = append(calls, words[at+1:])
+		}
+	}
+	return calls
 }
 
 // parses does what executing does short of running the command.
