@@ -28,11 +28,11 @@ func change(l *lab) error {
 	}
 	l.later(func() error { return os.RemoveAll(disk) })
 	fmt.Printf("## 1 %% of 4 GiB changed\n\n%d random blocks of 4 KiB of a loop device full of random bytes change before each of %d rounds; "+
-		"the copy was compared at the end. The repositories of restic and borg are on the disk.\n\n", changeBlocksCount, changeRounds)
+		"the copy was compared at the end.\n\n", changeBlocksCount, changeRounds)
 	if err := l.changeOn("on the machine's disk", disk, l.diskPeers); err != nil {
 		return err
 	}
-	return l.changeOn("in memory (tmpfs)", l.dir, func(dev, dir string) []peer { return l.memoryPeers(dev, dir, disk) })
+	return l.changeOn("in memory (tmpfs)", l.dir, l.memoryPeers)
 }
 
 func (l *lab) changeOn(where, dir string, peersOf func(dev, dir string) []peer) error {
@@ -107,25 +107,24 @@ func (p peer) command(l *lab) *exec.Cmd {
 	return l.command(p.again[0], p.again[1:]...)
 }
 
-// diskPeers write past the page cache, so that they end when the disk has it, as
+// diskPeers has dd write past the page cache, so that it ends when the disk has it, as
 // tidemark does.
 func (l *lab) diskPeers(dev, dir string) []peer {
+	resticRepo, borgRepo := filepath.Join(dir, "restic"), filepath.Join(dir, "borg")
 	dd := []string{"dd", "if=" + dev, "of=" + filepath.Join(dir, "dd.img"), "bs=4M", "iflag=direct", "oflag=direct", "conv=notrunc", "status=none"}
-	return []peer{{name: "dd bs=4M iflag=direct oflag=direct", prepare: [][]string{dd}, again: dd}}
-}
-
-// memoryPeers keeps the repositories of those that are not limited by the disk on
-// disk: all together they would not fit in memory.
-func (l *lab) memoryPeers(dev, dir, disk string) []peer {
-	resticRepo, borgRepo := filepath.Join(disk, "restic"), filepath.Join(disk, "borg")
-	dd := []string{"dd", "if=" + dev, "of=" + filepath.Join(dir, "dd.img"), "bs=4M", "iflag=direct", "conv=notrunc", "status=none"}
 	rsync := []string{"rsync", "--inplace", "--no-whole-file", "--copy-devices", dev, filepath.Join(dir, "rsync.img")}
 	restic := "restic -q -r " + resticRepo + " backup --stdin --stdin-filename disk.img < " + dev
 	borg := "borg create " + borgRepo + "::'{now:%s%f}' - < " + dev
 	return []peer{
-		{name: "dd bs=4M iflag=direct", prepare: [][]string{dd}, again: dd},
+		{name: "dd bs=4M iflag=direct oflag=direct", prepare: [][]string{dd}, again: dd},
 		{name: "rsync --inplace --no-whole-file", prepare: [][]string{rsync}, again: rsync},
 		{name: "restic backup --stdin", prepare: [][]string{{"restic", "-q", "-r", resticRepo, "init"}, {"sh", "-c", restic}}, shell: restic},
 		{name: "borg create, stdin", prepare: [][]string{{"borg", "init", "-e", "none", borgRepo}, {"sh", "-c", borg}}, shell: borg},
 	}
+}
+
+// memoryPeers is dd alone: the repositories of the others do not fit in memory.
+func (l *lab) memoryPeers(dev, dir string) []peer {
+	dd := []string{"dd", "if=" + dev, "of=" + filepath.Join(dir, "dd.img"), "bs=4M", "iflag=direct", "conv=notrunc", "status=none"}
+	return []peer{{name: "dd bs=4M iflag=direct", prepare: [][]string{dd}, again: dd}}
 }
