@@ -185,14 +185,6 @@ func (r *rig) least(s size, low, high int64, work func() error) int64 {
 
 func nothing() error { return nil }
 
-// worstSize is what the plan says that busy needs at the most, in bytes.
-func worstSize(t *testing.T, s size) int64 {
-	t.Helper()
-	p, err := era.NewPlan(s.device, s.sectors, era.PlanOptions{Undigested: busyEras})
-	must(t, err)
-	return p.Worst
-}
-
 // The kernel creates a device with the size that the plan calls the least, and with
 // a block less it does not; snapshots work from some size on that lies between the
 // plan's two, and whatever is done works with the size that is recommended.
@@ -217,17 +209,20 @@ func TestPlanIsWhatTheKernelNeeds(t *testing.T) {
 			if err := r.try(s, p.SnapshotsLeast-era.BlockSize, r.snapshots); err == nil {
 				t.Errorf("with less than %d KiB snapshots can be taken", p.SnapshotsLeast>>10)
 			}
-			worst := worstSize(t, s)
-			if err := r.try(s, worst, r.busy(s)); err != nil {
-				t.Errorf("with %d KiB under load: %v", worst>>10, err)
+			busy, err := era.NewPlan(s.device, s.sectors, era.PlanOptions{Undigested: busyEras})
+			must(t, err)
+			if err := r.try(s, busy.Worst, r.busy(s)); err != nil {
+				t.Errorf("with %d KiB under load: %v", busy.Worst>>10, err)
 			}
 			t.Logf("create %d, snapshots %d to %d, worst %d KiB; %v", p.Create>>10,
-				p.SnapshotsLeast>>10, p.SnapshotsMost>>10, worst>>10, time.Since(began).Round(time.Millisecond))
+				p.SnapshotsLeast>>10, p.SnapshotsMost>>10, busy.Worst>>10, time.Since(began).Round(time.Millisecond))
 		})
 	}
 }
 
-// Searched for without knowing the plan, the least sizes are those of the plan.
+// Searched for without knowing the plan, the least sizes are those of the plan. What
+// writes need is not searched for: running out of metadata while eras are digested has
+// stopped Linux 6.1 in dm-bufio, when the device was removed.
 func TestLeastSizesBySearch(t *testing.T) {
 	r := newRig(t)
 	for _, s := range []size{{4 << 20, 4096}, {1 << 30, 4096}, {16 << 30, 4096}, {64 << 30, 8192}, {1 << 30, 128}} {
@@ -238,16 +233,12 @@ func TestLeastSizesBySearch(t *testing.T) {
 			must(t, r.table(dataName, s.device, "zero", ""))
 			create := r.least(s, era.BlockSize, 64<<10, nothing)
 			idle := r.least(s, create, 2*create, r.snapshots)
-			busy := r.least(s, create, 2*create, r.busy(s))
-			t.Logf("create %d, %d snapshots %d, with writes %d KiB in %d tries", create>>10, cycles, idle>>10, busy>>10, r.tries)
+			t.Logf("create %d, %d snapshots %d KiB in %d tries", create>>10, cycles, idle>>10, r.tries)
 			if create != p.Create {
 				t.Errorf("create: %d KiB, the plan says %d", create>>10, p.Create>>10)
 			}
 			if idle < p.SnapshotsLeast || idle > p.SnapshotsMost {
 				t.Errorf("snapshots: %d KiB, the plan says %d to %d", idle>>10, p.SnapshotsLeast>>10, p.SnapshotsMost>>10)
-			}
-			if worst := worstSize(t, s); busy < p.Create || busy > worst {
-				t.Errorf("with writes: %d KiB, the plan says %d at the worst", busy>>10, worst>>10)
 			}
 		})
 	}

@@ -11,9 +11,11 @@ import (
 )
 
 // unreadable is a mounted source with a block that can be made unreadable, and its
-// mirror.
+// mirror. The source is a loop device over the disk that fails: dm-flakey is told to
+// fail by another table, and a device whose table was replaced has lost its marks.
 type unreadable struct {
 	disk     *flaky
+	path     string // of the source
 	dir      string // where the source is mounted
 	file     string // that has the block
 	off      int64  // of the block on the device, bytes
@@ -26,9 +28,9 @@ type unreadable struct {
 // mirror.
 func TestUnreadableSource(t *testing.T) {
 	u := newUnreadable(t)
-	words := []string{u.disk.path, fmt.Sprintf("4096 bytes at offset %d", u.off), "input/output error"}
+	words := []string{u.path, fmt.Sprintf("4096 bytes at offset %d", u.off), "input/output error"}
 	u.disk.fails(t, failReads, u.off, 4096)
-	tidemark(t, u.stateDir, exitError, words, "mirror", u.disk.path, u.image)
+	tidemark(t, u.stateDir, exitError, words, "mirror", u.path, u.image)
 	u.recovers(t, "resume")
 
 	t.Run("while it is in use", func(t *testing.T) {
@@ -52,8 +54,8 @@ func TestUnreadableSource(t *testing.T) {
 	})
 	t.Run("at rest", func(t *testing.T) {
 		guest.Run(t, "umount", u.dir)
-		mirrored(t, u.stateDir, "incremental", u.disk.path, u.image)
-		if sum(t, u.disk.path) != sum(t, u.image) {
+		mirrored(t, u.stateDir, "incremental", u.path, u.image)
+		if sum(t, u.path) != sum(t, u.image) {
 			t.Error("the mirror differs")
 		}
 	})
@@ -66,12 +68,15 @@ func newUnreadable(t *testing.T) *unreadable {
 		disk:     newFlaky(t, "flaky", guest.Disk(t, "source"), 32<<20),
 		stateDir: tmp, image: filepath.Join(tmp, "mirror.img"),
 	}
-	mkfs(t, u.disk.path)
-	u.dir = mount(t, u.disk.path)
-	t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", u.disk.path) })
+	guest.Modprobe(t, "loop")
+	u.path = guest.Run(t, "losetup", "--find", "--show", "--direct-io=on", u.disk.path)
+	t.Cleanup(func() { guest.Run(t, "losetup", "-d", u.path) })
+	mkfs(t, u.path)
+	u.dir = mount(t, u.path)
+	t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", u.path) })
 	u.file = filepath.Join(u.dir, "bad")
 	fill(t, u.file, 1, 256<<10)
-	u.off = place(t, u.disk.path, "/bad", 20*4096, 4096)
+	u.off = place(t, u.path, "/bad", 20*4096, 4096)
 	return u
 }
 
@@ -79,7 +84,7 @@ func newUnreadable(t *testing.T) *unreadable {
 func (u *unreadable) failsAsOld(t *testing.T, words []string, flags ...string) {
 	t.Helper()
 	before := sum(t, u.image)
-	tidemark(t, u.stateDir, exitError, words, append(append([]string{"mirror"}, flags...), u.disk.path, u.image)...)
+	tidemark(t, u.stateDir, exitError, words, append(append([]string{"mirror"}, flags...), u.path, u.image)...)
 	u.disk.heals(t)
 	fill(t, filepath.Join(u.dir, "after"), 5, 4096) // would wait for ever on a frozen filesystem
 	if sum(t, u.image) != before {
@@ -92,6 +97,6 @@ func (u *unreadable) failsAsOld(t *testing.T, words []string, flags ...string) {
 func (u *unreadable) recovers(t *testing.T, modes string) {
 	t.Helper()
 	u.disk.heals(t)
-	mirrored(t, u.stateDir, modes, u.disk.path, u.image)
+	mirrored(t, u.stateDir, modes, u.path, u.image)
 	guest.Run(t, "e2fsck", "-fn", u.image)
 }
