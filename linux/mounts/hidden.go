@@ -23,10 +23,12 @@ const (
 // is not in the table: no filesystem, swap area or device made of it. That is a
 // filesystem whose mounts cannot be seen (lazily unmounted but still in use, of a
 // mount namespace that no process shows), one of a kind that is not known to span
-// devices, or a program that uses the device raw.
+// devices, or a program that uses the device raw. A loop device that was attached
+// read-only is passed over: whoever holds it cannot write.
 //
 // Each device is claimed for a moment, as a mount would. One without a node in
-// /dev is passed over.
+// /dev is passed over. An error says that one of them could not be claimed; what was
+// found on the others is returned beside it.
 func (t *Table) Hidden(path string) ([]string, error) {
 	roots, err := t.LoopsOver(path)
 	if err != nil {
@@ -43,6 +45,7 @@ func (t *Table) Hidden(path string) ([]string, error) {
 		return nil, err
 	}
 	var hidden []string
+	var failed error
 	for dev := range set {
 		at := ""
 		if dev == d {
@@ -53,14 +56,14 @@ func (t *Table) Hidden(path string) ([]string, error) {
 			continue // taken apart in between
 		}
 		if err != nil {
-			return nil, fmt.Errorf("mounts: %w", err)
+			failed = fmt.Errorf("mounts: %w", err)
 		}
 		if name != "" {
 			hidden = append(hidden, name)
 		}
 	}
 	slices.Sort(hidden)
-	return hidden, nil
+	return hidden, failed
 }
 
 // hidden returns the path of d when it is held by somebody unseen. An empty path
@@ -76,6 +79,9 @@ func (t *Table) hidden(d Dev, path string) (string, error) {
 	}
 	if path == "" {
 		path = n.path()
+	}
+	if n.readOnlyLoop(path) {
+		return "", nil
 	}
 	for end := time.Now().Add(briefClaim); ; time.Sleep(claimPoll) {
 		held, err := n.claimed(path)
@@ -131,18 +137,42 @@ func (t *Table) user(n node) (bool, error) {
 	return len(over) > 0, err
 }
 
+// readOnlyLoop reports whether the device n at path is a loop device that was attached
+// read-only, or a partition of one. The driver fails its writes for as long as it is
+// attached (loop_handle_cmd in drivers/block/loop.c); "ro" in sysfs proves less, since
+// it can be set and cleared on a device in use (BLKROSET) and stops no write.
+func (n node) readOnlyLoop(path string) bool {
+	if !strings.HasPrefix(n.name(), "loop") {
+		return false
+	}
+	if d, err := DeviceOf(path); err != nil || d != n.dev {
+		return false
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	// A partition hands the call on to its disk.
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	return err == nil && info.Flags&unix.LO_FLAGS_READ_ONLY != 0
+}
+
 // path returns where udev and devtmpfs have the device's node.
 func (n node) path() string { return "/dev/" + strings.ReplaceAll(n.name(), "!", "/") }
 
 // claimed is claimed for the device n at path. A node that is not there, or is
-// another device's, says no.
+// another device's, says no; so does a device that nobody can open now: without a
+// medium, or a DRBD device in the secondary role (drbd_open).
 func (n node) claimed(path string) (bool, error) {
 	if d, err := DeviceOf(path); err != nil || d != n.dev {
 		return false, nil
 	}
 	held, err := claimed(path)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOMEDIUM) {
-		return false, nil
+	for _, none := range []error{os.ErrNotExist, unix.ENOMEDIUM, unix.EMEDIUMTYPE} {
+		if errors.Is(err, none) {
+			return false, nil
+		}
 	}
 	return held, err
 }

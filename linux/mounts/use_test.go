@@ -130,6 +130,49 @@ func TestHiddenNamesTheDeviceThatNobodySeenHolds(t *testing.T) {
 	}
 }
 
+// snapd keeps its old base in such a namespace: a squashfs in a file of the source.
+func TestWhoHoldsALoopDeviceThatWasAttachedReadOnlyIsNotHidden(t *testing.T) {
+	outer := mountstest.Disk(t, large)
+	mountstest.Mkfs(t, "ext4", outer)
+	dir := mountstest.Mount(t, outer)
+	image := mountstest.ImageIn(t, dir, small)
+	mountstest.Mkfs(t, "ext4", image)
+	loop := mountstest.Run(t, "losetup", "--find", "--show", "--read-only", image)
+	t.Cleanup(func() { mountstest.Run(t, "losetup", "--detach", loop) })
+	lower := mountstest.Mount(t, loop, "-o", "ro")
+	busy, err := os.Open(lower)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	if err := unix.Unmount(lower, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if u := use(t, loop); !u.Claimed {
+		t.Fatalf("%+v, want it claimed", u)
+	}
+	for _, path := range []string{outer, loop, image} {
+		if got := hidden(t, path); len(got) != 0 {
+			t.Errorf("%s: %q, but its holder cannot write", path, got)
+		}
+	}
+}
+
+// Writes go on to a disk that is made read-only while it is in use.
+func TestHiddenHolderOfADiskThatWasMadeReadOnlyIsNamed(t *testing.T) {
+	disk := mountstest.Disk(t, small)
+	claim, err := os.OpenFile(disk, os.O_RDWR|unix.O_EXCL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer claim.Close()
+	mountstest.Run(t, "blockdev", "--setro", disk)
+	t.Cleanup(func() { mountstest.Run(t, "blockdev", "--setrw", disk) })
+	if got := hidden(t, disk); !slices.Equal(got, []string{disk}) {
+		t.Errorf("%q, want %s", got, disk)
+	}
+}
+
 func TestSwapIsFoundOnItsDeviceAndThroughItsFile(t *testing.T) {
 	disk, parts := mountstest.Partitioned(t, large, 2)
 	mountstest.Run(t, "mkswap", parts[0])
