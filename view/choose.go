@@ -13,21 +13,20 @@ import (
 // mounted from any of the sources, and otherwise relies on nobody writing; it is
 // refused with ErrUnseen where somebody holds a source who cannot be seen.
 // "offline" is refused with ErrMounted where a filesystem is mounted, "freeze" with
-// ErrNothingToFreeze where none is; both warn of whom they cannot see.
+// ErrNothingToFreeze where none is; both warn of whom they cannot see, and where
+// that cannot be told, as auto fails.
 func Choose(kind string, o Options) (Provider, string, error) {
 	s, err := look(o.Sources)
 	if err != nil {
 		return nil, "", err
 	}
-	unseen, err := s.unseen()
-	if err != nil {
-		return nil, "", err
-	}
+	unseen, untold := s.unseen()
+	warning := s.warning() + warnUnseen(unseen) + warnUntold(untold)
 	w := s.writable()
 	switch kind {
 	case "", "auto":
-		if len(unseen) > 0 {
-			return nil, "", unseenError(unseen)
+		if err := refuseUnseen(unseen, untold); err != nil {
+			return nil, "", err
 		}
 		if len(w) > 0 {
 			return Freeze(o), "freeze: mounted read-write: " + names(w) + s.warning(), nil
@@ -37,24 +36,26 @@ func Choose(kind string, o Options) (Provider, string, error) {
 		if len(w) == 0 {
 			return nil, "", fmt.Errorf("view: freeze: %w", ErrNothingToFreeze)
 		}
-		return Freeze(o), "freeze: as asked: " + names(w) + s.warning() + warnUnseen(unseen), nil
+		return Freeze(o), "freeze: as asked: " + names(w) + warning, nil
 	case "offline":
 		if len(w) > 0 {
 			return nil, "", fmt.Errorf("view: offline: %w: %s", ErrMounted, names(w))
 		}
 		o.Unseen = true
-		return Offline(o), "offline: as asked" + s.warning() + warnUnseen(unseen), nil
+		return Offline(o), "offline: as asked" + warning, nil
 	}
 	return nil, "", fmt.Errorf("view: unknown kind %q, want auto, freeze or offline", kind)
 }
 
-// unseen names the devices that somebody holds who cannot be seen.
+// unseen names the devices that somebody holds who cannot be seen; beside an error,
+// as far as that could be told.
 func (s *scene) unseen() ([]string, error) {
 	var all []string
+	var failed error
 	for _, src := range s.sources {
 		hidden, err := s.table.Hidden(src.path)
 		if err != nil {
-			return nil, fmt.Errorf("view: %w", err)
+			failed = err
 		}
 		for _, h := range hidden {
 			if !slices.Contains(all, h) {
@@ -62,11 +63,18 @@ func (s *scene) unseen() ([]string, error) {
 			}
 		}
 	}
-	return all, nil
+	return all, failed
 }
 
-func unseenError(devices []string) error {
-	return fmt.Errorf("view: %s: %w", strings.Join(devices, ", "), ErrUnseen)
+// refuseUnseen is for what unseen returned.
+func refuseUnseen(devices []string, untold error) error {
+	switch {
+	case len(devices) > 0:
+		return fmt.Errorf("view: %s: %w", strings.Join(devices, ", "), ErrUnseen)
+	case untold != nil:
+		return fmt.Errorf("view: whether somebody unseen uses the source cannot be told (choose the view by hand): %w", untold)
+	}
+	return nil
 }
 
 // warnUnseen says what the copy may lack.
@@ -76,6 +84,14 @@ func warnUnseen(devices []string) string {
 	}
 	return fmt.Sprintf("; WARNING: %s: %v: what its holder has not written out yet is not in the copy, and nothing stops it from writing",
 		strings.Join(devices, ", "), ErrUnseen)
+}
+
+// warnUntold says that there may be more of them.
+func warnUntold(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fmt.Sprintf("; WARNING: whether somebody unseen uses it cannot be told: %v", err)
 }
 
 func names(list []mounts.Filesystem) string {

@@ -44,11 +44,7 @@ func (p offline) refuse() error {
 	if p.o.Unseen {
 		return nil
 	}
-	unseen, err := s.unseen()
-	if err == nil && len(unseen) > 0 {
-		err = unseenError(unseen)
-	}
-	return err
+	return refuseUnseen(s.unseen())
 }
 
 func (p offline) hold(ctx context.Context) (*held, error) {

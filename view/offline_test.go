@@ -286,3 +286,33 @@ func TestRawUserBesideAMountedFilesystemIsNamed(t *testing.T) {
 		t.Errorf("the partition beside it: %q, %v", why, err)
 	}
 }
+
+// As where the cgroup of a container keeps devices shut. Who chooses the view has
+// looked for himself.
+func TestViewChosenByHandDoesNotNeedToClaimTheSource(t *testing.T) {
+	mounted, shut := mountstest.Disk(t, large), mountstest.Disk(t, small)
+	var st unix.Stat_t
+	if err := unix.Stat(shut, &st); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	mountstest.MountAt(t, "none", dir, "-t", "tmpfs", "-o", "nodev")
+	shut = dir + "/shut"
+	if err := unix.Mknod(shut, unix.S_IFBLK|0o600, int(st.Rdev)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := view.Choose("auto", sources(shut)); !errors.Is(err, unix.EACCES) {
+		t.Errorf("auto: %v", err)
+	}
+	if _, err := view.Offline(sources(shut)).Hold(t.Context()); !errors.Is(err, unix.EACCES) {
+		t.Errorf("offline without Choose: %v", err)
+	}
+	if _, why, err := view.Choose("offline", sources(shut)); err != nil || !strings.Contains(why, "WARNING") || !strings.Contains(why, shut) {
+		t.Errorf("offline: %q, %v", why, err)
+	}
+	mountstest.Mkfs(t, "ext4", mounted)
+	mount(t, mounted)
+	if _, why, err := view.Choose("freeze", sources(mounted, shut)); err != nil || !strings.Contains(why, "WARNING") || !strings.Contains(why, shut) {
+		t.Errorf("freeze: %q, %v", why, err)
+	}
+}
