@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/block"
 	"tidemark/boot"
 	"tidemark/format/changes"
 	"tidemark/format/era"
@@ -160,7 +161,7 @@ func mirrorClasses() []class {
 		{pairs.ErrRefused, exitRefused, "give another target"},
 		{pairs.ErrNoMirror, exitError, "give the target of a mirror"},
 		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
-		{view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view offline"},
+		{view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view freeze if a filesystem on the source is mounted, else --view offline"},
 		{view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
 		{view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
 		{pairs.ErrPending, exitError, `"tidemark mirror" finishes it`},
@@ -222,6 +223,7 @@ func eraClasses() []class {
 func machineClasses() []class {
 	return []class{
 		{fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
+		{block.ErrNoCounters, exitError, "set queue/iostats of the disk, in /sys/block, to 1; a few drivers never count"},
 		{bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
 		{errNotReady, exitError, ""},
 		{syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
