@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/linux/bpf"
 )
 
 const (
@@ -22,14 +23,19 @@ const (
 // on a bio-based disk nobody knows their ranges, so their completion cannot be
 // marked. Then a new epoch begins, which leaves behind the doubt that those
 // completions raised. Where the barrier fails, or has nothing to hold up, an instant
-// without a write in flight does as well.
+// without a write in flight does as well. The error wraps bpf.ErrNotSupported where
+// the kernel does not count writes in flight: no pause of the writers would help.
 func (s *session) drain(ctx context.Context, barrier func(context.Context) error) error {
 	drained := errors.New("no barrier")
 	if barrier != nil {
 		drained = barrier(ctx)
 	}
 	if drained != nil {
-		if err := waitIdle(ctx, s.rec.Disk); err != nil {
+		err := waitIdle(ctx, s.rec.Disk)
+		if errors.Is(err, bpf.ErrNotSupported) {
+			return fmt.Errorf("track: start on %s: %w", s.rec.Disk, err)
+		}
+		if err != nil {
 			return fmt.Errorf("track: start on %s: tracking has no clean beginning: pause the writers for a moment: %w", s.rec.Disk, err)
 		}
 	}
@@ -41,8 +47,8 @@ func waitIdle(ctx context.Context, disk string) error { return WaitIdle(ctx, dis
 
 // WaitIdle waits until the kernel has counted no write in flight on the disk, given
 // by its kernel name, but no longer than limit. The disk is polled, so that one that
-// is never idle for long may be missed. It is an error when the kernel does not
-// count.
+// is never idle for long may be missed. The error wraps bpf.ErrNotSupported when the
+// kernel does not count.
 func WaitIdle(ctx context.Context, disk string, limit time.Duration) error {
 	if err := countsInFlight(disk); err != nil {
 		return err
@@ -72,8 +78,12 @@ func countsInFlight(disk string) error {
 	if dm != nil && md != nil {
 		return nil
 	}
-	if _, err := block.ReadCounters("/dev/" + strings.ReplaceAll(disk, "!", "/")); err != nil {
-		return fmt.Errorf("track: whether writes are in flight cannot be told (see %s/queue/iostats): %w", dir, err)
+	_, err := block.ReadCounters("/dev/" + strings.ReplaceAll(disk, "!", "/"))
+	if errors.Is(err, block.ErrNoCounters) {
+		return fmt.Errorf("track: whether writes are in flight cannot be told (echo 1 >%s/queue/iostats): %w without its counts: %w", dir, bpf.ErrNotSupported, err)
+	}
+	if err != nil {
+		return fmt.Errorf("track: %w", err)
 	}
 	return nil
 }
