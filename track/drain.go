@@ -68,17 +68,14 @@ func WaitIdle(ctx context.Context, disk string, limit time.Duration) error {
 	}
 }
 
-// countsInFlight refuses a disk of device-mapper or md for which the kernel counts
-// nothing: since 6.11 or so these leave it out when queue/iostats is 0. Other drivers
-// without requests count all the same, or have done a write when they return.
+// countsInFlight refuses a disk for which the kernel may count nothing, unless its
+// counters prove that it does.
 func countsInFlight(disk string) error {
-	dir := filepath.Join("/sys/block", disk)
-	_, dm := os.Stat(filepath.Join(dir, "dm"))
-	_, md := os.Stat(filepath.Join(dir, "md"))
-	if dm != nil && md != nil {
-		return nil
+	dir, err := mayNotCount(disk)
+	if dir == "" || err != nil {
+		return err
 	}
-	_, err := block.ReadCounters("/dev/" + strings.ReplaceAll(disk, "!", "/"))
+	_, err = block.ReadCounters("/dev/" + strings.ReplaceAll(disk, "!", "/"))
 	if errors.Is(err, block.ErrNoCounters) {
 		return fmt.Errorf("track: whether writes are in flight cannot be told (echo 1 >%s/queue/iostats): %w without its counts: %w", dir, bpf.ErrNotSupported, err)
 	}
@@ -88,22 +85,55 @@ func countsInFlight(disk string) error {
 	return nil
 }
 
+// mayNotCount returns the folder in sysfs of what leaves writes in flight out when its
+// queue/iostats is 0; "" is none. Device-mapper and md do since 6.11 or so. An NVMe
+// path does always, as any disk with requests (blk_mq_check_inflight in block/blk-mq.c);
+// the disk above it counts by itself since 6.5, if its own is 1. Other drivers without
+// requests count all the same, or have done a write when they return.
+func mayNotCount(disk string) (string, error) {
+	dir := filepath.Join("/sys/block", disk)
+	for _, kind := range []string{"dm", "md"} {
+		if _, err := os.Stat(filepath.Join(dir, kind)); err == nil {
+			return dir, nil
+		}
+	}
+	paths, err := nvmePaths(disk)
+	if err != nil {
+		return "", err
+	}
+	for _, path := range paths {
+		raw, err := os.ReadFile(filepath.Join(path, "queue/iostats"))
+		if err == nil && strings.TrimSpace(string(raw)) == "0" {
+			return path, nil
+		}
+	}
+	return "", nil
+}
+
+// nvmePaths returns the folders in sysfs of the paths of an NVMe disk that has several.
+func nvmePaths(disk string) ([]string, error) {
+	var subsystem, namespace int
+	if n, _ := fmt.Sscanf(disk, "nvme%dn%d", &subsystem, &namespace); n != 2 {
+		return nil, nil
+	}
+	paths, err := filepath.Glob(fmt.Sprintf("/sys/block/nvme%dc*n%d", subsystem, namespace))
+	if err != nil {
+		return nil, fmt.Errorf("track: %w", err)
+	}
+	return paths, nil
+}
+
 // writesInFlight counts the writes that the kernel says are in flight on a disk
 // and, for an NVMe disk with several paths, on these: before 6.5 the disk itself
 // counted none.
 func writesInFlight(disk string) (uint64, error) {
-	paths := []string{filepath.Join("/sys/block", disk, "inflight")}
-	var subsystem, namespace int
-	if n, _ := fmt.Sscanf(disk, "nvme%dn%d", &subsystem, &namespace); n == 2 {
-		more, err := filepath.Glob(fmt.Sprintf("/sys/block/nvme%dc*n%d/inflight", subsystem, namespace))
-		if err != nil {
-			return 0, fmt.Errorf("track: %w", err)
-		}
-		paths = append(paths, more...)
+	dirs, err := nvmePaths(disk)
+	if err != nil {
+		return 0, err
 	}
 	var sum uint64
-	for _, path := range paths {
-		n, err := readInFlight(path)
+	for _, dir := range append(dirs, filepath.Join("/sys/block", disk)) {
+		n, err := readInFlight(filepath.Join(dir, "inflight"))
 		if err != nil {
 			return 0, err
 		}
