@@ -65,13 +65,16 @@ func (j *Reader) findTables() error {
 }
 
 func (j *Reader) checkEntries() error {
-	prev, n := int64(0), int64(0)
+	prev, data, n := int64(0), int64(align), int64(0)
 	err := j.Each(func(e Entry) error {
-		if err := e.check(j.Header, prev); err != nil {
+		if err := e.check(j.Header, prev, data); err != nil {
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
 		n++
 		prev = e.End()
+		if !e.Zero() {
+			data = e.At + e.Len
+		}
 		return nil
 	})
 	if err == nil && n != j.Entries {

@@ -30,7 +30,8 @@
 //	4096          data and tables, in the order in which they were written
 //
 // The header is written last. In version 1, which is still read, its checksum is at
-// 64, of what is before it. A table:
+// 64, of what is before it; magic and version have their places in every version. A
+// table:
 //
 //	offset  size  meaning
 //	0       8     magic "TMTABLE\n"
@@ -39,7 +40,8 @@
 //	20      4     checksum of bytes 0 to 19 and of the entries
 //	24      32×n  entries
 //
-// An entry, of which each begins at or behind the end of the one before:
+// An entry, of which each begins at or behind the end of the one before, and so does
+// its data, if it has any:
 //
 //	offset  size  meaning
 //	0       8     offset in the target
@@ -122,15 +124,18 @@ func decodeHeader(b []byte, size int64) (Header, error) {
 	if len(b) < align {
 		return Header{}, fmt.Errorf("header: %d bytes, want %d: %w", len(b), align, ErrDamaged)
 	}
+	// Where the checksum is depends on the version, which therefore comes first.
 	v, used := binary.LittleEndian.Uint32(b[8:]), headerUsed
-	if v == 1 {
+	switch {
+	case v > version:
+		return Header{}, fmt.Errorf("header: version %d, know %d: %w", v, version, ErrNewer)
+	case v == 0:
+		return Header{}, fmt.Errorf("header: version 0: %w", ErrDamaged)
+	case v == 1:
 		used = headerUsed1
 	}
 	if got, want := crc32.Checksum(b[:used], castagnoli), binary.LittleEndian.Uint32(b[used:]); got != want {
 		return Header{}, fmt.Errorf("header: checksum %08x, want %08x: %w", want, got, ErrDamaged)
-	}
-	if v != 1 && v != version {
-		return Header{}, fmt.Errorf("header: version %d: %w", v, ErrNewer)
 	}
 	field := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[16+8*i:])) }
 	h := Header{Before: field(0), After: field(1), lastTable: field(2), tables: field(3), Entries: field(4), length: field(5)}
@@ -188,8 +193,9 @@ func decodeEntry(b []byte) Entry {
 	}
 }
 
-// check holds an entry that must not begin before prev against its journal.
-func (e Entry) check(h Header, prev int64) error {
+// check holds an entry that must not begin before prev, and whose data must not begin
+// before data, against its journal.
+func (e Entry) check(h Header, prev, data int64) error {
 	switch {
 	case !e.Valid() || e.Empty() || e.End() > h.After:
 		return fmt.Errorf("extent %v in a target of %d bytes: %w", e.Extent, h.After, ErrDamaged)
@@ -199,7 +205,9 @@ func (e Entry) check(h Header, prev int64) error {
 		return nil
 	case e.Len > maxData:
 		return fmt.Errorf("%d bytes of data: at most %d: %w", e.Len, maxData, ErrDamaged)
-	case e.At < align || e.At > math.MaxInt64-e.Len || e.At+e.Len > h.length:
+	case e.At < data:
+		return fmt.Errorf("data at %d begins before %d: %w", e.At, data, ErrDamaged)
+	case e.At > math.MaxInt64-e.Len || e.At+e.Len > h.length:
 		return fmt.Errorf("data at %d of a journal of %d bytes: %w", e.At, h.length, ErrDamaged)
 	}
 	return nil

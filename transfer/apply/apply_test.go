@@ -3,8 +3,10 @@ package apply_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -412,6 +414,49 @@ func TestASpoiltJournalIsNotApplied(t *testing.T) {
 		if !bytes.Equal(w.Content(), before) {
 			t.Errorf("byte %d: the target was written to", off)
 		}
+	}
+}
+
+// Checksums are no proof against who made them: a journal with its data in another
+// order than its target is refused before anything is read by its places.
+func TestACraftedJournalIsNotApplied(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	j := job{old: noise(rng, 1<<16)}
+	w := j.world(t, rng)
+	f, err := w.Folder().Open("journal.ready", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := redo.NewWriter(f)
+	for off := int64(0); off < 1<<16; off += 1 << 14 {
+		if err := to.Data(off, noise(rng, 4096)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := to.Seal(1<<16, 1<<16); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, to.Len())
+	if _, err := f.ReadAt(b, 0); err != nil {
+		t.Fatal(err)
+	}
+	at := binary.LittleEndian.Uint64(b[32:])
+	table := b[at:]
+	first, last := table[24+16:24+28], table[24+96+16:24+96+28] // place and checksum of the data
+	was := bytes.Clone(first)
+	copy(first, last)
+	copy(last, was)
+	castagnoli := crc32.MakeTable(crc32.Castagnoli)
+	binary.LittleEndian.PutUint32(table[20:], crc32.Update(crc32.Checksum(table[:20], castagnoli), castagnoli, table[24:]))
+	if _, err := f.WriteAt(table, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = apply.Open(w.Target(), w.Folder(), finish)
+	if !errors.Is(err, redo.ErrDamaged) || !errors.Is(err, apply.ErrPending) {
+		t.Error(err)
+	}
+	if !bytes.Equal(w.Content(), j.old) {
+		t.Error("the target was written to")
 	}
 }
 
