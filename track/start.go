@@ -200,6 +200,9 @@ func (s *session) entry(id block.Identity) (bpf.Disk, error) {
 	if id.BioBased {
 		d.Flags |= bpf.DiskBio
 	}
+	if remaps(id) {
+		d.Flags |= bpf.DiskRemap
+	}
 	if strings.HasPrefix(id.Disk, "nvme") {
 		d.Flags |= bpf.DiskNVMe
 	}
@@ -217,6 +220,20 @@ func (s *session) entry(id block.Identity) (bpf.Disk, error) {
 	}
 	d.ZoneSectors = uint32(n)
 	return d, nil
+}
+
+// remaps reports whether the disk's driver only sends on what it is given: device-mapper,
+// and md without parity. drivers/md/raid5.c traces writes of its own as remapped ones.
+func remaps(id block.Identity) bool {
+	level, err := os.ReadFile(filepath.Join("/sys/block", id.Disk, "md", "level"))
+	if err != nil {
+		return strings.HasPrefix(id.Disk, "dm-")
+	}
+	switch strings.TrimSpace(string(level)) {
+	case "linear", "raid0", "raid1", "raid10":
+		return true
+	}
+	return false
 }
 
 // disarm undoes arm.

@@ -15,8 +15,9 @@ const MaxSlots = 256 // MAX_SLOTS in track.bpf.c
 
 // Flags of a Disk.
 const (
-	DiskBio  = 1 // completes bios, not requests (dm, md, zram)
-	DiskNVMe = 2 // passthrough commands without data may change its content
+	DiskBio   = 1 // completes bios, not requests (dm, md, zram)
+	DiskNVMe  = 2 // passthrough commands without data may change its content
+	DiskRemap = 4 // tells of each bio it remaps, and of nothing that it writes for itself
 )
 
 // Disk is what the programs know of a tracked disk. It has the layout of struct

@@ -126,6 +126,7 @@ enum lost {
 enum disk_flag {
 	DISK_BIO = 1,  // completes bios, not requests
 	DISK_NVME = 2, // passthrough without data may change content
+	DISK_REMAP = 4, // remaps the bios that it is given, and no others
 };
 
 struct disk {
@@ -375,7 +376,9 @@ int queue_bio(__u64 *ctx)
 // A bio that was queued on a device above and is sent on as it is (md raid0, linear)
 // is not announced again by block_bio_queue. What a driver of device-mapper or md makes
 // of it is, with where it was on its own disk: for one that is announced as well this
-// marks nothing new.
+// marks nothing new. RAID 4, 5 and 6 also announce what they write to members of
+// themselves (parity, recovery) as if it came from somewhere on the array; their disks
+// are left out.
 SEC("tp_btf/block_bio_remap")
 int remap_bio(__u64 *ctx)
 {
@@ -388,8 +391,7 @@ int remap_bio(__u64 *ctx)
 	if (!changes(op))
 		return 0;
 	d = find(ctx[1]);
-	// What a driver does to members for itself (resync) may lie beyond the disk.
-	if (!d || !(d->flags & DISK_BIO) || sector >= d->nr_sectors)
+	if (!d || !(d->flags & DISK_REMAP) || sector >= d->nr_sectors)
 		return 0;
 	if (sectors > d->nr_sectors - sector)
 		sectors = d->nr_sectors - sector;
@@ -435,17 +437,20 @@ int complete_bio(__u64 *ctx)
 
 	if (!changes(bio->bi_opf & REQ_OP_MASK))
 		return 0;
-	// By address first: a driver may have sent the bio on to another disk.
+	d = bio->bi_bdev ? lookup(bio->bi_bdev->bd_disk) : 0;
+	if (d && !(d->flags & DISK_BIO))
+		d = 0;
+	// By address first: a driver may have sent the bio on to another disk, which
+	// then has seen the start of nothing that ends.
 	f = bpf_map_lookup_elem(&flights, &addr);
 	if (f) {
 		mark_blocks(f->slot, f->first, f->last);
+		if (d && d->slot != f->slot)
+			doubt(d->slot);
 		bpf_map_delete_elem(&flights, &addr);
 		return 0;
 	}
-	if (!bio->bi_bdev)
-		return 0;
-	d = lookup(bio->bi_bdev->bd_disk);
-	if (d && (d->flags & DISK_BIO) && !on_record(addr))
+	if (d && !on_record(addr))
 		doubt(d->slot);
 	return 0;
 }

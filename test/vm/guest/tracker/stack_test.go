@@ -56,6 +56,7 @@ func stacks() []stack {
 		{"null_blk", nullBlock},
 		{"md raid0", func(t testing.TB) string { return array(t, "raid0") }},
 		{"md raid1", func(t testing.TB) string { return array(t, "raid1") }},
+		{"md raid5", func(t testing.TB) string { return array(t, "raid5") }},
 		{"dm-raid1", raid},
 		{"loop", loop},
 	}
@@ -132,23 +133,24 @@ func nullBlock(t testing.TB) string {
 // array makes an md of two halves of a disk, without metadata, through sysfs
 // (Documentation/admin-guide/md.rst).
 func array(t testing.TB, level string) string {
-	guest.Modprobe(t, "md-mod", level)
+	guest.Modprobe(t, "md-mod", map[string]string{"raid0": "raid0", "raid1": "raid1", "raid5": "raid456"}[level])
 	disk := guest.Disk(t, "data")
 	guest.WriteFile(t, "/sys/module/md_mod/parameters/new_array", "md_tidemark")
 	dir := "/sys/block/md_tidemark/md/"
 	guest.WriteFile(t, dir+"metadata_version", "none")
 	guest.WriteFile(t, dir+"level", level)
 	guest.WriteFile(t, dir+"raid_disks", "2")
-	if level == "raid0" {
+	if level != "raid1" {
 		guest.WriteFile(t, dir+"chunk_size", "65536")
-	} else {
+	}
+	if level != "raid0" {
 		guest.WriteFile(t, dir+"component_size", "24576") // KiB
 		guest.WriteFile(t, dir+"resync_start", "none")
 	}
 	for i, half := range []string{"0 49152 linear " + disk + " 0", "0 49152 linear " + disk + " 49152"} {
 		member := guest.Mapper(t, fmt.Sprintf("member%d", i), half)
-		if level == "raid1" {
-			guest.Run(t, "blkdiscard", "-z", member) // nobody makes the halves equal
+		if level != "raid0" {
+			guest.Run(t, "blkdiscard", "-z", member) // nobody makes the halves agree
 		}
 		id, err := block.Identify(member)
 		if err != nil {
