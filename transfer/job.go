@@ -231,10 +231,12 @@ func (j *job) seal(rep Report) error {
 }
 
 func (j *job) publish() error {
-	if err := j.update.Publish(); err != nil {
+	err := j.update.Publish()
+	j.committed = j.update.Committed()
+	if err != nil {
 		return err
 	}
-	j.committed = true
+	j.finished = !j.update.Journaled() // there is nothing to bring to the target
 	j.Tracker.Settle(j.vouchable())
 	return nil
 }

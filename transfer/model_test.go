@@ -37,6 +37,7 @@ const (
 type sea struct {
 	mu    sync.Mutex
 	rng   *rand.Rand
+	name  string
 	data  []byte
 	epoch int
 	// sets[i] is what changed in epoch i; oldest is the first that is known.
@@ -59,7 +60,17 @@ type flight struct {
 }
 
 func newSea(rng *rand.Rand, size int) *sea {
-	return &sea{rng: rng, data: make([]byte, size), sets: []map[int64]bool{{}}, settled: map[string]bool{}}
+	return &sea{rng: rng, name: "sea", data: make([]byte, size), sets: []map[int64]bool{{}}, settled: map[string]bool{}}
+}
+
+// become makes it another source of the same size, whose tracker knows nothing of
+// that: a partition beside the one that it was.
+func (s *sea) become() {
+	s.drain()
+	s.name += "'"
+	for b := range s.blocks() {
+		s.fillBlock(int64(b), byte(s.rng.IntN(64)))
+	}
 }
 
 func (s *sea) blocks() int { return (len(s.data) + blockSize - 1) / blockSize }
@@ -254,8 +265,9 @@ type history struct {
 	// first copy may not have ended, and then it may hold anything.
 	holds      [][]byte
 	unfinished bool
-	scribbled  bool // by someone else since the last commit
-	pending    int  // runs that failed after they had committed
+	scribbled  bool   // by someone else since the last commit
+	pending    int    // runs that failed after they had committed
+	outcome    string // of the last run, unless it could not begin
 }
 
 func (h *history) fatalf(format string, args ...any) {
@@ -265,6 +277,7 @@ func (h *history) fatalf(format string, args ...any) {
 
 // run makes one run and returns its error.
 func (h *history) run() error {
+	h.outcome = ""
 	target, folder := h.world.Target(), h.world.Folder()
 	store, err := mirror.Open(target, folder)
 	if err != nil {
@@ -272,9 +285,11 @@ func (h *history) run() error {
 	}
 	defer store.Close()
 	blank := false
-	if !store.Exists() || !store.State().Complete && store.State().Size != h.sea.Size() {
+	st, origin := store.State(), sidecar.Source{Path: h.sea.name}
+	stranger := store.Exists() && st.Source != origin
+	if !store.Exists() || !st.Complete && (stranger || st.Size != h.sea.Size()) {
 		blank = len(h.world.Content()) == 0
-		if err := store.Init(h.sea.Size(), blockSize, sidecar.Source{Path: "sea"}, !blank); err != nil {
+		if err := store.Init(h.sea.Size(), blockSize, origin, !blank); err != nil {
 			return err
 		}
 	}
@@ -284,8 +299,8 @@ func (h *history) run() error {
 		tracker, still.watches = track.NewScan(h.sea.Size()), true
 	}
 	pair := &transfer.Pair{
-		Name: "sea", Target: "mirror", Source: h.sea, Tracker: tracker, Store: store, Owner: "model", Blank: blank,
-		Freezes: h.rng.IntN(2) == 0,
+		Name: h.sea.name, Target: "mirror", Source: h.sea, Tracker: tracker, Store: store, Owner: "model", Blank: blank,
+		Freezes: h.rng.IntN(2) == 0, Origin: origin, Stranger: stranger,
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -305,7 +320,7 @@ func (h *history) run() error {
 	if reports[0].FrozenMS != 1000 {
 		h.fatalf("a freeze before the run is not counted: %v ms", reports[0].FrozenMS)
 	}
-	if strings.HasPrefix(reports[0].Outcome, "pending: ") {
+	if h.outcome = reports[0].Outcome; strings.HasPrefix(h.outcome, "pending: ") {
 		h.pending++
 	}
 	switch {
@@ -331,6 +346,9 @@ func (h *history) check(ran error) {
 		h.fatalf("%s: open: %v", when, err)
 	}
 	defer store.Close()
+	if failed := h.outcome != "" && !strings.HasPrefix(h.outcome, "pending: "); failed && strings.HasPrefix(store.Recovered(), "finished") {
+		h.fatalf("%s: the outcome %q is of a run that was committed", when, h.outcome)
+	}
 	if !store.Exists() || !store.State().Complete {
 		if !h.unfinished {
 			h.fatalf("%s: a complete mirror is incomplete", when)
@@ -395,6 +413,8 @@ func (h *history) between() {
 			h.holds = [][]byte{h.world.Content()}
 			h.scribbled = true
 		}
+	case 4:
+		h.sea.become()
 	}
 	h.sea.busy, h.sea.rogue = h.rng.IntN(2) == 0, h.rng.IntN(10) == 0
 }
@@ -444,6 +464,7 @@ func play(t *testing.T, sequences int, newWorld func(*rand.Rand) world) {
 			if h.world.IsOff() {
 				cuts++
 				h.world.Restart()
+				h.outcome = "" // what had reached the disk, nobody could say
 			}
 			h.world.Calm()
 			h.check(err)

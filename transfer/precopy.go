@@ -20,6 +20,9 @@ const (
 	// shrink is what a pass must leave at most, of what it was given, for
 	// another one to be worth while.
 	shrink = 0.7
+	// echoShrink is the same for sources that change by being copied: what is left
+	// may be nothing but what the pass itself wrote.
+	echoShrink = 0.1
 	// settled is the time to copy the rest below which no further pass is made.
 	settled = 20 * time.Millisecond
 	// checkpointAge is how long a first copy goes on without being made durable.
@@ -39,8 +42,8 @@ func (r *runner) precopy(ctx context.Context) error {
 			return err
 		}
 		rest := r.todo()
-		if r.echoes() {
-			return nil // each further pass would copy what the one before has written
+		if r.echoes() && float64(rest) > echoShrink*float64(before) {
+			return nil
 		}
 		if rest == 0 || r.speed.time(rest) <= settled || n >= maxPasses || float64(rest) > shrink*float64(before) && n > 1 {
 			return nil

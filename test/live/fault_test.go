@@ -113,15 +113,16 @@ func halfApplied(t *testing.T) mirrored {
 	fill(t, m.dev, 0, 16*mib)
 	m.mirror(t, m.dev, m.image)
 	fill(t, m.dev, 0, 8*mib)
-	commitOnly(t, m, 8*mib)
+	commitOnly(t, m, 8*mib, func(*sidecar.State) {})
 	if !exists(m.image + ".tidemark/journal.ready") {
 		t.Fatal("nothing was committed")
 	}
 	return m
 }
 
-// commitOnly commits the first bytes of the source to the mirror, and stops there.
-func commitOnly(t *testing.T, m mirrored, bytes int64) {
+// commitOnly commits the first bytes of the source to the mirror with what is to be
+// known of it, and stops there.
+func commitOnly(t *testing.T, m mirrored, bytes int64, known func(*sidecar.State)) {
 	t.Helper()
 	dir, err := mirror.OpenDir(m.image+".tidemark", false)
 	if err != nil {
@@ -160,7 +161,7 @@ func commitOnly(t *testing.T, m mirrored, bytes int64) {
 			t.Fatal(err)
 		}
 	}
-	if err := u.Seal(func(s *sidecar.State) { s.AddRun(sidecar.Run{Outcome: "ok"}) }); err != nil {
+	if err := u.Seal(func(s *sidecar.State) { known(s); s.AddRun(sidecar.Run{Outcome: "ok"}) }); err != nil {
 		t.Fatal(err)
 	}
 	if err := u.Publish(); err != nil {

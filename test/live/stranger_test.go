@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"tidemark/format/sidecar"
+	"tidemark/transfer/pairs"
 )
 
 // Partitions of one disk share its tracking, so that a mark of one can be vouched
@@ -45,4 +48,36 @@ func TestForceOntoTheMirrorOfAnotherPartitionCopiesAllThatDiffers(t *testing.T) 
 	p.mirror(t, "--force", two, half)
 	sameContent(t, two, half)
 	p.exits(t, exitOK, nil, "verify", half)
+}
+
+// An update that makes a target the mirror of another source, committed and then cut
+// off, is finished by the next run, and what it says is what the target is.
+func TestCommittedUpdateFromAnotherSourceIsFinishedFirst(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	one, two := loop(t, folder(t, dir, "one"), diskSize), loop(t, folder(t, dir, "two"), diskSize)
+	fill(t, one, 0, 8*mib)
+	fill(t, two, 0, 12*mib)
+	image, other := filepath.Join(dir, "mirror.img"), filepath.Join(dir, "other.img")
+	p.mirror(t, two, other)
+	known, err := pairs.Status(other, p.stateDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	becomeTwo := func(s *sidecar.State) { s.Source = known.Source }
+
+	p.mirror(t, one, image)
+	commitOnly(t, mirrored{p, dir, two, image}, 12*mib, becomeTwo)
+	p.exits(t, exitOK, []string{"finished an update"}, "mirror", two, image)
+	sameContent(t, two, image)
+	p.exits(t, exitOK, nil, "verify", image)
+
+	p.mirror(t, "--force", one, image)
+	commitOnly(t, mirrored{p, dir, two, image}, 12*mib, becomeTwo)
+	p.exits(t, exitRefused, []string{"it is a mirror of " + two}, "mirror", one, image)
+	p.exits(t, exitOK, nil, "verify", image)
+	if rep := p.mirror(t, "--force", one, image); rep.Mode != "scan" {
+		t.Errorf("mode %s", rep.Mode)
+	}
+	sameContent(t, one, image)
 }

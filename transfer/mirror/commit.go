@@ -58,7 +58,7 @@ func (u *Update) sealAs() error {
 	switch {
 	case u.inPlace:
 		return u.store.syncData()
-	case !u.journaled():
+	case !u.Journaled():
 		return nil
 	}
 	now, err := u.store.target.Fingerprint()
@@ -74,10 +74,10 @@ func (u *Update) sealAs() error {
 	return u.seal(u.next)
 }
 
-// journaled reports whether there is anything but a new mark to commit: blocks, or
-// the size, which someone else may have changed.
-func (u *Update) journaled() bool {
-	return u.journal != nil || u.size != u.store.state.Size || !fits(u.store.seen, u.size)
+// Journaled reports whether there is anything but a new mark to commit that is not on
+// the target yet: blocks, or the size, which someone else may have changed.
+func (u *Update) Journaled() bool {
+	return !u.inPlace && (u.journal != nil || u.size != u.store.state.Size || !fits(u.store.seen, u.size))
 }
 
 // reserve makes sure that the target has room for all that the journal will write
@@ -101,7 +101,8 @@ func (u *Update) reserve() error {
 }
 
 // Publish makes the sealed update what the mirror is, in one step: from now on it
-// will be finished, if not by Finish then by the next Open.
+// will be finished, if not by Finish then by the next Open. After an error Committed
+// says whether that is so nevertheless.
 func (u *Update) Publish() error {
 	var err error
 	switch {
@@ -109,26 +110,33 @@ func (u *Update) Publish() error {
 		if err = u.store.stamp(&u.next); err == nil {
 			err = u.store.saveState(u.next)
 		}
-	case !u.journaled():
+	case !u.Journaled():
 		u.next.Target = u.store.seen
 		err = u.store.saveState(u.next)
 	default:
 		if err = u.store.folder.Rename(journalFile, readyFile); err == nil {
+			u.committed = true
 			err = u.store.folder.Sync()
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("mirror: commit: %w", err)
 	}
+	u.committed = true
 	return nil
 }
+
+// Committed reports whether the update will be finished, if not by Finish then by the
+// next Open: a journal in its place is brought to the target even when its folder
+// could not be synced.
+func (u *Update) Committed() bool { return u.committed }
 
 // Finish brings the published update to the target. One that someone else has
 // written to since Seal is not trusted afterwards. Who writes while Finish does is
 // not told from it: its own writes change how the target looks, by how much nobody
 // knows.
 func (u *Update) Finish() error {
-	if u.inPlace || !u.journaled() {
+	if !u.Journaled() {
 		return nil
 	}
 	now, err := u.store.target.Fingerprint()

@@ -15,8 +15,9 @@ import (
 var ErrNoRoom = errors.New("too little room is left on a filesystem of the source")
 
 const (
-	// spare is the part of a filesystem that is left to others.
-	spare = 10
+	// A filesystem's spareth part is left to others, and no more than mostSpare bytes.
+	spare     = 10
+	mostSpare = 1 << 30
 	// reserveStep bounds what is reserved between two looks at the room, in bytes.
 	reserveStep = 16 << 20
 )
@@ -43,9 +44,9 @@ func roomOn(f *os.File) error {
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: f.Name(), Err: err}
 	}
-	if st.Bavail < st.Blocks/spare {
-		return fmt.Errorf("%w: %d bytes are free around %s, and %d of them are not for mirrors",
-			ErrNoRoom, st.Bavail*uint64(st.Bsize), f.Name(), st.Blocks/spare*uint64(st.Bsize))
+	free, left := st.Bavail*uint64(st.Bsize), min(st.Blocks/spare*uint64(st.Bsize), mostSpare)
+	if free < left {
+		return fmt.Errorf("%w: %d bytes are free around %s, and %d of them are not for mirrors", ErrNoRoom, free, f.Name(), left)
 	}
 	return nil
 }

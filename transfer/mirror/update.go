@@ -67,6 +67,7 @@ type Update struct {
 	size      int64 // bytes, of the target afterwards
 	blockSize int64
 	inPlace   bool          // a first copy: blocks go straight to the target
+	committed bool          // the next Open would finish it
 	next      sidecar.State // that Seal prepared
 
 	// known covers the blocks that need not be written when their checksum is

@@ -8,6 +8,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/sidecar"
 	"tidemark/linux/mounts"
+	"tidemark/transfer/mirror"
 )
 
 // refuse returns an error wrapping ErrRefused when the target must not be written
@@ -29,7 +30,17 @@ func (t *target) refuse(src *source, sources []*source, overwrite bool) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("target: %s: %w", t.path, err)
-	case overwrite:
+	}
+	pending, err := mirror.PendingAfter(t.folder, st)
+	if err != nil || pending {
+		return nil // opening it finishes that, or says why not; what it then is, is judged again
+	}
+	return t.judge(src, st, overwrite)
+}
+
+// judge refuses, or notes, what is the mirror of another source.
+func (t *target) judge(src *source, st sidecar.State, overwrite bool) error {
+	if overwrite {
 		t.stranger = !sameOrigin(st.Source, src.origin())
 		return nil
 	}

@@ -108,6 +108,11 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 		o.note("%s: %s", t.path, told)
 	}
 	st := t.store.State()
+	if t.store.Exists() { // and may be another's than before it was locked and recovered
+		if err := t.judge(src, st, o.Overwrite); err != nil {
+			return err
+		}
+	}
 	switch {
 	case t.foreign && !t.store.Exists():
 		o.note("%s: it exists, and is no mirror of %s: comparing them, and overwriting what differs", t.path, src.Path())
