@@ -14,7 +14,7 @@ func TestEra(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			disks := []Disk{
-				NewDisk(t, "data", 48<<20).on(NVMe), // takes discards
+				NewDisk(t, "data", 48<<20), // takes discards
 				NewDisk(t, "meta", 8<<20),
 				NewDisk(t, "other", 34<<20),
 			}
