@@ -51,7 +51,7 @@ func newEraPlan() *cobra.Command {
 		use: "plan --size SIZE", short: "Compute how large the metadata of a device must be",
 		long: `Computes how much metadata a device of SIZE needs, by following the kernel's allocations one by one. Nothing is read or written.
 
-Printed are the least size with which the device can be created; the range of the least with which snapshots can be taken and dropped on an idle device, from when the kernel digests all eras in between to when it digests none; and what is enough for any load while a snapshot is held. The last is recommended, rounded up to a MiB: dm-era cannot grow its metadata device, and an era device whose metadata is full fails writes.
+Printed are the least size with which the device can be created; the range of the least with which snapshots can be taken and dropped on an idle device, from when the kernel digests all eras in between to when it digests none; and what is enough for any load while a snapshot is held. The last is recommended, rounded up to a MiB: dm-era cannot grow its metadata device; an era device whose metadata is full fails writes, and Linux 6.1 may stop with a BUG in dm-bufio when it is removed.
 
 Sizes are in bytes, with K, M, G, T or P in powers of 1024 as for lvcreate, with KB to PB in powers of 1000, or with s in sectors of 512 bytes, in which dm-era counts.`,
 		example: `tidemark era plan --size 16T --block-size 2M
