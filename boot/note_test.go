@@ -14,10 +14,14 @@ import (
 type kernel struct {
 	Kernel
 	data, meta string // "" for not open
+	fails      error  // of Active
 	calls      []string
 }
 
 func (k *kernel) Active(string) (data, meta string, err error) {
+	if k.fails != nil {
+		return "", "", k.fails
+	}
 	if k.data == "" {
 		err = ErrNotOpen
 	}
@@ -58,6 +62,16 @@ func TestABootPastAnEraDeviceIsNoted(t *testing.T) {
 		if got := strings.Join(c.kernel.calls, ", "); got != c.want || !strings.Contains(said, "not open") {
 			t.Errorf("%q, said %q; want %q", got, said, c.want)
 		}
+	}
+}
+
+// TestADeviceThatCannotBeAskedForIsNoted has a kernel without device-mapper.
+func TestADeviceThatCannotBeAskedForIsNoted(t *testing.T) {
+	e := Entry{Name: "root", Data: "/dev/mapper/a", Meta: "/dev/mapper/b", Stage: StageInitramfs}
+	k := &kernel{fails: errors.New("no device-mapper")}
+	err := Opener{Kernel: k}.Note(t.Context(), []Entry{e})
+	if got := strings.Join(k.calls, ", "); got != "past root /dev/mapper/b" || !errors.Is(err, k.fails) {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 

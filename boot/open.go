@@ -21,7 +21,7 @@ type Kernel interface {
 	// Create opens an era device with new metadata in place of zeros.
 	Create(ctx context.Context, name, data, meta string, blockSize int64) error
 	// Note writes down what an open era device's metadata does not tell, NotePast that
-	// the data of one is used while it is not open.
+	// the data of one is used while it is not open, also when meta cannot be read.
 	Note(ctx context.Context, name string) error
 	NotePast(name, meta string) error
 	// Blank reports whether metadata is all zero where it would begin.
@@ -121,10 +121,11 @@ func (o Opener) note(ctx context.Context, e Entry) (past bool, err error) {
 	switch {
 	case err == nil && same(data, haveData) && same(meta, haveMeta):
 		return false, o.Kernel.Note(ctx, e.Name)
-	case err != nil && !errors.Is(err, ErrNotOpen):
-		return false, err
+	case errors.Is(err, ErrNotOpen):
+		err = nil
 	}
-	return true, o.Kernel.NotePast(e.Name, meta)
+	// Where the kernel cannot tell, as one without device-mapper, it is not known to be open.
+	return true, errors.Join(err, o.Kernel.NotePast(e.Name, meta))
 }
 
 // await waits until there is a block device at path.

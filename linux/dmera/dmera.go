@@ -60,7 +60,8 @@
 // next activation (since 5.12, and 4.4 to 5.11 with the stable fixes of March
 // 2021; before, it was thrown away). Each activation costs one era. So marks
 // outlive both; what they cannot see is a write to the data device while the era
-// device is not there, or past it. NotePast is for who sees that.
+// device is not there, or past it. NotePast is for who sees that, also while the
+// metadata is not there either.
 //
 // A held snapshot outlives both as well.
 //

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -37,6 +38,10 @@ type gapRecord struct {
 	DiskSeq uint64 `json:"diskseq,omitempty"`
 	Count   uint64 `json:"count,omitempty"`
 }
+
+// notEnded is the end of a gap of metadata that could not be read: every mark is lost
+// until it can be, when NoteGaps or NotePast put an era in its place.
+const notEnded era.Era = math.MaxUint32
 
 func (r gapRecord) gap() Gap {
 	if r.Past {
@@ -74,47 +79,73 @@ func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
 	if err != nil {
 		return Gap{}, err
 	}
-	seen := uint64(0)
-	if was.Boot == now.Boot && was.DiskSeq == now.DiskSeq && was.Number == now.Number && now.DiskSeq != 0 {
-		seen = was.Count
+	now, changed := was.next(now, st)
+	if !changed {
+		return now.gap(), nil
 	}
-	if st.DiscardsDisabled && now.Count == seen {
-		return was.gap(), nil
-	}
-	now.End = st.Era + 1
 	if err := replace(path, now, true); err != nil {
-		return Gap{}, fmt.Errorf("dmera: %s: %d discards were counted, and that cannot be written down: %w", d.Name(), now.Count, err)
+		return Gap{}, fmt.Errorf("dmera: %s: its gap, with %d discards counted, cannot be written down: %w", d.Name(), now.Count, err)
 	}
 	return now.gap(), nil
 }
 
+// next returns the record that follows, of what now counted in an activation and st
+// said then, and whether it is another one.
+func (r gapRecord) next(now gapRecord, st Status) (gapRecord, bool) {
+	seen := uint64(0)
+	if r.Boot == now.Boot && r.DiskSeq == now.DiskSeq && r.Number == now.Number && now.DiskSeq != 0 {
+		seen = r.Count
+	}
+	if st.DiscardsDisabled && now.Count == seen && r.End != notEnded {
+		return r, false
+	}
+	// What was past the device was before it came up, and so before this era ends.
+	now.End, now.Past = st.Era+1, r.End == notEnded
+	return now, true
+}
+
 // NotePast writes down, durably, that the data of the era device of that name may be
 // written to while the device is not up, with its metadata on the device at meta: what
-// changed before it is up again cannot be told. Metadata that is all zero needs no note.
-func NotePast(name, meta string, o Options) (err error) {
-	dev, err := block.Open(meta, block.Options{Direct: true})
-	if err != nil {
-		return fmt.Errorf("dmera: metadata: %w", err)
-	}
-	defer func() { err = errors.Join(err, dev.Close()) }()
-	md, err := era.Open(dev, dev.Size())
+// changed before it is up again cannot be told. Metadata that is all zero needs no
+// note. Where it cannot be read, because its disk is not there or fails, that is no
+// reason to believe it later: the note is of any metadata, and of all eras so far.
+func NotePast(name, meta string, o Options) error {
+	s, err := readMetadata(meta)
 	if errors.Is(err, era.ErrNotEra) {
 		return nil // nobody believes it
 	}
+	// The next activation ends the era that the metadata is in.
+	now := gapRecord{Version: recordVersion, Identity: s.Identity, End: s.Era + 1, Past: true}
 	if err != nil {
-		return fmt.Errorf("dmera: metadata %s: %w", meta, err)
+		now.End = notEnded
 	}
-	s := md.Superblock()
 	path := gapPath(o.withDefaults().StateDir, name)
-	was, err := readGap(path, s.Identity)
-	if err == nil && (!was.Past || was.End != s.Era+1) {
-		// The next activation ends the era that the metadata is in.
-		err = replace(path, gapRecord{Version: recordVersion, Identity: s.Identity, End: s.Era + 1, Past: true}, true)
+	was, err := readGap(path, now.Identity)
+	if err == nil && (!was.Past || was.End != now.End) {
+		err = replace(path, now, true)
 	}
 	if err != nil {
 		return fmt.Errorf("dmera: %s: it is not up, and that cannot be written down: %w", name, err)
 	}
 	return nil
+}
+
+// readMetadata returns the superblock of metadata that the kernel does not use. A disk
+// that was pulled may still be there, without a size: its error is not ErrNotEra.
+func readMetadata(path string) (era.Superblock, error) {
+	dev, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return era.Superblock{}, err
+	}
+	defer dev.Close()
+	if dev.Size() == 0 {
+		return era.Superblock{}, fmt.Errorf("%s: it is empty", path)
+	}
+	md, err := era.Open(dev, dev.Size())
+	if err != nil {
+		return era.Superblock{}, err
+	}
+	return md.Superblock(), nil
 }
 
 func gapPath(stateDir, name string) string {
