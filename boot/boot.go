@@ -30,7 +30,8 @@
 // down: after it has written to the data device the metadata must be made anew. So must
 // it after a resume from hibernation that began past an open era device, for the older
 // kernel goes on with what it had in memory; installing is refused where hibernation is
-// set up, and a device is not opened beside a hibernated system (Hibernated).
+// set up, and a device is not opened beside a system that hibernates on a swap partition
+// (Hibernated); one in a swap file is not seen.
 //
 // # What it refuses
 //

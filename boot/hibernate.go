@@ -20,15 +20,19 @@ const swsuspMagic = "S1SUSPEND"
 var (
 	noResume    = regexp.MustCompile(`(^|[\s"'=])noresume($|[\s"'])`)
 	resumeParam = regexp.MustCompile(`(^|[\s"'=])resume=`)
-	resumeNone  = regexp.MustCompile(`(?m)^\s*RESUME=["']?none`)
-	resumeSet   = regexp.MustCompile(`(?m)^\s*RESUME=["']?[^\s"'#]`)
+	resumeSet   = regexp.MustCompile(`(?m)^\s*(?:export\s+)?RESUME=["']?([^\s"'#;]*)`)
 	fstabSwap   = regexp.MustCompile(`(?m)^\s*(UUID=|LABEL=|PARTUUID=|PARTLABEL=|/dev/)\S+\s+\S+\s+swap\s`)
+	// confName is of the files that mkinitramfs reads, unless dpkg left them.
+	confName = regexp.MustCompile(`^[[:alnum:]][[:alnum:]._-]*$`)
+	// shellWord is what a shell takes for a whole before it looks for comments, or one.
+	shellWord = regexp.MustCompile(`(?m)"(?:\\(?s:.)|[^"\\])*"|'[^']*'|\\(?s:.)|(?:^|[\s;])#.*`)
 )
 
 // Hibernation returns why the system may be resumed from hibernation by its initramfs,
 // an error that wraps ErrHibernation; nil when it is not.
 func (s *System) Hibernation() error {
 	command, err := s.contents("etc/default/grub", "etc/kernel/cmdline")
+	command = uncommented(command)
 	if err == nil && s.Running() {
 		var now []byte
 		now, err = os.ReadFile("/proc/cmdline")
@@ -37,7 +41,7 @@ func (s *System) Hibernation() error {
 	if err != nil {
 		return err
 	}
-	tools, err := s.contents("etc/initramfs-tools/initramfs.conf", "etc/initramfs-tools/conf.d/resume")
+	device, file, err := s.resume()
 	if err != nil {
 		return err
 	}
@@ -50,9 +54,9 @@ func (s *System) Hibernation() error {
 	case noResume.MatchString(command):
 	case resumeParam.MatchString(command):
 		why = "the kernel's command line has resume="
-	case resumeNone.MatchString(tools):
-	case resumeSet.MatchString(tools):
-		why = "/etc/initramfs-tools/conf.d/resume names a device"
+	case device == "none":
+	case device != "" && device != "auto":
+		why = "/" + file + " names a device"
 	case fstabSwap.MatchString(tab):
 		why = "/etc/fstab names a swap device, which the initramfs resumes from by itself"
 	}
@@ -60,6 +64,42 @@ func (s *System) Hibernation() error {
 		return nil
 	}
 	return fmt.Errorf("boot: %w: %s", ErrHibernation, why)
+}
+
+// uncommented takes the comments out of a shell script.
+func uncommented(script string) string {
+	return shellWord.ReplaceAllStringFunc(script, func(word string) string {
+		if strings.HasPrefix(strings.TrimLeft(word, " \t\n;"), "#") {
+			return "\n"
+		}
+		return word
+	})
+}
+
+// resume returns what mkinitramfs takes RESUME for, and the file that says so: it reads
+// one after the other, so the last one counts.
+func (s *System) resume() (device, file string, err error) {
+	const dir = "etc/initramfs-tools"
+	names := []string{dir + "/initramfs.conf"}
+	extra, err := fs.ReadDir(s.root.FS(), dir+"/conf.d")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", "", fmt.Errorf("boot: %w", err)
+	}
+	for _, e := range extra {
+		if !e.IsDir() && confName.MatchString(e.Name()) && !strings.Contains(e.Name(), ".dpkg-") {
+			names = append(names, dir+"/conf.d/"+e.Name())
+		}
+	}
+	for _, name := range names {
+		text, err := s.contents(name)
+		if err != nil {
+			return "", "", err
+		}
+		for _, found := range resumeSet.FindAllStringSubmatch(text, -1) {
+			device, file = found[1], name
+		}
+	}
+	return device, file, nil
 }
 
 // contents joins those of the files that are there.
@@ -77,8 +117,9 @@ func (s *System) contents(names ...string) (string, error) {
 }
 
 // Hibernated fails with ErrHibernation when a hibernated system waits on a block device
-// of this machine, unless the kernel was told to leave it alone. It is for an
-// initramfs: later no such system is resumed any more.
+// of this machine, a swap partition mostly, unless the kernel was told to leave it alone.
+// One that waits in a swap file is not seen. It is for an initramfs: later no such system
+// is resumed any more.
 func Hibernated() error {
 	command, err := os.ReadFile("/proc/cmdline")
 	if err != nil {

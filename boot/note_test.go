@@ -112,6 +112,21 @@ func TestHibernationIsFound(t *testing.T) {
 		{"a swap device", map[string]string{"etc/fstab": swap}, "fstab"},
 		{"given up in initramfs-tools", map[string]string{"etc/fstab": swap, "etc/initramfs-tools/conf.d/resume": "RESUME=none\n"}, ""},
 		{"given up in GRUB", map[string]string{"etc/fstab": swap, "etc/default/grub": "GRUB_CMDLINE_LINUX=\"noresume\"\n"}, ""},
+		{"given up in GRUB's comment", map[string]string{"etc/fstab": swap, "etc/default/grub": "# say \"noresume\" here\nGRUB_CMDLINE_LINUX=\"quiet\" # not noresume\n"}, "fstab"},
+		{"given up in GRUB behind a sign", map[string]string{"etc/fstab": swap, "etc/default/grub": "# don't\nGRUB_CMDLINE_LINUX=\"a=b #c noresume\"\n"}, ""},
+		{"asked for in GRUB's comment", map[string]string{"etc/default/grub": "#GRUB_CMDLINE_LINUX=\"resume=/dev/sda3\"\n"}, ""},
+		{"given up and then not", map[string]string{
+			"etc/initramfs-tools/initramfs.conf": "RESUME=none\n", "etc/initramfs-tools/conf.d/resume": "RESUME=UUID=2\n",
+		}, "conf.d/resume"},
+		{"given up last", map[string]string{
+			"etc/fstab": swap, "etc/initramfs-tools/conf.d/a": "RESUME=UUID=2", "etc/initramfs-tools/conf.d/b": "RESUME='none'",
+		}, ""},
+		{"given up in a file that dpkg left", map[string]string{
+			"etc/initramfs-tools/conf.d/a": "RESUME=UUID=2\n", "etc/initramfs-tools/conf.d/a.dpkg-old": "RESUME=none\n", "etc/initramfs-tools/conf.d/b~": "RESUME=none\n",
+		}, "conf.d/a names"},
+		{"left to initramfs-tools, with swap", map[string]string{"etc/fstab": swap, "etc/initramfs-tools/conf.d/resume": "RESUME=auto\n"}, "fstab"},
+		{"left to initramfs-tools, without", map[string]string{"etc/initramfs-tools/conf.d/resume": "RESUME=auto\n"}, ""},
+		{"in another file", map[string]string{"etc/initramfs-tools/conf.d/zz": "RESUME=/dev/sda3\n"}, "conf.d/zz"},
 		{"in initramfs-tools", map[string]string{"etc/initramfs-tools/conf.d/resume": "RESUME=UUID=2\n"}, "conf.d/resume"},
 		{"in GRUB", map[string]string{"etc/default/grub": "GRUB_CMDLINE_LINUX=\"quiet resume=/dev/sda3\"\n"}, "resume="},
 	} {

@@ -31,7 +31,7 @@ func newBootOpen(g *globals) *cobra.Command {
 		use: "open [NAME...]", short: "Open the era devices of era.conf now, as the boot does",
 		long: `Opens the era devices NAME, or all of a stage, or all, of /etc/tidemark/era.conf, and waits for their devices if they are not there yet. One that is open already, over the same devices, is no error: discards are switched off, if another program has let them through. Metadata that is all zero is made anew when the table has create= for it.
 
-With --stage initramfs nothing is opened while a hibernated system waits to be resumed on any disk, except with noresume on the kernel's command line.
+With --stage initramfs nothing is opened while a hibernated system waits on a swap partition to be resumed, except with noresume on the kernel's command line; one in a swap file is not seen.
 
 This is what the initramfs and the unit tidemark-era@NAME.service call. When it fails it says what to do.`,
 		example: "tidemark boot open root --wait 10s",
