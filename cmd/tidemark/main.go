@@ -11,10 +11,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
+	"tidemark/transfer"
 )
 
 func main() {
@@ -24,7 +26,17 @@ func main() {
 	if dmera.IsStep() {
 		os.Exit(dmera.RunStep())
 	}
+	waitForDisks()
 	os.Exit(called(os.Args, os.Stdout, os.Stderr))
+}
+
+// waitForDisks lets as many goroutines wait in the kernel as there are readers. With a
+// processor's share of them, all others stand still until the runtime has noticed that
+// these wait: twice the time for scattered reads (docs/design/0004).
+func waitForDisks() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(transfer.DefaultReaders, runtime.GOMAXPROCS(0)))
+	}
 }
 
 // run executes one command line and returns the exit code.
