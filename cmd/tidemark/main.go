@@ -57,8 +57,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 // withSignals returns a context that SIGINT, SIGTERM or SIGHUP ends, with the signal
-// as its cause; SIGHUP unless it is ignored, as nohup does. What the signal interrupted unwinds: it thaws, discards and
-// releases before the program ends. A second signal does not hurry that.
+// as its cause; SIGHUP unless it is ignored, as nohup does. What the signal interrupted
+// unwinds: it thaws, discards and releases before the program ends. A second signal does
+// not hurry that.
 func withSignals(parent context.Context) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)

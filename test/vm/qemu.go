@@ -22,8 +22,8 @@ import (
 //     for all CPUs cannot interleave there; boots take as long. Fifty boots of fifty
 //     were clean.
 //
-// QEMU emulates AVX, CRC32C and SHA by calls, CRC32C even bit by bit: the
-// code that kernel and programs have for processors without them is quicker.
+// QEMU emulates AVX, CRC32C and SHA by calls, CRC32C even bit by bit: the code that
+// kernel and programs have for processors without them is quicker.
 var machineArgs = [...]string{
 	"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 	"-machine", "pc", "-accel", "tcg,thread=single",

@@ -60,8 +60,8 @@ func (s *Store) init(size, blockSize int64, source sidecar.Source, foreign bool)
 	return s.saveState(next)
 }
 
-// Update is one run's changes to a mirror. It is not kept until Commit has
-// returned nil.
+// Update is one run's changes to a mirror. It is not kept until Publish has
+// returned nil, or Committed says so.
 type Update struct {
 	store     *Store
 	size      int64 // bytes, of the target afterwards
