@@ -26,11 +26,10 @@ type job struct {
 	copied extent.Set // since start, or in this run: what a doubt is about
 	moment time.Time  // of cut
 
-	written   atomic.Int64
-	progress  *watermark // of a first copy
-	filled    bool       // the first copy has been through once
-	committed bool       // it will be finished, if not by this run
-	finished  bool
+	written  atomic.Int64
+	progress *watermark // of a first copy
+	filled   bool       // the first copy has been through once
+	finished bool
 }
 
 func newJob(p *Pair, viewKind string) *job {
@@ -231,15 +230,16 @@ func (j *job) seal(rep Report) error {
 }
 
 func (j *job) publish() error {
-	err := j.update.Publish()
-	j.committed = j.update.Committed()
-	if err != nil {
+	if err := j.update.Publish(); err != nil {
 		return err
 	}
 	j.finished = !j.update.Journaled() // there is nothing to bring to the target
 	j.Tracker.Settle(j.vouchable())
 	return nil
 }
+
+// committed reports whether the update will be finished, if not by this run.
+func (j *job) committed() bool { return j.update != nil && j.update.Committed() }
 
 func (j *job) finish() error {
 	if err := j.update.Finish(); err != nil {

@@ -231,7 +231,7 @@ func (r *runner) commit(ctx context.Context) error {
 func (r *runner) abort(cause error) error {
 	var errs []error
 	for _, j := range r.jobs {
-		if j.update != nil && !j.committed {
+		if j.update != nil && !j.committed() {
 			errs = append(errs, j.abort(r.report(j, cause)))
 		}
 	}
@@ -256,7 +256,7 @@ func (r *runner) report(j *job, err error) Report {
 	}
 	switch rep.Outcome = "ok"; {
 	case err == nil || j.finished:
-	case j.committed:
+	case j.committed():
 		rep.Outcome = "pending: " + err.Error()
 	default:
 		rep.Outcome = err.Error()
