@@ -89,6 +89,16 @@ func Mapper(t testing.TB, name, table string) string {
 	return "/dev/mapper/" + name
 }
 
+// Loop attaches a loop device to a file or device with these options of losetup,
+// detaches it at the end of the test, and returns its path.
+func Loop(t testing.TB, file string, options ...string) string {
+	t.Helper()
+	Modprobe(t, "loop")
+	dev := Run(t, "losetup", append(options, "--find", "--show", file)...)
+	t.Cleanup(func() { Run(t, "losetup", "--detach", dev) })
+	return dev
+}
+
 // Sectors is the size of a block device in units of 512 bytes.
 func Sectors(t testing.TB, device string) string {
 	t.Helper()

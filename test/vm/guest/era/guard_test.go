@@ -98,14 +98,13 @@ func TestCreateRefusesWhatIsInUse(t *testing.T) {
 	guest.Run(t, "umount", mount)
 
 	// Two loop devices over one file share its bytes.
-	guest.Modprobe(t, "loop")
 	image := filepath.Join(t.TempDir(), "image")
 	guest.Run(t, "truncate", "-s", "16M", image)
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Link(image, link); err != nil {
 		link = image // in another filesystem
 	}
-	a, b := loop(t, image), loop(t, link)
+	a, b := guest.Loop(t, image), guest.Loop(t, link)
 	refuses(t, "same part", create(a, b)...)
 
 	// So do two devices over the same sectors, beside one another.
@@ -118,8 +117,7 @@ func TestCreateRefusesWhatIsInUse(t *testing.T) {
 	beside := guest.Mapper(t, "beside", "0 16384 linear "+other+" 32768")
 	works(t, "era", "create", "fits", "--data", nested, "--meta", beside, "--block-size", "64K", "--force")
 	works(t, "era", "close", "fits")
-	read := guest.Run(t, "losetup", "-f", "--show", "-r", image)
-	defer guest.Run(t, "losetup", "-d", read)
+	read := guest.Loop(t, image, "--read-only")
 	refuses(t, "read-only", create(read, meta)...)
 
 	// A new device under the era device would write past it; and what is no era
@@ -237,13 +235,6 @@ func partition(t testing.TB, disk string) {
 		guest.Run(t, "wipefs", "-aqf", disk)
 		guest.Run(t, "blockdev", "--rereadpt", disk)
 	})
-}
-
-func loop(t testing.TB, image string) string {
-	t.Helper()
-	dev := guest.Run(t, "losetup", "-f", "--show", image)
-	t.Cleanup(func() { guest.Run(t, "losetup", "-d", dev) })
-	return dev
 }
 
 // number is the number of a block device.

@@ -103,10 +103,9 @@ func TestKernelTakesWhatWeWrite(t *testing.T) {
 	works(t, "era", "dump", meta, "-o", xml)
 	works(t, "era", "restore", "-i", xml, "-o", image)
 	works(t, "era", "repair", "-i", meta, "-o", repaired)
-	guest.Modprobe(t, "loop")
 	for _, path := range []string{image, repaired} {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			dev := loop(t, path)
+			dev := guest.Loop(t, path)
 			ctl := control(t)
 			works(t, "era", "open", "after", "--data", data, "--meta", dev)
 			t.Cleanup(func() { guest.Run(t, "dmsetup", "remove", "--retry", "after"); clean(t, dev) })

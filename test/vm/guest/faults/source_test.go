@@ -68,9 +68,7 @@ func newUnreadable(t *testing.T) *unreadable {
 		disk:     newFlaky(t, "flaky", guest.Disk(t, "source"), 32<<20),
 		stateDir: tmp, image: filepath.Join(tmp, "mirror.img"),
 	}
-	guest.Modprobe(t, "loop")
-	u.path = guest.Run(t, "losetup", "--find", "--show", "--direct-io=on", u.disk.path)
-	t.Cleanup(func() { guest.Run(t, "losetup", "-d", u.path) })
+	u.path = guest.Loop(t, u.disk.path, "--direct-io=on")
 	mkfs(t, u.path)
 	u.dir = mount(t, u.path)
 	t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", u.path) })

@@ -20,11 +20,7 @@ func TestCopyWhileInUse(t *testing.T) {
 	for _, s := range stacks() {
 		t.Run(s.name, func(t *testing.T) {
 			dev := s.make(t)
-			d, err := block.Open(dev, block.Options{Write: true, Direct: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer d.Close()
+			d := opened(t, dev)
 			l := openTracker(t, dev)
 			const passes, writesAPass = 8, 250
 			c := copier{l: l, d: d, image: newPicture(d), since: cut(t, l)}

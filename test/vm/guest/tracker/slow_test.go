@@ -66,11 +66,7 @@ func TestWriteInFlightAtAMark(t *testing.T) {
 	for _, s := range slowStacks() {
 		t.Run(s.name, func(t *testing.T) {
 			dev := s.make(t)
-			d, err := block.Open(dev, block.Options{Write: true, Direct: true})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer d.Close()
+			d := opened(t, dev)
 			l := openTracker(t, dev)
 			learnt := 0
 			for i := range int64(3) {

@@ -133,8 +133,7 @@ func nullBlock(t testing.TB) string {
 // array makes an md of two halves of a disk, without metadata, through sysfs
 // (Documentation/admin-guide/md.rst).
 func array(t testing.TB, level string) string {
-	guest.Modprobe(t, "md-mod", map[string]string{"raid0": "raid0", "raid1": "raid1", "raid5": "raid456"}[level])
-	disk := guest.Disk(t, "data")
+	guest.Modprobe(t, "md-mod", "md-"+level)
 	guest.WriteFile(t, "/sys/module/md_mod/parameters/new_array", "md_tidemark")
 	dir := "/sys/block/md_tidemark/md/"
 	guest.WriteFile(t, dir+"metadata_version", "none")
@@ -147,11 +146,7 @@ func array(t testing.TB, level string) string {
 		guest.WriteFile(t, dir+"component_size", "24576") // KiB
 		guest.WriteFile(t, dir+"resync_start", "none")
 	}
-	for i, half := range []string{"0 49152 linear " + disk + " 0", "0 49152 linear " + disk + " 49152"} {
-		member := guest.Mapper(t, fmt.Sprintf("member%d", i), half)
-		if level != "raid0" {
-			guest.Run(t, "blkdiscard", "-z", member) // nobody makes the halves agree
-		}
+	for i, member := range members(t) {
 		id, err := block.Identify(member)
 		if err != nil {
 			t.Fatal(err)
@@ -168,25 +163,30 @@ func array(t testing.TB, level string) string {
 // raid is a mirror of two halves of a disk, without metadata.
 func raid(t testing.TB) string {
 	guest.Modprobe(t, "dm-raid")
+	m := members(t)
+	return guest.Mapper(t, "raid", "0 49152 raid raid1 2 0 nosync 2 - "+m[0]+" - "+m[1])
+}
+
+// members are the halves of a disk, zeroed: nobody else makes them agree.
+func members(t testing.TB) [2]string {
 	disk := guest.Disk(t, "data")
-	a := guest.Mapper(t, "leg0", "0 49152 linear "+disk+" 0")
-	b := guest.Mapper(t, "leg1", "0 49152 linear "+disk+" 49152")
-	for _, leg := range []string{a, b} {
-		guest.Run(t, "blkdiscard", "-z", leg) // nobody makes them equal
+	m := [2]string{
+		guest.Mapper(t, "member0", "0 49152 linear "+disk+" 0"),
+		guest.Mapper(t, "member1", "0 49152 linear "+disk+" 49152"),
 	}
-	return guest.Mapper(t, "raid", "0 49152 raid raid1 2 0 nosync 2 - "+a+" - "+b)
+	for _, member := range m {
+		guest.Run(t, "blkdiscard", "-z", member)
+	}
+	return m
 }
 
 func loop(t testing.TB) string {
-	guest.Modprobe(t, "loop")
 	file := filepath.Join(t.TempDir(), "disk")
 	guest.WriteFile(t, file, "")
 	if err := os.Truncate(file, 48<<20); err != nil {
 		t.Fatal(err)
 	}
-	dev := guest.Run(t, "losetup", "--find", "--show", "--direct-io=on", file)
-	t.Cleanup(func() { guest.Run(t, "losetup", "-d", dev) })
-	return dev
+	return guest.Loop(t, file, "--direct-io=on")
 }
 
 // nullDevice makes a null_blk disk that keeps its data in memory.
