@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"syscall"
 )
 
 const frozenRounds = 20
@@ -30,16 +29,9 @@ func frozen(l *lab) error {
 		return err
 	}
 	l.stopTracking(dev)
-	fio := l.command("fio", "--name=w", "--directory="+at, "--rw=randwrite", "--bs=64k", "--size=1g", "--rate=50m",
-		"--time_based", "--runtime=3600", "--output=/dev/null")
-	if err := fio.Start(); err != nil {
+	if err := l.load("--directory="+at, "--rw=randwrite", "--bs=64k", "--size=1g", "--rate=50m"); err != nil {
 		return err
 	}
-	l.later(func() error {
-		fio.Process.Signal(syscall.SIGTERM)
-		fio.Wait() // it was told to end: its exit code says nothing
-		return nil
-	})
 	var ms, took, read sample
 	for i := range 3 + frozenRounds {
 		_, rep, err := l.mirror(dev, l.path("mirror.img"))

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // measurement is one section of the report.
@@ -139,6 +140,20 @@ func (l *lab) do(name string, args ...string) (string, error) {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.String())
 	}
 	return strings.TrimSpace(string(out)), nil
+}
+
+// load keeps fio writing until the lab is closed.
+func (l *lab) load(args ...string) error {
+	fio := l.command("fio", append(args, "--name=w", "--time_based", "--runtime=3600", "--output=/dev/null")...)
+	if err := fio.Start(); err != nil {
+		return err
+	}
+	l.later(func() error {
+		fio.Process.Signal(syscall.SIGTERM)
+		fio.Wait() // it was told to end: its exit code says nothing
+		return nil
+	})
+	return nil
 }
 
 // loop attaches a new sparse image of size bytes.

@@ -55,6 +55,20 @@ func TestWriteQueuedBeforeAMarkAndDoneAfterIsAChangeSinceTheMark(t *testing.T) {
 	dev, im, w := fly(t)
 	l := open(t, dev, places(t))
 	w.begin(t, dev)
+	w.landsAfterAMark(t, l, im, "the write was in flight at the first")
+}
+
+// Fails when the completion of a request whose issue nobody saw is left out.
+func TestWriteInFlightWhenTrackingBeginsIsAChange(t *testing.T) {
+	dev, im, w := fly(t)
+	w.begin(t, dev)
+	l := open(t, dev, places(t))
+	w.landsAfterAMark(t, l, im, "the write was in flight when tracking began")
+}
+
+// landsAfterAMark lets the write that has begun take effect and end between two marks.
+func (w *flying) landsAfterAMark(t *testing.T, l *track.Live, im *image, why string) {
+	t.Helper()
 	m1 := cut(t, l)
 	before := im.at(flyingAt)
 	close(w.effect)
@@ -65,7 +79,7 @@ func TestWriteQueuedBeforeAMarkAndDoneAfterIsAChangeSinceTheMark(t *testing.T) {
 	if after := im.at(flyingAt); before == after {
 		t.Fatalf("the content did not change between the marks: %#x", after)
 	}
-	wantIn(t, l, m1, m2, flyingAt, "its content changed between them: the write was in flight at the first")
+	wantIn(t, l, m1, m2, flyingAt, "its content changed between them: "+why)
 }
 
 // Fails when blocks are no longer marked when they are queued.

@@ -37,6 +37,17 @@
 // CPU can still be writing to the old bitmap, and what happened before Swap was
 // called is in it.
 //
+// # Completions that need no mark
+//
+// A request that was allocated after Swap had returned was issued later still, and
+// its issue is marked in the bitmap that is active now: marking it again at completion
+// would change nothing, and is left out. The kernel stamps requests with the time of
+// their allocation (request.start_time_ns). Swap first forgets since when the bitmap
+// is active, so that all completions are marked while it works, and at the end has a
+// program write the time, by the clock of the stamps. A completion that was left out
+// because of the time before was over when Swap returned; who copies later sees what
+// it wrote.
+//
 // # What it cannot do
 //
 // The kernel skips a program that would interrupt itself on the same CPU; the
@@ -78,20 +89,24 @@ const (
 	progIssue   = "issue_request"
 	progReqDone = "complete_request"
 	progRemap   = "complete_remapped"
+	progBegun   = "begun"
 	mapDisks    = "disks"
 	mapFlights  = "flights"
 	mapSlots    = "slots"
+	mapSince    = "since"
 	pinnedLink  = "link_" // a dot is not allowed in bpffs
 	stagingEnd  = "-new"
 	dirMode     = 0o700
 )
 
-// reqProgs are always attached, bioProgs while a bio-based disk is tracked.
+// reqProgs are always attached, bioProgs while a bio-based disk is tracked. The last
+// of all programs is called, by Swap.
 func reqProgs() []string { return []string{progIssue, progReqDone} }
 func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, progRemap} }
 
-func progNames() []string { return append(reqProgs(), bioProgs()...) }
-func mapNames() []string  { return []string{mapDisks, mapFlights, mapSlots} }
+func tracing() []string   { return append(reqProgs(), bioProgs()...) }
+func progNames() []string { return append(tracing(), progBegun) }
+func mapNames() []string  { return []string{mapDisks, mapFlights, mapSlots, mapSince} }
 
 // Facility is the set of programs and maps of this machine.
 type Facility struct {
@@ -250,7 +265,7 @@ func (f *Facility) Dir() string { return f.dir }
 func (f *Facility) Check(bio bool) error {
 	names := reqProgs()
 	if bio {
-		names = progNames()
+		names = tracing()
 	}
 	if err := f.checkLinks(names); err != nil {
 		return fmt.Errorf("bpf: %s: %w", f.dir, err)

@@ -33,6 +33,8 @@ type Disk struct {
 	_           uint32
 }
 
+const sinceNever = 1<<64 - 1 // SINCE_NEVER in track.bpf.c
+
 // flight has the layout of struct flight in track.bpf.c.
 type flight struct {
 	First, Last uint64
@@ -74,7 +76,7 @@ func (f *Facility) Put(d Disk, b *Bitmap) error {
 	if err != nil {
 		return err
 	}
-	// The device number last, with the grace period of Swap before it: an entry is
+	// The device number last, with the grace period of replace before it: an entry is
 	// found only when all of it is there.
 	d.Dev = devGone
 	if err := f.setDisk(at, d); err != nil {
@@ -87,11 +89,14 @@ func (f *Facility) Put(d Disk, b *Bitmap) error {
 			}
 		}
 	}
-	if err := f.Swap(d.Slot, b); err != nil {
+	if err := f.replace(d.Slot, b); err != nil {
 		return err
 	}
 	d.Dev = dev
-	return f.setDisk(at, d)
+	if err := f.setDisk(at, d); err != nil {
+		return err
+	}
+	return f.begun(d.Slot) // from here on each issue is marked, not earlier
 }
 
 func (f *Facility) inUse(dev uint32, known bool) error {
@@ -227,10 +232,34 @@ func (f *Facility) dropFlights(slot uint32) error {
 }
 
 // Swap makes b the active bitmap of the slot. When it returns, no CPU writes to
-// the bitmap that was active before (see the package comment).
+// the bitmap that was active before (see the package comment). The machine's lock
+// must be held.
 func (f *Facility) Swap(slot uint32, b *Bitmap) error {
+	if err := f.replace(slot, b); err != nil {
+		return err
+	}
+	return f.begun(slot)
+}
+
+// replace does what Swap says, and has all completions marked until begun.
+func (f *Facility) replace(slot uint32, b *Bitmap) error {
+	if err := f.maps[mapSince].Put(slot, uint64(sinceNever)); err != nil {
+		return fmt.Errorf("bpf: have the completions of slot %d marked: %w", slot, err)
+	}
 	if err := f.maps[mapSlots].Update(slot, b.m, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("bpf: swap the bitmap of slot %d: %w", slot, err)
+	}
+	return nil
+}
+
+// begun says that from now on each issue is marked in the slot's active bitmap.
+func (f *Facility) begun(slot uint32) error {
+	failed, err := f.progs[progBegun].Run(&ebpf.RunOptions{Context: slot})
+	if err == nil && failed != 0 {
+		err = fmt.Errorf("it returned %d", failed)
+	}
+	if err != nil {
+		return fmt.Errorf("bpf: note since when the bitmap of slot %d is active: %w", slot, err)
 	}
 	return nil
 }

@@ -97,8 +97,8 @@ func TestHalfAnInstallationIsBroken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 11 {
-		t.Fatalf("%d pins, want 3 maps, 6 programs, 2 links", len(entries))
+	if len(entries) != 13 {
+		t.Fatalf("%d pins, want 4 maps, 7 programs, 2 links", len(entries))
 	}
 	for _, e := range entries {
 		if err := Remove(f.Dir()); err != nil {
@@ -163,6 +163,53 @@ func TestDisksComeAndGo(t *testing.T) {
 	if _, known, err := f.Active(5); known || err != nil {
 		t.Errorf("the slot is not empty: %v %v", known, err)
 	}
+}
+
+// While it is not certain that each issue is marked in the active bitmap, no completion
+// may be left out.
+func TestSinceWhenABitmapIsActiveIsNeverTooEarly(t *testing.T) {
+	f := install(t)
+	b, err := NewBitmap(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	const slot = 5
+	since := func() (at uint64) {
+		if err := f.maps[mapSince].Lookup(uint32(slot), &at); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	steps := []func() error{
+		func() error { return f.Put(Disk{Dev: DevT(4000, 7), Sectors: 800, Slot: slot}, b) },
+		func() error { return f.Swap(slot, b) },
+		func() error { return f.Swap(slot, b) },
+	}
+	for i, step := range steps {
+		if err := f.replace(slot, b); err != nil {
+			t.Fatal(err)
+		}
+		if at := since(); at != sinceNever {
+			t.Errorf("step %d: while the bitmap is exchanged it is active since %d", i, at)
+		}
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+		if at, now := since(), kernelTime(t); at > now+1e6 || at+1e9 < now {
+			t.Errorf("step %d: active since %d, now is %d", i, at, now)
+		}
+	}
+}
+
+// kernelTime is the clock that requests are stamped with, in nanoseconds.
+func kernelTime(t *testing.T) uint64 {
+	t.Helper()
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		t.Fatal(err)
+	}
+	return uint64(ts.Nano())
 }
 
 func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {

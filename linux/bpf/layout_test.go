@@ -67,14 +67,14 @@ func TestConstantsAreThoseOfTheSource(t *testing.T) {
 		"WORD_LOST": wordLost, "WORD_DOUBTS": wordDoubts,
 		"LOST_PASSTHROUGH": uint64(LostPassthrough), "LOST_REPLUGGED": uint64(LostReplugged),
 		"LOST_RESIZED": uint64(LostResized), "LOST_RANGE": uint64(LostRange), "LOST_ALL": uint64(LostAll),
-		"TABLE_SIZE": tableSize, "TABLE_SHIFT": tableShift, "TABLE_PROBES": tableProbes, "DISK_BIO": DiskBio, "DISK_NVME": DiskNVMe, "DISK_REMAP": DiskRemap,
+		"TABLE_SIZE": tableSize, "TABLE_SHIFT": tableShift, "TABLE_PROBES": tableProbes, "DISK_BIO": DiskBio, "DISK_NVME": DiskNVMe, "DISK_REMAP": DiskRemap, "SINCE_NEVER": sinceNever,
 	} {
-		m := regexp.MustCompile(`\b` + name + `\b(?: =)? (\d+)`).FindSubmatch(src)
+		m := regexp.MustCompile(`\b` + name + `\b(?: =)? (0x[0-9a-f]+|\d+)`).FindSubmatch(src)
 		if m == nil {
 			t.Errorf("%s is not in the source", name)
 			continue
 		}
-		if got, err := strconv.ParseUint(string(m[1]), 10, 64); err != nil || got != want {
+		if got, err := strconv.ParseUint(string(m[1]), 0, 64); err != nil || got != want {
 			t.Errorf("%s: %d in C, %d in Go", name, got, want)
 		}
 	}

@@ -4,8 +4,9 @@
 //
 // The programs that remember which blocks of a disk were written.
 //
-// Every change is marked twice in the bitmap that is active at that moment:
-// before the driver can touch the medium, and after it has. Disks with a request
+// Every change is marked before the driver can touch the medium, and again after it
+// has, in the bitmap that is active at that moment; the second is left out where it
+// is sure to be the same bitmap. Disks with a request
 // queue are watched by issue_request and complete_request; disks without one by
 // queue_bio, remap_bio and complete_bio, which are attached only while there is one.
 // Why both are needed is told in the package comment of linux/bpf; what user space
@@ -81,6 +82,7 @@ struct request {
 	__u32 __data_len;
 	__u64 __sector;
 	struct bio *bio;
+	__u64 start_time_ns;
 } VIEW;
 
 // The numbers differ between kernels; only the names are used.
@@ -109,6 +111,7 @@ enum req_op {
 #define TABLE_PROBES 16
 #define MAX_BIOS 65536
 #define MAX_MERGED_BIOS 4096
+#define CLOCK_SLACK 1000000 // nanoseconds by which the clocks of two CPUs surely do not differ
 
 enum header_word {
 	WORD_LOST = 0,	 // flags, set here
@@ -185,6 +188,30 @@ struct {
 	__array(values, struct bitmap);
 } slots SEC(".maps");
 
+// The time from which each issue is marked in the bitmap of the slot that is active
+// now, by the clock of request.start_time_ns. User space writes SINCE_NEVER before it
+// changes anything, and has begun() write the time afterwards.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SLOTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} since SEC(".maps");
+
+#define SINCE_NEVER 0xffffffffffffffff
+
+SEC("syscall")
+int begun(__u32 *slot)
+{
+	__u32 key = *slot;
+	__u64 *when = bpf_map_lookup_elem(&since, &key);
+
+	if (!when)
+		return 1;
+	*when = bpf_ktime_get_ns() + CLOCK_SLACK;
+	return 0;
+}
+
 static __always_inline __u64 *header(__u32 slot)
 {
 	void *map = bpf_map_lookup_elem(&slots, &slot);
@@ -193,7 +220,9 @@ static __always_inline __u64 *header(__u32 slot)
 	return map ? bpf_map_lookup_elem(map, &zero) : 0;
 }
 
-static __always_inline void lose(__u32 slot, __u64 why)
+// What is rarely done is a function of its own: inlined into every program it would
+// crowd the way of a write.
+static __attribute__((noinline)) void lose(__u32 slot, __u64 why)
 {
 	__u64 *h = header(slot);
 
@@ -201,12 +230,26 @@ static __always_inline void lose(__u32 slot, __u64 why)
 		__sync_fetch_and_or(&h[WORD_LOST], why);
 }
 
-static __always_inline void doubt(__u32 slot)
+static __attribute__((noinline)) void doubt(__u32 slot)
 {
 	__u64 *h = header(slot);
 
 	if (h)
 		__sync_fetch_and_add(&h[WORD_DOUBTS], 1);
+}
+
+// Sets the bit of the page in the summary of the bitmap.
+static __attribute__((noinline)) void mark_page(void *map, __u64 page)
+{
+	__u64 *h, bit = 1ULL << (page % 64);
+	__u32 zero = 0;
+
+	h = bpf_map_lookup_elem(map, &zero);
+	if (!h)
+		return;
+	h += SUMMARY_WORD + (page / 64) % SUMMARY_WORDS;
+	if (!(*h & bit))
+		__sync_fetch_and_or(h, bit);
 }
 
 // Sets the bits of mask in word w of the bitmap, and the summary bit of the
@@ -215,9 +258,9 @@ static __always_inline void doubt(__u32 slot)
 static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 {
 	void *map = bpf_map_lookup_elem(&slots, &slot);
-	__u32 zero = 0, key = 1 + (w / PAGE_WORDS);
-	__u64 page = w / PAGE_WORDS, bit = 1ULL << (page % 64);
-	__u64 *bits, *h, old;
+	__u64 page = w / PAGE_WORDS;
+	__u32 key = 1 + page;
+	__u64 *bits, old;
 
 	if (!map)
 		return;
@@ -231,14 +274,8 @@ static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 	if ((old & mask) == mask)
 		return;
 	__sync_fetch_and_or(bits, mask);
-	if (old)
-		return;
-	h = bpf_map_lookup_elem(map, &zero);
-	if (!h)
-		return;
-	h += SUMMARY_WORD + (page / 64) % SUMMARY_WORDS;
-	if (!(*h & bit))
-		__sync_fetch_and_or(h, bit);
+	if (!old)
+		mark_page(map, page);
 }
 
 struct span {
@@ -253,28 +290,29 @@ static long mark_full_word(__u64 i, struct span *s)
 	return 0;
 }
 
-// Marks blocks first to last, both included. Global, so that the verifier
-// looks at it once and not once for every caller.
-__attribute__((noinline)) int mark_blocks(__u32 slot, __u64 first, __u64 last)
+// Marks blocks first to last, both included, which are in several words. Global, so
+// that the verifier looks at it once and not once for every caller.
+__attribute__((noinline)) int mark_words(__u32 slot, __u64 first, __u64 last)
 {
-	__u64 w = first / 64, wl = last / 64;
-	__u64 head = ~0ULL << (first % 64), tail = ~0ULL >> (63 - last % 64);
-	struct span s = {};
+	struct span s = { .word = first / 64 + 1, .slot = slot };
+	__u64 end = last / 64;
 
-	if (last < first)
-		return 0;
-	if (w == wl) {
-		mark_word(slot, w, head & tail);
-		return 0;
-	}
-	mark_word(slot, w, head);
-	mark_word(slot, wl, tail);
-	if (wl - w > 1) {
-		s.word = w + 1;
-		s.slot = slot;
-		bpf_loop(wl - w - 1, mark_full_word, &s, 0);
-	}
+	mark_word(slot, first / 64, ~0ULL << (first % 64));
+	mark_word(slot, end, ~0ULL >> (63 - last % 64));
+	if (end > s.word)
+		bpf_loop(end - s.word, mark_full_word, &s, 0);
 	return 0;
+}
+
+// Marks blocks first to last, both included.
+static __always_inline void mark_blocks(__u32 slot, __u64 first, __u64 last)
+{
+	if (last < first)
+		return;
+	if (first / 64 == last / 64)
+		mark_word(slot, first / 64, ~0ULL << (first % 64) & ~0ULL >> (63 - last % 64));
+	else
+		mark_words(slot, first, last);
 }
 
 static __always_inline struct disk *find(__u32 dev)
@@ -293,24 +331,20 @@ static __always_inline struct disk *find(__u32 dev)
 	return 0;
 }
 
-// The tracked disk behind g, or null. A disk that is not the one we were told
-// about is still returned: its blocks are marked, and the loss is noted.
+// The tracked disk behind g, or null.
 static __always_inline struct disk *lookup(struct gendisk *g)
 {
-	struct block_device *whole;
-	struct disk *d;
+	return g ? find(g->part0->bd_dev) : 0;
+}
 
-	if (!g)
-		return 0;
-	whole = g->part0;
-	d = find(whole->bd_dev);
-	if (!d)
-		return 0;
+// Notes when the disk behind g is not the one we were told about. Its blocks are
+// marked all the same.
+static __always_inline void inspect(struct disk *d, struct gendisk *g)
+{
 	if (g->diskseq != d->diskseq)
 		lose(d->slot, LOST_REPLUGGED);
-	if (whole->bd_nr_sectors != d->nr_sectors)
+	if (g->part0->bd_nr_sectors != d->nr_sectors)
 		lose(d->slot, LOST_RESIZED);
-	return d;
 }
 
 // The blocks an operation changes. Sets last below first when there are none.
@@ -366,6 +400,7 @@ int queue_bio(__u64 *ctx)
 	d = lookup(bio->bi_bdev->bd_disk);
 	if (!d || !(d->flags & DISK_BIO))
 		return 0;
+	inspect(d, bio->bi_bdev->bd_disk);
 	range_of(d, op, bio->bi_iter.bi_sector, bio->bi_iter.bi_size >> 9, &f);
 	mark_blocks(f.slot, f.first, f.last);
 	if (bpf_map_update_elem(&flights, &addr, &f, BPF_ANY))
@@ -493,22 +528,19 @@ static __always_inline void mark_discard(struct disk *d, struct request *rq)
 		lose(d->slot, LOST_ALL); // more than can be walked: all counts as changed
 }
 
-// Marks what a request changes. Called when it is issued (blk_mq_start_request,
-// which every driver calls before it acts on the request), and when it, or bytes
-// of it, are completed; a completion comes before the request moves on.
-static __always_inline void mark_request(struct request *rq, __u32 bytes)
+static __always_inline int passes_through(__u32 op)
+{
+	return op == OP(REQ_OP_DRV_OUT) || op == OP(REQ_OP_DRV_IN);
+}
+
+// Marks what a request changes, of which the first bytes are meant.
+static __always_inline void mark_request(struct disk *d, struct request *rq, __u32 bytes)
 {
 	__u32 op = rq->cmd_flags & REQ_OP_MASK;
-	int passthrough = op == OP(REQ_OP_DRV_OUT) || op == OP(REQ_OP_DRV_IN);
 	struct flight f = {};
-	struct disk *d;
 
-	if (!changes(op) && !passthrough)
-		return;
-	d = lookup(rq->q->disk);
-	if (!d)
-		return;
-	if (passthrough) {
+	inspect(d, rq->q->disk);
+	if (passes_through(op)) {
 		// SG_IO, NVMe passthrough: what it changes is unknown. A command that
 		// writes has a direction, but on NVMe some that change content carry
 		// no data and look like reads.
@@ -524,19 +556,44 @@ static __always_inline void mark_request(struct request *rq, __u32 bytes)
 	mark_blocks(f.slot, f.first, f.last);
 }
 
+// The tracked disk that a request may change, or null.
+static __always_inline struct disk *target(struct request *rq)
+{
+	__u32 op = rq->cmd_flags & REQ_OP_MASK;
+
+	return changes(op) || passes_through(op) ? lookup(rq->q->disk) : 0;
+}
+
+// In blk_mq_start_request, which every driver calls before it acts on the request.
 SEC("tp_btf/block_rq_issue")
 int issue_request(__u64 *ctx)
 {
 	struct request *rq = (struct request *)ctx[0];
+	struct disk *d = target(rq);
 
-	mark_request(rq, rq->__data_len);
+	if (d)
+		mark_request(d, rq, rq->__data_len);
 	return 0;
 }
 
+// A request, or bytes of it, are completed; before the request moves on. One that was
+// started (allocated, in blk_mq_rq_time_init, so before it was issued) since the active
+// bitmap is active is marked there already; the time is 0 where the kernel keeps none.
 SEC("tp_btf/block_rq_complete")
 int complete_request(__u64 *ctx)
 {
-	mark_request((struct request *)ctx[0], ctx[2]);
+	struct request *rq = (struct request *)ctx[0];
+	struct disk *d = target(rq);
+	__u64 *active;
+	__u32 slot;
+
+	if (!d)
+		return 0;
+	slot = d->slot;
+	active = bpf_map_lookup_elem(&since, &slot);
+	if (active && rq->start_time_ns > *active)
+		return 0;
+	mark_request(d, rq, ctx[2]);
 	return 0;
 }
 

@@ -18,7 +18,9 @@ import (
 const (
 	trackMapDisks             = "disks"
 	trackMapFlights           = "flights"
+	trackMapSince             = "since"
 	trackMapSlots             = "slots"
+	trackProgBegun            = "begun"
 	trackProgCompleteBio      = "complete_bio"
 	trackProgCompleteRemapped = "complete_remapped"
 	trackProgCompleteRequest  = "complete_request"
@@ -69,6 +71,7 @@ type trackSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackProgramSpecs struct {
+	Begun            *ebpf.ProgramSpec `ebpf:"begun"`
 	CompleteBio      *ebpf.ProgramSpec `ebpf:"complete_bio"`
 	CompleteRemapped *ebpf.ProgramSpec `ebpf:"complete_remapped"`
 	CompleteRequest  *ebpf.ProgramSpec `ebpf:"complete_request"`
@@ -83,6 +86,7 @@ type trackProgramSpecs struct {
 type trackMapSpecs struct {
 	Disks   *ebpf.MapSpec `ebpf:"disks"`
 	Flights *ebpf.MapSpec `ebpf:"flights"`
+	Since   *ebpf.MapSpec `ebpf:"since"`
 	Slots   *ebpf.MapSpec `ebpf:"slots"`
 }
 
@@ -114,6 +118,7 @@ func (o *trackObjects) Close() error {
 type trackMaps struct {
 	Disks   *ebpf.Map `ebpf:"disks"`
 	Flights *ebpf.Map `ebpf:"flights"`
+	Since   *ebpf.Map `ebpf:"since"`
 	Slots   *ebpf.Map `ebpf:"slots"`
 }
 
@@ -121,6 +126,7 @@ func (m *trackMaps) Close() error {
 	return _TrackClose(
 		m.Disks,
 		m.Flights,
+		m.Since,
 		m.Slots,
 	)
 }
@@ -135,6 +141,7 @@ type trackVariables struct {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackPrograms struct {
+	Begun            *ebpf.Program `ebpf:"begun"`
 	CompleteBio      *ebpf.Program `ebpf:"complete_bio"`
 	CompleteRemapped *ebpf.Program `ebpf:"complete_remapped"`
 	CompleteRequest  *ebpf.Program `ebpf:"complete_request"`
@@ -145,6 +152,7 @@ type trackPrograms struct {
 
 func (p *trackPrograms) Close() error {
 	return _TrackClose(
+		p.Begun,
 		p.CompleteBio,
 		p.CompleteRemapped,
 		p.CompleteRequest,
