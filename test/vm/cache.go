@@ -35,7 +35,12 @@ func openCache() (cache, error) {
 	return c, nil
 }
 
-// tree is the folder with the unpacked packages.
+// emulator is the folder with QEMU and its libraries.
+func (c cache) emulator() string {
+	return filepath.Join(c.dir, "qemu")
+}
+
+// tree is the folder with the unpacked packages for guests.
 func (c cache) tree() string {
 	return filepath.Join(c.dir, "tree")
 }

@@ -49,11 +49,11 @@ var ports = [...]string{wire.PortTest, wire.PortTalk, wire.PortFiles}
 
 // qemu returns the command that runs a guest whose sockets and console are in dir.
 func (c cache) qemu(dir, image string, cfg Config) *exec.Cmd {
-	lib := filepath.Join(c.tree(), "lib/x86_64-linux-gnu")
-	usrLib := filepath.Join(c.tree(), "usr/lib/x86_64-linux-gnu")
-	share := filepath.Join(c.tree(), "usr/share")
+	lib := filepath.Join(c.emulator(), "lib/x86_64-linux-gnu")
+	usrLib := filepath.Join(c.emulator(), "usr/lib/x86_64-linux-gnu")
+	share := filepath.Join(c.emulator(), "usr/share")
 	args := []string{
-		"--library-path", lib + ":" + usrLib, filepath.Join(c.tree(), "usr/bin/qemu-system-x86_64"),
+		"--library-path", lib + ":" + usrLib, filepath.Join(c.emulator(), "usr/bin/qemu-system-x86_64"),
 		"-L", filepath.Join(share, "qemu"), "-L", filepath.Join(share, "seabios"),
 	}
 	args = append(args, machineArgs[:]...)
@@ -83,13 +83,23 @@ func (d Disk) args(node, dir string) []string {
 	if d.Volatile {
 		backend = "driver=nbd,node-name=" + node + ",discard=unmap,server.type=unix,server.path=" + escape(socket(dir, d.Name))
 	}
-	device := map[Bus]string{
-		"":         "virtio-blk-pci,",
-		VirtioBlk:  "virtio-blk-pci,",
-		VirtioSCSI: "scsi-hd,bus=scsi.0,",
-		NVMe:       "nvme,",
-	}[d.Bus]
-	return []string{"-blockdev", backend, "-device", device + "drive=" + node + ",serial=" + d.Name}
+	serial := ",serial=" + d.Name
+	var devices []string
+	switch d.Bus {
+	case "", VirtioBlk:
+		devices = []string{"virtio-blk-pci,drive=" + node + serial}
+	case VirtioSCSI:
+		devices = []string{"scsi-hd,bus=scsi.0,drive=" + node + serial}
+	case NVMe:
+		devices = []string{"nvme,id=nvme-" + node + serial, "nvme-ns,shared=off,bus=nvme-" + node + ",drive=" + node}
+	case NVMeMultipath:
+		devices = []string{"nvme,drive=" + node + serial}
+	}
+	args := []string{"-blockdev", backend}
+	for _, device := range devices {
+		args = append(args, "-device", device)
+	}
+	return args
 }
 
 // escape doubles commas, which end a value on QEMU's command line.

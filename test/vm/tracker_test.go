@@ -19,6 +19,7 @@ func TestTracker(t *testing.T) {
 				NewDisk(t, "data", 64<<20),
 				NewDisk(t, "scsi", 48<<20).on(VirtioSCSI),
 				NewDisk(t, "nvme", 48<<20).on(NVMe),
+				NewDisk(t, "paths", 48<<20).on(NVMeMultipath),
 				NewDisk(t, "trim", 128<<20).on(NVMe),
 				NewDisk(t, "large", 320<<20).on(NVMe),
 				NewDisk(t, "keep", 8<<20),

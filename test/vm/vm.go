@@ -72,13 +72,12 @@ type Config struct {
 // Bus is how a disk is attached.
 type Bus string
 
-// The buses; the zero value is virtio-blk. QEMU 7.2's NVMe forgets commands under a
-// load of minutes, until the guest resets it after half a minute: it is for tests of
-// NVMe itself.
+// The buses; the zero value is virtio-blk.
 const (
-	VirtioBlk  Bus = "virtio-blk"
-	VirtioSCSI Bus = "virtio-scsi" // takes SCSI passthrough
-	NVMe       Bus = "nvme"        // takes discards of several ranges
+	VirtioBlk     Bus = "virtio-blk"
+	VirtioSCSI    Bus = "virtio-scsi"    // takes SCSI passthrough
+	NVMe          Bus = "nvme"           // takes discards of several ranges
+	NVMeMultipath Bus = "nvme-multipath" // a disk without requests, above its one path
 )
 
 // Disk is one disk of a guest. It may be given to one guest after another.

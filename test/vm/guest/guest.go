@@ -53,8 +53,11 @@ func FindDisk(name string) (string, error) {
 		}
 		for _, file := range files {
 			serial, err := os.ReadFile(file)
-			if err == nil && strings.HasSuffix(strings.TrimSpace(string(serial)), name) {
-				return "/dev/" + strings.Split(file, "/")[3], nil
+			disk := strings.Split(file, "/")[3]
+			// The paths of an NVMe disk are hidden and have no device file.
+			hidden, _ := os.ReadFile("/sys/block/" + disk + "/hidden")
+			if err == nil && strings.HasSuffix(strings.TrimSpace(string(serial)), name) && string(hidden) != "1\n" {
+				return "/dev/" + disk, nil
 			}
 		}
 	}

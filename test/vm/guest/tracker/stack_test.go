@@ -45,6 +45,7 @@ func stacks() []stack {
 		{"virtio-blk", func(t testing.TB) string { return guest.Disk(t, "data") }},
 		{"virtio-scsi", func(t testing.TB) string { return guest.Disk(t, "scsi") }},
 		{"nvme", func(t testing.TB) string { return guest.Disk(t, "nvme") }},
+		{"nvme multipath", func(t testing.TB) string { return guest.Disk(t, "paths") }},
 		{"dm-linear", linear},
 		{"dm-crypt", crypt},
 		{"dm-thin", thin},
