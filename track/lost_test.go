@@ -95,10 +95,10 @@ func TestDetachedProgramLosesTheMarks(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := l.Changes(t.Context(), m, "")
-			wantLost(t, err, "no longer attached")
+			wantLost(t, err, "detached")
 			_, err = l.Cut(t.Context())
-			wantLost(t, err, "no longer attached")
-			wantRestart(t, dev, opts, m, "no longer attached")
+			wantLost(t, err, "detached")
+			wantRestart(t, dev, opts, m, "detached")
 		})
 	}
 }

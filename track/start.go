@@ -74,7 +74,7 @@ func loadOrInstall(dir string) (fac *bpf.Facility, broken bool, err error) {
 	return fac, false, err
 }
 
-const detached = "the tracking programs are no longer attached"
+const detached = "the tracking programs were damaged, detached, or installed by another version"
 
 func (s *session) resumeOrBegin(ctx context.Context, id block.Identity, opts Options, broken bool) error {
 	why, err := s.resume(id)

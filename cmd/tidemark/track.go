@@ -23,7 +23,7 @@ func newTrack(g *globals) *cobra.Command {
 		use: "track", short: "Follow the writes to block devices",
 		long: `Starts, stops and questions the tracking of block devices. "tidemark mirror" starts it by itself; these commands are for starting earlier, and for programs that copy on their own.
 
-Tracking goes on when tidemark ends, crashes or is upgraded; a reboot ends it. A partition is tracked with its whole disk.`,
+Tracking goes on when tidemark ends, crashes or is upgraded, unless the new version needs other programs in the kernel, which it says; a reboot ends it. A partition is tracked with its whole disk.`,
 		example: `tidemark track start /dev/vdb
 tidemark track status
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,

@@ -39,10 +39,10 @@
 //
 // # Completions that need no mark
 //
-// A request that was allocated after Swap had returned was issued later still, and
+// A request that was started after Swap had returned was issued later still, and
 // its issue is marked in the bitmap that is active now: marking it again at completion
 // would change nothing, and is left out. The kernel stamps requests with the time of
-// their allocation (request.start_time_ns). Swap first forgets since when the bitmap
+// their start, which is before their issue (request.start_time_ns). Swap first forgets since when the bitmap
 // is active, so that all completions are marked while it works, and at the end has a
 // program write the time, by the clock of the stamps. A completion that was left out
 // because of the time before was over when Swap returned; who copies later sees what
@@ -81,7 +81,9 @@ var (
 	ErrBroken = errors.New("tracking programs are damaged")
 )
 
-// The tracing programs and the maps, by their names in track.bpf.c.
+// The programs and the maps, by their names in track.bpf.c. Where a version of
+// tidemark has to do something with them that earlier ones do not, one of them gets
+// another name, so that to each the other's installation is damaged.
 const (
 	progQueue   = "queue_bio"
 	progOwnMap  = "remap_bio"
@@ -92,7 +94,7 @@ const (
 	progBegun   = "begun"
 	mapDisks    = "disks"
 	mapFlights  = "flights"
-	mapSlots    = "slots"
+	mapActive   = "active"
 	mapSince    = "since"
 	pinnedLink  = "link_" // a dot is not allowed in bpffs
 	stagingEnd  = "-new"
@@ -106,7 +108,7 @@ func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, p
 
 func tracing() []string   { return append(reqProgs(), bioProgs()...) }
 func progNames() []string { return append(tracing(), progBegun) }
-func mapNames() []string  { return []string{mapDisks, mapFlights, mapSlots, mapSince} }
+func mapNames() []string  { return []string{mapDisks, mapFlights, mapActive, mapSince} }
 
 // Facility is the set of programs and maps of this machine.
 type Facility struct {
@@ -270,12 +272,12 @@ func (f *Facility) Check(bio bool) error {
 	if err := f.checkLinks(names); err != nil {
 		return fmt.Errorf("bpf: %s: %w", f.dir, err)
 	}
-	m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, mapSlots), nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, mapActive), nil)
 	if err != nil {
 		return fmt.Errorf("bpf: %s: %w", f.dir, gone(err))
 	}
 	defer m.Close()
-	if id, err := mapID(m); err != nil || id != f.ids[mapSlots] {
+	if id, err := mapID(m); err != nil || id != f.ids[mapActive] {
 		return fmt.Errorf("bpf: %s: %w: it was installed anew", f.dir, ErrBroken)
 	}
 	return nil

@@ -76,27 +76,45 @@ func (f *Facility) Put(d Disk, b *Bitmap) error {
 	if err != nil {
 		return err
 	}
-	// The device number last, with the grace period of replace before it: an entry is
-	// found only when all of it is there.
-	d.Dev = devGone
-	if err := f.setDisk(at, d); err != nil {
-		return err
+	return inOrder(f.putting(at, d, b))
+}
+
+// putting is what Put does, in steps. The device number comes last, with the grace
+// period of activate before it: an entry is found only when all of it is there. The
+// time follows it, because nothing is marked of an issue before.
+func (f *Facility) putting(at uint32, d Disk, b *Bitmap) []func() error {
+	hidden := d
+	hidden.Dev = devGone
+	return []func() error{
+		func() error { return f.setDisk(at, hidden) },
+		func() error { return f.attachFor(d) },
+		func() error { return f.forgetSince(d.Slot) },
+		func() error { return f.activate(d.Slot, b) },
+		func() error { return f.setDisk(at, d) },
+		func() error { return f.begun(d.Slot) },
 	}
-	if d.Flags&DiskBio != 0 {
-		for _, name := range bioProgs() {
-			if err := attach(f.dir, name, f.progs[name]); err != nil {
-				return err
-			}
+}
+
+func inOrder(steps []func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
 		}
 	}
-	if err := f.replace(d.Slot, b); err != nil {
-		return err
+	return nil
+}
+
+// attachFor attaches the programs that a disk needs beyond those that are always.
+func (f *Facility) attachFor(d Disk) error {
+	if d.Flags&DiskBio == 0 {
+		return nil
 	}
-	d.Dev = dev
-	if err := f.setDisk(at, d); err != nil {
-		return err
+	for _, name := range bioProgs() {
+		if err := attach(f.dir, name, f.progs[name]); err != nil {
+			return err
+		}
 	}
-	return f.begun(d.Slot) // from here on each issue is marked, not earlier
+	return nil
 }
 
 func (f *Facility) inUse(dev uint32, known bool) error {
@@ -181,7 +199,7 @@ func (f *Facility) Drop(dev uint32) error {
 		return err
 	}
 	// This waits until no program uses the entry any more.
-	if err := f.maps[mapSlots].Delete(d.Slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := f.maps[mapActive].Delete(d.Slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("bpf: empty slot %d: %w", d.Slot, err)
 	}
 	if d.Flags&DiskBio == 0 {
@@ -232,21 +250,31 @@ func (f *Facility) dropFlights(slot uint32) error {
 }
 
 // Swap makes b the active bitmap of the slot. When it returns, no CPU writes to
-// the bitmap that was active before (see the package comment). The machine's lock
-// must be held.
+// the bitmap that was active before (see the package comment). Nobody else may swap
+// the bitmaps of this slot meanwhile.
 func (f *Facility) Swap(slot uint32, b *Bitmap) error {
-	if err := f.replace(slot, b); err != nil {
-		return err
-	}
-	return f.begun(slot)
+	return inOrder(f.swapping(slot, b))
 }
 
-// replace does what Swap says, and has all completions marked until begun.
-func (f *Facility) replace(slot uint32, b *Bitmap) error {
+func (f *Facility) swapping(slot uint32, b *Bitmap) []func() error {
+	return []func() error{
+		func() error { return f.forgetSince(slot) },
+		func() error { return f.activate(slot, b) },
+		func() error { return f.begun(slot) },
+	}
+}
+
+// forgetSince has all completions marked until begun.
+func (f *Facility) forgetSince(slot uint32) error {
 	if err := f.maps[mapSince].Put(slot, uint64(sinceNever)); err != nil {
 		return fmt.Errorf("bpf: have the completions of slot %d marked: %w", slot, err)
 	}
-	if err := f.maps[mapSlots].Update(slot, b.m, ebpf.UpdateAny); err != nil {
+	return nil
+}
+
+// activate puts b in the slot and waits for whoever uses the bitmap that was there.
+func (f *Facility) activate(slot uint32, b *Bitmap) error {
+	if err := f.maps[mapActive].Update(slot, b.m, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("bpf: swap the bitmap of slot %d: %w", slot, err)
 	}
 	return nil
@@ -268,7 +296,7 @@ func (f *Facility) begun(slot uint32) error {
 // On kernels before 6.8 it costs an RCU grace period.
 func (f *Facility) Active(slot uint32) (uint32, bool, error) {
 	var id uint32
-	err := f.maps[mapSlots].Lookup(slot, &id)
+	err := f.maps[mapActive].Lookup(slot, &id)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return 0, false, nil
 	}

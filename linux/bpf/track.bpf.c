@@ -186,7 +186,7 @@ struct {
 	__uint(max_entries, MAX_SLOTS);
 	__type(key, __u32);
 	__array(values, struct bitmap);
-} slots SEC(".maps");
+} active SEC(".maps");
 
 // The time from which each issue is marked in the bitmap of the slot that is active
 // now, by the clock of request.start_time_ns. User space writes SINCE_NEVER before it
@@ -214,7 +214,7 @@ int begun(__u32 *slot)
 
 static __always_inline __u64 *header(__u32 slot)
 {
-	void *map = bpf_map_lookup_elem(&slots, &slot);
+	void *map = bpf_map_lookup_elem(&active, &slot);
 	__u32 zero = 0;
 
 	return map ? bpf_map_lookup_elem(map, &zero) : 0;
@@ -257,7 +257,7 @@ static __attribute__((noinline)) void mark_page(void *map, __u64 page)
 // it: a reader has waited for both.
 static __always_inline void mark_word(__u32 slot, __u64 w, __u64 mask)
 {
-	void *map = bpf_map_lookup_elem(&slots, &slot);
+	void *map = bpf_map_lookup_elem(&active, &slot);
 	__u64 page = w / PAGE_WORDS;
 	__u32 key = 1 + page;
 	__u64 *bits, old;
@@ -577,21 +577,21 @@ int issue_request(__u64 *ctx)
 }
 
 // A request, or bytes of it, are completed; before the request moves on. One that was
-// started (allocated, in blk_mq_rq_time_init, so before it was issued) since the active
-// bitmap is active is marked there already; the time is 0 where the kernel keeps none.
+// started since the active bitmap is active is marked there already: the kernel writes
+// the time before it issues the request, or 0 where it keeps none.
 SEC("tp_btf/block_rq_complete")
 int complete_request(__u64 *ctx)
 {
 	struct request *rq = (struct request *)ctx[0];
 	struct disk *d = target(rq);
-	__u64 *active;
+	__u64 *when;
 	__u32 slot;
 
 	if (!d)
 		return 0;
 	slot = d->slot;
-	active = bpf_map_lookup_elem(&since, &slot);
-	if (active && rq->start_time_ns > *active)
+	when = bpf_map_lookup_elem(&since, &slot);
+	if (when && rq->start_time_ns > *when)
 		return 0;
 	mark_request(d, rq, ctx[2]);
 	return 0;

@@ -16,10 +16,10 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	trackMapActive            = "active"
 	trackMapDisks             = "disks"
 	trackMapFlights           = "flights"
 	trackMapSince             = "since"
-	trackMapSlots             = "slots"
 	trackProgBegun            = "begun"
 	trackProgCompleteBio      = "complete_bio"
 	trackProgCompleteRemapped = "complete_remapped"
@@ -84,10 +84,10 @@ type trackProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackMapSpecs struct {
+	Active  *ebpf.MapSpec `ebpf:"active"`
 	Disks   *ebpf.MapSpec `ebpf:"disks"`
 	Flights *ebpf.MapSpec `ebpf:"flights"`
 	Since   *ebpf.MapSpec `ebpf:"since"`
-	Slots   *ebpf.MapSpec `ebpf:"slots"`
 }
 
 // trackVariableSpecs contains global variables before they are loaded into the kernel.
@@ -116,18 +116,18 @@ func (o *trackObjects) Close() error {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackMaps struct {
+	Active  *ebpf.Map `ebpf:"active"`
 	Disks   *ebpf.Map `ebpf:"disks"`
 	Flights *ebpf.Map `ebpf:"flights"`
 	Since   *ebpf.Map `ebpf:"since"`
-	Slots   *ebpf.Map `ebpf:"slots"`
 }
 
 func (m *trackMaps) Close() error {
 	return _TrackClose(
+		m.Active,
 		m.Disks,
 		m.Flights,
 		m.Since,
-		m.Slots,
 	)
 }
 

@@ -244,15 +244,16 @@ func TestLeastSizesBySearch(t *testing.T) {
 	}
 }
 
-// sizes are 4 MiB to 16 TiB in the tutorial's blocks of 4096 sectors, from 1 GiB on
-// each that it lists; some in blocks twice as large, and some in small ones.
+// sizes are 4 MiB to 16 TiB in the tutorial's blocks of 4096 sectors and in blocks
+// twice as large, from 1 GiB on each that it lists; and some others.
 func sizes() []size {
-	all := []size{{4 << 20, 4096}, {4 << 20, 8192}, {64 << 20, 4096}, {512 << 20, 4096}}
-	for n, device := 0, int64(1<<30); device <= 16<<40; n, device = n+1, 2*device {
-		all = append(all, size{device, 4096})
-		if n%4 == 2 {
-			all = append(all, size{device, 8192})
-		}
+	devices := []int64{4 << 20, 64 << 20, 512 << 20}
+	for device := int64(1 << 30); device <= 16<<40; device *= 2 {
+		devices = append(devices, device)
+	}
+	var all []size
+	for _, device := range devices {
+		all = append(all, size{device, 4096}, size{device, 8192})
 	}
 	return append(all, size{4 << 20, 128}, size{1 << 30, 128}, size{16 << 30, 128}, size{5<<30 + 4096, 4096})
 }
