@@ -17,9 +17,9 @@ type PlanOptions struct {
 //
 // For devices of 4 MiB to 16 TiB in blocks of 4096 and 8192 sectors, and smaller
 // ones in blocks of 128, Linux 6.1 was tried with these sizes: it creates a device
-// with Create and not with a block less; it takes and drops ten snapshots, one at
-// once after the other, with SnapshotsMost, and does not with a block less than
-// SnapshotsLeast; with Worst it does all that between writes and checkpoints.
+// with Create and not with a block less; it does not take and drop ten snapshots, one
+// at once after the other, with a block less than SnapshotsLeast; with Worst it does,
+// and does it between writes and checkpoints.
 //
 // The dm-era tutorial gives what ten snapshots needed on its machine, in KiB for
 // blocks of 4096 sectors: 64 up to 1 GiB, 68 for 2 GiB, … 42388 for 16 TiB. Up to
@@ -38,7 +38,8 @@ type Plan struct {
 	// SnapshotsLeast and SnapshotsMost are the smallest sizes with which the
 	// device can be created and the snapshots taken and dropped, idle:
 	// when the kernel digests each era before the next snapshot, and when
-	// it digests none. A real kernel is between the two.
+	// it digests none. A real kernel is between the two, or some blocks above
+	// when it digests while the snapshot is held.
 	SnapshotsLeast int64 `json:"snapshots_least"`
 	SnapshotsMost  int64 `json:"snapshots_most"`
 	// Worst is enough for any load while a snapshot is held, as long as no

@@ -26,7 +26,7 @@ func TestRootOnEra(t *testing.T) {
 		root      string // for the kernel
 	}{
 		{Linux61, InitramfsTools, "root=UUID=" + RootUUID},
-		{Linux612, Dracut, "root=/dev/mapper/root rd.shell=0 rd.emergency=reboot rd.retry=12"},
+		{Linux612, Dracut, "root=/dev/mapper/root rd.shell=0 rd.emergency=reboot rd.retry=5"},
 	} {
 		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.generator), func(t *testing.T) {
 			t.Parallel()

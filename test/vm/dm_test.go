@@ -21,6 +21,6 @@ func TestEraPlan(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/eraplan")
 	disk := NewDisk(t, "meta", 256<<20)
-	r := Run(t, Config{Kernel: Linux61, CPUs: 2, Timeout: busyTimeout, Disks: []Disk{disk}}, program)
+	r := Run(t, Config{Kernel: Linux61, Timeout: busyTimeout, Disks: []Disk{disk}}, program)
 	t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
 }

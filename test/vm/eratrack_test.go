@@ -7,7 +7,7 @@ import (
 )
 
 // Mirrors of era devices go by the eras, and notice when they cannot. What does not
-// depend on the kernel is done in one of them, because it takes a minute.
+// depend on the kernel is done in one of them, because it takes long.
 func TestEraMirrors(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/eratrack")
@@ -15,9 +15,9 @@ func TestEraMirrors(t *testing.T) {
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
-			skip := "TestMarksAreLostLoudly"
+			skip := "TestMarksAreLostLoudly|TestCommandChoosesTheEras"
 			if kernel == Linux612 {
-				skip = "TestKilledRunsLeaveNoSnapshot"
+				skip = "TestKilledRunsLeaveNoSnapshot|TestSnapshotOfAnotherProgramIsLeftAlone"
 			}
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, ScratchMB: 512, Skip: skip,

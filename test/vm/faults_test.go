@@ -11,7 +11,8 @@ import (
 const loggedSize = 64 << 20
 
 // Mirrors survive disks that fail, lie and damage; and from the logs of all that was
-// written to their disks: at every moment they are old or new.
+// written to their disks: at every moment they are old or new. Images are logged on one
+// kernel, devices on the other.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/faults")
@@ -19,13 +20,17 @@ func TestFaults(t *testing.T) {
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
+			kind, skip := "image", "^TestLogged$/^device$|^TestUnwritableFolder$"
+			if kernel == Linux612 {
+				kind, skip = "device", "^TestLogged$/^image$"
+			}
+			log := NewDisk(t, "log-"+kind, 256<<20)
 			disks := []Disk{
 				NewDisk(t, "source", 64<<20), NewDisk(t, "target", 64<<20),
-				NewDisk(t, "on-device", loggedSize), NewDisk(t, "log-device", 256<<20),
-				NewDisk(t, "on-image", loggedSize), NewDisk(t, "log-image", 256<<20),
+				NewDisk(t, "on-"+kind, loggedSize), log,
 			}
 			r := Run(t, Config{
-				Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 256,
+				Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 256, Skip: skip,
 				Files: map[string]string{"/bin/tidemark": command},
 			}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
@@ -34,11 +39,9 @@ func TestFaults(t *testing.T) {
 			}
 			seed := uint64(time.Now().UnixNano())
 			t.Log("seed", seed)
-			for i, kind := range []string{"device", "image"} {
-				t.Run("replay of "+kind, func(t *testing.T) {
-					replayed(t, disks[3+2*i].Path, kind, rand.New(rand.NewPCG(seed, uint64(i))))
-				})
-			}
+			t.Run("replay of "+kind, func(t *testing.T) {
+				replayed(t, log.Path, kind, rand.New(rand.NewPCG(seed, 0)))
+			})
 		})
 	}
 }

@@ -25,7 +25,7 @@ func TestMirror(t *testing.T) {
 				NewDisk(t, "large", 304<<20), // XFS takes no less than 300 MB
 			}
 			r := Run(t, Config{
-				Kernel: kernel, CPUs: 2, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 2048,
+				Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 2048,
 				Skip:    otherKernels(kernel),
 				Modules: []string{"loop"},
 				Files:   map[string]string{"/bin/tidemark": command},

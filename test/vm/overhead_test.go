@@ -19,7 +19,7 @@ func TestWriteOverhead(t *testing.T) {
 	for _, kernel := range Kernels() {
 		t.Run(string(kernel), func(t *testing.T) {
 			Run(t, Config{
-				Kernel: kernel, CPUs: 2, Timeout: busyTimeout,
+				Kernel: kernel, Timeout: busyTimeout,
 				Modules: []string{"dm-era"}, Programs: []string{"fio"},
 				Disks: []Disk{NewDisk(t, "data", 1<<30), NewDisk(t, "meta", 8<<20)},
 				Files: map[string]string{"/bin/tidemark": command},

@@ -61,9 +61,6 @@ func (cfg Config) withDefaults() Config {
 	if cfg.MemMB == 0 {
 		cfg.MemMB = 640
 	}
-	if cfg.CPUs == 0 {
-		cfg.CPUs = 1
-	}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 5 * time.Minute
 	}
@@ -148,7 +145,7 @@ func (m *Machine) judge(r *Result, exit exitLine, failed bool) error {
 
 // tail is the end of a console's text.
 func tail(console string) string {
-	const most = 60
+	const most = 200
 	lines := strings.Split(strings.TrimSpace(console), "\n")
 	return "console:\n" + strings.Join(lines[max(0, len(lines)-most):], "\n")
 }

@@ -24,7 +24,7 @@ func TestTracker(t *testing.T) {
 				NewDisk(t, "large", 320<<20).on(NVMe),
 				NewDisk(t, "keep", 8<<20),
 			}
-			r := Run(t, Config{Kernel: kernel, CPUs: 2, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 128}, program)
+			r := Run(t, Config{Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Disks: disks, ScratchMB: 128}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
 		})
 	}

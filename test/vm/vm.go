@@ -52,7 +52,6 @@ type Config struct {
 	Kernel    Kernel
 	Disks     []Disk
 	MemMB     int               // 0: 640; at most 1024
-	CPUs      int               // 0: 1
 	ScratchMB int               // size of an ext4 on /tmp, on a disk of its own; 0: /tmp is in memory
 	Tests     string            // pattern of the tests to run, as for go test -run; "": all
 	Skip      string            // pattern of the tests not to run, as for go test -skip; "": none

@@ -81,6 +81,9 @@ func work(job wire.Job) error {
 		return err
 	}
 	code := runTests(job, port)
+	if code != 0 {
+		logBlocked()
+	}
 	if _, err := fmt.Fprintf(port, "\n%s%d\n", wire.ExitLine, code); err != nil {
 		return err
 	}
@@ -185,6 +188,13 @@ func runTests(job wire.Job, port *os.File) int {
 	}
 	fmt.Fprintf(port, "\ninit: the test binary did not start: %v\n", err)
 	return 127
+}
+
+// logBlocked has the kernel say on the console what every blocked task waits for: a
+// test may have failed because it waited too long. It is no harm when it does not.
+func logBlocked() {
+	_ = os.WriteFile("/proc/sys/kernel/printk", []byte("8"), 0)
+	_ = os.WriteFile("/proc/sysrq-trigger", []byte("w"), 0)
 }
 
 // openPort opens a serial port by its virtio name, when it has appeared.

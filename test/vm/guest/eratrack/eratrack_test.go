@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -304,7 +305,7 @@ func (s *source) checked(t *testing.T) {
 func load(t *testing.T, at string) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	cmd := exec.CommandContext(ctx, "fio", "--name=load", "--thread", "--directory="+at, "--rw=randrw", "--bsrange=4k-128k",
+	cmd := exec.CommandContext(ctx, "fio", "--name=load", "--thread", "--nice="+strconv.Itoa(guest.Niceness), "--directory="+at, "--rw=randrw", "--bsrange=4k-128k",
 		"--size=5m", "--numjobs=2", "--iodepth=8", "--ioengine=libaio", "--direct=1", "--fsync=16", "--time_based", "--runtime=3600", "--output=/dev/null")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

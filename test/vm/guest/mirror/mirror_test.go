@@ -127,6 +127,7 @@ func load(t *testing.T, mount string) func() {
 	var writers sync.WaitGroup
 	for w := range 2 {
 		writers.Go(func() {
+			guest.StepBack()
 			for i := 0; ; i++ {
 				select {
 				case <-done:

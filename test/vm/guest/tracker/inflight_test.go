@@ -22,7 +22,7 @@ func TestCopyWhileInUse(t *testing.T) {
 			dev := s.make(t)
 			d := opened(t, dev)
 			l := openTracker(t, dev)
-			const passes, writesAPass = 8, 250
+			const passes, writesAPass = 5, 250
 			c := copier{l: l, d: d, image: newPicture(d), since: cut(t, l)}
 			permits := make(chan struct{}, passes*writesAPass)
 			wait := startWriters(t, d, permits)

@@ -6,11 +6,9 @@ package cut_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +52,7 @@ func TestCut(t *testing.T) {
 	}
 	change(t, dir, 2)
 	if _, err := os.Stat(p.target); err == nil {
-		guest.Tell(t, "old "+sum(t, p.target))
+		guest.Tell(t, "old "+guest.Sum(t, p.target))
 	}
 	load(t, dir)
 	p.toCut(t, stage)
@@ -133,7 +131,7 @@ func (p *pair) afterCut(t *testing.T, leave bool) {
 		t.Fatalf("found %s, and said:\n%s", found, out)
 	}
 	guest.Run(t, "tidemark", "--state-dir", p.stateDir, "verify", p.target)
-	if sum(t, p.source) != sum(t, p.target) {
+	if guest.Sum(t, p.source) != guest.Sum(t, p.target) {
 		t.Fatal("after the next run the mirror differs")
 	}
 }
@@ -165,7 +163,7 @@ func (p *pair) find(t *testing.T) string {
 		return "unfinished"
 	}
 	verify(0)
-	if sum(t, p.target) == os.Getenv("OLD") {
+	if guest.Sum(t, p.target) == os.Getenv("OLD") {
 		return "old"
 	}
 	guest.Run(t, "e2fsck", "-fn", p.clone(t))
@@ -278,6 +276,7 @@ func fill(t *testing.T, name string, seed int) {
 // load writes small files for ever.
 func load(t *testing.T, dir string) {
 	go func() {
+		guest.StepBack()
 		for i := 0; ; i++ {
 			name := filepath.Join(dir, fmt.Sprint("load-", i%10))
 			f, err := os.Create(name)
@@ -291,19 +290,4 @@ func load(t *testing.T, dir string) {
 			}
 		}
 	}()
-}
-
-// sum is a checksum of what a file or device holds.
-func sum(t *testing.T, path string) string {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		t.Fatal(err)
-	}
-	return fmt.Sprintf("%x", h.Sum(nil)[:8])
 }
