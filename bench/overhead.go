@@ -17,10 +17,10 @@ const (
 	overheadWindow = 300 * time.Millisecond
 )
 
-// overhead measures what tracking costs a writer: the writes that one fio gets done in
-// a second with tracking on and off, in turns, and the kernel's own count of the time
-// spent in the programs. Fio is not started anew for each second, because where the
-// scheduler happens to put it and the loop device's worker matters more than tracking.
+// overhead measures what tracking costs a writer: the writes that one fio gets done
+// with tracking on and off, in turns, and the kernel's own count of the time spent in
+// the programs. Fio is not started anew for each turn, because where the scheduler
+// happens to put it and the loop device's worker matters more than tracking.
 func overhead(l *lab) error {
 	dev, err := l.loop(l.path("disk.img"), 2<<30)
 	if err != nil {

@@ -88,6 +88,7 @@ func TestReplugLosesTheMarks(t *testing.T) {
 }
 
 func TestDetachedProgramLosesTheMarks(t *testing.T) {
+	const why = "the tracking programs were damaged, detached, or installed by another version"
 	for _, name := range []string{"issue_request", "complete_request"} {
 		t.Run(name, func(t *testing.T) {
 			opts, dev, _, l, m := tracked(t)
@@ -95,10 +96,10 @@ func TestDetachedProgramLosesTheMarks(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err := l.Changes(t.Context(), m, "")
-			wantLost(t, err, "detached")
+			wantLost(t, err, why)
 			_, err = l.Cut(t.Context())
-			wantLost(t, err, "detached")
-			wantRestart(t, dev, opts, m, "detached")
+			wantLost(t, err, why)
+			wantRestart(t, dev, opts, m, why)
 		})
 	}
 }

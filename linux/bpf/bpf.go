@@ -42,11 +42,11 @@
 // A request that was started after Swap had returned was issued later still, and
 // its issue is marked in the bitmap that is active now: marking it again at completion
 // would change nothing, and is left out. The kernel stamps requests with the time of
-// their start, which is before their issue (request.start_time_ns). Swap first forgets since when the bitmap
-// is active, so that all completions are marked while it works, and at the end has a
-// program write the time, by the clock of the stamps. A completion that was left out
-// because of the time before was over when Swap returned; who copies later sees what
-// it wrote.
+// their start, which is before their issue (request.start_time_ns). Swap first forgets
+// since when the bitmap is active, so that all completions are marked while it works,
+// and at the end has a program write the time, by the clock of the stamps. A completion
+// that was left out because of the time before was over when Swap returned; who copies
+// later sees what it wrote.
 //
 // # What it cannot do
 //

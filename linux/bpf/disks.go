@@ -68,11 +68,10 @@ func place(dev uint32, f func(at uint32) bool) {
 // Put begins the tracking of the disk d.Dev with b as its first bitmap. The
 // machine's lock must be held.
 func (f *Facility) Put(d Disk, b *Bitmap) error {
-	dev := d.Dev
-	if _, known, err := f.Get(dev); err != nil || known {
-		return errors.Join(err, f.inUse(dev, known))
+	if _, known, err := f.Get(d.Dev); err != nil || known {
+		return errors.Join(err, f.inUse(d.Dev, known))
 	}
-	at, err := f.freePlace(dev)
+	at, err := f.freePlace(d.Dev)
 	if err != nil {
 		return err
 	}

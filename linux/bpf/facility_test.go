@@ -46,6 +46,17 @@ func install(t testing.TB) *Facility {
 	return f
 }
 
+// newBitmap returns an empty bitmap that the test need not close.
+func newBitmap(t testing.TB, blocks uint64) *Bitmap {
+	t.Helper()
+	b, err := NewBitmap(blocks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
 func TestThisKernelHasAllThatIsNeeded(t *testing.T) {
 	for _, f := range Probe() {
 		if f.Err != nil {
@@ -123,11 +134,7 @@ func TestHalfAnInstallationIsBroken(t *testing.T) {
 
 func TestDisksComeAndGo(t *testing.T) {
 	f := install(t)
-	b, err := NewBitmap(100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	b := newBitmap(t, 100)
 	dev := DevT(4000, 7) // no such disk
 	d := Disk{Dev: dev, DiskSeq: 1, Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
 	if err := f.Put(d, b); err != nil {
@@ -169,11 +176,7 @@ func TestDisksComeAndGo(t *testing.T) {
 // may be left out: from the step that exchanges it, or has the disk found, to the last.
 func TestSinceWhenABitmapIsActiveIsNeverTooEarly(t *testing.T) {
 	f := install(t)
-	b, err := NewBitmap(100)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	b := newBitmap(t, 100)
 	const slot = 5
 	since := func() (at uint64) {
 		if err := f.maps[mapSince].Lookup(uint32(slot), &at); err != nil {
@@ -219,11 +222,7 @@ func kernelTime(t *testing.T) uint64 {
 func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {
 	fs := mount(t)
 	const blocks = 5 * windowSize * pageBits / 2 // two windows and a half
-	b, err := NewBitmap(blocks)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	b := newBitmap(t, blocks)
 	h := Header{1, 2, 3, 4, 5, 6, 7, 8, true, false, true, [4]uint64{9, 10, 11, 12}}
 	b.SetHeader(h)
 	path := filepath.Join(fs, "b")
@@ -270,11 +269,7 @@ func setBit(t *testing.T, b *Bitmap, block uint64) {
 
 func TestTableOfDisksFindsWhatCollides(t *testing.T) {
 	f := install(t)
-	b, err := NewBitmap(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer b.Close()
+	b := newBitmap(t, 1)
 	devs := map[uint32]uint32{}
 	for round := range 2 { // the second finds the places of the first used before
 		for slot := range uint32(48) {

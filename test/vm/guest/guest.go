@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/test/vm/wire"
 )
 
@@ -70,10 +71,12 @@ func FindDisk(name string) (string, error) {
 		}
 		for _, file := range files {
 			serial, err := os.ReadFile(file)
+			if err != nil || !strings.HasSuffix(strings.TrimSpace(string(serial)), name) {
+				continue
+			}
 			disk := strings.Split(file, "/")[3]
 			// The paths of an NVMe disk are hidden and have no device file.
-			hidden, _ := os.ReadFile("/sys/block/" + disk + "/hidden")
-			if err == nil && strings.HasSuffix(strings.TrimSpace(string(serial)), name) && string(hidden) != "1\n" {
+			if hidden, _ := os.ReadFile("/sys/block/" + disk + "/hidden"); string(hidden) != "1\n" {
 				return "/dev/" + disk, nil
 			}
 		}
@@ -119,17 +122,32 @@ func Loop(t testing.TB, file string, options ...string) string {
 	return dev
 }
 
-// Sum is a checksum of what a file or device holds. It is FNV-1a, but of words of 8
-// bytes: an emulated CPU takes seconds for the SHA of a small disk.
+// OpenDirect opens a device for writing past the page cache, until the end of the test.
+func OpenDirect(t testing.TB, path string) *block.Device {
+	t.Helper()
+	d, err := block.Open(path, block.Options{Write: true, Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// Sum is a checksum of what a file holds, or a device now, on the disk. It is FNV-1a,
+// but of words of 8 bytes: an emulated CPU takes seconds for the SHA of a small disk.
 func Sum(t testing.TB, path string) string {
 	t.Helper()
-	f, err := os.Open(path)
+	flags := os.O_RDONLY
+	if strings.HasPrefix(path, "/dev/") {
+		flags |= unix.O_DIRECT
+	}
+	f, err := os.OpenFile(path, flags, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	const prime = 0x100000001b3
-	sum, p := uint64(0xcbf29ce484222325), make([]byte, 256<<10)
+	sum, p := uint64(0xcbf29ce484222325), block.AlignedBuffer(1<<20)
 	for {
 		n, err := io.ReadFull(f, p)
 		clear(p[n:])

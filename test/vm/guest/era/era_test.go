@@ -118,17 +118,6 @@ func status(t testing.TB, d *dmera.Device) dmera.Status {
 	return s
 }
 
-// writer opens a device for direct writing.
-func writer(t testing.TB, path string) *block.Device {
-	t.Helper()
-	dev, err := block.Open(path, block.Options{Direct: true, Write: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dev.Close() })
-	return dev
-}
-
 // tidemark runs the command and returns its output and exit code.
 func tidemark(t testing.TB, args ...string) (stdout, stderr string, code int) {
 	t.Helper()

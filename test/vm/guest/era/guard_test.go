@@ -201,7 +201,7 @@ func sums(t testing.TB, devices []string) string {
 func zero(t testing.TB, path string) {
 	t.Helper()
 	guest.Run(t, "wipefs", "-aqf", path)
-	dev := writer(t, path)
+	dev := guest.OpenDirect(t, path)
 	if _, err := dev.WriteAt(make([]byte, mib), 0); err != nil {
 		t.Fatal(err)
 	}

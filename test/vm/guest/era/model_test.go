@@ -94,7 +94,7 @@ func (m *model) step() {
 
 // write writes somewhere, at most two blocks at once, and remembers.
 func (m *model) write(count int) {
-	dev := writer(m.t, m.d.Path())
+	dev := guest.OpenDirect(m.t, m.d.Path())
 	defer dev.Close()
 	for range count {
 		length := (1 + m.rnd.Int64N(2*m.d.BlockSize()/4096)) * 4096
@@ -158,7 +158,7 @@ func TestCopyUnderWritesIsComplete(t *testing.T) {
 	for i := range 8 {
 		writers.Go(func() { scribble(t, d.Path(), uint64(i), stop) })
 	}
-	source := writer(t, d.Path())
+	source := guest.OpenDirect(t, d.Path())
 	mark := era.Era(0)
 	update := func() int64 {
 		set, until := ask(t, d, mark)

@@ -129,7 +129,7 @@ func TestKernelTakesWhatWeWrite(t *testing.T) {
 // scatter writes to random blocks in a number of eras.
 func scatter(t testing.TB, d *dmera.Device, eras int) extent.Set {
 	t.Helper()
-	dev := writer(t, d.Path())
+	dev := guest.OpenDirect(t, d.Path())
 	defer dev.Close()
 	var written []extent.Extent
 	for range eras {

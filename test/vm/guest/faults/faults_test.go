@@ -6,7 +6,6 @@ package faults_test
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
@@ -19,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/test/vm/content"
 	"tidemark/test/vm/guest"
 )
@@ -81,43 +81,6 @@ func mirrored(t *testing.T, stateDir, modes string, args ...string) told {
 	return rep
 }
 
-// sum is a checksum of what a file or device holds now, on the disk.
-func sum(t testing.TB, path string) [32]byte {
-	t.Helper()
-	flags := os.O_RDONLY
-	if strings.HasPrefix(path, "/dev/") {
-		flags |= unix.O_DIRECT
-	}
-	f, err := os.OpenFile(path, flags, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	page := aligned(t, 1<<20)
-	for {
-		n, err := f.Read(page)
-		h.Write(page[:n])
-		if errors.Is(err, io.EOF) {
-			return [32]byte(h.Sum(nil))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// aligned returns memory that direct I/O takes.
-func aligned(t testing.TB, n int) []byte {
-	t.Helper()
-	p, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Munmap(p) }) //nolint:errcheck // memory of a guest that is about to end
-	return p
-}
-
 // write puts p at the start of a device, past the page cache.
 func write(t testing.TB, device string, p []byte) {
 	t.Helper()
@@ -126,7 +89,7 @@ func write(t testing.TB, device string, p []byte) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	page := aligned(t, 1<<20)
+	page := block.AlignedBuffer(1 << 20)
 	for r := bytes.NewReader(p); r.Len() > 0; {
 		n, err := io.ReadFull(r, page)
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {

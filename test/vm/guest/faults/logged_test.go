@@ -36,7 +36,7 @@ func TestLogged(t *testing.T) {
 				}
 				mirrored(t, stateDir, "resume incremental", source, target)
 				mark("end", step)
-				if sum(t, source) != sum(t, target) {
+				if guest.Sum(t, source) != guest.Sum(t, target) {
 					t.Fatalf("step %d: the mirror differs", step)
 				}
 			}

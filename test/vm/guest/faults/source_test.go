@@ -55,7 +55,7 @@ func TestUnreadableSource(t *testing.T) {
 	t.Run("at rest", func(t *testing.T) {
 		guest.Run(t, "umount", u.dir)
 		mirrored(t, u.stateDir, "incremental", u.path, u.image)
-		if sum(t, u.path) != sum(t, u.image) {
+		if guest.Sum(t, u.path) != guest.Sum(t, u.image) {
 			t.Error("the mirror differs")
 		}
 	})
@@ -81,11 +81,11 @@ func newUnreadable(t *testing.T) *unreadable {
 // failsAsOld makes a run that must fail and change nothing.
 func (u *unreadable) failsAsOld(t *testing.T, words []string, flags ...string) {
 	t.Helper()
-	before := sum(t, u.image)
+	before := guest.Sum(t, u.image)
 	tidemark(t, u.stateDir, exitError, words, append(append([]string{"mirror"}, flags...), u.path, u.image)...)
 	u.disk.heals(t)
 	fill(t, filepath.Join(u.dir, "after"), 5, 4096) // would wait for ever on a frozen filesystem
-	if sum(t, u.image) != before {
+	if guest.Sum(t, u.image) != before {
 		t.Fatal("the target is not the old one")
 	}
 	tidemark(t, u.stateDir, exitOK, nil, "verify", u.image)

@@ -41,7 +41,7 @@ func (f *failing) follows(t *testing.T, words ...string) {
 func (f *failing) equal(t *testing.T) {
 	t.Helper()
 	guest.WriteFile(t, "/proc/sys/vm/drop_caches", "3")
-	if sum(t, f.source) != sum(t, f.target) {
+	if guest.Sum(t, f.source) != guest.Sum(t, f.target) {
 		t.Fatal("the mirror differs")
 	}
 	tidemark(t, f.stateDir, exitOK, nil, "verify", f.target)
@@ -146,7 +146,7 @@ func TestUnwritableFolder(t *testing.T) {
 	f := newFailingFolder(t)
 	f.step(t, 0)
 	f.follows(t)
-	before := sum(t, f.target)
+	before := guest.Sum(t, f.target)
 
 	t.Run("fails", func(t *testing.T) {
 		f.step(t, 1)
@@ -155,7 +155,7 @@ func TestUnwritableFolder(t *testing.T) {
 		f.isOld(t, before)
 		f.follows(t)
 	})
-	before = sum(t, f.target)
+	before = guest.Sum(t, f.target)
 	t.Run("drops", func(t *testing.T) {
 		f.step(t, 2)
 		tidemark(t, f.stateDir, exitOK, nil, "mirror", "--pre-hook", f.disk.hook(t, dropWrites, 0, f.disk.size), f.source, f.target)
@@ -167,10 +167,10 @@ func TestUnwritableFolder(t *testing.T) {
 	guest.Run(t, "e2fsck", "-fn", f.disk.path)
 }
 
-func (f *failing) isOld(t *testing.T, before [32]byte) {
+func (f *failing) isOld(t *testing.T, before string) {
 	t.Helper()
 	tidemark(t, f.stateDir, exitOK, nil, "verify", f.target)
-	if sum(t, f.target) != before {
+	if guest.Sum(t, f.target) != before {
 		t.Fatal("the target is not the old one")
 	}
 }

@@ -125,7 +125,7 @@ func discardMerges(t *testing.T, dev string) int {
 func TestZonedDisk(t *testing.T) {
 	const zone = 4 << 20
 	dev := nullDevice(t, map[string]string{"size": "128", "zoned": "1", "zone_size": "4", "zone_nr_conv": "2"})
-	d := opened(t, dev)
+	d := guest.OpenDirect(t, dev)
 	l := openTracker(t, dev)
 	t.Run("write at the write pointer", func(t *testing.T) {
 		mark := cut(t, l)

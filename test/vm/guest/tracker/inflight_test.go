@@ -10,6 +10,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/test/vm/guest"
 	"tidemark/track"
 )
 
@@ -20,7 +21,7 @@ func TestCopyWhileInUse(t *testing.T) {
 	for _, s := range stacks() {
 		t.Run(s.name, func(t *testing.T) {
 			dev := s.make(t)
-			d := opened(t, dev)
+			d := guest.OpenDirect(t, dev)
 			l := openTracker(t, dev)
 			const passes, writesAPass = 5, 250
 			c := copier{l: l, d: d, image: newPicture(d), since: cut(t, l)}

@@ -66,7 +66,7 @@ func TestWriteInFlightAtAMark(t *testing.T) {
 	for _, s := range slowStacks() {
 		t.Run(s.name, func(t *testing.T) {
 			dev := s.make(t)
-			d := opened(t, dev)
+			d := guest.OpenDirect(t, dev)
 			l := openTracker(t, dev)
 			learnt := 0
 			for i := range int64(3) {

@@ -66,7 +66,7 @@ func TestTrackingOfARawDiskBeginsWithoutWritesInFlight(t *testing.T) {
 	for _, s := range slowStacks()[:2] {
 		t.Run(s.name, func(t *testing.T) {
 			dev := s.make(t)
-			d := opened(t, dev)
+			d := guest.OpenDirect(t, dev)
 			written := make(chan error, 1)
 			go func() {
 				_, err := d.WriteAt(block.AlignedBuffer(granule), 4<<20)
@@ -95,7 +95,7 @@ func TestWriteThroughADeviceAboveIsSeen(t *testing.T) {
 	above := array(t, "raid0")
 	// Before Linux 6.5 md only sends on as it is what it does not count.
 	guest.WriteFile(t, "/sys/block/md_tidemark/queue/iostats", "0")
-	d := opened(t, above)
+	d := guest.OpenDirect(t, above)
 	l := openTracker(t, "/dev/mapper/member0")
 	before := cut(t, l)
 	// The first 64 KiB of each 128 are on the first member.

@@ -13,21 +13,11 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/test/vm/guest"
 	"tidemark/track"
 )
 
 const granule = 4096
-
-// opened is a device to write to, past the page cache, until the end of the test.
-func opened(t *testing.T, dev string) *block.Device {
-	t.Helper()
-	d, err := block.Open(dev, block.Options{Write: true, Direct: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	return d
-}
 
 func openTracker(t *testing.T, dev string) *track.Live {
 	t.Helper()
@@ -87,7 +77,7 @@ func TestEveryChangeIsSeen(t *testing.T) {
 	for _, s := range stacks() {
 		t.Run(s.name, func(t *testing.T) {
 			dev := s.make(t)
-			d := opened(t, dev)
+			d := guest.OpenDirect(t, dev)
 			l := openTracker(t, dev)
 			for name, change := range kindsOfChange() {
 				before := cut(t, l)
