@@ -23,7 +23,7 @@ func TestEraMirrors(t *testing.T) {
 				Kernel: kernel, Timeout: busyTimeout, ScratchMB: 512, Skip: skip,
 				Tests:   "^Test([A-QS-Z]|R[^e])", // all but TestRestart...
 				Modules: []string{"dm-era", "dm-delay", "loop"}, Programs: []string{"fio"},
-				Disks: []Disk{NewDisk(t, "data", 40<<20), NewDisk(t, "meta", 8<<20)},
+				Disks: []Disk{NewDisk(t, "data", 24<<20), NewDisk(t, "meta", 8<<20)},
 				Files: map[string]string{"/bin/tidemark": command},
 			}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
@@ -41,7 +41,7 @@ func TestEraMirrorsOverRestarts(t *testing.T) {
 			t.Parallel()
 			seed := uint64(time.Now().UnixNano())
 			random := rand.New(rand.NewPCG(seed, 0))
-			data, meta, home := NewDisk(t, "data", 40<<20), NewDisk(t, "meta", 8<<20), NewDisk(t, "home", 256<<20)
+			data, meta, home := NewDisk(t, "data", 24<<20), NewDisk(t, "meta", 8<<20), NewDisk(t, "home", 256<<20)
 			boot := func(tests string, cut int) Result {
 				data.Volatile, meta.Volatile = cut > 0, cut > 0
 				data.Seed, meta.Seed, data.CutAtWrite = seed, seed+1, cut

@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,6 +132,13 @@ func OpenDirect(t testing.TB, path string) *block.Device {
 	}
 	t.Cleanup(func() { d.Close() })
 	return d
+}
+
+// Scramble fills p, whose length is a multiple of 8, with random bytes.
+func Scramble(p []byte) {
+	for at := 0; at < len(p); at += 8 {
+		binary.LittleEndian.PutUint64(p[at:], rand.Uint64())
+	}
 }
 
 // Sum is a checksum of what a file holds, or a device now, on the disk. It is FNV-1a,

@@ -62,7 +62,11 @@ func onEra(t *testing.T) {
 	if at.Dev != dev.Rdev {
 		t.Fatalf("/ is on %d:%d, not on %s", unix.Major(at.Dev), unix.Minor(at.Dev), root)
 	}
-	t.Log(guest.Run(t, "sh", "-c", "ls -l /dev/mapper /sys/block/dm-0/queue/discard_max_bytes; udevadm info /dev/dm-0; systemctl --failed; systemctl list-jobs; dmesg | tail -5; systemd-analyze || true; systemd-analyze blame | head -12"))
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(guest.Run(t, "sh", "-c", "ls -l /dev/mapper /sys/block/dm-0/queue/discard_max_bytes; udevadm info /dev/dm-0; systemctl --failed; systemctl list-jobs; dmesg | tail -5"))
+		}
+	})
 	// The name by UUID is the era device's, and the data device has only one name.
 	link, err := filepath.EvalSymlinks("/dev/disk/by-uuid/" + os.Getenv("ROOT_UUID"))
 	if err != nil || !strings.HasPrefix(filepath.Base(link), "dm-") {

@@ -47,7 +47,7 @@ func TestDrainWaitsForWritesPastTheFilesystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	const at = 39 << 20
+	const at = 23 << 20
 	buf := block.AlignedBuffer(4096)
 	copy(buf, "past the filesystem")
 	done := make(chan error)

@@ -57,7 +57,7 @@ func TestMarksAreLostLoudly(t *testing.T) {
 		}, "scan", "put back"},
 		{"the data is another's", func(t *testing.T, s *source) {
 			s.removed(t)
-			guest.Run(t, "dd", "if=/dev/urandom", "of="+guest.Disk(t, "data"), "bs=1M", "count=40", "oflag=direct")
+			guest.Run(t, "dd", "if=/dev/urandom", "of="+guest.Disk(t, "data"), "bs=1M", "count=24", "oflag=direct")
 			s.activate(t)
 		}, "scan", "not through the era device"},
 		{"made again under its name, by another program", func(t *testing.T, s *source) {
@@ -83,7 +83,7 @@ func TestMarksAreLostLoudly(t *testing.T) {
 		}, "scan", "discards were let through"},
 		{"grown", func(t *testing.T, s *source) {
 			guest.Run(t, "dmsetup", "suspend", s.name)
-			resize(t, s, 40)
+			resize(t, s, 24)
 			guest.Run(t, "dmsetup", "resume", s.name)
 			forbid(t, s)
 		}, "scan", "resized"},
@@ -92,7 +92,7 @@ func TestMarksAreLostLoudly(t *testing.T) {
 			s := made(t, "lost", t.TempDir())
 			if c.why == "resized" {
 				guest.Run(t, "dmsetup", "suspend", s.name)
-				resize(t, s, 24)
+				resize(t, s, 16)
 				guest.Run(t, "dmsetup", "resume", s.name)
 				forbid(t, s)
 			}
@@ -139,9 +139,7 @@ func scribble(t *testing.T, path string, n int) {
 	}
 	buf := block.AlignedBuffer(4096)
 	for range n {
-		for i := range buf {
-			buf[i] = byte(rand.IntN(256))
-		}
+		guest.Scramble(buf)
 		if _, err := f.WriteAt(buf, rand.Int64N(size/4096)*4096); err != nil {
 			t.Fatal(err)
 		}

@@ -57,7 +57,7 @@ func (j *journal) write(t *testing.T, path string, stop <-chan struct{}) {
 			return
 		default:
 		}
-		e := extent.Extent{Off: rand.Int64N(39<<20/512) * 512, Len: (1 + rand.Int64N(int64(len(buf))/512)) * 512}
+		e := extent.Extent{Off: rand.Int64N(23<<20/512) * 512, Len: (1 + rand.Int64N(int64(len(buf))/512)) * 512}
 		begun := time.Now()
 		if _, err := f.WriteAt(buf[:e.Len], e.Off); err != nil {
 			t.Error(err)

@@ -5,7 +5,6 @@ package tracker_test
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"os"
 	"testing"
 
@@ -136,9 +135,7 @@ func kindsOfChange() map[string]func(*testing.T, *block.Device) extent.Set {
 func writeAt(t *testing.T, d *block.Device, off int64, n int) extent.Extent {
 	t.Helper()
 	buf := block.AlignedBuffer(n)
-	for i := range buf {
-		buf[i] = byte(rand.Uint32())
-	}
+	guest.Scramble(buf)
 	if _, err := d.WriteAt(buf, off); err != nil {
 		t.Fatal(err)
 	}
