@@ -65,7 +65,7 @@ func (c cache) qemu(dir, image string, cfg Config) *exec.Cmd {
 	args = append(args, machineArgs[:]...)
 	args = append(args,
 		"-m", fmt.Sprint(cfg.MemMB),
-		"-kernel", filepath.Join(c.kernel(cfg.Kernel), "vmlinuz"), "-initrd", image, "-append", cfg.kernelArgs(),
+		"-kernel", filepath.Join(c.kernel(cfg.Kernel), "vmlinux"), "-initrd", image, "-append", cfg.kernelArgs(),
 		"-chardev", "file,id=console,path="+consoleFile(dir), "-serial", "chardev:console",
 		"-device", "virtio-serial-pci", "-device", "virtio-scsi-pci,id=scsi,ioeventfd=off")
 	for i, port := range ports {
