@@ -3,6 +3,8 @@ package live_test
 import (
 	"flag"
 	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 
 	"tidemark/linux/fsfreeze"
@@ -22,6 +24,10 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
 		os.Stderr.WriteString("these tests attach devices and freeze filesystems: run them as root\n")
 		os.Exit(1)
+	}
+	// What is ignored here would be ignored by the program as well; what is caught is not.
+	if signal.Ignored(syscall.SIGHUP) { // by nohup
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	os.Exit(run(m))
 }
