@@ -178,6 +178,30 @@ func TestCommittedUpdateIsFinishedByTheNextRun(t *testing.T) {
 	m.exits(t, exitOK, []string{"pending: committed, and finished when"}, "status", m.image)
 }
 
+// The power may go when the state counts an update already and its journal is still
+// there: nothing waits to be finished then.
+func TestJournalOfACountedUpdateIsNotPending(t *testing.T) {
+	m := halfApplied(t)
+	journal := filepath.Join(m.image+".tidemark", "journal.ready")
+	content, err := os.ReadFile(journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
+	for _, args := range [][]string{{"verify", m.image}, {"mirror", m.dev, m.image}} {
+		if err := os.WriteFile(journal, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if f := m.exits(t, exitOK, []string{"a copy of"}, "status", m.image); strings.Contains(f.out, "finishes it") {
+			t.Errorf("status: %s", f.out)
+		}
+		if f := m.exits(t, exitOK, nil, args...); strings.Contains(f.out, "finished an update") || exists(journal) {
+			t.Errorf("%s: the journal is still there, or was applied again:\n%s", args[0], f.out)
+		}
+	}
+	m.recovers(t, "incremental")
+}
+
 func TestUpdateThatTheTargetHasNoRoomForLeavesItOld(t *testing.T) {
 	dir := scratch(t)
 	small := tmpfs(t, dir, "64m")

@@ -14,8 +14,8 @@ import (
 // Verify reads the mirror at path and returns the blocks whose content is not
 // what their checksums say, and the bytes that an image lacks or has too many; and
 // how many bytes were checked. If there are any the next run holds all of the
-// mirror against its checksums. The error wraps ErrNoMirror when there is none, and ErrPending when a run has to
-// finish what a crash left first.
+// mirror against its checksums. The error wraps ErrNoMirror when there is none, and
+// ErrPending when a run has to finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
 	if _, err := Status(path, o.StateDir); err != nil {
@@ -32,9 +32,11 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 	if t.dir, err = mirror.OpenDir(t.folder, false); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
-	if pending, err := mirror.Pending(t.dir); err != nil {
-		return bad, 0, fmt.Errorf("target: %w", err)
-	} else if pending {
+	known, err := Status(path, o.StateDir) // again, now that the folder is locked
+	if err != nil {
+		return bad, 0, err
+	}
+	if known.Pending {
 		return bad, 0, fmt.Errorf("target: %s: %w", t.path, ErrPending)
 	}
 	if t.store, err = mirror.Open(mirror.Disk{Device: t.disk}, t.dir); err != nil {

@@ -26,7 +26,6 @@ func TestMain(m *testing.M) { guest.Main(m) }
 type pair struct {
 	source   string
 	target   string
-	folder   string // pattern of the folder beside the target
 	stateDir string
 }
 
@@ -99,10 +98,8 @@ func open(t *testing.T, first bool) *pair {
 	p.stateDir = "/mnt"
 	guest.Run(t, "mount", state, p.stateDir)
 	t.Cleanup(func() { guest.Run(t, "umount", p.stateDir) })
-	p.folder = filepath.Join(p.stateDir, "devices", "*")
 	if p.target == "" {
 		p.target = filepath.Join(p.stateDir, "mirror.img")
-		p.folder = p.target + ".tidemark"
 	}
 	return p
 }
@@ -139,11 +136,7 @@ func (p *pair) afterCut(t *testing.T, leave bool) {
 // find tells what the target is before any run.
 func (p *pair) find(t *testing.T) string {
 	t.Helper()
-	complete, known := p.status(t)
-	ready, err := filepath.Glob(filepath.Join(p.folder, "journal.ready"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	st, known := p.status(t)
 	verify := func(want int) {
 		t.Helper()
 		cmd := p.command("verify", p.target)
@@ -153,12 +146,12 @@ func (p *pair) find(t *testing.T) string {
 		}
 	}
 	switch {
-	case len(ready) > 0:
-		verify(1)
-		return "pending"
 	case !known:
 		return "unfinished"
-	case !complete:
+	case st.Pending:
+		verify(1)
+		return "pending"
+	case !st.Complete:
 		verify(0) // of what has been copied
 		return "unfinished"
 	}
@@ -181,8 +174,11 @@ func (p *pair) clone(t *testing.T) string {
 	return copied
 }
 
-// status reports whether the mirror is complete, and whether there is one.
-func (p *pair) status(t *testing.T) (complete, known bool) {
+// known is what status tells of a mirror.
+type known struct{ Complete, Pending bool }
+
+// status tells what is known of the mirror, and whether there is one.
+func (p *pair) status(t *testing.T) (st known, exists bool) {
 	t.Helper()
 	out, err := p.command("status", "--json", p.target).Output()
 	var exit *exec.ExitError
@@ -190,13 +186,12 @@ func (p *pair) status(t *testing.T) (complete, known bool) {
 		if !strings.Contains(string(exit.Stderr), "no mirror") && !strings.Contains(string(exit.Stderr), "no such file") {
 			t.Fatalf("%v: %s", err, exit.Stderr)
 		}
-		return false, false
+		return known{}, false
 	}
-	var st struct{ Complete bool }
 	if err := json.Unmarshal(out, &st); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return st.Complete, true
+	return st, true
 }
 
 func (p *pair) command(args ...string) *exec.Cmd {
