@@ -136,7 +136,7 @@ func (p *pair) afterCut(t *testing.T, leave bool) {
 // find tells what the target is before any run.
 func (p *pair) find(t *testing.T) string {
 	t.Helper()
-	st, known := p.status(t)
+	st, exists := p.status(t)
 	verify := func(want int) {
 		t.Helper()
 		cmd := p.command("verify", p.target)
@@ -146,7 +146,7 @@ func (p *pair) find(t *testing.T) string {
 		}
 	}
 	switch {
-	case !known:
+	case !exists:
 		return "unfinished"
 	case st.Pending:
 		verify(1)
