@@ -31,10 +31,14 @@ func Status(path, stateDir string) (Known, error) {
 	if err != nil {
 		return Known{}, err
 	}
-	var k Known
+	return knownIn(t.folder, path)
+}
+
+// knownIn is what a folder tells of the mirror at path.
+func knownIn(folder, path string) (k Known, err error) {
 	// The state is read first: a run that ends meanwhile makes nothing pending.
-	if k.State, err = readState(t.folder); err == nil {
-		k.Pending, err = mirror.PendingAfter(t.folder, k.State)
+	if k.State, err = readState(folder); err == nil {
+		k.Pending, err = mirror.PendingAfter(folder, k.State)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", path, err)

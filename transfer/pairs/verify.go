@@ -18,21 +18,21 @@ import (
 // ErrPending when a run has to finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
-	if _, err := Status(path, o.StateDir); err != nil {
-		return bad, 0, err
-	}
 	t, err := findTarget(path, o.StateDir)
 	if err != nil {
 		return bad, 0, err
 	}
 	defer t.close()
+	if _, err := knownIn(t.folder, path); err != nil {
+		return bad, 0, err
+	}
 	if t.disk, err = block.Open(t.path, block.Options{Direct: true}); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
 	if t.dir, err = mirror.OpenDir(t.folder, false); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
-	known, err := Status(path, o.StateDir) // again, now that the folder is locked
+	known, err := knownIn(t.folder, path) // again, now that the folder is locked
 	if err != nil {
 		return bad, 0, err
 	}
