@@ -266,6 +266,7 @@ type history struct {
 	holds      [][]byte
 	unfinished bool
 	scribbled  bool   // by someone else since the last commit
+	unchecked  bool   // nobody has looked at what the last run left
 	pending    int    // runs that failed after they had committed
 	outcome    string // of the last run, unless it could not begin
 }
@@ -337,6 +338,46 @@ func (h *history) run() error {
 	return err
 }
 
+// disturb plans a power cut, the failure of an operation, or nothing, within the
+// next n changes.
+func (h *history) disturb(n int) {
+	switch h.rng.IntN(3) {
+	case 0:
+		h.world.CutAfter(h.rng.IntN(n))
+	case 1:
+		h.world.FailAfter(h.rng.IntN(n))
+	}
+}
+
+// restart ends what disturb planned, and reports whether the power was cut.
+func (h *history) restart() bool {
+	cut := h.world.IsOff()
+	if cut {
+		h.world.Restart()
+		h.outcome = "" // what had reached the disk, nobody could say
+	}
+	h.world.Calm()
+	return cut
+}
+
+// recover opens the mirror a few times with more cuts and failures on the way. It
+// returns how the run ended, or what happened since.
+func (h *history) recover(ran error) error {
+	for range h.rng.IntN(4) {
+		h.disturb(12)
+		store, err := mirror.Open(h.world.Target(), h.world.Folder())
+		if err == nil {
+			store.Close()
+		} else if !h.world.IsOff() && !errors.Is(err, faultdisk.ErrInjected) {
+			h.fatalf("open: %v", err)
+		}
+		if h.restart() || err != nil {
+			ran = errors.Join(ran, fmt.Errorf("and a recovery that ended with %v", err))
+		}
+	}
+	return ran
+}
+
 // check holds the target of a complete mirror against what it may hold.
 func (h *history) check(ran error) {
 	h.t.Helper()
@@ -402,13 +443,13 @@ func (h *history) between() {
 	case 1:
 		h.resize()
 	case 2:
-		if n := len(h.world.Content()); n > blockSize && !h.unfinished {
+		if n := len(h.world.Content()); n > blockSize && !h.unfinished && !h.unchecked {
 			h.world.Scribble(h.rng.IntN(n-10), []byte("graffiti"))
 			h.holds = [][]byte{h.world.Content()}
 			h.scribbled = true
 		}
 	case 3:
-		if n := len(h.world.Content()); n > 0 && !h.unfinished {
+		if n := len(h.world.Content()); n > 0 && !h.unfinished && !h.unchecked {
 			h.world.Stretch(1 + h.rng.IntN(2*n))
 			h.holds = [][]byte{h.world.Content()}
 			h.scribbled = true
@@ -449,25 +490,23 @@ func play(t *testing.T, sequences int, newWorld func(*rand.Rand) world) {
 		h := &history{t: t, seed: seed, rng: rng, unfinished: true, sea: newSea(rng, size), world: newWorld(rng)}
 		for range 2 + rng.IntN(6) {
 			h.between()
-			switch rng.IntN(3) {
-			case 0:
-				h.world.CutAfter(rng.IntN(60))
-			case 1:
-				h.world.FailAfter(rng.IntN(60))
-			}
+			h.disturb(60)
 			err := h.run()
 			if err == nil {
 				commits++
 			} else {
 				failures++
 			}
-			if h.world.IsOff() {
+			if h.restart() {
 				cuts++
-				h.world.Restart()
-				h.outcome = "" // what had reached the disk, nobody could say
 			}
-			h.world.Calm()
-			h.check(err)
+			if h.unchecked = err != nil && rng.IntN(3) == 0; h.unchecked {
+				continue // the next run finds what this one left, and may be cut off while it recovers
+			}
+			h.check(h.recover(err))
+		}
+		if h.unchecked {
+			h.check(h.recover(errors.New("not looked at yet")))
 		}
 		pending += h.pending
 	}
