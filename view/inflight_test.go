@@ -52,13 +52,18 @@ func TestOfflineSeesAWriteThatIsInFlightTheWholeTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := Offline(Options{Sources: []string{dev}}).Hold(t.Context())
+	d, err := block.Open(dev, block.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	h, err := Offline(Options{Sources: []*block.Device{d}}).Take(t.Context(), func(context.Context) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	freeze()
 	ended := writeStuck(t, dev, at)
-	if err := h.Release(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "in flight") {
+	if _, err := h.Close(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "in flight") {
 		t.Errorf("release: %v", err)
 	}
 	stopped := errors.New("stopped")

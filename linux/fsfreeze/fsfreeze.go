@@ -38,6 +38,8 @@ var (
 	ErrNotSupported = errors.New("filesystem cannot be frozen")
 	// ErrBroken says that a filesystem did not stay frozen until Thaw.
 	ErrBroken = errors.New("freeze broken")
+	// ErrExpired says that a filesystem thawed because its time was up.
+	ErrExpired = fmt.Errorf("%w: the time was up", ErrBroken)
 	// ErrNoWatchdog says that the watchdog did not come up; nothing was frozen.
 	ErrNoWatchdog = errors.New("no watchdog")
 )

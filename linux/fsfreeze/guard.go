@@ -166,7 +166,7 @@ func (g *Guard) note(r report) {
 	case evLeaving:
 		g.ended = time.Now()
 	case evExpired:
-		g.failLocked(fmt.Errorf("fsfreeze: %w: the time was up", ErrBroken), true)
+		g.failLocked(fmt.Errorf("fsfreeze: %w", ErrExpired), true)
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"tidemark/block"
 	"tidemark/track"
 	"tidemark/transfer"
+	"tidemark/transfer/mirror"
 	"tidemark/view"
 )
 
@@ -98,7 +99,7 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 	if err := s.find(pairs); err != nil {
 		return nil, err
 	}
-	provider, err := s.view()
+	provider, err := s.view(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -109,12 +110,9 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 	}
 	return transfer.Run(ctx, s.ready, transfer.Options{
 		View: provider, MaxFreeze: o.MaxFreeze, ForceFreeze: o.ForceFreeze,
-		Unheld: provider.Kind() == kindOffline, Limit: limiter(o.BytesPerSec), Progress: o.Progress,
-		Frozen: s.frozen,
+		Limit: limiter(o.BytesPerSec), Progress: o.Progress, Frozen: s.frozen,
 	})
 }
-
-const kindOffline = "offline" // view.Provider.Kind of one that holds nobody up
 
 // limitBurst is what may be read at once under a limit, in bytes.
 const limitBurst = 1 << 20
@@ -191,9 +189,8 @@ func (s *session) open(ctx context.Context, i int) error {
 		return err
 	}
 	s.ready = append(s.ready, &transfer.Pair{
-		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker,
-		Store: t.store, Origin: src.origin(), Owner: t.owner(), Blank: t.blank, Stranger: t.stranger,
-		Freezes: t.freezes,
+		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker, Owner: t.owner(), Freezes: t.freezes,
+		Sink: &mirror.Sink{Store: t.store, Name: p.Target, Origin: src.origin(), Blank: t.blank, Other: t.stranger},
 	})
 	return nil
 }
@@ -201,18 +198,18 @@ func (s *session) open(ctx context.Context, i int) error {
 // view chooses what makes the sources stand still, and finds out which targets
 // cannot be written to meanwhile: those that lie on the sources themselves. Nothing
 // has been made or started yet.
-func (s *session) view() (view.Provider, error) {
-	sources := pathsOf(s.pairs)
+func (s *session) view(ctx context.Context) (view.Provider, error) {
+	sources := s.devices()
 	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
 	if s.o.ForceFreeze {
 		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
 	}
-	provider, why, err := view.Choose(s.o.View, vo)
+	provider, why, err := view.Choose(ctx, s.o.View, vo)
 	if err != nil {
 		return nil, err
 	}
 	s.o.note("view: %s", why)
-	if provider.Kind() == kindOffline {
+	if !provider.Traits().Stops {
 		return provider, nil
 	}
 	return provider, s.place(sources)
@@ -220,7 +217,7 @@ func (s *session) view() (view.Provider, error) {
 
 // place finds out which targets, or the folders beside them, lie on a filesystem of
 // the sources, and says what that means.
-func (s *session) place(sources []string) error {
+func (s *session) place(sources []*block.Device) error {
 	for _, t := range s.targets {
 		covered, err := view.Covered(sources, t.path, t.folder)
 		if err != nil {
@@ -236,13 +233,13 @@ func (s *session) place(sources []string) error {
 	return nil
 }
 
-// pathsOf returns the paths of the sources.
-func pathsOf(pairs []Pair) []string {
-	var paths []string
-	for _, p := range pairs {
-		paths = append(paths, p.Source)
+// devices returns the open sources.
+func (s *session) devices() []*block.Device {
+	var all []*block.Device
+	for _, src := range s.sources {
+		all = append(all, src.Device)
 	}
-	return paths
+	return all
 }
 
 // blockSize is what a new mirror keeps a checksum of: a block of the tracker, or

@@ -26,7 +26,7 @@ func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, erro
 	if err := s.find(pairs); err != nil {
 		return nil, err
 	}
-	provider, err := s.view()
+	provider, err := s.view(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -138,7 +138,7 @@ func (o Options) openEra(ctx context.Context, src *source) (*track.Era, error) {
 	if err != nil {
 		return nil, err
 	}
-	covered, err := view.Covered([]string{src.Path()}, e.MetaPath())
+	covered, err := view.Covered([]*block.Device{src.Device}, e.MetaPath())
 	if err == nil && len(covered) > 0 {
 		err = fmt.Errorf("%w: its metadata %s lies on a filesystem of its own", track.ErrEraUnfit, e.MetaPath())
 	}
@@ -179,16 +179,19 @@ func Drain(ctx context.Context, device string, limit time.Duration) error {
 
 // drain is Drain; it tells for how long anything was frozen.
 func drain(ctx context.Context, device string, limit time.Duration) (time.Duration, error) {
-	held, err := view.Freeze(view.Options{Sources: []string{device}, MaxFreeze: limit}).Hold(ctx)
+	d, err := block.Open(device, block.Options{})
+	if err != nil {
+		return 0, fmt.Errorf("drain: %w", err)
+	}
+	defer d.Close()
+	v, err := view.Freeze(view.Options{Sources: []*block.Device{d}, MaxFreeze: limit}).Take(ctx, func(ctx context.Context) error {
+		return idle(ctx, device)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("drain: %s: %w", device, err)
 	}
-	err = errors.Join(idle(ctx, device), held.Release())
-	var frozen time.Duration
-	if b, ok := held.(view.Breaker); ok {
-		frozen = b.Report().Frozen
-	}
-	return frozen, err
+	report, err := v.Close()
+	return report.Frozen, err
 }
 
 // idleFrozen is how long writes in flight are waited for while filesystems are
