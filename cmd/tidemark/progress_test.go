@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"tidemark/transfer"
-	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 	"tidemark/transfer/pairs"
 )
 
@@ -52,7 +52,7 @@ func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
 }
 
 func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
-	results := []error{nil, transfer.ErrNotConverging, mirror.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
+	results := []error{nil, transfer.ErrNotConverging, transaction.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
 	calls, told := 0, 0
 	err := repeat(context.Background(), time.Microsecond, func(context.Context) error {
 		calls++

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 )
 
 // source is an open source.
@@ -17,11 +17,11 @@ type source struct {
 }
 
 // origin is what a mirror remembers of its source.
-func (s *source) origin() sidecar.Source {
+func (s *source) origin() state.Source {
 	if !s.IsDevice() {
-		return sidecar.Source{Path: absolute(s.Path())}
+		return state.Source{Path: absolute(s.Path())}
 	}
-	return sidecar.Source{Path: s.Path(), Stable: stableName(s.id), Start: s.id.Start}
+	return state.Source{Path: s.Path(), Stable: stableName(s.id), Start: s.id.Start}
 }
 
 // overlaps reports whether two devices share bytes of one disk.

@@ -190,7 +190,7 @@ func (s *session) open(ctx context.Context, i int) error {
 	}
 	s.ready = append(s.ready, &transfer.Pair{
 		Name: p.Source, Target: p.Target, Source: src, Tracker: tracker, Owner: t.owner(), Freezes: t.freezes,
-		Sink: &mirror.Sink{Store: t.store, Name: p.Target, Origin: src.origin(), Blank: t.blank, Other: t.stranger},
+		Sink: &mirror.Sink{Store: t.store, Name: p.Target, Origin: src.origin(), Other: t.stranger},
 	})
 	return nil
 }

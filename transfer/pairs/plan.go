@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/track"
 	"tidemark/transfer"
 )
@@ -68,7 +68,7 @@ func plan(ctx context.Context, p Pair, src *source, t *target, o Options) (trans
 }
 
 // changes returns what a run would read, and notes how it would go about it.
-func (o Options) changes(ctx context.Context, src *source, st sidecar.State, rep *transfer.Report) (set extent.Set, err error) {
+func (o Options) changes(ctx context.Context, src *source, st state.State, rep *transfer.Report) (set extent.Set, err error) {
 	whole := extent.Extent{Len: src.Size()}
 	tracked, err := o.tracked(ctx, src)
 	if err != nil {

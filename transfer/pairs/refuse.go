@@ -6,9 +6,12 @@ import (
 	"os"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/redo"
+	"tidemark/format/state"
+	"tidemark/format/sums"
 	"tidemark/linux/mounts"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 // refuse returns an error wrapping ErrRefused when the target must not be written
@@ -39,7 +42,7 @@ func (t *target) refuse(src *source, sources []*source, overwrite bool) error {
 }
 
 // judge refuses, or notes, what is the mirror of another source.
-func (t *target) judge(src *source, st sidecar.State, overwrite bool) error {
+func (t *target) judge(src *source, st state.State, overwrite bool) error {
 	if overwrite {
 		t.stranger = !sameOrigin(st.Source, src.origin())
 		return nil
@@ -136,7 +139,7 @@ func (t *target) refuseForeign(src *source, overwrite bool) error {
 
 // refuseOther protects the mirror of another source, and the end of the mirror of
 // a source that was larger.
-func (t *target) refuseOther(src *source, st sidecar.State) error {
+func (t *target) refuseOther(src *source, st state.State) error {
 	if now := src.origin(); !sameOrigin(st.Source, now) {
 		return fmt.Errorf("target: %s: %w: it is a mirror of %s, not of %s", t.path, ErrHoldsOther, describe(st.Source), describe(now))
 	}
@@ -148,7 +151,7 @@ func (t *target) refuseOther(src *source, st sidecar.State) error {
 }
 
 // sameOrigin compares what names a medium best: what it is, or else its path.
-func sameOrigin(a, b sidecar.Source) bool {
+func sameOrigin(a, b state.Source) bool {
 	if a.Start != b.Start {
 		return false
 	}
@@ -158,7 +161,7 @@ func sameOrigin(a, b sidecar.Source) bool {
 	return a.Path == b.Path && (a.Stable == "" || b.Stable == "" || volatile(a.Stable) || volatile(b.Stable))
 }
 
-func describe(s sidecar.Source) string {
+func describe(s state.Source) string {
 	if s.Stable == "" {
 		return s.Path
 	}
@@ -168,5 +171,13 @@ func describe(s sidecar.Source) string {
 // spoilt reports whether err says that what is known of a mirror cannot be used,
 // so that it may be built anew.
 func spoilt(err error) bool {
-	return errors.Is(err, sidecar.ErrDamaged) || errors.Is(err, sidecar.ErrNotOurs)
+	for _, class := range []error{
+		state.ErrDamaged, state.ErrNotOurs, sums.ErrDamaged, sums.ErrNotOurs, redo.ErrDamaged, redo.ErrNotOurs,
+		transaction.ErrOther, transaction.ErrForeign,
+	} {
+		if errors.Is(err, class) {
+			return true
+		}
+	}
+	return false
 }

@@ -11,13 +11,14 @@ import (
 	"github.com/zeebo/blake3"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 const (
-	minBlock = sidecar.MinBlock
-	maxBlock = sidecar.MaxBlock
+	minBlock = state.MinBlock
+	maxBlock = state.MaxBlock
 
 	folderEnd = ".tidemark" // of the folder beside an image
 )
@@ -32,9 +33,8 @@ type target struct {
 	id     block.Identity // of a device
 
 	disk  *block.Device
-	dir   *mirror.Dir
+	dir   *transaction.Dir
 	store *mirror.Store
-	blank bool // it was made just now
 	// rebuild says that what is known of it is of no use.
 	rebuild bool
 	// foreign says that it holds something, and nothing is known of it.
@@ -97,7 +97,7 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	}
 	empty := !t.device && t.disk.Size() == 0
 	var err error
-	if t.dir, err = mirror.OpenDir(t.folder, true); err != nil {
+	if t.dir, err = transaction.OpenDir(t.folder, true); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	t.dir.LeaveRoom = t.freezes
@@ -127,7 +127,6 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 	default:
 		return nil
 	}
-	t.blank = empty
 	if err := t.store.Init(src.Size(), blockSize(granularity), src.origin(), !empty); err != nil {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
@@ -137,7 +136,7 @@ func (t *target) open(src *source, granularity int64, o Options) error {
 // openStore opens what is known of the mirror; what is spoilt is forgotten only
 // when told to overwrite.
 func (t *target) openStore(o Options, gone bool) (err error) {
-	disk := mirror.Disk{Device: t.disk, LeaveRoom: t.freezes}
+	disk := transaction.Disk{Device: t.disk}
 	if st, stErr := readState(t.folder); gone && stErr == nil && st.Size > 0 && (st.Complete || st.Copied > 0) {
 		o.note("%s: the image is gone: copying everything", t.path)
 		t.store = mirror.New(disk, t.dir) // what a crash left to finish went with it
@@ -158,11 +157,7 @@ func (t *target) openStore(o Options, gone bool) (err error) {
 
 func (t *target) openDisk(size int64) (err error) {
 	if !t.exists {
-		f, err := os.OpenFile(t.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		if err := f.Close(); err != nil {
+		if err := transaction.CreateImage(t.path, 0o600); err != nil {
 			return err
 		}
 	}

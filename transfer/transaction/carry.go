@@ -72,7 +72,7 @@ func (c *carrier) carry(looks func() (Stamp, error)) error {
 			return err
 		}
 	}
-	if err := c.folder.Remove(readyFile); err != nil {
+	if err := c.folder.Remove(ReadyFile); err != nil {
 		return err
 	}
 	return c.folder.Sync()

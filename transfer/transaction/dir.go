@@ -78,14 +78,15 @@ func lockIn(path string) (*os.File, error) {
 func syncParents(path string) error {
 	for range 3 { // the state folder, and two in it
 		path = filepath.Dir(path)
-		if err := syncDir(path); err != nil {
+		if err := SyncDir(path); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func syncDir(path string) error {
+// SyncDir makes the names in the folder at path survive a power cut.
+func SyncDir(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
 		return err

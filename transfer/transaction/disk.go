@@ -106,5 +106,5 @@ func CreateImage(path string, mode fs.FileMode) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return SyncDir(filepath.Dir(path))
 }

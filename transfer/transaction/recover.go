@@ -73,7 +73,7 @@ func recoverReady(target Target, folder Folder, policy Policy, steps Steps) (Don
 		}
 		return Discarded, nil
 	}
-	f, err := folder.Open(readyFile, false)
+	f, err := folder.Open(ReadyFile, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Nothing, nil
 	}
@@ -147,7 +147,7 @@ func fits(target Target, j *redo.Reader, policy Policy) error {
 
 // Pending reports whether a committed change waits in a folder.
 func Pending(folder Folder) (bool, error) {
-	f, err := folder.Open(readyFile, false)
+	f, err := folder.Open(ReadyFile, false)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -160,7 +160,7 @@ func Pending(folder Folder) (bool, error) {
 // Forget removes a committed journal, durably, and reports whether there was one. Its
 // target stays as it is, which may be between old and new.
 func Forget(folder Folder) (bool, error) {
-	err := folder.Remove(readyFile)
+	err := folder.Remove(ReadyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

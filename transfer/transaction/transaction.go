@@ -58,11 +58,11 @@ import (
 	"tidemark/extent"
 )
 
-// The files of a folder that belong to this package.
-const (
-	journalFile = "journal"
-	readyFile   = "journal.ready"
-)
+// ReadyFile is the file of a folder that is a committed change; it may be read, but not
+// written, without locking the folder.
+const ReadyFile = "journal.ready"
+
+const journalFile = "journal"
 
 var (
 	// ErrChanged says that another program changed the target.

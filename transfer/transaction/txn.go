@@ -208,7 +208,7 @@ func (t *Txn) Publish() error {
 	if t.sealed == nil {
 		return t.failed("commit", errors.New("it was not sealed"))
 	}
-	if err := t.folder.Rename(journalFile, readyFile); err != nil {
+	if err := t.folder.Rename(journalFile, ReadyFile); err != nil {
 		return t.failed("commit", err)
 	}
 	t.committed = true
