@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"tidemark/transfer"
-	"tidemark/transfer/transaction"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/transaction"
 )
 
 func TestPlainProgressIsALineEveryTenSeconds(t *testing.T) {

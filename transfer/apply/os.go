@@ -75,4 +75,3 @@ func (d *Dir) Close() error {
 	}
 	return errors.Join(err, d.Dir.Close())
 }
-

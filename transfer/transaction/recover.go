@@ -28,10 +28,10 @@ const (
 type Done int
 
 const (
-	Nothing    Done = iota // there was nothing to do
-	Uncommitted            // a change that was not committed was discarded
-	Finished               // a committed change was brought to the target
-	Discarded              // a committed change was discarded, as the Policy says
+	Nothing     Done = iota // there was nothing to do
+	Uncommitted             // a change that was not committed was discarded
+	Finished                // a committed change was brought to the target
+	Discarded               // a committed change was discarded, as the Policy says
 )
 
 // String tells it in words, "" for Nothing.
