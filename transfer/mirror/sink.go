@@ -15,6 +15,7 @@ import (
 // Sink is the mirror as the engine sees it.
 type Sink struct {
 	Store  *Store
+	State  sidecar.State  // in the place of Store's, where there is none
 	Name   string         // of the target, for messages
 	Origin sidecar.Source // what to remember of the source
 	// Blank says that Store was made just now, over a target that reads as zeros.
@@ -26,7 +27,10 @@ type Sink struct {
 
 // Have implements transfer.Sink.
 func (s *Sink) Have() transfer.Have {
-	st := s.Store.State()
+	st := s.State
+	if s.Store != nil {
+		st = s.Store.State()
+	}
 	h := transfer.Have{
 		Size: st.Size, Block: st.BlockSize, Mark: track.Mark(st.Mark),
 		Complete: st.Complete, Copied: st.Copied, Compared: st.Foreign,
