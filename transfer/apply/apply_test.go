@@ -113,7 +113,7 @@ func each(f func(n int) bool) {
 func TestWhateverCrashesTheTargetIsOldOrNew(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for round := range uint64(6) {
+	for round := range uint64(3) {
 		j := newJob(t, rng, 1<<12+rng.IntN(1<<16), rng.IntN(2)*rng.IntN(1<<15))
 		faultdisk.Change{
 			World: func(rng *rand.Rand) *faultdisk.World { return j.world(t, rng) },

@@ -14,6 +14,7 @@ import (
 // Sink is the mirror as the engine sees it.
 type Sink struct {
 	Store  *Store       // Exists must hold: Init has been called if need be
+	State  state.State  // in the place of Store's, where there is none
 	Name   string       // of the target, for messages
 	Origin state.Source // what to remember of the source
 	// Other says that Store is a complete mirror of another source: nothing it remembers
@@ -23,7 +24,10 @@ type Sink struct {
 
 // Have implements transfer.Sink.
 func (s *Sink) Have() transfer.Have {
-	st := s.Store.State()
+	st := s.State
+	if s.Store != nil {
+		st = s.Store.State()
+	}
 	h := transfer.Have{
 		Size: st.Size, Block: st.BlockSize, Mark: track.Mark(st.Mark),
 		Complete: st.Complete, Copied: st.Copied, Compared: st.Foreign,
