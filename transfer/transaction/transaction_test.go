@@ -206,11 +206,10 @@ func TestAChangeIsForItsTargetAlone(t *testing.T) {
 		happens func(w *faultdisk.World)
 		want    policies // nil: it is finished
 	}{
-		"nothing":    {func(*faultdisk.World) {}, policies{transaction.FinishUntouched: nil, transaction.FinishSame: nil, transaction.Finish: nil}},
-		"a write":    {func(w *faultdisk.World) { w.Scribble(1<<13, nil) }, policies{transaction.FinishUntouched: transaction.ErrChanged, transaction.FinishSame: nil, transaction.Finish: nil}},
-		"a copy":     {(*faultdisk.World).Replace, policies{transaction.FinishUntouched: transaction.ErrChanged, transaction.FinishSame: transaction.ErrOther, transaction.Finish: nil}},
-		"a size":     {func(w *faultdisk.World) { w.Stretch(1 << 13) }, policies{transaction.FinishSame: transaction.ErrOther, transaction.Finish: transaction.ErrOther}},
-		"a bad byte": {func(w *faultdisk.World) { w.Spoil(transaction.ReadyFile, 5000) }, policies{transaction.FinishSame: redo.ErrDamaged, transaction.Finish: redo.ErrDamaged}},
+		"nothing": {func(*faultdisk.World) {}, policies{transaction.FinishUntouched: nil, transaction.FinishSame: nil, transaction.Finish: nil}},
+		"a write": {func(w *faultdisk.World) { w.Scribble(1<<13, nil) }, policies{transaction.FinishUntouched: transaction.ErrChanged, transaction.FinishSame: nil, transaction.Finish: nil}},
+		"a copy":  {(*faultdisk.World).Replace, policies{transaction.FinishUntouched: transaction.ErrChanged, transaction.FinishSame: transaction.ErrOther, transaction.Finish: nil}},
+		"a size":  {func(w *faultdisk.World) { w.Stretch(1 << 13) }, policies{transaction.FinishSame: transaction.ErrOther, transaction.Finish: transaction.ErrOther}},
 	} {
 		for policy, want := range x.want {
 			w := waiting(t, p)
@@ -237,6 +236,23 @@ func TestAChangeIsForItsTargetAlone(t *testing.T) {
 	}
 	if !bytes.Equal(w.Content(), p.old) {
 		t.Error("the target was written to")
+	}
+}
+
+// All of a journal is checked before the first byte of it is written.
+func TestASpoiltJournalIsNotApplied(t *testing.T) {
+	p := newPlan(rand.New(rand.NewPCG(1, 2)), 4<<20, 4096)
+	for _, off := range []int{3, 70, 5000, 1<<20 + 77, 2 << 20} {
+		w := waiting(t, p)
+		if !w.Spoil(transaction.ReadyFile, off) {
+			t.Fatal("no journal")
+		}
+		if err := recovered(w, transaction.Finish); !errors.Is(err, redo.ErrDamaged) && !errors.Is(err, redo.ErrNotOurs) {
+			t.Errorf("byte %d: %v", off, err)
+		}
+		if !bytes.Equal(w.Content(), p.old) {
+			t.Errorf("byte %d: the target was written to", off)
+		}
 	}
 }
 
