@@ -8,6 +8,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/sidecar"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // judge finds out what a target is to its source, and refuses (ErrRefused) what must
@@ -96,7 +97,7 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	if src.IsDevice() && overlaps(src.id, t.id) {
 		return true, nil
 	}
-	roots := []mounts.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
+	roots := []sysfs.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
 	if !src.IsDevice() {
 		var err error
 		if roots, err = table.LoopsOver(src.Path()); err != nil {
@@ -105,7 +106,7 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	}
 	for _, root := range roots {
 		above, err := table.Above(root)
-		if err != nil || above[mounts.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
+		if err != nil || above[sysfs.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
 			return true, err
 		}
 	}
