@@ -17,6 +17,6 @@ func (d *Device) Direct() (*Device, error) {
 		return nil, &os.PathError{Op: "open for direct I/O", Path: d.f.Name(), Err: err}
 	}
 	again := *d
-	again.f = os.NewFile(uintptr(fd), d.f.Name())
+	again.f, again.direct = os.NewFile(uintptr(fd), d.f.Name()), d.isDevice
 	return &again, nil
 }

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // caches are the block devices that the sources are, or that store data there:
@@ -24,8 +24,8 @@ type caches []*os.File
 // open now (without a medium, a DRBD device in the secondary role), has no cache. One
 // that this program may not open is passed over: auto refuses it, and a view that is
 // chosen by hand has warned of it (Choose).
-func openCaches(t *mounts.Table, roots []mounts.Dev) (caches, error) {
-	above := map[mounts.Dev]int{} // how many devices are above it, and itself
+func openCaches(t *mounts.Table, roots []sysfs.Dev) (caches, error) {
+	above := map[sysfs.Dev]int{} // how many devices are above it, and itself
 	for _, root := range roots {
 		all, err := t.Above(root)
 		if err != nil {
@@ -42,12 +42,12 @@ func openCaches(t *mounts.Table, roots []mounts.Dev) (caches, error) {
 			above[d] = len(over)
 		}
 	}
-	var order []mounts.Dev
+	var order []sysfs.Dev
 	for d := range above {
 		order = append(order, d)
 	}
 	// A device has more above it than any of those.
-	slices.SortFunc(order, func(a, b mounts.Dev) int { return cmp.Compare(above[a], above[b]) })
+	slices.SortFunc(order, func(a, b sysfs.Dev) int { return cmp.Compare(above[a], above[b]) })
 	var c caches
 	for _, d := range order {
 		f, err := openCache(d)
@@ -62,8 +62,8 @@ func openCaches(t *mounts.Table, roots []mounts.Dev) (caches, error) {
 	return c, nil
 }
 
-func openCache(d mounts.Dev) (*os.File, error) {
-	path, err := nodeOf(d)
+func openCache(d sysfs.Dev) (*os.File, error) {
+	path, err := sysfs.Node(d)
 	if err != nil {
 		return nil, nil //nolint:nilerr // without a node nobody can have written to it
 	}
@@ -96,18 +96,4 @@ func (c caches) close() {
 	for _, f := range c {
 		f.Close()
 	}
-}
-
-// nodeOf returns a path of the block device with that number.
-func nodeOf(d mounts.Dev) (string, error) {
-	b, err := os.ReadFile("/sys/dev/block/" + d.String() + "/uevent")
-	if err != nil {
-		return "", err
-	}
-	for line := range strings.Lines(string(b)) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
-			return "/dev/" + name, nil
-		}
-	}
-	return "", fmt.Errorf("device %s has no name", d)
 }

@@ -8,6 +8,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // Choose returns the provider for kind "auto" (or ""), "freeze" or "offline", and
@@ -132,7 +133,7 @@ func Covered(sources []*block.Device, paths ...string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	frozen := map[mounts.Dev]bool{}
+	frozen := map[sysfs.Dev]bool{}
 	for _, f := range s.filesystems {
 		frozen[f.Dev] = true
 	}

@@ -9,6 +9,7 @@ import (
 	"tidemark/block"
 	"tidemark/linux/mounts"
 	"tidemark/linux/mounts/mountstest"
+	"tidemark/linux/sysfs"
 )
 
 // stuckDisk returns a disk that answers no write until thaw is called.
@@ -25,7 +26,7 @@ func stuckDisk(t *testing.T) (dev string, freeze, thaw func()) {
 
 // writeStuck begins a write and returns once it is in flight; ended is closed when
 // it is done.
-func writeStuck(t *testing.T, dev string, at mounts.Dev) (ended chan struct{}) {
+func writeStuck(t *testing.T, dev string, at sysfs.Dev) (ended chan struct{}) {
 	t.Helper()
 	d, err := block.Open(dev, block.Options{Write: true, Direct: true})
 	if err != nil {
@@ -40,7 +41,7 @@ func writeStuck(t *testing.T, dev string, at mounts.Dev) (ended chan struct{}) {
 		}
 	}()
 	mountstest.Eventually(t, "the write is in flight", func() bool {
-		n, err := writesInFlight(at)
+		n, err := sysfs.WritesInFlight(at.Dir())
 		return err == nil && n > 0
 	})
 	return ended

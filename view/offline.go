@@ -8,8 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"tidemark/block"
-	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // Offline returns a provider that stops nobody: it looks at what the kernel counts
@@ -107,11 +106,11 @@ const (
 )
 
 // idle waits until no write is in flight.
-func idle(ctx context.Context, dev mounts.Dev) error {
+func idle(ctx context.Context, dev sysfs.Dev) error {
 	limit := time.NewTimer(idleLimit)
 	defer limit.Stop()
 	for {
-		n, err := writesInFlight(dev)
+		n, err := sysfs.WritesInFlight(dev.Dir())
 		if n == 0 || err != nil {
 			return err
 		}
@@ -128,7 +127,7 @@ func idle(ctx context.Context, dev mounts.Dev) error {
 // watchIdle tells of a write that is in flight, and otherwise what counted tells.
 func watchIdle(s source, counted watch) watch {
 	return func() (string, error) {
-		n, err := writesInFlight(s.dev())
+		n, err := sysfs.WritesInFlight(s.dev().Dir())
 		if err != nil {
 			return "", err
 		}
@@ -164,12 +163,12 @@ type watch func() (changed string, err error)
 // watchDevice looks at written sectors, and at discarded ones where those count:
 // a filesystem may have discards of free space under way when it is frozen.
 func watchDevice(s source, discards bool) (watch, error) {
-	before, err := block.ReadCounters(s.name())
+	before, err := s.Counters()
 	if err != nil {
 		return nil, err
 	}
 	return func() (string, error) {
-		after, err := block.ReadCounters(s.name())
+		after, err := s.Counters()
 		if err != nil {
 			return "", err
 		}

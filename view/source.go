@@ -7,12 +7,13 @@ import (
 
 	"tidemark/block"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // A source is an open block device or image file, as found when the view was made.
 type source struct {
 	*block.Device
-	roots []mounts.Dev // the device, or the loop devices over the image
+	roots []sysfs.Dev // the device, or the loop devices over the image
 	// swapped says that swap in use lies on it.
 	swapped bool
 }
@@ -21,23 +22,17 @@ type source struct {
 // whatever its own path leads to by now.
 func (s source) name() string { return fmt.Sprintf("/proc/self/fd/%d", s.File().Fd()) }
 
-// dev returns the number of a device, and zero for an image.
-func (s source) dev() mounts.Dev {
-	if !s.IsDevice() {
-		return mounts.Dev{}
-	}
-	return s.roots[0]
-}
+// dev returns the number of a device.
+func (s source) dev() sysfs.Dev { return s.Identity().Dev() }
 
 func findSource(t *mounts.Table, d *block.Device) (source, error) {
 	s := source{Device: d}
-	var err error
 	if d.IsDevice() {
-		s.roots = make([]mounts.Dev, 1)
-		s.roots[0], err = mounts.DeviceOf(s.name())
-	} else {
-		s.roots, err = t.LoopsOver(s.name())
+		s.roots = []sysfs.Dev{d.Identity().Dev()}
+		return s, nil
 	}
+	var err error
+	s.roots, err = t.LoopsOver(s.name())
 	return s, err
 }
 
@@ -82,8 +77,8 @@ func look(sources []*block.Device) (*scene, error) {
 }
 
 // roots returns those of all sources.
-func (s *scene) roots() []mounts.Dev {
-	var all []mounts.Dev
+func (s *scene) roots() []sysfs.Dev {
+	var all []sysfs.Dev
 	for _, src := range s.sources {
 		all = append(all, src.roots...)
 	}

@@ -16,13 +16,12 @@ import (
 	"tidemark/block"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/mounts/mountstest"
+	"tidemark/linux/reexec"
 	"tidemark/view"
 )
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
+	reexec.Main(fsfreeze.Watchdog)
 	os.Exit(m.Run())
 }
 

@@ -14,7 +14,7 @@ import (
 // older one is through. New writes wait meanwhile; filesystems are not frozen.
 //
 // The device is suspended and resumed, by a short process of its own that no signal
-// to this one ends: the program's main must call RunStep when IsStep. ctx is looked
+// to this one ends: the program's main must call reexec.Main with Step. ctx is looked
 // at only before.
 func (d *Device) Drain(ctx context.Context) (era.Era, error) {
 	st, err := d.Status(ctx)

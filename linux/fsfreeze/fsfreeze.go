@@ -14,9 +14,7 @@
 // It refuses to thaw what somebody else froze, and to freeze without a watchdog.
 // The program's main must begin with
 //
-//	if fsfreeze.IsWatchdog() {
-//		os.Exit(fsfreeze.RunWatchdog())
-//	}
+//	reexec.Main(fsfreeze.Watchdog)
 //
 // A Guard may be used by several goroutines at once, but freezes once.
 package fsfreeze

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/linux/atomicfile"
 	"tidemark/transfer/transaction"
 )
 
@@ -60,7 +61,7 @@ func (d *Dir) Publish(name string) error {
 	if err != nil {
 		return &os.LinkError{Op: "rename", Old: from, New: d.target, Err: err}
 	}
-	return transaction.SyncDir(filepath.Dir(d.target))
+	return atomicfile.SyncDir(filepath.Dir(d.target))
 }
 
 // Close gives the folder up to others, and removes it if nothing is in it but the

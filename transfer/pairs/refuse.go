@@ -10,6 +10,7 @@ import (
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 	"tidemark/transfer/transaction"
 )
 
@@ -99,7 +100,7 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	if src.IsDevice() && overlaps(src.id, t.id) {
 		return true, nil
 	}
-	roots := []mounts.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
+	roots := []sysfs.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
 	if !src.IsDevice() {
 		var err error
 		if roots, err = table.LoopsOver(src.Path()); err != nil {
@@ -108,7 +109,7 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	}
 	for _, root := range roots {
 		above, err := table.Above(root)
-		if err != nil || above[mounts.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
+		if err != nil || above[sysfs.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
 			return true, err
 		}
 	}

@@ -31,8 +31,8 @@ type target struct {
 	id     block.Identity // of a device
 
 	state    state.State // what is known of it; zero where nothing is
-	stateErr error         // why nothing is known; wraps ErrNoMirror where there never was anything
-	pending  bool          // an update that was committed waits to be finished
+	stateErr error       // why nothing is known; wraps ErrNoMirror where there never was anything
+	pending  bool        // an update that was committed waits to be finished
 	is       disposition
 	freezes  bool // its folder lies on a filesystem of the sources
 

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/atomicfile"
 )
 
 // ErrBusy says that another process has a folder open.
@@ -32,7 +34,7 @@ type Dir struct {
 // error wraps ErrBusy when another process has it open.
 func OpenDir(path string, create bool) (*Dir, error) {
 	if create {
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		if err := atomicfile.MkdirAll(path, 0o700); err != nil {
 			return nil, err
 		}
 		// Also when it was there: the process that made it may have died before.
@@ -78,20 +80,11 @@ func lockIn(path string) (*os.File, error) {
 func syncParents(path string) error {
 	for range 3 { // the state folder, and two in it
 		path = filepath.Dir(path)
-		if err := SyncDir(path); err != nil {
+		if err := atomicfile.SyncDir(path); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// SyncDir makes the names in the folder at path survive a power cut.
-func SyncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // Path returns the path of the folder.

@@ -6,12 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/linux/atomicfile"
+	"tidemark/linux/sysfs"
 )
 
 // Disk is a Target that is an image file or a block device.
@@ -77,23 +78,16 @@ func nanoseconds(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec)
 
 func (d Disk) deviceStamp() (Stamp, error) {
 	s := Stamp{Kind: Device, Size: d.Size()}
-	c, err := block.ReadCounters(d.Path())
+	c, err := d.Counters()
 	if errors.Is(err, block.ErrNoCounters) {
 		return s, nil
 	}
 	if err != nil {
 		return s, err
 	}
-	id, err := block.Identify(d.Path())
-	if err != nil {
-		return s, err
-	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return s, err
-	}
-	s.BootID, s.DiskSeq, s.Written = strings.TrimSpace(string(boot)), id.DiskSeq, c.Written+c.Discarded
-	return s, nil
+	s.DiskSeq, s.Written = d.Identity().DiskSeq, c.Written+c.Discarded
+	s.BootID, err = sysfs.BootID()
+	return s, err
 }
 
 // CreateImage makes an empty image at path, which must not exist. Its name survives a
@@ -106,5 +100,5 @@ func CreateImage(path string, mode fs.FileMode) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return SyncDir(filepath.Dir(path))
+	return atomicfile.SyncDir(filepath.Dir(path))
 }

@@ -21,6 +21,7 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 	"tidemark/track"
 	"tidemark/transfer"
@@ -30,12 +31,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
-	if dmera.IsStep() {
-		os.Exit(dmera.RunStep())
-	}
+	reexec.Main(fsfreeze.Watchdog, dmera.Step)
 	guest.Main(m)
 }
 
