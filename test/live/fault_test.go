@@ -1,6 +1,7 @@
 package live_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -272,9 +273,10 @@ func TestDamagedFilesBesideAMirrorAreRefusedAndNothingIsWritten(t *testing.T) {
 		{"journal.ready", "without its last byte", truncate(lengthOf(t, good+"/journal.ready") - 1)},
 		{"journal.ready", "magic changed", flip(0)},
 		{"journal.ready", "header changed", flip(33)},
-		{"journal.ready", "a record changed", flip(64 + 9)},
+		{"journal.ready", "its target changed", flip(64 + 9)},
 		{"journal.ready", "data changed", flip(5 * mib)},
-		{"journal.ready", "its last record changed", flip(lengthOf(t, good+"/journal.ready") - 10)},
+		{"journal.ready", "a table changed", flip(placeOf(t, good+"/journal.ready", "TMTABLE\n") + 40)},
+		{"journal.ready", "its state changed", flip(placeOf(t, good+"/journal.ready", `{"version"`) + 20)},
 	} {
 		t.Run(tt.file+" "+tt.how, func(t *testing.T) {
 			must(t, "rm", "-r", m.image+".tidemark")
@@ -293,6 +295,16 @@ func TestDamagedFilesBesideAMirrorAreRefusedAndNothingIsWritten(t *testing.T) {
 	must(t, "cp", "-a", good, m.image+".tidemark")
 	m.exits(t, exitOK, []string{"finished a change"}, "mirror", m.dev, m.image)
 	m.recovers(t, "incremental")
+}
+
+func placeOf(t testing.TB, path, text string) int64 {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	at := bytes.LastIndex(content, []byte(text))
+	if err != nil || at < 0 {
+		t.Fatalf("%q in %s: %v", text, path, err)
+	}
+	return int64(at)
 }
 
 func lengthOf(t testing.TB, path string) int64 {

@@ -96,14 +96,7 @@ func (o Options) note(format string, args ...any) {
 // is a report for each pair unless the run failed before it began.
 func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Report, err error) {
 	s := &session{o: o.withDefaults()}
-	defer func() {
-		// The copies are there, whatever closing says.
-		if closeErr := s.close(); err == nil && closeErr != nil {
-			s.o.note("the copy is complete, but: %v", closeErr)
-		} else {
-			err = errors.Join(err, closeErr)
-		}
-	}()
+	defer func() { err = s.end(err, func(text string) { s.o.note("%s", text) }) }()
 	provider, err := s.look(ctx, pairs)
 	if err != nil {
 		return nil, err

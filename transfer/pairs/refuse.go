@@ -97,10 +97,10 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 		b, err := os.Stat(t.path)
 		return err == nil && os.SameFile(a, b), err
 	}
-	if src.IsDevice() && overlaps(src.id, t.id) {
+	if src.IsDevice() && overlaps(src.Identity(), t.id) {
 		return true, nil
 	}
-	roots := []sysfs.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
+	roots := []sysfs.Dev{src.Identity().Dev()}
 	if !src.IsDevice() {
 		var err error
 		if roots, err = table.LoopsOver(src.Path()); err != nil {
@@ -109,7 +109,7 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	}
 	for _, root := range roots {
 		above, err := table.Above(root)
-		if err != nil || above[sysfs.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
+		if err != nil || above[t.id.Dev()] {
 			return true, err
 		}
 	}

@@ -39,7 +39,19 @@ func (s *session) close() error {
 	for _, f := range slices.Backward(s.closers) {
 		errs = append(errs, f())
 	}
+	s.closers = nil
 	return errors.Join(errs...)
+}
+
+// end closes everything and returns the error of a run that ended with err. The copies of
+// a run without error are complete, whatever closing says: that is told.
+func (s *session) end(err error, tell func(string)) error {
+	closeErr := s.close()
+	if err == nil && closeErr != nil {
+		tell(fmt.Sprintf("the copy is complete, but: %v", closeErr))
+		return nil
+	}
+	return errors.Join(err, closeErr)
 }
 
 // look opens the sources, judges the targets and chooses the view. Until it has

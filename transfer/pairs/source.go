@@ -1,21 +1,17 @@
 package pairs
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"tidemark/block"
 	"tidemark/format/state"
+	"tidemark/linux/sysfs"
 )
 
 // source is an open source.
-type source struct {
-	*block.Device
-	id block.Identity // of a device
-}
+type source struct{ *block.Device }
 
 // openSource opens a source for reading, past the page cache.
 func openSource(path string) (*source, error) {
@@ -23,14 +19,7 @@ func openSource(path string) (*source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSource, err)
 	}
-	src := &source{Device: d}
-	if !d.IsDevice() {
-		return src, nil
-	}
-	if src.id, err = block.Identify(path); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", ErrSource, err), d.Close())
-	}
-	return src, nil
+	return &source{d}, nil
 }
 
 // origin is what a mirror remembers of its source.
@@ -38,7 +27,7 @@ func (s *source) origin() state.Source {
 	if !s.IsDevice() {
 		return state.Source{Path: absolute(s.Path())}
 	}
-	return state.Source{Path: s.Path(), Stable: stableName(s.id), Start: s.id.Start}
+	return state.Source{Path: s.Path(), Stable: stableName(s.Identity()), Start: s.Identity().Start}
 }
 
 // sameOrigin compares what names a medium best: what it is, or else its path.
@@ -82,22 +71,22 @@ func volatile(name string) bool { return strings.HasPrefix(name, volatilePrefix)
 // id, serial number or backing file that the kernel shows. A device that has
 // nothing of the kind (zram) is named after its place in this boot.
 func stableName(id block.Identity) string {
-	dir := filepath.Join("/sys/block", id.Disk)
+	dir := sysfs.DiskDir(id.Disk)
 	name := ""
 	for _, file := range []string{"dm/uuid", "loop/backing_file", "wwid", "device/wwid", "serial", "device/serial"} {
-		b, err := os.ReadFile(filepath.Join(dir, file))
 		// The file behind a loop device may have been unlinked since.
-		if text := strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)"); err == nil && text != "" {
+		text, err := sysfs.Text(filepath.Join(dir, file))
+		if text = strings.TrimSuffix(text, " (deleted)"); err == nil && text != "" {
 			name = file + "=" + text
 			break
 		}
 	}
 	if name == "" {
-		boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // no boot id: the sequence number has to do
-		name = fmt.Sprintf(volatilePrefix+"%s seq=%d boot=%s", id.Disk, id.DiskSeq, strings.TrimSpace(string(boot)))
+		boot, _ := sysfs.BootID() // no boot id: the sequence number has to do
+		name = fmt.Sprintf(volatilePrefix+"%s seq=%d boot=%s", id.Disk, id.DiskSeq, boot)
 	}
-	if offset, err := os.ReadFile(filepath.Join(dir, "loop", "offset")); err == nil {
-		name += " offset=" + strings.TrimSpace(string(offset))
+	if offset, err := sysfs.Text(filepath.Join(dir, "loop", "offset")); err == nil {
+		name += " offset=" + offset
 	}
 	if id.IsPartition() {
 		name += fmt.Sprintf(" start=%d", id.Start)

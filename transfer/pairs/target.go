@@ -29,6 +29,7 @@ type target struct {
 	device bool
 	size   int64          // bytes, when it was found
 	id     block.Identity // of a device
+	info   fs.FileInfo    // of an image; nil when there was none
 
 	state    state.State // what is known of it; zero where nothing is
 	stateErr error       // why nothing is known; wraps ErrNoMirror where there never was anything
@@ -108,7 +109,7 @@ func findTarget(path, stateDir string) (*target, error) {
 		if !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("target: %s: %w", path, block.ErrUnsupportedFile)
 		}
-		t.folder, t.size = t.path+folderEnd, info.Size()
+		t.folder, t.size, t.info = t.path+folderEnd, info.Size(), info
 		return t, nil
 	}
 	t.device = true
@@ -255,10 +256,22 @@ func (t *target) openDisk(size int64) (err error) {
 	if t.disk, err = block.Open(t.path, block.Options{Write: true, Exclusive: true}); err != nil {
 		return err
 	}
+	if !t.isDisk() {
+		return fmt.Errorf("%s: %w: it was replaced just now", t.path, ErrRefused)
+	}
 	if t.device && t.disk.Size() < size {
 		return fmt.Errorf("%s: %w: it has %d bytes, the source has %d", t.path, ErrTooSmall, t.disk.Size(), size)
 	}
 	return nil
+}
+
+// isDisk reports whether what was opened is what was judged.
+func (t *target) isDisk() bool {
+	if t.device {
+		return t.disk.Identity() == t.id
+	}
+	info, err := t.disk.File().Stat()
+	return err == nil && (t.info == nil || os.SameFile(info, t.info))
 }
 
 func (t *target) close() error {

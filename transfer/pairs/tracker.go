@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 	"tidemark/extent"
 	"tidemark/linux/bpf"
 	"tidemark/linux/dmera"
+	"tidemark/linux/sysfs"
 	"tidemark/track"
 	"tidemark/view"
 )
@@ -74,7 +73,7 @@ func (n notStarted) Changes(_ context.Context, since, _ track.Mark) (extent.Set,
 // era returns the tracker of a dm-era device, the same for all pairs; nil where
 // another one is to be used.
 func (s *session) era(ctx context.Context, src *source, stored track.Mark) (track.Tracker, error) {
-	if e := s.eras[src.id.Disk]; e != nil {
+	if e := s.eras[src.Identity().Disk]; e != nil {
 		return e, nil
 	}
 	e, err := s.o.era(ctx, src, stored)
@@ -84,7 +83,7 @@ func (s *session) era(ctx context.Context, src *source, stored track.Mark) (trac
 	if s.eras == nil {
 		s.eras = map[string]*track.Era{}
 	}
-	s.eras[src.id.Disk] = e
+	s.eras[src.Identity().Disk] = e
 	return e, nil
 }
 
@@ -142,11 +141,7 @@ func (o Options) liveHas(ctx context.Context, src *source, m track.Mark) (has bo
 
 // isMapped reports whether a source is a device of device-mapper.
 func isMapped(src *source) bool {
-	if !src.IsDevice() || src.id.IsPartition() {
-		return false
-	}
-	_, err := os.Stat(filepath.Join("/sys/block", src.id.Disk, "dm"))
-	return err == nil
+	return src.IsDevice() && !src.Identity().IsPartition() && sysfs.IsMapped(src.Identity().Disk)
 }
 
 // openEra opens the tracker of a dm-era device, unless freezing the device would
@@ -186,7 +181,7 @@ func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
 		return false, nil
 	}
 	all, err := track.List(ctx, o.Track)
-	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.id.Disk && s.Lost == "" }), err
+	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.Identity().Disk && s.Lost == "" }), err
 }
 
 // Drain freezes and thaws what is mounted from a device, within limit; when it
