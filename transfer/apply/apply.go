@@ -112,7 +112,7 @@ func Open(target transaction.Target, folder transaction.Folder, o Options) (*Sto
 }
 
 // Recovered tells in words what Open found to finish or discard, "" if nothing.
-func (s *Store) Recovered() string { return s.recovered.String() }
+func (s *Store) Recovered() string { return string(s.recovered) }
 
 func (s *Store) open(o Options) error {
 	done, err := transaction.Recover(s.target, s.folder, o.Waiting, transaction.Steps{Progress: o.writing})

@@ -145,7 +145,7 @@ func (s *Store) Exists() bool { return s.exists }
 func (s *Store) State() state.State { return s.state }
 
 // Recovered tells in words what Open found to finish or discard, "" if nothing.
-func (s *Store) Recovered() string { return s.recovered.String() }
+func (s *Store) Recovered() string { return string(s.recovered) }
 
 // Suspect tells in words why the target may hold something else than the checksums say,
 // as it was when it was opened; "" when there is no sign of it. Check finds out.
