@@ -27,6 +27,7 @@ import (
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/streams"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
@@ -199,6 +200,7 @@ func eraClasses() []class {
 		{dm.ErrNotFound, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
 		{dm.ErrNotSupported, exitError, "load the module or use another kernel"},
 		{errOutput, exitRefused, "give another output"},
+		{streams.ErrRefused, exitRefused, "give another target, or end what uses this one"},
 		{errMetadataInUse, exitBusy, `take a metadata snapshot and use --metadata-snapshot, or remove the device that uses it`},
 		{era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
 		{era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
