@@ -30,12 +30,6 @@ const (
 	dracutDir   = "/usr/lib/dracut/modules.d/90tidemark-era"
 )
 
-// scriptStages are the folders of initramfs-tools that get the boot script.
-var scriptStages = [...]string{"local-top", "local-block", "local-premount", "panic"}
-
-// dracutParts are the files of the dracut module.
-var dracutParts = [...]string{"module-setup.sh", "open.sh", "timeout.sh", "guard.sh"}
-
 // Generator is a program that makes initramfs images.
 type Generator string
 
@@ -53,6 +47,26 @@ func (g Generator) Command() []string {
 	return []string{"update-initramfs", "-u", "-k", "all"}
 }
 
+// part is one of a generator's files, and the template that it is made of.
+type part struct{ to, template string }
+
+// parts lists the files of a generator: what makes an image first, then what runs in it.
+func (g Generator) parts() []part {
+	if g == Dracut {
+		return []part{
+			{dracutDir + "/module-setup.sh", "dracut/module-setup.sh"},
+			{dracutDir + "/open.sh", "dracut/open.sh"},
+			{dracutDir + "/timeout.sh", "dracut/timeout.sh"},
+			{dracutDir + "/guard.sh", "dracut/guard.sh"},
+		}
+	}
+	all := []part{{initramfsIn + "/hooks/" + scriptName, "initramfs-tools/hook"}}
+	for _, stage := range [...]string{"local-top", "local-block", "local-premount", "panic"} {
+		all = append(all, part{initramfsIn + "/scripts/" + stage + "/" + scriptName, "initramfs-tools/script"})
+	}
+	return all
+}
+
 // render makes the files of a table for a system where tidemark is at program.
 func render(t Tab, program string, generators []Generator) ([]File, error) {
 	entries := t.Entries()
@@ -66,7 +80,9 @@ func render(t Tab, program string, generators []Generator) ([]File, error) {
 		r.add(systemdDir+"/"+noteName, 0o644, "systemd/"+noteName)
 		r.files = append(r.files, File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
 		for _, g := range generators {
-			r.generator(g)
+			for _, p := range g.parts() {
+				r.add(p.to, 0o755, p.template, "@SOURCES@", strings.Join(sources(program, g), " "))
+			}
 		}
 	}
 	for _, e := range t.Stage(StageSystem) {
@@ -92,8 +108,8 @@ func (r *renderer) template(name string, more ...string) string {
 	return strings.NewReplacer(more...).Replace(text)
 }
 
-func (r *renderer) add(to string, mode fs.FileMode, template string) {
-	r.files = append(r.files, File{Path: to, Mode: mode, Data: []byte(r.template(template))})
+func (r *renderer) add(to string, mode fs.FileMode, template string, more ...string) {
+	r.files = append(r.files, File{Path: to, Mode: mode, Data: []byte(r.template(template, more...))})
 }
 
 func (r *renderer) rules(entries []Entry) {
@@ -104,19 +120,6 @@ func (r *renderer) rules(entries []Entry) {
 	}
 	text.WriteString(r.template("udev/tail.rules"))
 	r.files = append(r.files, File{Path: udevRules, Mode: 0o644, Data: []byte(text.String())})
-}
-
-func (r *renderer) generator(g Generator) {
-	if g == Dracut {
-		for _, part := range dracutParts {
-			r.add(dracutDir+"/"+part, 0o755, "dracut/"+part)
-		}
-		return
-	}
-	r.add(initramfsIn+"/hooks/"+scriptName, 0o755, "initramfs-tools/hook")
-	for _, stage := range scriptStages {
-		r.add(initramfsIn+"/scripts/"+stage+"/"+scriptName, 0o755, "initramfs-tools/script")
-	}
 }
 
 // unit makes systemd wait for the devices of an entry, and local-fs.target fail when

@@ -19,7 +19,7 @@ func newBoot(g *globals) *cobra.Command {
 		use: "boot", short: "Open era devices when the machine starts, root's too",
 		long: `A device-mapper device is gone after a reboot. These commands make dm-era devices come up before anything on them is mounted: in the initramfs, for the filesystem that root is on, or by systemd, for others. They know initramfs-tools (Debian, Ubuntu) and dracut (Fedora, SUSE and Debian).
 
-The devices are listed in /etc/tidemark/era.conf, under names that are the same at every boot. While an era device cannot be opened, nothing is mounted in its place: the boot stops with a shell and says what to do. What is written past an era device would be missing in the next copies. When a boot goes past all of it, with another initramfs, the system notes that, and the marks from before are not believed; a system without tidemark, as one for rescue, notes nothing: after it has written to the data device, fill the first block of the metadata with zeros.
+The devices are listed in /etc/tidemark/era.conf, under names that are the same at every boot. While an era device cannot be opened, its data device is not mounted: the boot stops with a shell and says what to do. Writes past an era device would be missing in the next copies. When a boot goes past all of it, with another initramfs, the system notes that, and marks from before are not believed. A system without tidemark, such as a rescue system, notes nothing: after it has written to the data device, fill the first block of the metadata with zeros.
 
 Marks outlive reboots and power cuts: the kernel commits to the metadata before it lets a write through, so root's era device needs no closing at shutdown, where it could not be closed. It needs Linux 5.12, or a stable kernel with the fixes of March 2021.`,
 		example: `# Root is on /dev/sda2, /dev/sda3 is empty and large enough for the metadata.
@@ -98,7 +98,7 @@ func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
 		}
 	}
 	if b.root == "/" {
-		// Without systemd there is nobody to tell.
+		// Without systemd and udev there is nothing to reload.
 		exec.CommandContext(ctx, "systemctl", "daemon-reload").Run() //nolint:errcheck // see above
 		exec.CommandContext(ctx, "udevadm", "control", "-R").Run()   //nolint:errcheck // see above
 	}
