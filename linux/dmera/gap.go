@@ -83,7 +83,7 @@ func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
 	if !changed {
 		return now.gap(), nil
 	}
-	if err := replace(path, now, true); err != nil {
+	if err := replace(path, now); err != nil {
 		return Gap{}, fmt.Errorf("dmera: %s: its gap, with %d discards counted, cannot be written down: %w", d.Name(), now.Count, err)
 	}
 	return now.gap(), nil
@@ -122,7 +122,7 @@ func NotePast(name, meta string, o Options) error {
 	path := gapPath(o.withDefaults().StateDir, name)
 	was, err := readGap(path, now.Identity)
 	if err == nil && (!was.Past || was.End != now.End) {
-		err = replace(path, now, true)
+		err = replace(path, now)
 	}
 	if err != nil {
 		return fmt.Errorf("dmera: %s: it is not up, and that cannot be written down: %w", name, err)
