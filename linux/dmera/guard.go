@@ -12,15 +12,15 @@ import (
 	"tidemark/linux/mounts"
 )
 
-// pair is a data and a metadata device that are held, so that nobody else can
-// begin to use them exclusively.
+// pair is a data and a metadata device, opened exclusively: no other program can mount
+// them or open them exclusively.
 type pair struct {
 	data, meta     *block.Device
 	dataDev, metaD dm.Dev
 }
 
-// claimPair holds two devices for an era device to be made of, when both are block
-// devices that nobody uses and that share no byte. Data is only read.
+// claimPair opens the two devices of a new era device. It refuses devices that are not
+// block devices, are in use, or share a byte. Data is only read.
 func claimPair(ctl *dm.Control, data, meta string) (*pair, error) {
 	dataID, err := identify("data", data)
 	if err != nil {

@@ -7,11 +7,11 @@ import (
 	"tidemark/format/era"
 )
 
-// Retake drops the snapshot and takes a new one, which takes its place: the same as
-// Close and TakeSnapshot, but the ownership is kept and no file is written, so that
-// it may be called while filesystems are frozen. When the snapshot could not be
-// dropped it is still held, and Close tries again; after any other error nothing is
-// held, Close does nothing, and Unprepare or Device.Close give the ownership up.
+// Retake drops the snapshot and takes a new one in its place. Unlike Close and
+// TakeSnapshot it keeps the ownership and creates no file, so that it may be called while
+// filesystems are frozen. When the kernel does not drop the snapshot, it is still held,
+// and Close tries again. After any other error nothing is held: Close does nothing, and
+// Unprepare or Device.Close give the ownership up.
 func (s *Snapshot) Retake(ctx context.Context) error {
 	if s.closed {
 		return fmt.Errorf("dmera: %s: %w", s.d.Name(), era.ErrSnapshotGone)
@@ -28,6 +28,6 @@ func (s *Snapshot) Retake(ctx context.Context) error {
 	return nil
 }
 
-// Unprepare takes back what Prepare did, where no snapshot was taken since. It
-// writes to the folders in Options.
+// Unprepare undoes Prepare when no snapshot was taken since. It writes to the folders in
+// Options.
 func (d *Device) Unprepare() error { return d.release() }

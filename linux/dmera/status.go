@@ -17,22 +17,22 @@ type Status struct {
 	Era era.Era `json:"era"`
 	// MetadataBlockSize is in bytes.
 	MetadataBlockSize int64 `json:"metadata_block_size"`
-	// UsedMetadataBlocks and TotalMetadataBlocks count metadata blocks. What the
-	// last commit made free is free already.
+	// UsedMetadataBlocks and TotalMetadataBlocks count metadata blocks. Blocks that
+	// the last commit freed count as free.
 	UsedMetadataBlocks  uint64 `json:"used_metadata_blocks"`
 	TotalMetadataBlocks uint64 `json:"total_metadata_blocks"`
 	// HeldSnapshot is the block of the held metadata snapshot, 0 when there is none.
 	HeldSnapshot era.Addr `json:"held_snapshot"`
 	// DiscardsDisabled says that the device takes no discards now.
 	DiscardsDisabled bool `json:"discards_disabled"`
-	// Discards counts those that the device took since it was made. One of them is
-	// enough for a block that changed and is in no era. It stays 0 where somebody
-	// has switched the device's statistics off (queue/iostats).
+	// Discards counts the discards that the device took since its activation. After a
+	// single one, a changed block may be in no era. It stays 0 while the device's
+	// statistics (queue/iostats) are switched off.
 	Discards uint64 `json:"discards"`
 }
 
-// Status asks the kernel. It makes the kernel commit the metadata, so it fails as
-// that does; the error wraps ErrFailed then, ErrSuspended for a suspended device.
+// Status asks the kernel, which commits the metadata first. The error wraps ErrFailed
+// when the kernel cannot commit, and ErrSuspended for a suspended device.
 func (d *Device) Status(ctx context.Context) (Status, error) {
 	if err := d.answering(ctx); err != nil {
 		return Status{}, err
