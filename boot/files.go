@@ -11,7 +11,7 @@ import (
 //go:embed files
 var templates embed.FS
 
-// File is one file of a system that is made from the table.
+// File is one of the files that are made from the table.
 type File struct {
 	Path string      // in the system, absolute
 	Mode fs.FileMode // permissions
@@ -39,7 +39,7 @@ const (
 	Dracut         Generator = "dracut"
 )
 
-// Command is the command line that makes all images anew.
+// Command returns the command line that makes all images anew.
 func (g Generator) Command() []string {
 	if g == Dracut {
 		return []string{"dracut", "--force", "--regenerate-all"}
@@ -134,7 +134,7 @@ func (r *renderer) unit(e Entry) {
 		File{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName})
 }
 
-// deviceUnit is systemd's unit of a path below /dev, as systemd-escape --path writes it.
+// deviceUnit returns the name of systemd's unit for a path, as systemd-escape --path does.
 func deviceUnit(path string) string {
 	var b strings.Builder
 	for i, c := range []byte(strings.TrimPrefix(path, "/")) {

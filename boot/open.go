@@ -36,7 +36,7 @@ func (o Opener) Open(ctx context.Context, entries []Entry) error {
 	return failed
 }
 
-// Failure is an era device that is not open, and why.
+// Failure says why an era device is not open.
 type Failure struct {
 	Entry Entry
 	Err   error
@@ -210,8 +210,8 @@ func number(path string) (uint64, bool) {
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-// Instead returns the entry whose data device is at path, whatever name that is: the
-// era device is to be mounted instead.
+// Instead returns the entry whose data device is at path, under any of its names: mount the
+// era device instead.
 func (t Tab) Instead(path string) (Entry, bool) {
 	for _, e := range t.Entries() {
 		if same(path, DevicePath(e.Data)) {
@@ -221,7 +221,7 @@ func (t Tab) Instead(path string) (Entry, bool) {
 	return Entry{}, false
 }
 
-// Remedy is what to do in the shell of an initramfs, or in any other, when an era
+// Remedy tells a user what to do, in the shell of an initramfs or elsewhere, when the era
 // device cannot be opened.
 func (e Entry) Remedy() string {
 	data, meta := DevicePath(e.Data), DevicePath(e.Meta)

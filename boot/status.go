@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Status is what is installed in a system.
+// Status describes what is installed in a system.
 type Status struct {
 	Program    string        `json:"program,omitempty"` // path in the system
 	Generators []Generator   `json:"generators"`
@@ -41,7 +41,7 @@ type ImageStatus struct {
 	Reason string     `json:"reason,omitempty"` // why it is not current
 }
 
-// Good reports whether the next boot does what the table says.
+// Good reports whether every file and every image is as the table asks.
 func (s Status) Good() bool {
 	return !slices.ContainsFunc(s.Files, func(f FileStatus) bool { return f.State != Same }) &&
 		!slices.ContainsFunc(s.Images, func(i ImageStatus) bool { return i.State != ImageCurrent })
@@ -78,7 +78,7 @@ func (s *System) Status() (Status, error) {
 // imagePatterns are the names of images in Debian, Fedora and SUSE, and in Arch.
 var imagePatterns = [...]string{"initrd.img-*", "initramfs-*.img", "initrd-*"}
 
-// images judges the images in /boot, but for those for rescue and crash dumps.
+// images judges the images in /boot, except those for rescue and for crash dumps.
 func (s *System) images(program string) ([]ImageStatus, error) {
 	generators := s.Generators()
 	var stamps []string

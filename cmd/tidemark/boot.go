@@ -31,7 +31,7 @@ tidemark mirror /dev/mapper/root /backup/root.img`,
 	}.build(newBootInstall(g), newBootUninstall(), newBootStatus(), newBootOpen(g), newBootNote(g))
 }
 
-// bootSystem is the system that a command sets up, and what was asked for.
+// bootSystem is the system that a command changes, with the options for that.
 type bootSystem struct {
 	root           string
 	program        string
@@ -40,7 +40,7 @@ type bootSystem struct {
 	out            io.Writer
 }
 
-// flags adds what "boot install" and "boot uninstall" have in common.
+// flags adds the options that "boot install" and "boot uninstall" share.
 func (b *bootSystem) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	addBootRoot(cmd, &b.root)
@@ -105,7 +105,7 @@ func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
 	return nil
 }
 
-// within is a command line for the system below b.root.
+// within returns a command line that works in the system below b.root.
 func (b *bootSystem) within(args []string) []string {
 	if b.root == "/" {
 		return args

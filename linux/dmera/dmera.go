@@ -68,10 +68,11 @@
 // # What dm-era does not see
 //
 //   - A discard marks the first block that it touches, and no other. Create and Activate
-//     therefore switch discards off before the device is announced and while nobody else
-//     can mount it, Resize while the device is suspended. Status tells whether discards
-//     are off and how many there were since the activation; NoteGaps tells from which era
-//     on there were none.
+//     therefore switch discards off before the device is announced, while no other
+//     program can mount it. Resize switches them off right after the resume, and fails
+//     when the device took one in between. Status tells whether discards are off and how
+//     many there were since the activation; NoteGaps tells from which era on there were
+//     none.
 //   - Blocks that a device has grown by have era 0, as if they were never written to: the
 //     caller must copy them too.
 //   - When the metadata is full, no more bits can be stored, and writes fail. They are not
