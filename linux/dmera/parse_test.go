@@ -90,10 +90,10 @@ func TestSpansOverlapWhereBytesAreShared(t *testing.T) {
 		a, b span
 		want bool
 	}{
-		{span{"f", "", 0, 100}, span{"f", "", 0, 100}, true},
-		{span{"f", "", 0, 100}, span{"g", "", 0, 100}, false},
-		{span{"f", "", 0, 4096}, span{"f", "", 4096, 8192}, false},
-		{span{"f", "", 0, 4097}, span{"f", "", 4096, 8192}, true},
+		{span{"f", 0, 100}, span{"f", 0, 100}, true},
+		{span{"f", 0, 100}, span{"g", 0, 100}, false},
+		{span{"f", 0, 4096}, span{"f", 4096, 8192}, false},
+		{span{"f", 0, 4097}, span{"f", 4096, 8192}, true},
 	} {
 		if c.a.overlaps(c.b) != c.want || c.b.overlaps(c.a) != c.want {
 			t.Errorf("%+v and %+v: want %v", c.a, c.b, c.want)
