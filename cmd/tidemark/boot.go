@@ -53,6 +53,19 @@ func addBootRoot(cmd *cobra.Command, to *string) {
 	cmd.Flags().StringVar(to, "root", "/", "`folder` of the system to set up, such as a mounted image")
 }
 
+// withSystem calls do with the system below root and its table.
+func withSystem(root string, do func(*boot.System, boot.Tab) error) error {
+	sys, err := boot.OpenSystem(root)
+	if err != nil {
+		return err
+	}
+	table, err := sys.Tab()
+	if err == nil {
+		err = do(sys, table)
+	}
+	return errors.Join(err, sys.Close())
+}
+
 // change makes the system's files follow a table.
 func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Tab, program string) error {
 	plan, err := sys.Plan(table, program, b.force)
@@ -126,7 +139,9 @@ What is written without the era device is not in its metadata. Before that metad
 		args:    cobra.NoArgs,
 		run: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.OutOrStdout()
-			return b.uninstall(cmd.Context(), name)
+			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
+				return b.uninstall(cmd.Context(), sys, table, name)
+			})
 		},
 	}.build()
 	b.flags(cmd)
@@ -134,16 +149,7 @@ What is written without the era device is not in its metadata. Before that metad
 	return cmd
 }
 
-func (b *bootSystem) uninstall(ctx context.Context, name string) (err error) {
-	sys, err := boot.OpenSystem(b.root)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sys.Close()) }()
-	table, err := sys.Tab()
-	if err != nil {
-		return err
-	}
+func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot.Tab, name string) error {
 	gone := table.Entries()
 	if name != "" {
 		e, err := table.Find(name)
@@ -152,6 +158,7 @@ func (b *bootSystem) uninstall(ctx context.Context, name string) (err error) {
 		}
 		gone = []boot.Entry{e}
 	}
+	var err error
 	for _, e := range gone {
 		if table, err = table.Without(e.Name); err != nil {
 			return err

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -52,7 +51,9 @@ tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 -
 				return usagef("--era, --data and --meta are needed together")
 			}
 			b.out = cmd.OutOrStdout()
-			return b.run(cmd.Context(), given)
+			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
+				return b.run(cmd.Context(), sys, table, given)
+			})
 		},
 	}.build()
 	b.bootSystem.flags(cmd)
@@ -66,17 +67,8 @@ tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 -
 	return cmd
 }
 
-func (b *bootInstall) run(ctx context.Context, given bool) (err error) {
-	sys, err := boot.OpenSystem(b.root)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sys.Close()) }()
+func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab, given bool) error {
 	program, err := sys.Program(b.program)
-	if err != nil {
-		return err
-	}
-	table, err := sys.Tab()
 	if err != nil {
 		return err
 	}

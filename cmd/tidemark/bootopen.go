@@ -35,11 +35,9 @@ This is what the initramfs and the unit tidemark-era@NAME.service call. When it 
 		args:    cobra.ArbitraryArgs,
 		run: func(cmd *cobra.Command, args []string) error {
 			b.out, b.talk = cmd.OutOrStdout(), cmd.ErrOrStderr()
-			table, err := b.table()
-			if err != nil || b.instead != "" {
-				return err
-			}
-			return b.run(cmd.Context(), table, args)
+			return withSystem("/", func(_ *boot.System, table boot.Tab) error {
+				return b.run(cmd.Context(), table, args)
+			})
 		},
 	}.build()
 	flags := cmd.Flags()
@@ -47,22 +45,6 @@ This is what the initramfs and the unit tidemark-era@NAME.service call. When it 
 	flags.DurationVar(&b.wait, "wait", 0, "wait this `long` for devices that are not there yet")
 	flags.StringVar(&b.instead, "instead-of", "", "open nothing; print the era device over this data `device`, or nothing")
 	return cmd
-}
-
-// table reads the table, and answers --instead-of.
-func (b *bootOpen) table() (table boot.Tab, err error) {
-	sys, err := boot.OpenSystem("/")
-	if err != nil {
-		return table, err
-	}
-	defer func() { err = errors.Join(err, sys.Close()) }()
-	if table, err = sys.Tab(); err != nil || b.instead == "" {
-		return table, err
-	}
-	if e, ok := table.Instead(b.instead); ok {
-		_, err = fmt.Fprintln(b.out, e.Path())
-	}
-	return table, err
 }
 
 func newBootNote(g *globals) *cobra.Command {
@@ -77,11 +59,9 @@ This is what tidemark-era-note.service calls when the system starts and when it 
 		args:    cobra.NoArgs,
 		run: func(cmd *cobra.Command, _ []string) error {
 			b.out, b.talk = cmd.OutOrStdout(), cmd.ErrOrStderr()
-			table, err := b.table()
-			if err != nil {
-				return err
-			}
-			return b.opener().Note(cmd.Context(), table.Stage(boot.StageInitramfs))
+			return withSystem("/", func(_ *boot.System, table boot.Tab) error {
+				return b.opener().Note(cmd.Context(), table.Stage(boot.StageInitramfs))
+			})
 		},
 	}.build()
 }
@@ -93,6 +73,14 @@ func (b *bootOpen) opener() boot.Opener {
 }
 
 func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) error {
+	if b.instead != "" {
+		e, ok := table.Instead(b.instead)
+		if !ok {
+			return nil
+		}
+		_, err := fmt.Fprintln(b.out, e.Path())
+		return err
+	}
 	entries := table.Entries()
 	if b.stage != "" {
 		entries = table.Stage(boot.Stage(b.stage))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -22,25 +21,22 @@ Ends with 5 when anything is not as it should be; "tidemark boot install" withou
 		example: "tidemark boot status\n# for programs\ntidemark boot status --json",
 		exits:   []exitCode{exitDifferent},
 		args:    cobra.NoArgs,
-		run: func(cmd *cobra.Command, _ []string) (err error) {
-			sys, err := boot.OpenSystem(root)
-			if err != nil {
+		run: func(cmd *cobra.Command, _ []string) error {
+			return withSystem(root, func(sys *boot.System, _ boot.Tab) error {
+				st, err := sys.Status()
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					err = printJSON(cmd.OutOrStdout(), st)
+				} else {
+					err = printBoot(cmd.OutOrStdout(), st)
+				}
+				if err == nil && !st.Good() {
+					err = hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}
+				}
 				return err
-			}
-			defer func() { err = errors.Join(err, sys.Close()) }()
-			st, err := sys.Status()
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), st)
-			} else {
-				err = printBoot(cmd.OutOrStdout(), st)
-			}
-			if err == nil && !st.Good() {
-				err = hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}
-			}
-			return err
+			})
 		},
 	}.build()
 	addBootRoot(cmd, &root)
