@@ -65,13 +65,13 @@ func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) error {
 		if !errors.Is(err, ErrNotOpen) {
 			return err
 		}
-		blank := false
+		fresh := false
 		if e.Create > 0 {
-			if blank, err = blankAt(meta); err != nil {
+			if fresh, err = zeroed(meta); err != nil {
 				return err
 			}
 		}
-		if blank {
+		if fresh {
 			return o.create(ctx, ctl, e)
 		}
 		return o.activate(ctx, ctl, e, "opened")

@@ -23,13 +23,13 @@ func (e Entry) CheckDevices() error {
 	if data.Disk == meta.Disk && data.Start < meta.Start+meta.Size && meta.Start < data.Start+data.Size {
 		return fmt.Errorf("boot: %s and %s overlap: %w", e.Data, e.Meta, ErrUnsuitable)
 	}
-	blank, err := blankAt(meta.Path)
+	fresh, err := zeroed(meta.Path)
 	switch {
 	case err != nil:
 		return err
-	case blank && e.Create == 0:
+	case fresh && e.Create == 0:
 		return fmt.Errorf("boot: %s: there is no metadata yet; --create 2M lets the next boot make it, with blocks of 2 MiB: %w", e.Meta, ErrUnsuitable)
-	case blank:
+	case fresh:
 		return nil
 	}
 	dev, err := block.Open(meta.Path, block.Options{Direct: true})
@@ -49,9 +49,9 @@ func (e Entry) CheckDevices() error {
 	return nil
 }
 
-// blankAt reports whether the first block of metadata is all zero: the kernel makes new
+// zeroed reports whether the first block of metadata is all zero: the kernel makes new
 // metadata then.
-func blankAt(path string) (bool, error) {
+func zeroed(path string) (bool, error) {
 	dev, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
 		return false, fmt.Errorf("boot: metadata: %w", err)

@@ -51,7 +51,7 @@ func (v *View) Changed(q Query, emit func(Range) error) error {
 			return err
 		}
 	}
-	return s.runs.finish(n, emit)
+	return s.runs.end(n, emit)
 }
 
 // scan is one query on its way through the windows.
@@ -210,10 +210,10 @@ func (r *runs) flip(at uint64, emit func(Range) error) error {
 	return emit(Range{Block(r.begin), Block(at)})
 }
 
-// finish emits the run that is still open at end.
-func (r *runs) finish(end uint64, emit func(Range) error) error {
+// end emits the run that is still open at block at.
+func (r *runs) end(at uint64, emit func(Range) error) error {
 	if !r.open {
 		return nil
 	}
-	return r.flip(end, emit)
+	return r.flip(at, emit)
 }

@@ -69,7 +69,7 @@ func (j *jsonSink) Bits(words []uint64, n int) error {
 }
 
 func (j *jsonSink) EndWriteset() error {
-	if err := j.runs.finish(j.at, j.mark); err != nil {
+	if err := j.runs.end(j.at, j.mark); err != nil {
 		return err
 	}
 	return j.text("]}")

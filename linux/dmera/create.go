@@ -48,7 +48,7 @@ func Create(ctx context.Context, ctl *dm.Control, o CreateOptions) (*Device, err
 	if err != nil {
 		return nil, refused("data %s: %w", o.Data, err)
 	}
-	if err := roomFor(plan, p.meta.Size()); err != nil {
+	if err := largeEnough(plan, p.meta.Size()); err != nil {
 		return nil, refused("metadata %s: %w", o.Meta, err)
 	}
 	if !o.Force {
@@ -87,8 +87,8 @@ func nameFree(ctl *dm.Control, name string) error {
 	return fmt.Errorf("dmera: %w", err)
 }
 
-// roomFor refuses a metadata device that can become full.
-func roomFor(plan era.Plan, size int64) error {
+// largeEnough refuses a metadata device that can become full.
+func largeEnough(plan era.Plan, size int64) error {
 	blocks := usableBlocks(size)
 	if need := plan.Worst / era.BlockSize; blocks < need {
 		return fmt.Errorf("%w: %d KiB, and %d data blocks of %d sectors need %d KiB, better %d KiB",

@@ -108,7 +108,7 @@ func (d *Device) Resize(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.roomToGrow(st, size); err != nil {
+	if err := d.canGrow(st, size); err != nil {
 		return err
 	}
 	if err := d.onlyTable(); err != nil {
@@ -127,15 +127,15 @@ func (d *Device) Resize(ctx context.Context) error {
 	return err
 }
 
-// roomToGrow refuses to grow a device when the kernel could run out of metadata on the
+// canGrow refuses to grow a device when the kernel could run out of metadata on the
 // way: the device would stay suspended.
-func (d *Device) roomToGrow(st Status, size int64) error {
+func (d *Device) canGrow(st Status, size int64) error {
 	plan, err := era.NewPlan(size, d.table.blockSectors, era.PlanOptions{})
 	if err != nil {
 		return refused("%s: %w", d.Name(), err)
 	}
 	total := int64(st.TotalMetadataBlocks) * era.BlockSize
-	if err := roomFor(plan, total); err != nil {
+	if err := largeEnough(plan, total); err != nil {
 		return refused("%s: metadata %s: %w", d.Name(), d.metaPath, err)
 	}
 	// At the same time the kernel needs the new part of the array, new nodes over it,
