@@ -4,7 +4,6 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
-	"path"
 	"strings"
 )
 
@@ -68,70 +67,60 @@ func (g Generator) parts() []part {
 }
 
 // render makes the files of a table for a system where tidemark is at program.
-func render(t Tab, program string, generators []Generator) ([]File, error) {
+func render(t Tab, program string, generators []Generator) []File {
 	entries := t.Entries()
 	if len(entries) == 0 {
-		return nil, nil
+		return nil
 	}
-	r := renderer{replace: strings.NewReplacer("@PROGRAM@", program)}
-	r.add(systemdDir+"/"+unitName, 0o644, "systemd/"+unitName)
-	r.rules(entries)
+	files := []File{
+		{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)},
+		{Path: udevRules, Mode: 0o644, Data: rules(entries)},
+	}
 	if len(t.Stage(StageInitramfs)) > 0 {
-		r.add(systemdDir+"/"+noteName, 0o644, "systemd/"+noteName)
-		r.files = append(r.files, File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
+		files = append(files,
+			File{Path: systemdDir + "/" + noteName, Mode: 0o644, Data: fill("systemd/"+noteName, "@PROGRAM@", program)},
+			File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
 		for _, g := range generators {
 			for _, p := range g.parts() {
-				r.add(p.to, 0o755, p.template, "@SOURCES@", strings.Join(sources(program, g), " "))
+				data := fill(p.template, "@PROGRAM@", program, "@SOURCES@", strings.Join(sources(program, g), " "))
+				files = append(files, File{Path: p.to, Mode: 0o755, Data: data})
 			}
 		}
 	}
 	for _, e := range t.Stage(StageSystem) {
-		r.unit(e)
+		files = append(files, unit(e)...)
 	}
-	return r.files, r.err
+	return files
 }
 
-// renderer collects files.
-type renderer struct {
-	replace *strings.Replacer
-	files   []File
-	err     error
-}
-
-// template returns a template with its placeholders replaced.
-func (r *renderer) template(name string, more ...string) string {
-	data, err := templates.ReadFile(path.Join("files", name))
-	if err != nil && r.err == nil {
-		r.err = fmt.Errorf("boot: %w", err)
+// fill returns a template with its placeholders replaced.
+func fill(name string, pairs ...string) []byte {
+	data, err := templates.ReadFile("files/" + name)
+	if err != nil {
+		panic(err) // this package names a template that it does not have
 	}
-	text := r.replace.Replace(string(data))
-	return strings.NewReplacer(more...).Replace(text)
+	return []byte(strings.NewReplacer(pairs...).Replace(string(data)))
 }
 
-func (r *renderer) add(to string, mode fs.FileMode, template string, more ...string) {
-	r.files = append(r.files, File{Path: to, Mode: mode, Data: []byte(r.template(template, more...))})
-}
-
-func (r *renderer) rules(entries []Entry) {
-	var text strings.Builder
-	text.WriteString(r.template("udev/head.rules"))
+func rules(entries []Entry) []byte {
+	all := fill("udev/head.rules")
 	for _, e := range entries {
-		text.WriteString(r.template("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/")))
+		all = append(all, fill("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/"))...)
 	}
-	text.WriteString(r.template("udev/tail.rules"))
-	r.files = append(r.files, File{Path: udevRules, Mode: 0o644, Data: []byte(text.String())})
+	return append(all, fill("udev/tail.rules")...)
 }
 
 // unit makes systemd wait for the devices of an entry, and local-fs.target fail when
 // it cannot be opened.
-func (r *renderer) unit(e Entry) {
+func unit(e Entry) []File {
 	instance := strings.Replace(unitName, "@", "@"+e.Name, 1)
 	data, meta := deviceUnit(DevicePath(e.Data)), deviceUnit(DevicePath(e.Meta))
 	dropIn := "# Written by \"tidemark boot install\" from " + TabPath + ".\n[Unit]\n" +
 		"Requires=" + data + " " + meta + "\nAfter=" + data + " " + meta + "\n"
-	r.files = append(r.files,
-		File{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
-		File{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName})
+	return []File{
+		{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
+		{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName},
+	}
 }
 
 // deviceUnit returns the name of systemd's unit for a path, as systemd-escape --path does.

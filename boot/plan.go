@@ -46,12 +46,8 @@ func (s *System) Plan(t Tab, program string, force bool) (Plan, error) {
 }
 
 func (s *System) planOf(t Tab, program string, known record, force bool) (Plan, error) {
-	wanted, err := render(t, program, s.Generators())
-	if err != nil {
-		return Plan{}, err
-	}
 	p := Plan{next: record{Version: recordVersion, Program: program, Sums: map[string][]string{}}}
-	for _, f := range wanted {
+	for _, f := range render(t, program, s.Generators()) {
 		p.next.Sums[f.Path] = []string{f.sum()}
 		if err := p.add(s, known, f, Write, force); err != nil {
 			return Plan{}, err
