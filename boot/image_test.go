@@ -66,3 +66,17 @@ func TestAnImageIsCurrentStaleOrWithout(t *testing.T) {
 		}
 	}
 }
+
+func TestAModuleMayBeBuiltIntoTheKernelOfAnImage(t *testing.T) {
+	s, dir := newSystem(t)
+	put(t, dir, "lib/modules/6.1-x/modules.builtin", "kernel/drivers/md/dm-era.ko\n", 0o644)
+	put(t, dir, "lib/modules/6.1/modules.builtin", "kernel/drivers/md/dm-mod.ko\n", 0o644)
+	for image, want := range map[string]bool{
+		"initrd.img-6.1-x": true, "initramfs-6.1-x.img": true, "initrd-6.1-x": true,
+		"initrd.img-6.1": false, "initramfs-6.2.img": false,
+	} {
+		if got := s.builtin(image); got != want {
+			t.Errorf("%s: %v", image, got)
+		}
+	}
+}
