@@ -3,10 +3,12 @@ package block_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -82,6 +84,69 @@ func TestDirectReadsAndWritesOfALoopDevice(t *testing.T) {
 	}
 	if _, err := block.Open(dev, block.Options{Write: true, Exclusive: true}); err == nil {
 		t.Fatal("a claimed device was opened exclusively again")
+	}
+}
+
+// Logical sectors of more than 4096 bytes came with Linux 6.15.
+func TestDirectReadsOfLargeSectorsMayBeginAnywhere(t *testing.T) {
+	path := image(t, 1<<20)
+	data := make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{2}).Read(data)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, sector := range []int{512, 4096, 16384} {
+		dev := loop(t, path, "--sector-size", strconv.Itoa(sector))
+		d, err := block.Open(dev, block.Options{Direct: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if d.SectorSize() != sector {
+			t.Errorf("sectors of %d bytes, want %d", d.SectorSize(), sector)
+		}
+		if _, err := d.Counters(); err != nil {
+			t.Error(err)
+		}
+		for _, e := range []extent.Extent{{Len: 4096}, {Off: 4096, Len: 4096}, {Off: 12 << 10, Len: 40 << 10}, {Off: 1<<20 - 512, Len: 512}, {Off: 1000, Len: 3}} {
+			got := block.AlignedBuffer(int(e.Len))
+			if n, err := d.ReadAt(got, e.Off); err != nil || n != len(got) || !bytes.Equal(got, data[e.Off:e.End()]) {
+				t.Errorf("sectors of %d: %v: %d bytes, %v", sector, e, n, err)
+			}
+		}
+		if n, err := d.ReadAt(block.AlignedBuffer(8192), 1<<20-100); n != 100 || err != io.EOF {
+			t.Errorf("sectors of %d, over the end: %d bytes, %v", sector, n, err)
+		}
+	}
+}
+
+func TestADeviceIsIdentifiedByWhatIsOpen(t *testing.T) {
+	one, two := loop(t, image(t, 1<<20)), loop(t, image(t, 2<<20))
+	link := filepath.Join(t.TempDir(), "disk")
+	if err := os.Symlink(one, link); err != nil {
+		t.Fatal(err)
+	}
+	d, err := block.Open(link, block.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := errors.Join(os.Remove(link), os.Symlink(two, link)); err != nil {
+		t.Fatal(err)
+	}
+	want, err := block.Identify(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := d.Identity()
+	if want.Path = link; id != want {
+		t.Errorf("open is %+v, want %+v", id, want)
+	}
+	if by, err := block.IdentifyDev(id.Dev()); err != nil || by.DiskSeq != id.DiskSeq || by.Size != id.Size {
+		t.Errorf("by number %+v, %v", by, err)
+	}
+	if now, err := block.Identify(link); err != nil || now.Dev() == id.Dev() {
+		t.Errorf("the path leads to %+v, %v", now, err)
 	}
 }
 

@@ -2,7 +2,8 @@ package block
 
 import "bytes"
 
-// bufferAlign suits direct I/O on every disk: logical sectors are at most 4 KiB.
+// bufferAlign is the address that direct I/O wants a buffer to have: kernels before 6.1
+// a multiple of the logical sector, of which theirs are at most 4 KiB; later ones less.
 const bufferAlign = 4096
 
 var zeroPage [bufferAlign]byte

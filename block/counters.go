@@ -4,83 +4,58 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // ErrNoCounters says that the kernel does not count what is read from and written to
 // a device.
 var ErrNoCounters = errors.New("the kernel does not count what is written to it")
 
-// Counters are what the kernel has counted on a device since it appeared
-// (Documentation/block/stat.rst, fields 3, 7 and 14), in sectors of 512 bytes. They
-// grow before the program hears that its request is done.
+// Counters are what the kernel has counted on a device since it appeared, in sectors of
+// 512 bytes. They grow before the program hears that its request is done.
 type Counters struct {
 	Read      uint64
 	Written   uint64
 	Discarded uint64 // 0 before Linux 4.18
 }
 
-// ReadCounters returns the counters of the device at path, and proves that it has any
-// by reading from it: queue/iostats switches them off for most drivers, some count
-// all the same, and some never do. Without proof the error wraps ErrNoCounters. The
-// counters of a partition leave out what is written to its place through the whole
-// disk.
-func ReadCounters(path string) (Counters, error) {
-	id, err := Identify(path)
-	if err != nil {
-		return Counters{}, err
-	}
-	before, err := loadCounters(id)
-	if err != nil {
-		return Counters{}, err
-	}
-	if err := readPastCache(path); err != nil {
-		return Counters{}, fmt.Errorf("counters: %s: %w, as far as can be told: %w", path, ErrNoCounters, err)
-	}
-	after, err := loadCounters(id)
-	if err == nil && after.Read == before.Read {
-		err = fmt.Errorf("counters: %s: %w", path, ErrNoCounters)
-	}
-	return after, err
-}
-
-func loadCounters(id Identity) (Counters, error) {
-	path := fmt.Sprintf("/sys/dev/block/%d:%d/stat", id.Major, id.Minor)
-	b, err := os.ReadFile(path)
+// Counters returns the counters of a block device, and proves that it has any by reading
+// from it: queue/iostats switches them off for most drivers, some count all the same, and
+// some never do. Without proof the error wraps ErrNoCounters. The counters of a partition
+// leave out what is written to its place through the whole disk.
+func (d *Device) Counters() (Counters, error) {
+	before, err := sysfs.Stat(d.id.Dev().Dir())
 	if err != nil {
 		return Counters{}, fmt.Errorf("counters: %w", err)
 	}
-	c, err := parseCounters(string(b))
-	if err != nil {
-		err = fmt.Errorf("counters: %s: %w", path, err)
+	if err := d.readPastCache(); err != nil {
+		return Counters{}, fmt.Errorf("counters: %s: %w, as far as can be told: %w", d.Path(), ErrNoCounters, err)
 	}
-	return c, err
+	after, err := sysfs.Stat(d.id.Dev().Dir())
+	if err != nil {
+		return Counters{}, fmt.Errorf("counters: %w", err)
+	}
+	if after.SectorsRead() == before.SectorsRead() {
+		return Counters{}, fmt.Errorf("counters: %s: %w", d.Path(), ErrNoCounters)
+	}
+	return Counters{Read: after.SectorsRead(), Written: after.SectorsWritten(), Discarded: after.SectorsDiscarded()}, nil
 }
 
-func parseCounters(text string) (Counters, error) {
-	fields := strings.Fields(text)
-	if len(fields) < 11 {
-		return Counters{}, fmt.Errorf("%d fields, want 11 or more", len(fields))
-	}
-	n := make([]uint64, max(len(fields), 15))
-	for i, f := range fields {
-		v, err := strconv.ParseUint(f, 10, 64)
+// readPastCache reads the first bytes of a device from its disk.
+func (d *Device) readPastCache() error {
+	f := d.f
+	if !d.direct {
+		// By descriptor, which cannot be another device by now.
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.f.Fd()), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return Counters{}, fmt.Errorf("field %d: %w", i+1, err)
+			return &os.PathError{Op: "open past the page cache", Path: d.Path(), Err: err}
 		}
-		n[i] = v
+		f = os.NewFile(uintptr(fd), d.Path())
+		defer f.Close()
 	}
-	return Counters{Read: n[2], Written: n[6], Discarded: n[13]}, nil
-}
-
-// readPastCache reads one block of a device from its disk.
-func readPastCache(path string) error {
-	d, err := Open(path, Options{Direct: true})
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	_, err = d.ReadAt(AlignedBuffer(4096), 0)
+	_, err := f.ReadAt(AlignedBuffer(max(bufferAlign, d.sector)), 0)
 	return err
 }

@@ -1,5 +1,8 @@
 // Package block opens disks and disk images and moves bytes in and out of them.
 //
+// For most uses, call [Open] with Options.Direct for a source that is in use, and read
+// into an [AlignedBuffer].
+//
 // It owns the details that every user of a raw device needs: direct I/O with
 // aligned buffers, the size of a device as against that of a file, writing zeros
 // without writing, and the identity of a device that tells it from another one
@@ -16,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/extent"
+	"tidemark/linux/sysfs"
 )
 
 // ErrUnsupportedFile says that a path is neither a block device nor a regular
@@ -28,8 +32,8 @@ type Options struct {
 	Write bool
 	// Direct bypasses the page cache where the path is a block device: a
 	// buffered read of a device that carries a mounted filesystem may return
-	// stale data. Offsets, lengths and buffers must then be multiples of the
-	// logical sector. Image files are read through the page cache, which is
+	// stale data. Buffers must then be aligned (AlignedBuffer), and writes be made of
+	// whole logical sectors. Image files are read through the page cache, which is
 	// coherent for them.
 	Direct bool
 	// Exclusive claims a block device as a mount does: opening fails with
@@ -43,28 +47,57 @@ type Device struct {
 	f        *os.File
 	size     int64
 	isDevice bool
+	id       Identity // of a block device
+	sector   int      // bytes
+	direct   bool
 }
 
-// Open opens path. Errors wrap ErrUnsupportedFile or that of the system call.
+// Open opens path. Errors wrap ErrUnsupportedFile or that of the system call. What the
+// Device tells of itself is asked of what was opened, and not of the path, which may lead
+// elsewhere by now.
 func Open(path string, o Options) (*Device, error) {
-	info, err := os.Stat(path)
+	f, st, err := openFile(path, o)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
-	isDevice := info.Mode().Type() == os.ModeDevice
-	if !isDevice && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("open: %s: %w", path, ErrUnsupportedFile)
+	d := &Device{f: f, isDevice: st.Mode&unix.S_IFMT == unix.S_IFBLK, sector: sysfsSector}
+	if d.isDevice {
+		d.direct = o.Direct
+		if d.id, err = identify(path, sysfs.DevOf(st.Rdev)); err == nil {
+			d.sector, err = unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
+		}
 	}
-	f, err := os.OpenFile(path, openFlags(o, isDevice), 0)
+	if err == nil {
+		d.size, err = d.CurrentSize()
+	}
 	if err != nil {
-		return nil, fmt.Errorf("open: %w", err)
-	}
-	d := &Device{f: f, isDevice: isDevice}
-	if d.size, err = d.CurrentSize(); err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(fmt.Errorf("open: %s: %w", path, err), f.Close())
 	}
 	return d, nil
+}
+
+// openFile opens path for I/O once it is known to lead to a disk or an image: opening
+// another kind of file may have effects.
+func openFile(path string, o Options) (*os.File, unix.Stat_t, error) {
+	var was, is unix.Stat_t
+	if err := unix.Stat(path, &was); err != nil {
+		return nil, is, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	kind := was.Mode & unix.S_IFMT
+	if kind != unix.S_IFBLK && kind != unix.S_IFREG {
+		return nil, is, fmt.Errorf("%s: %w", path, ErrUnsupportedFile)
+	}
+	f, err := os.OpenFile(path, openFlags(o, kind == unix.S_IFBLK), 0)
+	if err != nil {
+		return nil, is, err
+	}
+	if err := unix.Fstat(int(f.Fd()), &is); err != nil {
+		return nil, is, errors.Join(&os.PathError{Op: "stat", Path: path, Err: err}, f.Close())
+	}
+	if is.Mode&unix.S_IFMT != kind {
+		return nil, is, errors.Join(fmt.Errorf("%s: %w: it was replaced just now", path, ErrUnsupportedFile), f.Close())
+	}
+	return f, is, nil
 }
 
 func openFlags(o Options, isDevice bool) int {
@@ -90,6 +123,14 @@ func (d *Device) File() *os.File { return d.f }
 // IsDevice reports whether this is a block device rather than an image file.
 func (d *Device) IsDevice() bool { return d.isDevice }
 
+// Identity tells the block device that is open from every other; zero for an image file.
+func (d *Device) Identity() Identity { return d.id }
+
+// SectorSize returns the logical sector of a block device in bytes, a power of two from
+// 512 on: what direct I/O wants offsets and lengths to be a multiple of. An image file
+// has 512.
+func (d *Device) SectorSize() int { return d.sector }
+
 // Size returns the size in bytes when the device was opened.
 func (d *Device) Size() int64 { return d.size }
 
@@ -109,8 +150,23 @@ func (d *Device) CurrentSize() (int64, error) {
 	return size, nil
 }
 
-// ReadAt reads len(p) bytes at off; see io.ReaderAt.
-func (d *Device) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+// ReadAt reads len(p) bytes at off; see io.ReaderAt. A direct read that is not made of
+// whole sectors is widened, and copied from a buffer of its own.
+func (d *Device) ReadAt(p []byte, off int64) (int, error) {
+	sector := int64(d.sector)
+	end := off + int64(len(p))
+	if !d.direct || (off|end)%sector == 0 {
+		return d.f.ReadAt(p, off)
+	}
+	from := off / sector * sector
+	buf := AlignedBuffer(int((end+sector-1)/sector*sector - from))
+	n, err := d.f.ReadAt(buf, from)
+	n = copy(p, buf[min(off-from, int64(n)):n])
+	if n == len(p) {
+		err = nil
+	}
+	return n, err
+}
 
 // WriteAt writes p at off; see io.WriterAt.
 func (d *Device) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }

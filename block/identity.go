@@ -6,10 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // ErrNotBlockDevice says that a path does not name a block device.
@@ -33,13 +33,17 @@ type Identity struct {
 	Zoned        bool
 }
 
+// Dev returns the number of the device itself.
+func (id Identity) Dev() sysfs.Dev { return sysfs.Dev{Major: id.Major, Minor: id.Minor} }
+
 // IsPartition reports whether the device is a slice of its disk.
 func (id Identity) IsPartition() bool {
 	return id.Major != id.DiskMajor || id.Minor != id.DiskMinor
 }
 
-// Identify reads the identity of the block device at path from sysfs. The error
-// wraps ErrNotBlockDevice when path is something else.
+// Identify reads the identity of the block device that path leads to now. The error
+// wraps ErrNotBlockDevice when path is something else. What is open already is told by
+// Device.Identity.
 func Identify(path string) (Identity, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -48,12 +52,26 @@ func Identify(path string) (Identity, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return Identity{}, fmt.Errorf("identify: %s: %w", path, ErrNotBlockDevice)
 	}
-	id := Identity{Path: path, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}
-	dir, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", id.Major, id.Minor))
+	return identify(path, sysfs.DevOf(st.Rdev))
+}
+
+// IdentifyDev reads the identity of the block device with that number. Path is where
+// the kernel has its node.
+func IdentifyDev(d sysfs.Dev) (Identity, error) {
+	path, err := sysfs.Node(d)
 	if err != nil {
-		return Identity{}, fmt.Errorf("identify: %s: %w", path, err)
+		return Identity{}, fmt.Errorf("identify: %w", err)
 	}
-	if err := id.readSysfs(dir); err != nil {
+	return identify(path, d)
+}
+
+func identify(path string, d sysfs.Dev) (Identity, error) {
+	id := Identity{Path: path, Major: d.Major, Minor: d.Minor}
+	dir, err := filepath.EvalSymlinks(d.Dir())
+	if err == nil {
+		err = id.readSysfs(dir)
+	}
+	if err != nil {
 		return Identity{}, fmt.Errorf("identify: %s: %w", path, err)
 	}
 	return id, nil
@@ -63,53 +81,39 @@ func (id *Identity) readSysfs(dir string) error {
 	disk := dir
 	if exists(filepath.Join(dir, "partition")) {
 		disk = filepath.Dir(dir)
-		start, err := readInt(filepath.Join(dir, "start"))
+		start, err := sysfs.Uint(filepath.Join(dir, "start"))
 		if err != nil {
 			return err
 		}
-		id.Start = start * sysfsSector
+		id.Start = int64(start) * sysfsSector
 	}
 	id.Disk = filepath.Base(disk)
-	size, err := readInt(filepath.Join(dir, "size"))
+	size, err := sysfs.Uint(filepath.Join(dir, "size"))
 	if err != nil {
 		return err
 	}
-	diskSize, err := readInt(filepath.Join(disk, "size"))
+	diskSize, err := sysfs.Uint(filepath.Join(disk, "size"))
 	if err != nil {
 		return err
 	}
-	id.Size, id.DiskSize = size*sysfsSector, diskSize*sysfsSector
-	if seq, err := readInt(filepath.Join(disk, "diskseq")); err == nil {
-		id.DiskSeq = uint64(seq)
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	id.Size, id.DiskSize = int64(size)*sysfsSector, int64(diskSize)*sysfsSector
+	id.DiskSeq, err = sysfs.Uint(filepath.Join(disk, "diskseq"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	zoned, err := os.ReadFile(filepath.Join(disk, "queue", "zoned"))
-	id.Zoned = err == nil && strings.TrimSpace(string(zoned)) != "none"
+	zoned, err := sysfs.Text(filepath.Join(disk, "queue", "zoned"))
+	id.Zoned = err == nil && zoned != "none"
 	id.BioBased = !exists(filepath.Join(disk, "mq"))
-	dev, err := os.ReadFile(filepath.Join(disk, "dev"))
+	text, err := sysfs.Text(filepath.Join(disk, "dev"))
 	if err != nil {
 		return err
 	}
-	if _, err := fmt.Sscanf(string(dev), "%d:%d", &id.DiskMajor, &id.DiskMinor); err != nil {
-		return fmt.Errorf("%s/dev: %q: %w", disk, dev, err)
-	}
-	return nil
+	d, err := sysfs.ParseDev(text)
+	id.DiskMajor, id.DiskMinor = d.Major, d.Minor
+	return err
 }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-func readInt(path string) (int64, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	return n, nil
 }

@@ -59,7 +59,7 @@ func BenchmarkNothingChangedOnOneTebibyte(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := first.Keep(b.Context(), "bench", c.Mark); err != nil {
+	if err := first.Keep(b.Context(), "bench", c.Mark, false); err != nil {
 		b.Fatal(err)
 	}
 	first.Close()
@@ -80,7 +80,7 @@ func BenchmarkNothingChangedOnOneTebibyte(b *testing.B) {
 			b.Fatal(set, err)
 		}
 		c = now
-		if err := l.Keep(b.Context(), "bench", c.Mark); err != nil {
+		if err := l.Keep(b.Context(), "bench", c.Mark, false); err != nil {
 			b.Fatal(err)
 		}
 		if err := l.Close(); err != nil {

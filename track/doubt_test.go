@@ -139,8 +139,7 @@ func TestSkippedCompletionsAreDoubt(t *testing.T) {
 		_, err := third.Changes(t.Context(), mark, "")
 		wantLost(t, err, "in flight")
 	}
-	other.Settle(otherFirst)
-	if err := other.Keep(t.Context(), "mirror", otherFirst); err != nil {
+	if err := other.Keep(t.Context(), "mirror", otherFirst, true); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := third.Changes(t.Context(), otherFirst, ""); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/linux/bpf"
+	"tidemark/linux/sysfs"
 )
 
 const (
@@ -75,7 +76,12 @@ func countsInFlight(disk string) error {
 	if dir == "" || err != nil {
 		return err
 	}
-	_, err = block.ReadCounters("/dev/" + strings.ReplaceAll(disk, "!", "/"))
+	d, err := block.Open(sysfs.DevPath(disk), block.Options{Direct: true})
+	if err != nil {
+		return fmt.Errorf("track: %w", err)
+	}
+	defer d.Close()
+	_, err = d.Counters()
 	if errors.Is(err, block.ErrNoCounters) {
 		return fmt.Errorf("track: whether writes are in flight cannot be told (echo 1 >%s/queue/iostats): %w without its counts: %w", dir, bpf.ErrNotSupported, err)
 	}

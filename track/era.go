@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"time"
 
 	"tidemark/extent"
 )
@@ -293,24 +292,19 @@ func (e *Era) moment(m Mark) (uint64, error) {
 	return at.era, nil
 }
 
-// Drain implements Drainer. It lets go of the snapshot: a copy may take long. The
+// Traits say that changes are named and the ends of writes are not seen.
+func (e *Era) Traits() Traits { return Traits{NamesChanges: true, NeedsDrain: true} }
+
+// Drain implements Tracker. It lets go of the snapshot: a copy may take long. The
 // device is suspended for a moment, by a process of its own: the program's main must
 // do what dmera.Device.Drain says. No filesystem is frozen.
-func (e *Era) Drain(ctx context.Context) (time.Duration, error) {
+func (e *Era) Drain(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.drop(); err != nil {
-		return 0, err
+		return err
 	}
-	return 0, e.kernel.drain(ctx)
-}
-
-// Settle vouches that nothing was in flight at m. Nobody checks: a write that was
-// leaves no trace. Keep then remembers what the source held.
-func (e *Era) Settle(m Mark) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.settled = m
+	return e.kernel.drain(ctx)
 }
 
 // Persist lets go of the snapshot, so that the metadata does not grow, writes down
@@ -326,9 +320,12 @@ func (e *Era) Persist(ctx context.Context) error {
 
 // Keep writes down what tells this metadata from any other. The history itself is
 // kept for ever. The error wraps ErrMarkLost when m is lost already.
-func (e *Era) Keep(_ context.Context, _ string, m Mark) error {
+func (e *Era) Keep(_ context.Context, _ string, m Mark, quiet bool) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if quiet {
+		e.settled = m
+	}
 	if m == "" {
 		return nil
 	}

@@ -86,8 +86,7 @@ func (c *eraMirror) quiet(t *testing.T) Mark {
 	must(t, err)
 	_, err = e.Changes(t.Context(), cut.Mark, "")
 	must(t, err)
-	e.Settle(cut.Mark)
-	must(t, e.Keep(t.Context(), "owner", cut.Mark))
+	must(t, e.Keep(t.Context(), "owner", cut.Mark, true))
 	return cut.Mark
 }
 

@@ -192,7 +192,7 @@ func (c *eraMirror) run(t *testing.T) (incremental bool) {
 	}
 	must(t, err)
 	if c.m.random.IntN(3) > 0 { // else all is left for the freeze
-		_, err = e.Drain(ctx)
+		err = e.Drain(ctx)
 		must(t, err)
 		c.read(todo)
 		todo = extent.Set{}
@@ -226,8 +226,7 @@ func (c *eraMirror) run(t *testing.T) (incremental bool) {
 	}
 	c.m.frozen = false
 	c.m.writes(20)
-	e.Settle(cut.Mark)
-	must(t, e.Keep(ctx, "owner", cut.Mark))
+	must(t, e.Keep(ctx, "owner", cut.Mark, true))
 	c.mark = cut.Mark
 	return incremental
 }

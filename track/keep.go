@@ -6,19 +6,21 @@ import (
 	"time"
 )
 
-// Settle vouches that no write was in flight on the source at m, because it was
-// frozen. Completions missed later then cannot spoil the mark. Keep remembers
-// it.
-func (l *Live) Settle(m Mark) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.settled[m] = true
-}
+// Traits say that changes are named and the ends of writes are seen.
+func (l *Live) Traits() Traits { return Traits{NamesChanges: true} }
+
+// Drain does nothing.
+func (l *Live) Drain(context.Context) error { return nil }
 
 // Keep keeps the history since m for the owner. When there are more than 64
 // owners, the one who did not come for longest loses its mark. The error wraps
 // ErrMarkLost when m is lost already.
-func (l *Live) Keep(ctx context.Context, owner string, m Mark) error {
+func (l *Live) Keep(ctx context.Context, owner string, m Mark, quiet bool) error {
+	if quiet {
+		l.mu.Lock()
+		l.settled[m] = true
+		l.mu.Unlock()
+	}
 	one, err := l.lease(ctx, m)
 	if err != nil {
 		return err

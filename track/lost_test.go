@@ -30,7 +30,7 @@ func tracked(t *testing.T) (opts track.Options, dev, file string, l *track.Live,
 	l = open(t, dev, opts)
 	m = cut(t, l)
 	write(t, dev, 0, 4096, 1)
-	if err := l.Keep(t.Context(), "test", m); err != nil {
+	if err := l.Keep(t.Context(), "test", m, false); err != nil {
 		t.Fatal(err)
 	}
 	return opts, dev, file, l, m
@@ -161,7 +161,7 @@ func TestDamagedStateLosesTheMarks(t *testing.T) {
 					t.Fatal(err)
 				}
 				if name == "leases.json" {
-					if err := l.Keep(t.Context(), "x", m); err == nil {
+					if err := l.Keep(t.Context(), "x", m, false); err == nil {
 						t.Error("Keep wrote over a damaged list")
 					}
 				}

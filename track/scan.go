@@ -37,14 +37,17 @@ func (s *Scan) Changes(_ context.Context, since, _ Mark) (extent.Set, error) {
 	return extent.NewSet(extent.Extent{Len: s.size}), nil
 }
 
-// Settle does nothing.
-func (s *Scan) Settle(Mark) {}
+// Traits say that changes cannot be named.
+func (s *Scan) Traits() Traits { return Traits{} }
+
+// Drain does nothing.
+func (s *Scan) Drain(context.Context) error { return nil }
 
 // Persist does nothing.
 func (s *Scan) Persist(context.Context) error { return nil }
 
 // Keep does nothing: there is no history.
-func (s *Scan) Keep(context.Context, string, Mark) error { return nil }
+func (s *Scan) Keep(context.Context, string, Mark, bool) error { return nil }
 
 // Close does nothing.
 func (s *Scan) Close() error { return nil }

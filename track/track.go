@@ -47,7 +47,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"tidemark/extent"
 )
@@ -95,28 +94,31 @@ type Tracker interface {
 	// changed between two marks; an empty until means now. It writes to no
 	// file. The error wraps ErrMarkLost when the marks cannot be vouched for.
 	Changes(ctx context.Context, since, until Mark) (extent.Set, error)
-	// Settle vouches that no write was in flight on the source at m, because it
-	// stood still: completions missed later cannot spoil the mark. Keep
-	// remembers it.
-	Settle(m Mark)
+	// Traits tell what the tracker can do.
+	Traits() Traits
+	// Drain returns when every write that was queued before the call has ended. A
+	// tracker without Traits.NeedsDrain returns at once.
+	Drain(ctx context.Context) error
 	// Persist gives back the memory that closed epochs hold. Not to be called
 	// while a filesystem is frozen.
 	Persist(ctx context.Context) error
 	// Keep keeps the history since m for the owner, instead of since the
 	// owner's mark before; an empty m ends the owner's claim. Not to be called
-	// while a filesystem is frozen.
-	Keep(ctx context.Context, owner string, m Mark) error
+	// while a filesystem is frozen. With quiet the caller vouches that no write was in
+	// flight on the source at m: completions missed later cannot spoil the mark.
+	Keep(ctx context.Context, owner string, m Mark, quiet bool) error
 	// Close lets go; tracking itself goes on.
 	Close() error
 }
 
-// Drainer is a Tracker that does not see when a write ends. Who copies while the
-// source is in use calls Drain after Cut and before reading: a write that was queued
-// before Cut may not have reached the source, and is named by no later Changes.
-type Drainer interface {
-	Tracker
-	// Drain returns when every write queued before the call has ended, and tells
-	// for how long filesystems were frozen for that. It must not be called while
-	// one on the source is.
-	Drain(ctx context.Context) (frozen time.Duration, err error)
+// Traits say what a tracker can do.
+type Traits struct {
+	// NamesChanges says that Changes can tell less than everything, so that copying
+	// while the source is in use saves work.
+	NamesChanges bool
+	// NeedsDrain says that the tracker does not see when a write ends. Who copies while
+	// the source is in use calls Drain after Cut and before reading: a write that was
+	// queued before Cut may not have reached the source, and is named by no later
+	// Changes.
+	NeedsDrain bool
 }

@@ -8,96 +8,69 @@ import (
 	"time"
 
 	"tidemark/extent"
-	"tidemark/format/sidecar"
 	"tidemark/track"
-	"tidemark/transfer/mirror"
 )
 
 // job is one pair during one run.
 type job struct {
 	*Pair
+	index  int // of the pair, and of its source in the view
 	size   int64
-	update *mirror.Update
+	have   Have
+	traits track.Traits
+	txn    Txn
 	report Report
 
 	start  track.Mark // where a first copy counts from
 	cut    track.Mark // the newest
+	before track.Mark // the cut before; what changed since is not in todo yet
+	doubt  bool       // what was copied before may have changed unseen; see track.Cut
 	todo   extent.Set // what the next pass copies
-	copied extent.Set // since start, or in this run: what a doubt is about
+	copied extent.Set // since start, or in this run: a doubt is about it
 	moment time.Time  // of cut
 
 	written  atomic.Int64
 	progress *watermark // of a first copy
 	filled   bool       // the first copy has been through once
-	finished bool
 }
 
-func newJob(p *Pair, viewKind string) *job {
-	return &job{Pair: p, size: p.Source.Size(), report: Report{
+func newJob(p *Pair, index int, viewKind string) *job {
+	return &job{Pair: p, index: index, size: p.Source.Size(), traits: p.Tracker.Traits(), report: Report{
 		Source: p.Name, Target: p.Target, Tracker: p.Tracker.Kind(), View: viewKind,
 	}}
 }
 
-// live reports whether the tracker can name changes, so that copying before the
-// view is held saves work.
-func (j *job) live() bool {
-	_, scan := j.Tracker.(*track.Scan)
-	return !scan
-}
-
 // begin finds out what the first pass has to copy.
-func (j *job) begin(ctx context.Context, progress func(Event)) error {
-	distrust, err := j.checkTarget(ctx, progress)
+func (j *job) begin(ctx context.Context, tell func(Event)) error {
+	var must extent.Set
+	var err error
+	j.have = j.Sink.Have()
+	if j.txn, must, err = j.Sink.Begin(ctx, j.size, tell); err != nil {
+		return err
+	}
+	if err := j.endEpoch(ctx); err != nil {
+		return err
+	}
+	changes, err := j.since(ctx, j.have.Mark)
 	if err != nil {
 		return err
 	}
-	if j.update, err = j.Store.Begin(j.size, distrust, j.Blank); err != nil {
-		return err
+	j.before, j.doubt = "", false // nothing was copied before the first cut
+	j.plan(changes)
+	if j.report.MarkLost != "" {
+		tell(Event{Text: fmt.Sprintf("%s: %s: comparing all of it", j.Name, j.report.MarkLost)})
 	}
-	if _, err := j.closeEpoch(ctx); err != nil {
-		return err
-	}
-	st := j.Store.State()
-	if j.Stranger {
-		st.Mark = "" // of other bytes, perhaps of the same disk
-	}
-	changes, err := j.since(ctx, track.Mark(st.Mark))
-	if err != nil {
-		return err
-	}
-	j.plan(st, changes)
-	if j.report.MarkLost != "" && st.Mark != "" {
-		progress(Event{Text: fmt.Sprintf("%s: %s: comparing all of it", j.Name, j.report.MarkLost)})
-	}
-	j.todo = j.todo.Union(distrust).Align(st.BlockSize, j.size)
+	j.todo = j.todo.Union(must).Align(j.have.Block, j.size)
 	j.report.Changed = j.todo.Bytes()
-	if st.Complete {
+	if j.have.Complete {
 		return nil
 	}
-	at := j.planCopied(st)
+	at := int64(0)
+	if j.report.Mode == "resume" {
+		at = j.have.Copied
+	}
 	j.progress, j.copied = newWatermark(at), wholeOf(at)
-	return j.Tracker.Keep(ctx, j.Owner, j.start)
-}
-
-// checkTarget returns the blocks of a target that someone else wrote to.
-func (j *job) checkTarget(ctx context.Context, progress func(Event)) (extent.Set, error) {
-	if m := j.Store.Misfit(); !m.Empty() {
-		progress(Event{Text: fmt.Sprintf("%s: it is not %d bytes long, as it should be: setting that right", j.Target, j.Store.State().Size)})
-	}
-	why := j.Store.Suspect()
-	if why == "" {
-		return extent.Set{}, nil
-	}
-	progress(Event{Text: fmt.Sprintf("%s: %s: checking it against its checksums", j.Target, why)})
-	total, done := j.Store.State().Size, int64(0)
-	bad, err := j.Store.Check(ctx, func(n int64) {
-		done += n
-		progress(Event{Phase: "verify", Done: done, Total: total})
-	})
-	if err == nil && !bad.Empty() {
-		progress(Event{Text: fmt.Sprintf("%s: %d bytes were changed by someone else: copying them again", j.Target, bad.Bytes())})
-	}
-	return bad, err
+	return j.Tracker.Keep(ctx, j.Owner, j.start, false)
 }
 
 // since returns the changes since mark; a lost mark leaves the reason in the
@@ -116,74 +89,67 @@ func (j *job) since(ctx context.Context, mark track.Mark) (extent.Set, error) {
 
 // plan sets what the first pass copies, and the mark that a first copy counts
 // from.
-func (j *job) plan(st sidecar.State, changes extent.Set) {
-	whole := wholeOf(j.size)
-	vouched := st.Mark != "" && j.report.MarkLost == "" && st.Size == j.size
+func (j *job) plan(changes extent.Set) {
+	whole, have := wholeOf(j.size), j.have
+	vouched := have.Mark != "" && j.report.MarkLost == "" && have.Size == j.size
 	switch {
-	case st.Complete && vouched:
+	case have.Complete && vouched:
 		j.report.Mode, j.todo = "incremental", changes
-	case st.Complete:
+	case have.Complete:
 		j.report.Mode, j.todo = "scan", whole
 	case vouched:
-		done := extent.Extent{Len: st.Copied}
-		j.report.Mode, j.start = "resume", track.Mark(st.Mark)
+		done := extent.Extent{Len: have.Copied}
+		j.report.Mode, j.start = "resume", have.Mark
 		j.todo = whole.Subtract(extent.NewSet(done)).Union(changes.Clip(done))
 	default:
 		j.report.Mode, j.start, j.todo = "full", j.vouchable(), whole
-		if st.Foreign {
+		if have.Compared {
 			j.report.Mode = "scan"
 		}
 	}
 }
 
-// planCopied returns up to where a first copy already holds what the source held
-// at start or later.
-func (j *job) planCopied(st sidecar.State) int64 {
-	if j.report.Mode == "resume" {
-		return st.Copied
-	}
-	return 0
-}
-
-// closeEpoch makes this moment the newest mark. It reports whether completions
-// may have been missed, so that blocks copied earlier may have changed since.
-func (j *job) closeEpoch(ctx context.Context) (doubt bool, err error) {
+// endEpoch makes this moment the newest mark. It writes to no file and computes
+// nothing: it is called at the instant of a view.
+func (j *job) endEpoch(ctx context.Context) error {
 	cut, err := j.Tracker.Cut(ctx)
 	if err != nil {
-		return false, err
+		return j.lostTrack(err)
 	}
-	j.cut, j.moment = cut.Mark, time.Now()
-	return cut.Doubt, nil
+	if j.before == "" {
+		j.before = j.cut
+	}
+	j.cut, j.moment, j.doubt = cut.Mark, time.Now(), j.doubt || cut.Doubt
+	return nil
 }
 
 // vouchable returns the newest mark if it will be of any use to a later run.
 func (j *job) vouchable() track.Mark {
-	if !j.live() {
+	if !j.traits.NamesChanges {
 		return ""
 	}
 	return j.cut
 }
 
-// next closes the epoch and adds to todo what changed in it.
-func (j *job) next(ctx context.Context) error {
-	last := j.cut
-	doubt, err := j.closeEpoch(ctx)
-	if err != nil {
-		return j.lostTrack(err)
-	}
-	if !j.live() {
-		j.todo = wholeOf(j.size)
+// gather adds to todo what changed in the epochs that were ended since the last call.
+func (j *job) gather(ctx context.Context) error {
+	if !j.traits.NamesChanges {
+		j.todo, j.before = wholeOf(j.size), ""
 		return nil
 	}
-	changes, err := j.Tracker.Changes(ctx, last, j.cut)
+	if j.before == "" {
+		return nil
+	}
+	changes, err := j.Tracker.Changes(ctx, j.before, j.cut)
 	if err != nil {
 		return j.lostTrack(err)
 	}
 	j.report.Changed += changes.Subtract(j.todo).Bytes()
-	if doubt {
+	if j.doubt {
 		changes = changes.Union(j.copied)
 	}
-	j.todo = j.todo.Union(changes.Align(j.Store.State().BlockSize, j.size))
+	j.todo = j.todo.Union(changes.Align(j.have.Block, j.size))
+	j.before, j.doubt = "", false
 	return nil
 }
 
@@ -220,47 +186,31 @@ func (j *job) sameSize() error {
 	return nil
 }
 
+// put hands chunks to the sink.
+func (j *job) put(chunks []Chunk) error {
+	n, err := j.txn.Put(chunks)
+	j.written.Add(n)
+	return err
+}
+
 func (j *job) seal(rep Report) error {
 	mark := j.vouchable()
-	rep.Mark, j.report.Mark = string(mark), string(mark)
-	return j.update.Seal(func(s *sidecar.State) {
-		s.Mark, s.Time, s.Source = string(mark), j.moment, j.Origin
-		s.AddRun(runOf(rep, j.moment))
-	})
+	j.report.Mark = string(mark)
+	return j.txn.Seal(Commit{Mark: mark, Time: j.moment, Run: recordOf(rep, j.moment)})
 }
 
-func (j *job) publish() error {
-	if err := j.update.Publish(); err != nil {
-		return err
-	}
-	j.finished = !j.update.Journaled() // there is nothing to bring to the target
-	j.Tracker.Settle(j.vouchable())
-	return nil
-}
-
-// committed reports whether the update will be finished, if not by this run.
-func (j *job) committed() bool { return j.update != nil && j.update.Committed() }
-
-func (j *job) finish() error {
-	if err := j.update.Finish(); err != nil {
-		return err
-	}
-	j.finished = true
-	return nil
-}
-
-// abort forgets the update, but keeps what a first copy has copied.
+// abort forgets the change, but keeps what a first copy has copied.
 func (j *job) abort(rep Report) error {
-	err := j.update.Abort()
+	var err error
 	if j.progress != nil {
-		return errors.Join(err, j.update.Checkpoint(j.progress.get(), string(j.start), true))
+		err = j.txn.Checkpoint(j.progress.get(), j.start)
 	}
-	return errors.Join(err, j.Store.Record(runOf(rep, time.Now())))
+	return errors.Join(err, j.txn.Abort(recordOf(rep, time.Now())))
 }
 
-func runOf(rep Report, at time.Time) sidecar.Run {
-	return sidecar.Run{
+func recordOf(rep Report, at time.Time) RunRecord {
+	return RunRecord{
 		Time: at, Tracker: rep.Tracker, View: rep.View, Changed: rep.Changed, Read: rep.Read,
-		Written: rep.Written, FrozenMS: rep.FrozenMS, TookMS: rep.TookMS, Outcome: rep.Outcome,
+		Written: rep.Written, Frozen: rep.Frozen, Took: rep.Took, Outcome: rep.Outcome,
 	}
 }

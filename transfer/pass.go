@@ -12,8 +12,6 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
-	"tidemark/transfer/mirror"
 )
 
 const (
@@ -27,6 +25,15 @@ const (
 type batch struct {
 	number  int
 	extents []extent.Extent
+}
+
+// bytes returns the length of all extents together.
+func (b batch) bytes() int64 {
+	var n int64
+	for _, e := range b.extents {
+		n += e.Len
+	}
+	return n
 }
 
 // batches cuts a set into pieces, in ascending order.
@@ -56,16 +63,19 @@ func batches(set extent.Set, blockSize int64, emit func(batch) bool) {
 	flush()
 }
 
-// pass reads a set of extents of one job's source with several goroutines and
-// gives each to put.
+// pass reads a set of extents of a source with several goroutines and gives each to
+// put.
 type pass struct {
-	job       *job
+	source    Source
 	readers   int
 	blockSize int64
 	limit     func(ctx context.Context, n int) error
-	put       func(chunks []mirror.Chunk) error
-	done      func(b batch, bytes int64)
-	read      atomic.Int64
+	// put is given chunks that are valid until it returns, or for good where keep says
+	// so.
+	put  func(chunks []Chunk) error
+	keep bool
+	done func(b batch, bytes int64)
+	read atomic.Int64 // bytes
 }
 
 func (p *pass) run(ctx context.Context, set extent.Set) error {
@@ -87,15 +97,16 @@ func (p *pass) run(ctx context.Context, set extent.Set) error {
 	for range p.readers {
 		group.Go(func() error { return p.reader(ctx, work, int(room)) })
 	}
-	err := group.Wait()
-	p.job.report.Read += p.read.Load()
-	return err
+	return group.Wait()
 }
 
 func (p *pass) reader(ctx context.Context, work <-chan batch, room int) error {
 	var buf []byte
 	for b := range work {
-		if buf == nil {
+		switch {
+		case p.keep:
+			buf = block.AlignedBuffer(int(b.bytes()))
+		case buf == nil:
 			buf = block.AlignedBuffer(room)
 		}
 		if err := p.batch(ctx, b, buf); err != nil {
@@ -106,23 +117,20 @@ func (p *pass) reader(ctx context.Context, work <-chan batch, room int) error {
 }
 
 func (p *pass) batch(ctx context.Context, b batch, buf []byte) error {
-	var bytes int64
-	chunks := make([]mirror.Chunk, len(b.extents))
-	for i, e := range b.extents {
-		chunks[i] = mirror.Chunk{Off: e.Off, Data: buf[bytes : bytes+e.Len]}
-		bytes += e.Len
-	}
+	bytes := b.bytes()
 	if err := p.limit(ctx, int(bytes)); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	if err := p.fetch(chunks); err != nil {
-		return err
-	}
-	for i := range chunks {
-		chunks[i].Sums = sumsOf(chunks[i].Data, p.blockSize)
+	chunks := make([]Chunk, len(b.extents))
+	for i, e := range b.extents {
+		chunks[i] = Chunk{Extent: e}
+		if err := p.fetch(&chunks[i], buf[:e.Len]); err != nil {
+			return err
+		}
+		buf = buf[e.Len:]
 	}
 	if err := p.put(chunks); err != nil {
 		return err
@@ -131,30 +139,28 @@ func (p *pass) batch(ctx context.Context, b batch, buf []byte) error {
 	return nil
 }
 
-// fetch reads the data of all chunks; the holes of an image file are not read.
-func (p *pass) fetch(chunks []mirror.Chunk) error {
-	for _, c := range chunks {
-		data, err := p.job.Source.Data(c.Extent())
-		if err != nil {
+// fetch reads the data of a chunk into buf; the holes of an image file are not read.
+func (p *pass) fetch(c *Chunk, buf []byte) error {
+	data, err := p.source.Data(c.Extent)
+	if err != nil || data.Empty() {
+		return err
+	}
+	if c.Data = buf; data.Bytes() < c.Len {
+		clear(buf)
+	}
+	for _, d := range data.Extents() {
+		at := d.Off - c.Off
+		if err := p.readAt(buf[at:at+d.Len], d.Off); err != nil {
 			return err
 		}
-		if data.Bytes() < int64(len(c.Data)) {
-			clear(c.Data)
-		}
-		for _, d := range data.Extents() {
-			at := d.Off - c.Off
-			if err := p.readAt(c.Data[at:at+d.Len], d.Off); err != nil {
-				return err
-			}
-			p.read.Add(d.Len)
-		}
+		p.read.Add(d.Len)
 	}
 	return nil
 }
 
 // readAt names the block that cannot be read, not only the request it was in.
 func (p *pass) readAt(buf []byte, off int64) error {
-	_, err := p.job.Source.ReadAt(buf, off)
+	_, err := p.source.ReadAt(buf, off)
 	if err == nil {
 		return nil
 	}
@@ -163,24 +169,11 @@ func (p *pass) readAt(buf []byte, off int64) error {
 	}
 	for at := int64(0); at < int64(len(buf)); at += p.blockSize {
 		end := min(at+p.blockSize, int64(len(buf)))
-		if _, err := p.job.Source.ReadAt(buf[at:end], off+at); err != nil {
+		if _, err := p.source.ReadAt(buf[at:end], off+at); err != nil {
 			return fmt.Errorf("read %d bytes at offset %d: %w", end-at, off+at, err)
 		}
 	}
 	return fmt.Errorf("read %d bytes at offset %d: %w", len(buf), off, err)
-}
-
-// sumsOf returns the checksum of each block; that of zeros is zero.
-func sumsOf(data []byte, blockSize int64) []sidecar.Sum {
-	sums := make([]sidecar.Sum, sidecar.Blocks(int64(len(data)), blockSize))
-	for i := range sums {
-		at := int64(i) * blockSize
-		b := data[at:min(at+blockSize, int64(len(data)))]
-		if !block.IsZero(b) {
-			sums[i] = sidecar.SumOf(b)
-		}
-	}
-	return sums
 }
 
 // watermark follows how far from the start a first copy is done without a gap,

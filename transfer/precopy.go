@@ -3,15 +3,11 @@ package transfer
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"tidemark/extent"
-	"tidemark/track"
-	"tidemark/transfer/mirror"
-	"tidemark/view"
 )
 
 const (
@@ -20,57 +16,46 @@ const (
 	// shrink is what a pass must leave at most, of what it was given, for
 	// another one to be worth while.
 	shrink = 0.7
-	// echoShrink is the same for sources that change by being copied: what is left
-	// may be nothing but what the pass itself wrote.
-	echoShrink = 0.1
-	// settled is the time to copy the rest below which no further pass is made.
-	settled = 20 * time.Millisecond
+	// smallRest is the time to copy the rest below which no further pass is made.
+	smallRest = 20 * time.Millisecond
 	// checkpointAge is how long a first copy goes on without being made durable.
 	checkpointAge = 10 * time.Second
 )
 
 // precopy copies what has changed while the source is in use, until the rest is
 // small or stops shrinking. A tracker that cannot name changes makes that
-// useless: everything would be read again while the view is held.
+// useless: everything would be read again from the view.
 func (r *runner) precopy(ctx context.Context) error {
 	for n := 1; ; n++ {
 		before := r.todo()
 		if err := r.copyLive(ctx, n); err != nil {
 			return err
 		}
-		if err := r.settle(ctx); err != nil {
+		if err := r.flush(ctx); err != nil {
 			return err
 		}
 		rest := r.todo()
-		if r.echoes() && float64(rest) > echoShrink*float64(before) {
-			return nil
-		}
-		if rest == 0 || r.speed.time(rest) <= settled || n >= maxPasses || float64(rest) > shrink*float64(before) && n > 1 {
+		if rest == 0 || r.speed.time(rest) <= smallRest || n >= maxPasses || float64(rest) > shrink*float64(before) && n > 1 {
 			return nil
 		}
 	}
 }
 
-// echoes reports whether the source changes by being copied.
-func (r *runner) echoes() bool {
-	return slices.ContainsFunc(r.jobs, func(j *job) bool { return j.Freezes })
-}
-
-// settle has the users of the sources write out what they hold in memory, so that
-// the freeze does not have to, and finds out what that changed.
-func (r *runner) settle(ctx context.Context) error {
+// flush has the users of the sources write out what they hold in memory, so that
+// the view need not wait for it, and finds out what that changed.
+func (r *runner) flush(ctx context.Context) error {
 	live := r.liveJobs()
-	if v, ok := r.o.View.(view.Settler); ok && len(live) > 0 {
-		if err := v.Settle(ctx); err != nil {
-			return err
-		}
+	if len(live) == 0 {
+		return nil
+	}
+	if err := r.o.View.Flush(ctx); err != nil {
+		return err
 	}
 	for _, j := range live {
-		if err := j.next(ctx); err != nil {
-			return fmt.Errorf("%s: %w", j.Name, err)
-		}
-		if err := j.Tracker.Persist(ctx); err != nil {
-			return fmt.Errorf("%s: %w", j.Name, err)
+		for _, step := range []func(context.Context) error{j.endEpoch, j.gather, j.Tracker.Persist} {
+			if err := step(ctx); err != nil {
+				return fmt.Errorf("%s: %w", j.Name, err)
+			}
 		}
 	}
 	return nil
@@ -86,10 +71,11 @@ func (r *runner) todo() int64 {
 	return n
 }
 
+// liveJobs returns the jobs whose trackers can name changes.
 func (r *runner) liveJobs() []*job {
 	var live []*job
 	for _, j := range r.jobs {
-		if j.live() {
+		if j.traits.NamesChanges {
 			live = append(live, j)
 		}
 	}
@@ -107,7 +93,7 @@ func (r *runner) copyLive(ctx context.Context, n int) error {
 	}
 	began := time.Now()
 	for _, j := range jobs {
-		err := r.copyJob(ctx, j, func(bytes int64) {
+		err := r.copyJob(ctx, j, j.Source, func(bytes int64) {
 			done += bytes
 			r.o.Progress(Event{Phase: "copy", Pass: n, Done: done, Total: total})
 		})
@@ -119,22 +105,17 @@ func (r *runner) copyLive(ctx context.Context, n int) error {
 	return nil
 }
 
-// toCopyLive returns the jobs with something to copy, after having waited for the
-// writes that their trackers do not see the end of. That wait is a freeze: what is
-// small enough is left for the last pass.
+// toCopyLive returns the jobs with something to copy, after having drained the sources
+// whose trackers do not see the end of a write. A drain makes users wait: what is small
+// enough is left for the last pass.
 func (r *runner) toCopyLive(ctx context.Context) ([]*job, error) {
 	var jobs []*job
 	for _, j := range r.liveJobs() {
-		if j.todo.Empty() {
+		if j.todo.Empty() || j.traits.NeedsDrain && r.speed.time(j.todo.Bytes()) <= smallRest {
 			continue
 		}
-		if d, ok := j.Tracker.(track.Drainer); ok {
-			if r.speed.time(j.todo.Bytes()) <= settled {
-				continue
-			}
-			frozen, err := d.Drain(ctx)
-			r.frozen += frozen
-			if err != nil {
+		if j.traits.NeedsDrain {
+			if err := j.Tracker.Drain(ctx); err != nil {
 				return nil, fmt.Errorf("%s: %w", j.Name, err)
 			}
 		}
@@ -143,21 +124,16 @@ func (r *runner) toCopyLive(ctx context.Context) ([]*job, error) {
 	return jobs, nil
 }
 
-// copyJob copies all that one job has to do and tells progress, one call at a
-// time, the bytes of each batch.
-func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) error {
-	j.update.NextPass()
+// copyJob copies all that one job has to do from a source to its sink, and tells
+// progress, one call at a time, the bytes of each batch.
+func (r *runner) copyJob(ctx context.Context, j *job, from Source, progress func(int64)) error {
+	j.txn.NextPass()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	group, ctx := errgroup.WithContext(ctx)
 	ended := make(chan finished, r.o.Readers)
 	p := &pass{
-		job: j, readers: r.o.Readers, blockSize: j.Store.State().BlockSize, limit: r.throttle,
-		put: func(chunks []mirror.Chunk) error {
-			n, err := j.update.Put(chunks)
-			j.written.Add(n)
-			return err
-		},
+		source: from, readers: r.o.Readers, blockSize: j.have.Block, limit: r.throttle, put: j.put,
 		done: func(b batch, bytes int64) { ended <- finished{b, bytes} },
 	}
 	group.Go(func() error {
@@ -165,14 +141,16 @@ func (r *runner) copyJob(ctx context.Context, j *job, progress func(int64)) erro
 		return p.run(ctx, j.todo)
 	})
 	group.Go(func() error { return j.follow(ended, r.o.Checkpoint, progress, cancel) })
-	if err := group.Wait(); err != nil {
+	err := group.Wait()
+	j.report.Read += p.read.Load()
+	if err != nil {
 		return err
 	}
 	j.passed(j.todo)
 	return nil
 }
 
-// finished is a batch that is in the mirror.
+// finished is a batch that the sink has.
 type finished struct {
 	batch batch
 	bytes int64
@@ -180,7 +158,7 @@ type finished struct {
 
 // follow counts finished batches, and makes a first copy durable every now and
 // then while the copying goes on. It keeps receiving after an error, so that
-// nobody waits for it.
+// no reader waits for it.
 func (j *job) follow(ended <-chan finished, every int64, progress func(int64), stop context.CancelCauseFunc) error {
 	var err error
 	saved, savedAt := int64(0), time.Now()
@@ -195,7 +173,7 @@ func (j *job) follow(ended <-chan finished, every int64, progress func(int64), s
 		at := j.progress.done(f.batch)
 		if err == nil && (at-saved >= every || at > saved && time.Since(savedAt) >= checkpointAge) {
 			saved, savedAt = at, time.Now()
-			if err = j.update.Checkpoint(at, string(j.start), false); err != nil {
+			if err = j.txn.Checkpoint(at, j.start); err != nil {
 				stop(err)
 			}
 		}
@@ -203,9 +181,9 @@ func (j *job) follow(ended <-chan finished, every int64, progress func(int64), s
 	return err
 }
 
-// throttle keeps to the limit on the bytes read while the source is in use.
+// throttle keeps to the limit on the bytes read while nobody waits.
 func (r *runner) throttle(ctx context.Context, n int) error {
-	if r.o.Limit == nil || r.held && !r.o.Unheld {
+	if r.o.Limit == nil {
 		return nil
 	}
 	for n > 0 {

@@ -1,31 +1,28 @@
-// Package transfer brings mirrors up to date: it asks the tracker what changed,
-// reads it from the source, checks it, and hands it to the mirror.
+// Package transfer brings copies of sources up to date: it asks a tracker what
+// changed, reads that from the source, and hands it to a sink.
 //
-// Run is the whole of it, for one pair of source and mirror or for several that
-// share one instant. It copies what changed while the source is in use, again
-// and again until little is left; then the view makes the source stand still,
-// the trackers' epochs are closed, the rest is copied, and the mirrors commit
-// with the mark of exactly that moment. Everything that could make that untrue
-// (a view that broke, a write while it was held, a tracker that cannot vouch for
-// its answer) ends the run with an error and the mirrors as they were.
+// For most uses, open a source, a tracker, a view provider and a sink, and call [Run];
+// package pairs does that for sources and targets that are named by path.
 //
-// The package writes nothing to the source. Run must not be called twice at once
-// with the same pair.
+// Run copies what changed while the source is in use, pass after pass, until little is
+// left. Then the provider takes a view; at its instant the trackers cut their epochs;
+// the rest is read from the view; and the sinks commit with the mark of exactly that
+// moment. A view that broke, a write since the instant, or a tracker that cannot vouch
+// for its answer ends the run with an error and leaves the sinks as they were.
+//
+// The package writes nothing to a source, and knows no file format and no kind of sink.
+// Run must not be called twice at once with the same pair.
 package transfer
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"golang.org/x/time/rate"
 
-	"tidemark/extent"
-	"tidemark/format/sidecar"
 	"tidemark/track"
-	"tidemark/transfer/mirror"
 	"tidemark/view"
 )
 
@@ -34,57 +31,40 @@ var (
 	// copied within the frozen time that Options allow.
 	ErrNotConverging = errors.New("the rest does not get small enough to be copied within the allowed frozen time")
 	// ErrWrittenWhileHeld says that the source was written to while the view was
-	// held, so that there was no instant to copy.
+	// open, so that there was no instant to copy.
 	ErrWrittenWhileHeld = errors.New("the source was written to while it should have stood still")
 	// ErrResized says that the source changed its size during the run.
 	ErrResized = errors.New("the source changed its size during the run")
 )
 
 // Source is what is read; block.Device is one.
-type Source interface {
-	io.ReaderAt
-	Size() int64                              // bytes, when it was opened
-	CurrentSize() (int64, error)              // bytes, now
-	Data(e extent.Extent) (extent.Set, error) // the parts of e that are not holes
-}
+type Source = view.Source
 
-// Pair is one source and its mirror.
+// Pair is one source and the sink of its copy.
 type Pair struct {
 	Name    string // of the source, for messages
-	Target  string // name of the mirror, for messages and the report
-	Source  Source
+	Target  string // name of the sink, for messages and the report
+	Source  Source // read while it is in use; the view may read another one in its place
 	Tracker track.Tracker
-	Store   *mirror.Store  // Exists must hold: Init has been called if need be
-	Origin  sidecar.Source // what to remember of the source
-	Owner   string         // under which the tracker keeps the mirror's mark
-	// Blank says that Store was made just now, over a target that reads as
-	// zeros.
-	Blank bool
-	// Stranger says that Store is a complete mirror of another source: nothing it
-	// remembers but the content of the target is of use.
-	Stranger bool
-	// Freezes says that the target or its folder lies on a filesystem that
-	// the view freezes: nothing may be written to it while the view is held, and
-	// what is written to it changes the source, so that it is copied as seldom as
-	// can be.
+	Sink    Sink
+	Owner   string // under which the tracker keeps the sink's mark
+	// Freezes says that the sink lies on a filesystem that the view freezes: nothing may
+	// be written to it while users wait.
 	Freezes bool
 }
 
 // Options say how to run. The zero value of each field but View is usable.
 type Options struct {
-	View view.Provider
-	// MaxFreeze is the longest time that the view may be held while the source
-	// is in use; 0 stands for DefaultMaxFreeze.
+	View view.Provider // of the sources, in the order of the pairs
+	// MaxFreeze is the longest time that users of a source may wait for the view;
+	// 0 stands for DefaultMaxFreeze.
 	MaxFreeze time.Duration
-	// ForceFreeze holds the view for as long as it takes.
+	// ForceFreeze lets users wait for as long as the provider does.
 	ForceFreeze bool
-	// Unheld says that holding the view stops nobody (an offline source), so
-	// that MaxFreeze does not apply.
-	Unheld bool
 	// Frozen is for how long the sources were frozen before the run, for its sake;
 	// reports add it.
 	Frozen time.Duration
-	// Limit bounds the bytes read each second while the source is in use.
+	// Limit bounds the bytes read each second while nobody waits for the view.
 	Limit *rate.Limiter
 	// Readers is how many reads are under way at a time; 0 stands for
 	// DefaultReaders.
@@ -92,30 +72,35 @@ type Options struct {
 	// Checkpoint is how many bytes of a first copy a crash may cost; 0 stands
 	// for DefaultCheckpoint.
 	Checkpoint int64
-	// Progress is told what happens; never while the view is held.
+	// HoldBytes bounds what is kept in memory while users wait; 0 stands for
+	// DefaultHoldBytes.
+	HoldBytes int64
+	// Progress is told what happens; never while users wait for the view.
 	Progress func(Event)
 }
 
 const (
-	// DefaultMaxFreeze is how long a view is held at most.
+	// DefaultMaxFreeze is how long users of a source wait at most.
 	DefaultMaxFreeze = 3 * time.Second
 	// DefaultReaders keep a disk's queue filled: most of what changes is small
 	// and scattered, where one request at a time leaves a disk idle.
 	DefaultReaders = 16
 	// DefaultCheckpoint is how many bytes of a first copy a crash costs at most.
 	DefaultCheckpoint = 1 << 30
+	// DefaultHoldBytes is how much is kept in memory while users wait.
+	DefaultHoldBytes = 256 << 20
 )
 
 // Event is one step of a run.
 type Event struct {
-	Phase string // "verify", "copy", "settle", "commit"
+	Phase string // "verify", "copy", "freeze", "commit"
 	Pass  int    // of copy, from 1
 	Done  int64  // bytes of the phase that are done
 	Total int64  // bytes of the phase
 	Text  string // something to tell the user, "" mostly
 }
 
-// Report says what one run did to one mirror.
+// Report says what one run did to one sink.
 type Report struct {
 	Source   string        `json:"source"`
 	Target   string        `json:"target"`
@@ -137,14 +122,10 @@ type Report struct {
 	Outcome  string        `json:"outcome"` // "ok", what went wrong, or "pending: " and that when the next run will finish it
 }
 
-// Run brings the mirrors of all pairs to one instant of their sources. Reports
+// Run brings the sinks of all pairs to one instant of their sources. Reports
 // come in the order of the pairs, also when an error is returned.
 func Run(ctx context.Context, pairs []*Pair, o Options) ([]Report, error) {
-	o = o.withDefaults()
-	r := &runner{o: o, began: time.Now(), frozen: o.Frozen}
-	for _, p := range pairs {
-		r.jobs = append(r.jobs, newJob(p, o.View.Kind()))
-	}
+	r := newRunner(pairs, o)
 	err := r.run(ctx)
 	if err != nil {
 		err = errors.Join(err, r.abort(err))
@@ -162,6 +143,9 @@ func (o Options) withDefaults() Options {
 	if o.Checkpoint <= 0 {
 		o.Checkpoint = DefaultCheckpoint
 	}
+	if o.HoldBytes <= 0 {
+		o.HoldBytes = DefaultHoldBytes
+	}
 	if o.Progress == nil {
 		o.Progress = func(Event) {}
 	}
@@ -169,13 +153,21 @@ func (o Options) withDefaults() Options {
 }
 
 type runner struct {
-	o      Options
-	jobs   []*job
-	began  time.Time
-	held   bool // the view is
-	frozen time.Duration
-	view   view.Report
-	speed  speed
+	o        Options
+	traits   view.Traits
+	jobs     []*job
+	began    time.Time
+	frozen   time.Duration
+	postHook error // of the view that was committed
+	speed    speed
+}
+
+func newRunner(pairs []*Pair, o Options) *runner {
+	r := &runner{o: o.withDefaults(), traits: o.View.Traits(), began: time.Now(), frozen: o.Frozen}
+	for i, p := range pairs {
+		r.jobs = append(r.jobs, newJob(p, i, o.View.Kind()))
+	}
+	return r
 }
 
 func (r *runner) run(ctx context.Context) error {
@@ -201,11 +193,11 @@ func (r *runner) run(ctx context.Context) error {
 func (r *runner) commit(ctx context.Context) error {
 	r.o.Progress(Event{Phase: "commit"})
 	// All are sealed before any is published, and all are published before the
-	// long work of applying begins: what can fail has failed by then.
+	// long work of finishing begins: what can fail has failed by then.
 	for _, step := range []func(*job) error{
 		func(j *job) error { return j.seal(r.report(j, nil)) },
-		(*job).publish,
-		(*job).finish,
+		func(j *job) error { return j.txn.Publish() },
+		func(j *job) error { return j.txn.Finish() },
 	} {
 		for _, j := range r.jobs {
 			if err := step(j); err != nil {
@@ -215,23 +207,23 @@ func (r *runner) commit(ctx context.Context) error {
 	}
 	for _, j := range r.jobs {
 		// The copy is there, whatever happens to the mark: without it the next
-		// run compares.
-		if err := j.Tracker.Keep(context.WithoutCancel(ctx), j.Owner, j.vouchable()); err != nil {
+		// run compares. Nothing was in flight at the mark, which is of the instant.
+		if err := j.Tracker.Keep(context.WithoutCancel(ctx), j.Owner, j.vouchable(), true); err != nil {
 			r.o.Progress(Event{Text: fmt.Sprintf("%s: the next run will compare everything: %v", j.Name, err)})
 		}
 	}
-	if err := r.view.PostHook; err != nil {
-		return fmt.Errorf("the copy is complete, but: %w", err)
+	if r.postHook != nil {
+		return fmt.Errorf("the copy is complete, but: %w", r.postHook)
 	}
 	return nil
 }
 
-// abort leaves every mirror as it was, or a first copy where the next run can go
+// abort leaves every sink as it was, or a first copy where the next run can go
 // on.
 func (r *runner) abort(cause error) error {
 	var errs []error
 	for _, j := range r.jobs {
-		if j.update != nil && !j.committed() {
+		if j.txn != nil && j.txn.State() == TxnOpen {
 			errs = append(errs, j.abort(r.report(j, cause)))
 		}
 	}
@@ -251,12 +243,13 @@ func (r *runner) report(j *job, err error) Report {
 	rep.Written = j.written.Load()
 	rep.Frozen, rep.Took = r.frozen, time.Since(r.began)
 	rep.FrozenMS, rep.TookMS = milliseconds(rep.Frozen), milliseconds(rep.Took)
-	if j.update != nil {
-		rep.Journal = j.update.JournalBytes()
+	state := TxnOpen
+	if j.txn != nil {
+		rep.Journal, state = j.txn.Journaled(), j.txn.State()
 	}
 	switch rep.Outcome = "ok"; {
-	case err == nil || j.finished:
-	case j.committed():
+	case err == nil || state == TxnFinished:
+	case state == TxnCommitted:
 		rep.Outcome = "pending: " + err.Error()
 	default:
 		rep.Outcome = err.Error()

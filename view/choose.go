@@ -1,26 +1,29 @@
 package view
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
 
+	"tidemark/block"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // Choose returns the provider for kind "auto" (or ""), "freeze" or "offline", and
 // in words what was chosen and why. Auto freezes when a writable filesystem is
 // mounted from any of the sources, and otherwise relies on nobody writing; it is
-// refused with ErrUnseen where somebody holds a source who cannot be seen.
+// refused with ErrUnseen where a source has a holder that cannot be seen.
 // "offline" is refused with ErrMounted where a filesystem is mounted, "freeze" with
-// ErrNothingToFreeze where none is; both warn of whom they cannot see, and where
-// that cannot be told, as auto fails.
-func Choose(kind string, o Options) (Provider, string, error) {
+// ErrNothingToFreeze where none is. Where auto would fail because a holder cannot be
+// seen, the other two warn.
+func Choose(ctx context.Context, kind string, o Options) (Provider, string, error) {
 	s, err := look(o.Sources)
 	if err != nil {
 		return nil, "", err
 	}
-	unseen, untold := s.unseen()
+	unseen, untold := s.unseen(ctx)
 	warning := s.warning() + warnUnseen(unseen) + warnUntold(untold)
 	w := s.writable()
 	switch kind {
@@ -47,17 +50,20 @@ func Choose(kind string, o Options) (Provider, string, error) {
 	return nil, "", fmt.Errorf("view: unknown kind %q, want auto, freeze or offline", kind)
 }
 
-// unseen names the devices that somebody holds who cannot be seen; beside an error,
-// as far as that could be told.
-func (s *scene) unseen() ([]string, error) {
+// unseen names the devices whose holders cannot be seen; beside an error, as far as
+// that could be told.
+func (s *scene) unseen(ctx context.Context) ([]string, error) {
 	var all []string
 	var failed error
 	for _, src := range s.sources {
-		hidden, err := s.table.Hidden(src.path)
+		hidden, err := s.table.Hidden(src.name())
 		if err != nil {
 			failed = err
 		}
 		for _, h := range hidden {
+			if h == src.name() {
+				h = src.Path()
+			}
 			if !slices.Contains(all, h) {
 				all = append(all, h)
 			}
@@ -122,12 +128,12 @@ func (s *scene) warning() string {
 // are frozen: a write to them would pass through a filesystem on the sources, and
 // wait for the thaw. Paths need not exist yet; a block device counts as what lies
 // below it.
-func Covered(sources []string, paths ...string) ([]string, error) {
+func Covered(sources []*block.Device, paths ...string) ([]string, error) {
 	s, err := look(sources)
 	if err != nil {
 		return nil, err
 	}
-	frozen := map[mounts.Dev]bool{}
+	frozen := map[sysfs.Dev]bool{}
 	for _, f := range s.filesystems {
 		frozen[f.Dev] = true
 	}

@@ -12,17 +12,20 @@ import (
 	"tidemark/linux/mounts"
 )
 
-// Freeze returns a provider that freezes every filesystem on the sources. Hold
-// writes out what they hold in memory first. Its errors wrap ErrNothingToFreeze,
-// ErrHook, fsfreeze.ErrBusy when somebody else has frozen one, fsfreeze.ErrBroken
-// when freezing alone took longer than allowed, or fsfreeze.ErrNoWatchdog.
+// Freeze returns a provider that freezes every filesystem on the sources, and then
+// writes out the page caches of the sources and of all devices above them. Errors of
+// Take wrap ErrNothingToFreeze, ErrHook, fsfreeze.ErrBusy when another program has
+// frozen one, fsfreeze.ErrBroken when freezing alone took longer than allowed, or
+// fsfreeze.ErrNoWatchdog.
 func Freeze(o Options) Provider { return freezer{o} }
 
 type freezer struct{ o Options }
 
 func (freezer) Kind() string { return "freeze" }
 
-func (p freezer) Hold(ctx context.Context) (Held, error) {
+func (freezer) Traits() Traits { return Traits{Stops: true} }
+
+func (p freezer) Take(ctx context.Context, instant func(context.Context) error) (View, error) {
 	s, err := look(p.o.Sources)
 	if err != nil {
 		return nil, err
@@ -32,31 +35,40 @@ func (p freezer) Hold(ctx context.Context) (Held, error) {
 	}
 	if p.o.Hooks.Pre != "" {
 		// What is quiesced by the hook should not have to wait for old data.
-		if err := syncOnly(ctx, s); err != nil {
+		if err := s.flush(ctx); err != nil {
 			return nil, err
 		}
 	}
-	return withHooks(ctx, p.o, p.hold)
+	return take(ctx, p.o, p.hold, instant)
 }
 
-// Settle implements Settler.
-func (p freezer) Settle(ctx context.Context) error {
+// Flush implements Provider.
+func (p freezer) Flush(ctx context.Context) error {
 	s, err := look(p.o.Sources)
 	if err != nil {
 		return err
 	}
-	if err := syncOnly(ctx, s); err != nil {
+	if err := s.flush(ctx); err != nil {
 		return fmt.Errorf("view: %w", err)
 	}
 	return nil
 }
 
-func syncOnly(ctx context.Context, s *scene) error {
+// flush writes out what filesystems and page caches hold, without freezing anything.
+func (s *scene) flush(ctx context.Context) error {
+	c, err := openCaches(s.table, s.roots())
+	if err != nil {
+		return err
+	}
+	defer c.close()
 	g, err := arm(ctx, s)
 	if err != nil {
 		return err
 	}
-	return errors.Join(g.Sync(ctx), closeUnlessDone(ctx, g))
+	if err := errors.Join(g.Sync(ctx), closeUnlessDone(ctx, g)); err != nil {
+		return err
+	}
+	return c.write()
 }
 
 // closeUnlessDone waits for the watchdog to end, but not when ctx has: it may be
@@ -120,23 +132,32 @@ func (p freezer) freezePatiently(ctx context.Context, s *scene) (*held, error) {
 }
 
 func (p freezer) freeze(ctx context.Context, s *scene) (*held, error) {
+	c, err := openCaches(s.table, s.roots())
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
 	g, err := arm(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	h, err := p.freezeWith(ctx, g, s)
+	h, err := p.freezeWith(ctx, g, s, c)
 	if err != nil {
 		return nil, errors.Join(err, closeUnlessDone(ctx, g))
 	}
 	return h, nil
 }
 
-func (p freezer) freezeWith(ctx context.Context, g *fsfreeze.Guard, s *scene) (*held, error) {
-	if err := g.Sync(ctx); err != nil {
+func (p freezer) freezeWith(ctx context.Context, g *fsfreeze.Guard, s *scene, c caches) (*held, error) {
+	// What is written out now need not be while the filesystems are frozen.
+	if err := errors.Join(g.Sync(ctx), c.write()); err != nil {
 		return nil, err
 	}
 	passed, err := g.Freeze(ctx, p.o.MaxFreeze)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.write(); err != nil {
 		return nil, err
 	}
 	h := &held{guard: g, scene: s, since: g.Still(), report: Report{Swaps: s.swaps}}
@@ -167,8 +188,8 @@ func watchFrozen(s *scene) ([]watch, error) {
 		var w watch
 		var err error
 		switch {
-		case src.image:
-			w, err = watchFile(src.path)
+		case !src.IsDevice():
+			w, err = watchFile(src)
 		case src.swapped:
 			continue
 		default:
@@ -178,7 +199,7 @@ func watchFrozen(s *scene) ([]watch, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("freeze: %s: %w", src.path, err)
+			return nil, fmt.Errorf("freeze: %s: %w", src.Path(), err)
 		}
 		watches = append(watches, w)
 	}
@@ -187,7 +208,7 @@ func watchFrozen(s *scene) ([]watch, error) {
 
 // missed names a filesystem that was mounted, or made writable, between looking
 // and freezing.
-func (h *held) missed(sources []string) (string, error) {
+func (h *held) missed(sources []*block.Device) (string, error) {
 	now, err := look(sources)
 	if err != nil {
 		return "", err

@@ -7,11 +7,13 @@ import (
 	"sync"
 	"time"
 
+	"tidemark/block"
 	"tidemark/linux/fsfreeze"
 )
 
-// held is a view of either kind.
+// held is a view of either kind: the sources themselves are read.
 type held struct {
+	sources []*block.Device
 	since   time.Time
 	watches []watch
 	guard   *fsfreeze.Guard // nil when offline
@@ -24,6 +26,8 @@ type held struct {
 	report Report
 }
 
+func (h *held) Source(i int) Source { return h.sources[i] }
+
 func (h *held) Since() time.Time { return h.since }
 
 func (h *held) Broken() <-chan struct{} {
@@ -33,15 +37,13 @@ func (h *held) Broken() <-chan struct{} {
 	return h.broken
 }
 
-func (h *held) Report() Report { return h.report }
-
-func (h *held) Release() error {
-	h.once.Do(func() { h.err = h.release() })
-	return h.err
+func (h *held) Close() (Report, error) {
+	h.once.Do(func() { h.err = h.close() })
+	return h.report, h.err
 }
 
-// release looks for changes first, while everything still has to stand still.
-func (h *held) release() error {
+// close looks for changes first, while everything still has to stand still.
+func (h *held) close() error {
 	err := h.changes()
 	if h.guard != nil {
 		if thawErr := h.guard.Thaw(); thawErr != nil {
@@ -72,17 +74,29 @@ func (h *held) changes() error {
 	return errors.Join(errs...)
 }
 
-// withHooks runs the pre-hook, makes the view, and sees to it that the post-hook
-// runs whatever happens after the pre-hook was started.
-func withHooks(ctx context.Context, o Options, hold func(context.Context) (*held, error)) (Held, error) {
-	post := func() error { return o.Hooks.RunPost(ctx, o.Sources) }
-	if err := o.Hooks.RunPre(ctx, o.Sources); err != nil {
+// take runs the pre-hook, makes the sources stand still, and calls instant. The
+// post-hook runs whatever happens after the pre-hook was started.
+func take(ctx context.Context, o Options, hold func(context.Context) (*held, error), instant func(context.Context) error) (View, error) {
+	post := func() error { return o.Hooks.RunPost(ctx, pathsOf(o.Sources)) }
+	if err := o.Hooks.RunPre(ctx, pathsOf(o.Sources)); err != nil {
 		return nil, errors.Join(err, post())
 	}
 	h, err := hold(ctx)
 	if err != nil {
 		return nil, errors.Join(err, post())
 	}
-	h.post = post
+	h.post, h.sources = post, o.Sources
+	if err := instant(ctx); err != nil {
+		report, closeErr := h.Close()
+		return nil, errors.Join(err, closeErr, report.PostHook)
+	}
 	return h, nil
+}
+
+func pathsOf(sources []*block.Device) []string {
+	var paths []string
+	for _, s := range sources {
+		paths = append(paths, s.Path())
+	}
+	return paths
 }

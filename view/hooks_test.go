@@ -38,7 +38,7 @@ func wantLogged(t *testing.T, path string, want ...string) {
 func TestHooksRunAroundTheFreeze(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	log := t.TempDir() + "/log"
-	o := sources(dev)
+	o := sources(t, dev)
 	// Both write to the source: they would hang if it were frozen.
 	o.Hooks.Pre = "touch " + dir + "/pre && " + logHook(log, "$TIDEMARK_HOOK:$TIDEMARK_SOURCE")
 	o.Hooks.Post = "touch " + dir + "/post && " + logHook(log, "$TIDEMARK_HOOK:$TIDEMARK_SOURCES")
@@ -58,9 +58,9 @@ func TestHooksRunAroundTheFreeze(t *testing.T) {
 func TestFailingPreHookFreezesNothing(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	log := t.TempDir() + "/log"
-	o := sources(dev)
+	o := sources(t, dev)
 	o.Hooks = view.Hooks{Pre: "echo some reason; echo more >&2; exit 3", Post: logHook(log, "post")}
-	_, err := view.Freeze(o).Hold(t.Context())
+	_, err := view.Freeze(o).Take(t.Context(), anyInstant)
 	if !errors.Is(err, view.ErrHook) || !strings.Contains(err.Error(), "some reason\nmore") || !strings.Contains(err.Error(), "exit status 3") {
 		t.Errorf("hold: %v", err)
 	}
@@ -71,9 +71,9 @@ func TestFailingPreHookFreezesNothing(t *testing.T) {
 func TestPostHookRunsWhenTheFreezeFails(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	log := t.TempDir() + "/log"
-	o := sources(dev)
+	o := sources(t, dev)
 	o.Hooks = view.Hooks{Pre: "fsfreeze --freeze " + dir, Post: "fsfreeze --unfreeze " + dir + " && " + logHook(log, "post")}
-	if _, err := view.Freeze(o).Hold(t.Context()); !errors.Is(err, fsfreeze.ErrBusy) {
+	if _, err := view.Freeze(o).Take(t.Context(), anyInstant); !errors.Is(err, fsfreeze.ErrBusy) {
 		t.Errorf("hold: %v", err)
 	}
 	wantLogged(t, log, "post")
@@ -82,7 +82,7 @@ func TestPostHookRunsWhenTheFreezeFails(t *testing.T) {
 
 func TestFailingPostHookIsReportedWithoutBreakingTheView(t *testing.T) {
 	dev := mountstest.Disk(t, small)
-	o := sources(dev)
+	o := sources(t, dev)
 	o.Hooks.Post = "exit 1"
 	h := hold(t, view.Offline(o))
 	if err := h.Release(); err != nil {
@@ -117,9 +117,9 @@ func wantHookGone(t *testing.T, log string) {
 func TestHangingPreHookIsKilledWithAllItStarted(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	log, end := t.TempDir()+"/log", t.TempDir()+"/end"
-	o := sources(dev)
+	o := sources(t, dev)
 	o.Hooks = view.Hooks{Pre: hangingHook(log), Post: logHook(end, "post"), Limit: 500 * time.Millisecond}
-	_, err := view.Freeze(o).Hold(t.Context())
+	_, err := view.Freeze(o).Take(t.Context(), anyInstant)
 	if !errors.Is(err, view.ErrHook) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("hold: %v", err)
 	}
@@ -131,13 +131,13 @@ func TestHangingPreHookIsKilledWithAllItStarted(t *testing.T) {
 func TestCancelledHookIsKilledAndPostHookStillRuns(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	log, end := t.TempDir()+"/log", t.TempDir()+"/end"
-	o := sources(dev)
+	o := sources(t, dev)
 	o.Hooks = view.Hooks{Pre: hangingHook(log), Post: logHook(end, "post")}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	result := make(chan error, 1)
 	go func() {
-		_, err := view.Freeze(o).Hold(ctx)
+		_, err := view.Freeze(o).Take(ctx, anyInstant)
 		result <- err
 	}()
 	mountstest.Eventually(t, "the hook starts", func() bool { return len(logged(t, log)) > 0 })
@@ -158,15 +158,15 @@ func TestCancelledHookIsKilledAndPostHookStillRuns(t *testing.T) {
 func TestPostHookRunsAlthoughTheContextEnded(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	end := t.TempDir() + "/end"
-	o := sources(dev)
+	o := sources(t, dev)
 	o.Hooks.Post = logHook(end, "post")
 	ctx, cancel := context.WithCancel(t.Context())
-	h, err := view.Freeze(o).Hold(ctx)
+	h, err := view.Freeze(o).Take(ctx, anyInstant)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cancel()
-	if err := h.Release(); err != nil {
+	if _, err := h.Close(); err != nil {
 		t.Error(err)
 	}
 	wantThawed(t, dir)

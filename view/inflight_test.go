@@ -9,6 +9,7 @@ import (
 	"tidemark/block"
 	"tidemark/linux/mounts"
 	"tidemark/linux/mounts/mountstest"
+	"tidemark/linux/sysfs"
 )
 
 // stuckDisk returns a disk that answers no write until thaw is called.
@@ -25,7 +26,7 @@ func stuckDisk(t *testing.T) (dev string, freeze, thaw func()) {
 
 // writeStuck begins a write and returns once it is in flight; ended is closed when
 // it is done.
-func writeStuck(t *testing.T, dev string, at mounts.Dev) (ended chan struct{}) {
+func writeStuck(t *testing.T, dev string, at sysfs.Dev) (ended chan struct{}) {
 	t.Helper()
 	d, err := block.Open(dev, block.Options{Write: true, Direct: true})
 	if err != nil {
@@ -40,7 +41,7 @@ func writeStuck(t *testing.T, dev string, at mounts.Dev) (ended chan struct{}) {
 		}
 	}()
 	mountstest.Eventually(t, "the write is in flight", func() bool {
-		n, err := writesInFlight(at)
+		n, err := sysfs.WritesInFlight(at.Dir())
 		return err == nil && n > 0
 	})
 	return ended
@@ -52,13 +53,18 @@ func TestOfflineSeesAWriteThatIsInFlightTheWholeTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := Offline(Options{Sources: []string{dev}}).Hold(t.Context())
+	d, err := block.Open(dev, block.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	h, err := Offline(Options{Sources: []*block.Device{d}}).Take(t.Context(), func(context.Context) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
 	freeze()
 	ended := writeStuck(t, dev, at)
-	if err := h.Release(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "in flight") {
+	if _, err := h.Close(); !errors.Is(err, ErrBroken) || !strings.Contains(err.Error(), "in flight") {
 		t.Errorf("release: %v", err)
 	}
 	stopped := errors.New("stopped")

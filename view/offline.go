@@ -8,32 +8,34 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"tidemark/block"
-	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // Offline returns a provider that stops nobody: it looks at what the kernel counts
-// before and after, and says when a source was written to. Hold refuses sources
-// with a writable filesystem on them (ErrMounted), sources that somebody holds who
-// cannot be seen (ErrUnseen, unless Options allow it), devices whose writes the
-// kernel does not count, and devices on which writes are always in flight.
+// before and after, and says when a source was written to. Take refuses sources
+// with a writable filesystem on them (ErrMounted), sources whose holder cannot be
+// seen (ErrUnseen, unless Options allow it), devices whose writes the kernel does not
+// count, and devices on which writes are always in flight.
 func Offline(o Options) Provider { return offline{o} }
 
 type offline struct{ o Options }
 
 func (offline) Kind() string { return "offline" }
 
-func (p offline) Hold(ctx context.Context) (Held, error) {
-	if err := p.refuse(); err != nil {
+func (offline) Traits() Traits { return Traits{} }
+
+// Flush implements Provider: nobody uses the sources.
+func (offline) Flush(context.Context) error { return nil }
+
+func (p offline) Take(ctx context.Context, instant func(context.Context) error) (View, error) {
+	if err := p.refuse(ctx); err != nil {
 		return nil, err
 	}
-	return withHooks(ctx, p.o, p.hold)
+	return take(ctx, p.o, p.hold, instant)
 }
 
-// refuse looks for whoever may write to the sources.
-func (p offline) refuse() error {
+// refuse looks for programs that may write to the sources.
+func (p offline) refuse(ctx context.Context) error {
 	s, err := look(p.o.Sources)
 	if err != nil {
 		return err
@@ -44,7 +46,7 @@ func (p offline) refuse() error {
 	if p.o.Unseen {
 		return nil
 	}
-	return refuseUnseen(s.unseen())
+	return refuseUnseen(s.unseen(ctx))
 }
 
 func (p offline) hold(ctx context.Context) (*held, error) {
@@ -52,17 +54,25 @@ func (p offline) hold(ctx context.Context) (*held, error) {
 	if err != nil {
 		return nil, err
 	}
+	c, err := openCaches(s.table, s.roots())
+	if err != nil {
+		return nil, fmt.Errorf("view: offline: %w", err)
+	}
+	defer c.close()
+	if err := c.write(); err != nil {
+		return nil, fmt.Errorf("view: offline: %w", err)
+	}
 	h := &held{report: Report{Swaps: s.swaps}, broken: make(chan struct{})}
 	for _, src := range s.sources {
 		w, err := watchOffline(ctx, src)
 		if err != nil {
-			return nil, fmt.Errorf("view: offline: %s: %w", src.path, err)
+			return nil, fmt.Errorf("view: offline: %s: %w", src.Path(), err)
 		}
 		h.watches = append(h.watches, w)
 	}
 	// One mounted since the first look has the chance to be seen now; a later one
 	// is told by its writes.
-	if err := p.refuse(); err != nil {
+	if err := p.refuse(ctx); err != nil {
 		return nil, err
 	}
 	h.since = time.Now()
@@ -71,16 +81,13 @@ func (p offline) hold(ctx context.Context) (*held, error) {
 
 // watchOffline remembers the state of a source that nobody should write to.
 func watchOffline(ctx context.Context, s source) (watch, error) {
-	if s.image {
-		if err := settle(ctx, s.path); err != nil {
+	if !s.IsDevice() {
+		if err := outlast(ctx, s); err != nil {
 			return nil, err
 		}
-		return watchFile(s.path)
+		return watchFile(s)
 	}
-	if err := flush(s.path); err != nil {
-		return nil, err
-	}
-	if err := idle(ctx, s.dev); err != nil {
+	if err := idle(ctx, s.dev()); err != nil {
 		return nil, err
 	}
 	counted, err := watchDevice(s, true)
@@ -99,11 +106,11 @@ const (
 )
 
 // idle waits until no write is in flight.
-func idle(ctx context.Context, dev mounts.Dev) error {
+func idle(ctx context.Context, dev sysfs.Dev) error {
 	limit := time.NewTimer(idleLimit)
 	defer limit.Stop()
 	for {
-		n, err := writesInFlight(dev)
+		n, err := sysfs.WritesInFlight(dev.Dir())
 		if n == 0 || err != nil {
 			return err
 		}
@@ -120,32 +127,21 @@ func idle(ctx context.Context, dev mounts.Dev) error {
 // watchIdle tells of a write that is in flight, and otherwise what counted tells.
 func watchIdle(s source, counted watch) watch {
 	return func() (string, error) {
-		n, err := writesInFlight(s.dev)
+		n, err := sysfs.WritesInFlight(s.dev().Dir())
 		if err != nil {
 			return "", err
 		}
 		if n > 0 {
-			return fmt.Sprintf("%s: %d writes are in flight", s.path, n), nil
+			return fmt.Sprintf("%s: %d writes are in flight", s.Path(), n), nil
 		}
 		return counted()
 	}
 }
 
-// flush brings what the device's page cache holds to the device, so that it is not
-// counted later.
-func flush(path string) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
-}
-
-// settle waits until a further write to the file would get another time stamp.
-func settle(ctx context.Context, path string) error {
+// outlast waits until a further write to an image would get another time stamp.
+func outlast(ctx context.Context, s source) error {
 	for {
-		st, err := stateOf(path)
+		st, err := stateOf(s.name())
 		if err != nil {
 			return err
 		}
@@ -167,12 +163,12 @@ type watch func() (changed string, err error)
 // watchDevice looks at written sectors, and at discarded ones where those count:
 // a filesystem may have discards of free space under way when it is frozen.
 func watchDevice(s source, discards bool) (watch, error) {
-	before, err := block.ReadCounters(s.path)
+	before, err := s.Counters()
 	if err != nil {
 		return nil, err
 	}
 	return func() (string, error) {
-		after, err := block.ReadCounters(s.path)
+		after, err := s.Counters()
 		if err != nil {
 			return "", err
 		}
@@ -186,12 +182,14 @@ func watchDevice(s source, discards bool) (watch, error) {
 		if len(words) == 0 {
 			return "", nil
 		}
-		return s.path + ": " + strings.Join(words, ", "), nil
+		return s.Path() + ": " + strings.Join(words, ", "), nil
 	}, nil
 }
 
-func watchFile(path string) (watch, error) {
-	before, err := stateOf(path)
+// watchFile compares the image that is open with what its path leads to later.
+func watchFile(s source) (watch, error) {
+	path := s.Path()
+	before, err := stateOf(s.name())
 	if err != nil {
 		return nil, err
 	}

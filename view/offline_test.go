@@ -15,7 +15,7 @@ import (
 func TestOfflineDeviceThatNobodyWritesToStandsStill(t *testing.T) {
 	dev := mountstest.Disk(t, small)
 	write(t, dev, 1<<20)
-	h := hold(t, view.Offline(sources(dev)))
+	h := hold(t, view.Offline(sources(t, dev)))
 	f, err := os.Open(dev)
 	if err != nil {
 		t.Fatal(err)
@@ -35,19 +35,19 @@ func TestOfflineDeviceThatNobodyWritesToStandsStill(t *testing.T) {
 func TestOfflineNamesWhatWasWritten(t *testing.T) {
 	disk, parts := mountstest.Partitioned(t, large, 2)
 	quiet := mountstest.Disk(t, small)
-	h := hold(t, view.Offline(sources(disk, quiet)))
+	h := hold(t, view.Offline(sources(t, disk, quiet)))
 	write(t, parts[0], 4096)
 	err := h.Release()
 	wantBroken(t, err, disk, "8 sectors were written")
 	if err != nil && strings.Contains(err.Error(), quiet) {
 		t.Errorf("%v: names the wrong device", err)
 	}
-	h = hold(t, view.Offline(sources(parts[1])))
+	h = hold(t, view.Offline(sources(t, parts[1])))
 	write(t, parts[0], 4096)
 	if err := h.Release(); err != nil {
 		t.Errorf("written to the sibling: %v", err)
 	}
-	h = hold(t, view.Offline(sources(quiet)))
+	h = hold(t, view.Offline(sources(t, quiet)))
 	mountstest.Run(t, "blkdiscard", "--length", "1M", quiet)
 	wantBroken(t, h.Release(), quiet, "2048 sectors were discarded")
 }
@@ -63,7 +63,7 @@ func TestOfflineSeesPageCacheOfOthersAsTheirWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What was written before is flushed by Hold, and does not count.
-	h := hold(t, view.Offline(sources(dev)))
+	h := hold(t, view.Offline(sources(t, dev)))
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestOfflineImageTellsEveryChange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			image := mountstest.Image(t, 1<<20)
-			h := hold(t, view.Offline(sources(image)))
+			h := hold(t, view.Offline(sources(t, image)))
 			// At once: the clock of time stamps may not have ticked in between.
 			if err := change(image); err != nil {
 				t.Fatal(err)
@@ -103,7 +103,7 @@ func TestOfflineImageTellsEveryChange(t *testing.T) {
 		})
 	}
 	image := mountstest.Image(t, 1<<20)
-	h := hold(t, view.Offline(sources(image)))
+	h := hold(t, view.Offline(sources(t, image)))
 	if _, err := os.ReadFile(image); err != nil {
 		t.Fatal(err)
 	}
@@ -118,17 +118,17 @@ func TestOfflineRefusesWhatIsMountedReadWrite(t *testing.T) {
 	mountstest.Mkfs(t, "ext4", dev)
 	dir := mount(t, dev)
 	for _, path := range []string{dev, image} {
-		_, err := view.Offline(sources(path)).Hold(t.Context())
+		_, err := view.Offline(sources(t, path)).Take(t.Context(), anyInstant)
 		if !errors.Is(err, view.ErrMounted) || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: hold: %v", path, err)
 		}
 	}
 	mountstest.Run(t, "mount", "-o", "remount,ro", dir)
-	h := hold(t, view.Offline(sources(dev)))
+	h := hold(t, view.Offline(sources(t, dev)))
 	if err := h.Release(); err != nil {
 		t.Errorf("mounted read-only: %v", err)
 	}
-	h = hold(t, view.Offline(sources(dev)))
+	h = hold(t, view.Offline(sources(t, dev)))
 	mountstest.Run(t, "mount", "-o", "remount,rw", dir)
 	if err := os.WriteFile(dir+"/new", []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestOfflineRefusesADeviceWhoseWritesAreNotCounted(t *testing.T) {
 	}
 	// The setting stays with the loop device when it is detached.
 	t.Cleanup(func() { os.WriteFile(iostats, []byte("1"), 0) })
-	if _, err := view.Offline(sources(dev)).Hold(t.Context()); err == nil || !strings.Contains(err.Error(), "count") {
+	if _, err := view.Offline(sources(t, dev)).Take(t.Context(), anyInstant); err == nil || !strings.Contains(err.Error(), "count") {
 		t.Errorf("hold: %v", err)
 	}
 }
@@ -155,7 +155,7 @@ func TestChooseSaysWhatAndWhy(t *testing.T) {
 	mountstest.Mkfs(t, "ext4", dev)
 	want := func(kind, provider, words string, wrong error) {
 		t.Helper()
-		p, why, err := view.Choose(kind, sources(dev))
+		p, why, err := view.Choose(t.Context(), kind, sources(t, dev))
 		switch {
 		case wrong != nil:
 			if !errors.Is(err, wrong) {
@@ -177,7 +177,7 @@ func TestChooseSaysWhatAndWhy(t *testing.T) {
 	want("auto", "freeze", "ext4 on "+dir, nil)
 	want("freeze", "freeze", "as asked", nil)
 	want("offline", "", "", view.ErrMounted)
-	if _, _, err := view.Choose("snapshot", sources(dev)); err == nil {
+	if _, _, err := view.Choose(t.Context(), "snapshot", sources(t, dev)); err == nil {
 		t.Error("an unknown kind was accepted")
 	}
 }
@@ -191,7 +191,7 @@ func TestCoveredPathsAreThoseThatWouldWaitForTheThaw(t *testing.T) {
 	nested := mount(t, inner)
 	free := t.TempDir()
 	paths := []string{outer + "/new", free + "/new", nested + "/a/b", inner, dev}
-	covered, err := view.Covered([]string{dev}, paths...)
+	covered, err := view.Covered(sources(t, dev).Sources, paths...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,14 +204,14 @@ func TestCoveredPathsAreThoseThatWouldWaitForTheThaw(t *testing.T) {
 // asks for it is told.
 func wantUnseen(t *testing.T, path, dev string) {
 	t.Helper()
-	_, _, err := view.Choose("auto", sources(path))
+	_, _, err := view.Choose(t.Context(), "auto", sources(t, path))
 	if !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), dev) {
 		t.Errorf("auto on %s: %v", path, err)
 	}
-	if _, err := view.Offline(sources(path)).Hold(t.Context()); !errors.Is(err, view.ErrUnseen) {
+	if _, err := view.Offline(sources(t, path)).Take(t.Context(), anyInstant); !errors.Is(err, view.ErrUnseen) {
 		t.Errorf("hold of %s: %v", path, err)
 	}
-	p, why, err := view.Choose("offline", sources(path))
+	p, why, err := view.Choose(t.Context(), "offline", sources(t, path))
 	if err != nil || !strings.Contains(why, "WARNING: "+dev) {
 		t.Fatalf("offline on %s: %q, %v", path, why, err)
 	}
@@ -242,7 +242,7 @@ func TestLazilyUnmountedFilesystemIsNotOffline(t *testing.T) {
 		t.Fatal(err)
 	}
 	mountstest.Eventually(t, "the filesystem ends", func() bool {
-		_, why, err := view.Choose("auto", sources(dev))
+		_, why, err := view.Choose(t.Context(), "auto", sources(t, dev))
 		return err == nil && strings.Contains(why, "no filesystem is mounted")
 	})
 }
@@ -262,7 +262,7 @@ func TestFilesystemOfANamespaceThatNoProcessShowsIsNotOffline(t *testing.T) {
 	wantUnseen(t, dev, dev)
 	mountstest.Run(t, "umount", keep+"/ns")
 	mountstest.Eventually(t, "the namespace ends", func() bool {
-		_, _, err := view.Choose("auto", sources(dev))
+		_, _, err := view.Choose(t.Context(), "auto", sources(t, dev))
 		return err == nil
 	})
 }
@@ -276,43 +276,51 @@ func TestRawUserBesideAMountedFilesystemIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	if _, _, err := view.Choose("auto", sources(disk)); !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), parts[1]) {
+	if _, _, err := view.Choose(t.Context(), "auto", sources(t, disk)); !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), parts[1]) {
 		t.Errorf("auto: %v", err)
 	}
-	if _, why, err := view.Choose("freeze", sources(disk)); err != nil || !strings.Contains(why, "WARNING: "+parts[1]) {
+	if _, why, err := view.Choose(t.Context(), "freeze", sources(t, disk)); err != nil || !strings.Contains(why, "WARNING: "+parts[1]) {
 		t.Errorf("freeze: %q, %v", why, err)
 	}
-	if _, why, err := view.Choose("auto", sources(parts[0])); err != nil || !strings.Contains(why, dir) {
+	if _, why, err := view.Choose(t.Context(), "auto", sources(t, parts[0])); err != nil || !strings.Contains(why, dir) {
 		t.Errorf("the partition beside it: %q, %v", why, err)
 	}
 }
 
-// As where the cgroup of a container keeps devices shut. Who chooses the view has
-// looked for himself.
-func TestViewChosenByHandDoesNotNeedToClaimTheSource(t *testing.T) {
-	mounted, shut := mountstest.Disk(t, large), mountstest.Disk(t, small)
+// As where the cgroup of a container keeps devices shut. The caller who chooses the
+// view has looked by other means.
+func TestViewChosenByHandDoesNotNeedToClaimWhatIsOnTheSource(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, large, 2)
+	shut := parts[1]
 	var st unix.Stat_t
 	if err := unix.Stat(shut, &st); err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	mountstest.MountAt(t, "none", dir, "-t", "tmpfs", "-o", "nodev")
-	shut = dir + "/shut"
-	if err := unix.Mknod(shut, unix.S_IFBLK|0o600, int(st.Rdev)); err != nil {
+	if err := unix.Mknod(dir+"/shut", unix.S_IFBLK|0o600, int(st.Rdev)); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := view.Choose("auto", sources(shut)); !errors.Is(err, unix.EACCES) {
+	mountstest.MountAt(t, dir+"/shut", shut, "--bind")
+	o := sources(t, disk)
+	if _, _, err := view.Choose(t.Context(), "auto", o); !errors.Is(err, unix.EACCES) {
 		t.Errorf("auto: %v", err)
 	}
-	if _, err := view.Offline(sources(shut)).Hold(t.Context()); !errors.Is(err, unix.EACCES) {
+	if _, err := view.Offline(o).Take(t.Context(), anyInstant); !errors.Is(err, unix.EACCES) {
 		t.Errorf("offline without Choose: %v", err)
 	}
-	if _, why, err := view.Choose("offline", sources(shut)); err != nil || !strings.Contains(why, "WARNING") || !strings.Contains(why, shut) {
-		t.Errorf("offline: %q, %v", why, err)
+	warned := func(kind string) {
+		t.Helper()
+		p, why, err := view.Choose(t.Context(), kind, o)
+		if err != nil || !strings.Contains(why, "WARNING") || !strings.Contains(why, shut) {
+			t.Fatalf("%s: %q, %v", kind, why, err)
+		}
+		if err := hold(t, p).Release(); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
 	}
-	mountstest.Mkfs(t, "ext4", mounted)
-	mount(t, mounted)
-	if _, why, err := view.Choose("freeze", sources(mounted, shut)); err != nil || !strings.Contains(why, "WARNING") || !strings.Contains(why, shut) {
-		t.Errorf("freeze: %q, %v", why, err)
-	}
+	warned("offline")
+	mountstest.Mkfs(t, "ext4", parts[0])
+	mount(t, parts[0])
+	warned("freeze")
 }

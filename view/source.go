@@ -3,58 +3,36 @@ package view
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
+	"tidemark/block"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
-// A source is a block device or an image file, as found when the view was made.
+// A source is an open block device or image file, as found when the view was made.
 type source struct {
-	path  string
-	dev   mounts.Dev // the device; zero for an image file
-	image bool
-	roots []mounts.Dev // the device, or the loop devices over the image
+	*block.Device
+	roots []sysfs.Dev // the device, or the loop devices over the image
 	// swapped says that swap in use lies on it.
 	swapped bool
 }
 
-// findSources looks each path up.
-func findSources(t *mounts.Table, paths []string) ([]source, error) {
-	if len(paths) == 0 {
-		return nil, errors.New("view: no source")
-	}
-	var found []source
-	for _, p := range paths {
-		s, err := findSource(t, p)
-		if err != nil {
-			return nil, fmt.Errorf("view: %w", err)
-		}
-		found = append(found, s)
-	}
-	return found, nil
-}
+// name is a path by which exactly this device or file can be found and opened again,
+// whatever its own path leads to by now.
+func (s source) name() string { return fmt.Sprintf("/proc/self/fd/%d", s.File().Fd()) }
 
-func findSource(t *mounts.Table, path string) (source, error) {
-	s := source{path: path}
-	info, err := os.Stat(path)
-	if err != nil {
-		return s, err
-	}
-	d, err := mounts.DeviceOf(path)
-	switch {
-	case err == nil:
-		s.dev, s.roots = d, []mounts.Dev{d}
+// dev returns the number of a device.
+func (s source) dev() sysfs.Dev { return s.Identity().Dev() }
+
+func findSource(t *mounts.Table, d *block.Device) (source, error) {
+	s := source{Device: d}
+	if d.IsDevice() {
+		s.roots = []sysfs.Dev{d.Identity().Dev()}
 		return s, nil
-	case !errors.Is(err, unix.ENOTBLK):
-		return s, err
-	case !info.Mode().IsRegular():
-		return s, fmt.Errorf("%s: not a block device or image file", path)
 	}
-	s.image = true
-	s.roots, err = t.LoopsOver(path)
+	var err error
+	s.roots, err = t.LoopsOver(s.name())
 	return s, err
 }
 
@@ -66,19 +44,20 @@ type scene struct {
 	swaps       []string
 }
 
-func look(paths []string) (*scene, error) {
+func look(sources []*block.Device) (*scene, error) {
+	if len(sources) == 0 {
+		return nil, errors.New("view: no source")
+	}
 	t, err := mounts.Read()
 	if err != nil {
 		return nil, fmt.Errorf("view: %w", err)
 	}
 	s := &scene{table: t}
-	if s.sources, err = findSources(t, paths); err != nil {
-		return nil, err
-	}
-	var roots []mounts.Dev
-	for i := range s.sources {
-		src := &s.sources[i]
-		roots = append(roots, src.roots...)
+	for _, d := range sources {
+		src, err := findSource(t, d)
+		if err != nil {
+			return nil, fmt.Errorf("view: %w", err)
+		}
 		swaps, err := t.SwapsOn(src.roots...)
 		if err != nil {
 			return nil, fmt.Errorf("view: %w", err)
@@ -89,11 +68,21 @@ func look(paths []string) (*scene, error) {
 				s.swaps = append(s.swaps, a.Path)
 			}
 		}
+		s.sources = append(s.sources, src)
 	}
-	if s.filesystems, err = t.On(roots...); err != nil {
+	if s.filesystems, err = t.On(s.roots()...); err != nil {
 		return nil, fmt.Errorf("view: %w", err)
 	}
 	return s, nil
+}
+
+// roots returns those of all sources.
+func (s *scene) roots() []sysfs.Dev {
+	var all []sysfs.Dev
+	for _, src := range s.sources {
+		all = append(all, src.roots...)
+	}
+	return all
 }
 
 // writable returns the filesystems that can change the sources.

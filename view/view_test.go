@@ -1,6 +1,8 @@
 package view_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -11,15 +13,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/mounts/mountstest"
+	"tidemark/linux/reexec"
 	"tidemark/view"
 )
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
+	reexec.Main(fsfreeze.Watchdog)
 	os.Exit(m.Run())
 }
 
@@ -51,18 +53,46 @@ func mount(t *testing.T, dev string, options ...string) string {
 	return dir
 }
 
-func hold(t *testing.T, p view.Provider) view.Breaker {
+// taken is a view with what Close reports.
+type taken struct {
+	view.View
+	report view.Report
+}
+
+func (v *taken) Release() error {
+	var err error
+	v.report, err = v.Close()
+	return err
+}
+
+func (v *taken) Report() view.Report { return v.report }
+
+// anyInstant is for views of which the instant does not matter.
+func anyInstant(context.Context) error { return nil }
+
+func hold(t *testing.T, p view.Provider) *taken {
 	t.Helper()
-	h, err := p.Hold(t.Context())
+	v, err := p.Take(t.Context(), anyInstant)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { h.Release() })
-	return h.(view.Breaker)
+	t.Cleanup(func() { v.Close() })
+	return &taken{View: v}
 }
 
-func sources(paths ...string) view.Options {
-	return view.Options{Sources: paths, MaxFreeze: time.Minute}
+// sources opens the sources at paths.
+func sources(t *testing.T, paths ...string) view.Options {
+	t.Helper()
+	o := view.Options{MaxFreeze: time.Minute}
+	for _, path := range paths {
+		d, err := block.Open(path, block.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		o.Sources = append(o.Sources, d)
+	}
+	return o
 }
 
 func wantFrozen(t *testing.T, dirs ...string) {
@@ -102,7 +132,7 @@ func TestFreezeStopsAllSourcesAtOnce(t *testing.T) {
 	btrfsDev, btrfs := mounted(t, "btrfs")
 	dirs := []string{ext, xfs, btrfs}
 	before := time.Now()
-	h := hold(t, view.Freeze(sources(extDev, xfsDev, btrfsDev)))
+	h := hold(t, view.Freeze(sources(t, extDev, xfsDev, btrfsDev)))
 	if s := h.Since(); s.Before(before) || s.After(time.Now()) {
 		t.Errorf("since %v, want a moment after %v", s, before)
 	}
@@ -125,13 +155,13 @@ func TestFreezeOfAPartitionLeavesItsSiblingAlone(t *testing.T) {
 	mountstest.Mkfs(t, "ext4", parts[0])
 	mountstest.Mkfs(t, "ext4", parts[1])
 	a, b := mount(t, parts[0]), mount(t, parts[1])
-	h := hold(t, view.Freeze(sources(parts[0])))
+	h := hold(t, view.Freeze(sources(t, parts[0])))
 	wantFrozen(t, a)
 	wantThawed(t, b)
 	if err := h.Release(); err != nil {
 		t.Error(err)
 	}
-	h = hold(t, view.Freeze(sources(disk)))
+	h = hold(t, view.Freeze(sources(t, disk)))
 	wantFrozen(t, a, b)
 	if err := h.Release(); err != nil {
 		t.Error(err)
@@ -150,7 +180,7 @@ func TestFreezeOfNestedFilesystemsDoesNotWaitForItself(t *testing.T) {
 		if err := os.WriteFile(nested+"/data", make([]byte, 1<<20), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		h := hold(t, view.Freeze(sources(dev)))
+		h := hold(t, view.Freeze(sources(t, dev)))
 		wantFrozen(t, nested, outer)
 		if err := h.Release(); err != nil {
 			t.Fatal(err)
@@ -161,7 +191,7 @@ func TestFreezeOfNestedFilesystemsDoesNotWaitForItself(t *testing.T) {
 
 func TestFreezeIsBrokenWhenTheTimeIsUp(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
-	o := sources(dev)
+	o := sources(t, dev)
 	o.MaxFreeze = time.Second
 	h := hold(t, view.Freeze(o))
 	select {
@@ -180,7 +210,7 @@ func TestFreezeIsBrokenWhenTheTimeIsUp(t *testing.T) {
 func TestFrozenByOthersIsBusy(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
 	mountstest.Run(t, "fsfreeze", "--freeze", dir)
-	_, err := view.Freeze(sources(dev)).Hold(t.Context())
+	_, err := view.Freeze(sources(t, dev)).Take(t.Context(), anyInstant)
 	if !errors.Is(err, fsfreeze.ErrBusy) {
 		t.Errorf("hold: %v, want busy", err)
 	}
@@ -193,7 +223,7 @@ func TestWritesPastTheFilesystemBreakTheFreeze(t *testing.T) {
 	disk, parts := mountstest.Partitioned(t, large, 2)
 	mountstest.Mkfs(t, "ext4", parts[0])
 	dir := mount(t, parts[0])
-	h := hold(t, view.Freeze(sources(disk)))
+	h := hold(t, view.Freeze(sources(t, disk)))
 	write(t, parts[1], 8192)
 	wantBroken(t, h.Release(), disk, "16 sectors were written")
 	wantThawed(t, dir)
@@ -216,7 +246,7 @@ func TestFreezeNeedsAWritableFilesystem(t *testing.T) {
 	dev := mountstest.Disk(t, small)
 	refused := func() {
 		t.Helper()
-		if _, err := view.Freeze(sources(dev)).Hold(t.Context()); !errors.Is(err, view.ErrNothingToFreeze) {
+		if _, err := view.Freeze(sources(t, dev)).Take(t.Context(), anyInstant); !errors.Is(err, view.ErrNothingToFreeze) {
 			t.Errorf("hold: %v", err)
 		}
 	}
@@ -234,7 +264,7 @@ func TestFilesystemMountedByTheHookIsFrozenToo(t *testing.T) {
 	a, b := mount(t, parts[0]), t.TempDir()
 	t.Cleanup(func() { mountstest.Unmount(t, b) })
 	mountstest.ThawAtEnd(t, b)
-	o := sources(disk)
+	o := sources(t, disk)
 	o.Hooks.Pre = "mount " + parts[1] + " " + b
 	h := hold(t, view.Freeze(o))
 	wantFrozen(t, a, b)
@@ -258,11 +288,11 @@ func TestCompressedMemoryDiskFreezesAndCounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	dev := "/dev/" + name
-	h := hold(t, view.Offline(sources(dev)))
+	h := hold(t, view.Offline(sources(t, dev)))
 	mountstest.Mkfs(t, "ext4", dev)
 	wantBroken(t, h.Release(), "sectors were written")
 	dir := mount(t, dev)
-	h = hold(t, view.Freeze(sources(dev)))
+	h = hold(t, view.Freeze(sources(t, dev)))
 	wantFrozen(t, dir)
 	if err := h.Release(); err != nil {
 		t.Error(err)
@@ -270,17 +300,93 @@ func TestCompressedMemoryDiskFreezesAndCounts(t *testing.T) {
 	wantThawed(t, dir)
 }
 
-func TestVanishedSourceIsAnError(t *testing.T) {
-	for _, path := range []string{"/dev/does-not-exist", t.TempDir(), "/dev/null"} {
-		for _, kind := range []string{"auto", "freeze", "offline"} {
-			if _, why, err := view.Choose(kind, sources(path)); err == nil {
-				t.Errorf("%s of %s was chosen: %s", kind, path, why)
-			}
+func TestNoSourceIsAnError(t *testing.T) {
+	for _, kind := range []string{"auto", "freeze", "offline"} {
+		if _, why, err := view.Choose(t.Context(), kind, view.Options{}); err == nil {
+			t.Errorf("%s was chosen: %s", kind, why)
 		}
 	}
-	if _, _, err := view.Choose("auto", view.Options{}); err == nil {
-		t.Error("no source at all was accepted")
+}
+
+// The path of a source may lead to another device by the time that a view is taken.
+func TestAViewIsOfTheDeviceThatWasOpened(t *testing.T) {
+	dev, dir := mounted(t, "ext4")
+	other := mountstest.Disk(t, small)
+	link := t.TempDir() + "/disk"
+	if err := os.Symlink(dev, link); err != nil {
+		t.Fatal(err)
 	}
+	o := sources(t, link)
+	if err := errors.Join(os.Remove(link), os.Symlink(other, link)); err != nil {
+		t.Fatal(err)
+	}
+	p, why, err := view.Choose(t.Context(), "auto", o)
+	if err != nil || p.Kind() != "freeze" {
+		t.Fatalf("chose %q, %v", why, err)
+	}
+	h := hold(t, p)
+	wantFrozen(t, dir)
+	write(t, other, 4096)
+	if err := h.Release(); err != nil {
+		t.Errorf("a write to the other device: %v", err)
+	}
+}
+
+// The page cache of a partition holds what a program wrote to it raw, and what a loop
+// device on it wrote; no freeze writes it out, and no read of the disk below sees it.
+func TestWhatPageCachesHoldIsWrittenOutBeforeTheInstant(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, 2*small, 2)
+	loop := mountstest.Attach(t, parts[0])
+	mountstest.Mkfs(t, "ext4", loop)
+	dir := mount(t, loop, "-o", "nobarrier")
+	direct, err := block.Open(disk, block.Options{Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close()
+	p := view.Freeze(sources(t, disk))
+	for _, fill := range []byte{0, 0x5a, 0xa5} {
+		raw, err := os.OpenFile(parts[1], os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		v, err := p.Take(t.Context(), func(context.Context) error {
+			return sameBelow(direct, parts)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := v.Close(); err != nil {
+			t.Error(err)
+		}
+		_, err = raw.WriteAt(slices.Repeat([]byte{fill}, 1<<20), 4096)
+		if err := errors.Join(err, os.WriteFile(dir+"/file", slices.Repeat([]byte{fill}, 1<<20), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// sameBelow compares partitions, as programs see them, with their disk.
+func sameBelow(disk *block.Device, parts []string) error {
+	for _, part := range parts {
+		id, err := block.Identify(part)
+		if err != nil {
+			return err
+		}
+		above, err := os.ReadFile(part)
+		if err != nil {
+			return err
+		}
+		below := block.AlignedBuffer(int(id.Size))
+		if _, err := disk.ReadAt(below, id.Start); err != nil {
+			return err
+		}
+		if !bytes.Equal(above, below) {
+			return errors.New(part + ": its disk does not have what it holds")
+		}
+	}
+	return nil
 }
 
 func TestFreezeIsQuickUnderAWriter(t *testing.T) {
@@ -296,7 +402,7 @@ func TestFreezeIsQuickUnderAWriter(t *testing.T) {
 	})
 	var times []time.Duration
 	for range 10 {
-		h := hold(t, view.Freeze(sources(dev)))
+		h := hold(t, view.Freeze(sources(t, dev)))
 		if err := h.Release(); err != nil {
 			t.Fatal(err)
 		}

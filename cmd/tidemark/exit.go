@@ -157,6 +157,7 @@ func mirrorClasses() []class {
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
 		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
+		{pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
 		{pairs.ErrHoldsOther, exitRefused, "give another target, or overwrite this one with --force"},
 		{pairs.ErrRefused, exitRefused, "give another target"},
 		{pairs.ErrNoMirror, exitError, "give the target of a mirror"},

@@ -16,16 +16,12 @@ import (
 
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
+	"tidemark/linux/reexec"
 	"tidemark/transfer"
 )
 
 func main() {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
-	if dmera.IsStep() {
-		os.Exit(dmera.RunStep())
-	}
+	reexec.Main(fsfreeze.Watchdog, dmera.Step)
 	waitForDisks()
 	os.Exit(called(os.Args, os.Stdout, os.Stderr))
 }

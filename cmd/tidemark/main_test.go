@@ -1,18 +1,16 @@
 package main
 
 import (
-	"os"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"tidemark/linux/fsfreeze"
+	"tidemark/linux/reexec"
 )
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
+	reexec.Main(fsfreeze.Watchdog)
 	programs := map[string]func(){"tidemark": main}
 	for name := range dropIns() {
 		programs[name] = main

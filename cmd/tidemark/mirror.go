@@ -211,7 +211,7 @@ func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.R
 
 func printReports(w io.Writer, reports []transfer.Report) error {
 	for _, rep := range reports {
-		if rep.Outcome == pairs.Planned {
+		if rep.Outcome == transfer.Planned {
 			if err := printPlan(w, rep); err != nil {
 				return err
 			}

@@ -132,7 +132,7 @@ func devOf(n uint64) Dev {
 }
 
 // number is the kernel's huge_encode_dev.
-func (d Dev) number() uint64 {
+func numberOf(d Dev) uint64 {
 	return uint64(d.Minor&0xff) | uint64(d.Major)<<8 | uint64(d.Minor&^0xff)<<12
 }
 

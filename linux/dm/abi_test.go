@@ -119,12 +119,19 @@ func TestStructsHaveNoHiddenPadding(t *testing.T) {
 }
 
 func TestDeviceNumbersAreThoseOfTheKernel(t *testing.T) {
-	for _, d := range []Dev{{8, 1}, {253, 0}, {253, 255}, {253, 256}, {4095, 0xfffff}, {1, 0x12345}} {
-		if got := devOf(d.number()); got != d {
+	for _, d := range []Dev{
+		{Major: 8, Minor: 1},
+		{Major: 253, Minor: 0},
+		{Major: 253, Minor: 255},
+		{Major: 253, Minor: 256},
+		{Major: 4095, Minor: 0xfffff},
+		{Major: 1, Minor: 0x12345},
+	} {
+		if got := devOf(numberOf(d)); got != d {
 			t.Errorf("%v became %v", d, got)
 		}
 	}
-	if n := (Dev{253, 0x123}).number(); n != 0x10fd23 {
+	if n := numberOf(Dev{Major: 253, Minor: 0x123}); n != 0x10fd23 {
 		t.Errorf("%#x, the kernel has 0x10fd23", n)
 	}
 }

@@ -21,7 +21,7 @@ type Entry struct {
 }
 
 // Dev returns the device's number.
-func (e Entry) Dev() Dev { return Dev{e.Major, e.Minor} }
+func (e Entry) Dev() Dev { return Dev{Major: e.Major, Minor: e.Minor} }
 
 // List returns all devices, in the kernel's order.
 func (c *Control) List() ([]Entry, error) {
@@ -78,7 +78,7 @@ func (c *Control) stateFor(r *request) (Info, error) {
 // Find returns the state of the device with a number. The error wraps ErrNotFound
 // when that is another kind of device, or none.
 func (c *Control) Find(major, minor uint32) (Info, error) {
-	dev := Dev{major, minor}
+	dev := Dev{Major: major, Minor: minor}
 	if dev == (Dev{}) {
 		return Info{}, fmt.Errorf("dm: look at %v: %w", dev, ErrNotFound)
 	}

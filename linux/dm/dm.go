@@ -39,6 +39,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"tidemark/linux/sysfs"
 )
 
 // Errors that callers act on.
@@ -63,10 +65,7 @@ type Version struct{ Major, Minor, Patch uint32 }
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
 
 // Dev is the number of a block device.
-type Dev struct{ Major, Minor uint32 }
-
-// String returns the number as sysfs and tables write it, "253:0".
-func (d Dev) String() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
+type Dev = sysfs.Dev
 
 // Info is the state of a device.
 type Info struct {
@@ -86,7 +85,7 @@ type Info struct {
 }
 
 // Dev returns the device's number.
-func (i Info) Dev() Dev { return Dev{i.Major, i.Minor} }
+func (i Info) Dev() Dev { return Dev{Major: i.Major, Minor: i.Minor} }
 
 // Path returns where the device's node is, "/dev/mapper/NAME".
 func (i Info) Path() string { return filepath.Join(mapperDir, kernelNameOf(i.Name)) }

@@ -50,7 +50,7 @@ func entries(all []Entry) []byte {
 	var data []byte
 	for i, e := range all {
 		one := make([]byte, nameEntrySize)
-		put(one, &nameEntry{Dev: e.Dev().number()})
+		put(one, &nameEntry{Dev: numberOf(e.Dev())})
 		one = append(append(one, e.Name...), 0)
 		one = append(one, make([]byte, align(len(one))-len(one)+8)...)
 		binary.NativeEndian.PutUint32(one[len(one)-8:], e.EventNr)

@@ -60,7 +60,7 @@ func (r *request) encode(buf []byte) {
 		TargetCount: r.targets,
 		Flags:       r.flags,
 		EventNr:     r.eventNr,
-		Dev:         r.dev.number(),
+		Dev:         numberOf(r.dev),
 	}
 	copy(h.Name[:], r.kernel)
 	copy(h.UUID[:], r.uuid)

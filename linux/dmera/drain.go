@@ -14,7 +14,7 @@ import (
 // ended. New writes wait meanwhile. No filesystem is frozen.
 //
 // A process of its own suspends and resumes the device; a signal to the caller's process
-// does not end it. The program's main must call RunStep when IsStep. ctx counts only
+// does not end it. The program's main must call reexec.Main with Step. ctx counts only
 // before the process starts.
 func (d *Device) Drain(ctx context.Context) (era.Era, error) {
 	st, err := d.Status(ctx)

@@ -14,9 +14,7 @@
 // It refuses to thaw what somebody else froze, and to freeze without a watchdog.
 // The program's main must begin with
 //
-//	if fsfreeze.IsWatchdog() {
-//		os.Exit(fsfreeze.RunWatchdog())
-//	}
+//	reexec.Main(fsfreeze.Watchdog)
 //
 // A Guard may be used by several goroutines at once, but freezes once.
 package fsfreeze
@@ -38,6 +36,8 @@ var (
 	ErrNotSupported = errors.New("filesystem cannot be frozen")
 	// ErrBroken says that a filesystem did not stay frozen until Thaw.
 	ErrBroken = errors.New("freeze broken")
+	// ErrExpired says that a filesystem thawed because its time was up.
+	ErrExpired = fmt.Errorf("%w: the time was up", ErrBroken)
 	// ErrNoWatchdog says that the watchdog did not come up; nothing was frozen.
 	ErrNoWatchdog = errors.New("no watchdog")
 )

@@ -8,10 +8,11 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/reexec"
 )
 
 // Guard is an armed watchdog and the filesystems in its care.
@@ -19,6 +20,7 @@ type Guard struct {
 	filesystems []Filesystem
 	conn        *os.File
 	process     *exec.Cmd
+	grace       grace         // to be reset in the watchdog's place
 	events      chan report   // from the watchdog; closed when it is gone
 	broken      chan struct{} // closed when a freeze ended without being asked
 	done        chan struct{} // closed when nothing is frozen and nobody is left to reap
@@ -71,9 +73,6 @@ func Arm(ctx context.Context, filesystems []Filesystem) (*Guard, error) {
 
 // start runs this program's own image again: also when its file was replaced.
 func (g *Guard) start() error {
-	if os.Getenv(watchdogEnv) != "" {
-		return errors.New("this program's main does not call RunWatchdog")
-	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -84,14 +83,9 @@ func (g *Guard) start() error {
 	if err := unix.SetNonblock(fds[1], false); err != nil {
 		return errors.Join(os.NewSyscallError("fcntl", err), g.conn.Close())
 	}
-	g.process = &exec.Cmd{
-		Path:        "/proc/self/exe",
-		Args:        []string{os.Args[0], watchdogArg, strconv.Itoa(len(g.filesystems))},
-		Env:         []string{watchdogEnv + "=1"},
-		Dir:         "/",
-		ExtraFiles:  []*os.File{theirs},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
+	g.grace = openGrace(gracePath)
+	g.process = reexec.Command(Watchdog, strconv.Itoa(len(g.filesystems)))
+	g.process.ExtraFiles = []*os.File{theirs}
 	for _, f := range g.filesystems {
 		g.process.ExtraFiles = append(g.process.ExtraFiles, f.Dir)
 	}
@@ -110,7 +104,9 @@ func (g *Guard) keep() {
 	_ = g.process.Wait() // what it has to say, it said on the socket
 	if !left {
 		g.takeOver()
+		g.grace.shorten(false)
 	}
+	g.grace.close()
 	g.mu.Lock()
 	if g.ended.IsZero() {
 		g.ended = time.Now()
@@ -166,7 +162,7 @@ func (g *Guard) note(r report) {
 	case evLeaving:
 		g.ended = time.Now()
 	case evExpired:
-		g.failLocked(fmt.Errorf("fsfreeze: %w: the time was up", ErrBroken), true)
+		g.failLocked(fmt.Errorf("fsfreeze: %w", ErrExpired), true)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/mounts/mountstest"
+	"tidemark/linux/reexec"
 )
 
 // childArg makes the test binary play a program that freezes: childArg, how long
@@ -22,9 +23,7 @@ import (
 const childArg = "freeze-child"
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
+	reexec.Main(fsfreeze.Watchdog)
 	if len(os.Args) > 1 && os.Args[1] == childArg {
 		if err := child(os.Args[2], os.Args[3], os.Args[4:]); err != nil {
 			fmt.Println("error:", err)

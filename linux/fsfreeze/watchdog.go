@@ -1,22 +1,18 @@
 package fsfreeze
 
 import (
-	"os"
-	"os/signal"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/reexec"
 )
 
-// watchdogArg is the first argument of a process that is to be a watchdog.
-const watchdogArg = "tidemark-freeze-watchdog"
-
-// watchdogEnv is set for the watchdog, so that a program that has forgotten to
-// call RunWatchdog does not start itself for ever.
-const watchdogEnv = "TIDEMARK_FREEZE_WATCHDOG"
+// Watchdog is the part of this program that freezes and thaws, for reexec.Main. Its exit
+// status is 0 when everything that was frozen is thawed.
+var Watchdog = reexec.Part{Name: "tidemark-freeze-watchdog", Run: runWatchdog}
 
 // Descriptors that the watchdog is started with.
 const (
@@ -24,20 +20,16 @@ const (
 	firstDirFD = 4
 )
 
-// IsWatchdog says whether this process was started to be a watchdog. Call it
-// before anything else.
-func IsWatchdog() bool {
-	return len(os.Args) == 3 && os.Args[1] == watchdogArg && os.Getenv(watchdogEnv) != ""
-}
-
-// RunWatchdog serves the process that started this one, and returns the exit
-// status for it: 0 when everything that was frozen is thawed.
-func RunWatchdog() int {
-	count, err := strconv.Atoi(os.Args[2])
+// runWatchdog serves the process that started this one.
+func runWatchdog(args []string) int {
+	if len(args) != 1 {
+		return 2
+	}
+	count, err := strconv.Atoi(args[0])
 	if err != nil || count < 0 {
 		return 2
 	}
-	w := &watchdog{conn: connFD, state: make([]state, count)}
+	w := &watchdog{conn: connFD, state: make([]state, count), grace: openGrace(gracePath)}
 	for i := range count {
 		w.dirs = append(w.dirs, firstDirFD+i)
 	}
@@ -56,8 +48,9 @@ const (
 // A watchdog is the whole of the second process. From the moment it is ready it
 // opens no file and writes to nothing but its socket.
 type watchdog struct {
-	conn int
-	dirs []int
+	conn  int
+	dirs  []int
+	grace grace
 
 	mu      sync.Mutex
 	state   []state
@@ -68,21 +61,13 @@ type watchdog struct {
 // harden makes it hard to disturb. Each step is best effort: without one of them
 // the watchdog still works.
 func (w *watchdog) harden() {
-	signal.Ignore(unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE,
-		unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU, unix.SIGUSR1, unix.SIGUSR2)
-	if f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err == nil {
-		f.WriteString("-1000")
-		f.Close()
-	}
-	debug.SetGCPercent(-1)
 	// Every path is walked once with a file that nothing happens to, so that its
 	// code and its threads are there: the socket lies on a filesystem that can
 	// neither be frozen nor thawed.
 	freeze(w.conn)
 	call(w.conn, fiThaw)
 	populateText()
-	// MCL_ONFAULT: the address space is far larger than what is in use.
-	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT)
+	reexec.Harden()
 }
 
 func (w *watchdog) run() int {
@@ -136,6 +121,7 @@ func (w *watchdog) worker(do func() report, done chan<- report) { done <- do() }
 
 // leave says that nothing is frozen any more, if that is so.
 func (w *watchdog) leave() int {
+	w.grace.shorten(false)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.failed {
@@ -186,6 +172,7 @@ func (w *watchdog) syncAll() report {
 // freezeAll freezes in order. One that cannot be frozen at all is passed over;
 // after any other failure the rest is thawed.
 func (w *watchdog) freezeAll() report {
+	w.grace.shorten(true)
 	for i := range w.dirs {
 		errno, more := w.freezeOne(i)
 		if !more {

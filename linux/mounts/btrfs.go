@@ -5,13 +5,15 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"tidemark/linux/sysfs"
 )
 
 // btrfs is one mounted btrfs: its superblock carries an anonymous number, so its
 // devices are told by sysfs alone.
 type btrfs struct {
 	id      string // UUID
-	devices []Dev
+	devices []sysfs.Dev
 }
 
 func (s System) readBtrfs() ([]btrfs, error) {
@@ -41,11 +43,11 @@ func (s System) readBtrfs() ([]btrfs, error) {
 }
 
 // membersOf returns the block devices that a filesystem stores data on.
-func (t *Table) membersOf(f *Filesystem) []Dev {
+func (t *Table) membersOf(f *Filesystem) []sysfs.Dev {
 	if f.Type == "btrfs" {
 		return t.btrfsMembers(f)
 	}
-	var devs []Dev
+	var devs []sysfs.Dev
 	if f.Dev.Major != 0 {
 		devs = append(devs, f.Dev)
 	} else {
@@ -73,7 +75,7 @@ func cutAny(s string, prefixes ...string) (string, bool) {
 // source that cannot be resolved (a node that is not in this root) is taken to be
 // any of those that no other mount has claimed: rather one too many than a write
 // that nobody stopped.
-func (t *Table) btrfsMembers(f *Filesystem) []Dev {
+func (t *Table) btrfsMembers(f *Filesystem) []sysfs.Dev {
 	source := t.sourceDevices(f.Source)
 	if b := t.btrfsOn(source); b != nil {
 		return b.devices
@@ -96,9 +98,9 @@ func (t *Table) btrfsMembers(f *Filesystem) []Dev {
 	return devs
 }
 
-func (t *Table) btrfsOn(devs []Dev) *btrfs {
+func (t *Table) btrfsOn(devs []sysfs.Dev) *btrfs {
 	for i, b := range t.btrfs {
-		if slices.ContainsFunc(devs, func(d Dev) bool { return slices.Contains(b.devices, d) }) {
+		if slices.ContainsFunc(devs, func(d sysfs.Dev) bool { return slices.Contains(b.devices, d) }) {
 			return &t.btrfs[i]
 		}
 	}
@@ -107,14 +109,14 @@ func (t *Table) btrfsOn(devs []Dev) *btrfs {
 
 // sourceDevices resolves the source of a mount, one path or several with colons
 // between them, to block devices. What is no path (tmpfs, a share) has none.
-func (t *Table) sourceDevices(source string) []Dev {
+func (t *Table) sourceDevices(source string) []sysfs.Dev {
 	if !strings.HasPrefix(source, "/") {
 		return nil
 	}
 	if d, ok := t.sourceDevice(source); ok {
-		return []Dev{d}
+		return []sysfs.Dev{d}
 	}
-	var devs []Dev
+	var devs []sysfs.Dev
 	for p := range strings.SplitSeq(source, ":") {
 		if d, ok := t.sourceDevice(p); ok {
 			devs = append(devs, d)
@@ -125,7 +127,7 @@ func (t *Table) sourceDevices(source string) []Dev {
 
 // sourceDevice resolves one path: by its node, else by the kernel's name for it,
 // else by the name that device-mapper has.
-func (t *Table) sourceDevice(path string) (Dev, bool) {
+func (t *Table) sourceDevice(path string) (sysfs.Dev, bool) {
 	if d, err := DeviceOf(path); err == nil {
 		return d, true
 	}
@@ -134,7 +136,7 @@ func (t *Table) sourceDevice(path string) (Dev, bool) {
 	}
 	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys()), "block/dm-*/dm/name"))
 	if err != nil {
-		return Dev{}, false
+		return sysfs.Dev{}, false
 	}
 	for _, p := range names {
 		b, err := os.ReadFile(p)
@@ -145,5 +147,5 @@ func (t *Table) sourceDevice(path string) (Dev, bool) {
 			return n.dev, true
 		}
 	}
-	return Dev{}, false
+	return sysfs.Dev{}, false
 }

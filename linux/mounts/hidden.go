@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // A claim that lasts no longer than this is one of a program that looks: mkfs,
@@ -68,7 +70,7 @@ func (t *Table) Hidden(path string) ([]string, error) {
 
 // hidden returns the path of d when it is held by somebody unseen. An empty path
 // stands for where its node usually is.
-func (t *Table) hidden(d Dev, path string) (string, error) {
+func (t *Table) hidden(d sysfs.Dev, path string) (string, error) {
 	n, err := t.sys.node(d)
 	if err != nil {
 		return "", err
@@ -122,7 +124,7 @@ func (t *Table) explained(n node) (bool, error) {
 
 // user reports whether the table has somebody who holds exactly n.
 func (t *Table) user(n node) (bool, error) {
-	only := map[Dev]bool{n.dev: true}
+	only := map[sysfs.Dev]bool{n.dev: true}
 	for _, f := range t.filesystems {
 		if f.isOn(only) {
 			return true, nil

@@ -7,15 +7,17 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // A loop is an attached loop device.
 type loop struct {
-	dev    Dev
-	name   string // "loop0"
-	path   string // of the backing file, as the kernel last knew it
-	device Dev    // what it lies on, when that is a block device
-	file   Dev    // st_dev of the backing file; zero when not known
+	dev    sysfs.Dev
+	name   string    // "loop0"
+	path   string    // of the backing file, as the kernel last knew it
+	device sysfs.Dev // what it lies on, when that is a block device
+	file   sysfs.Dev // st_dev of the backing file; zero when not known
 	inode  uint64
 }
 
@@ -54,11 +56,11 @@ func (l *loop) identify() {
 	var st unix.Stat_t
 	known := unix.Stat(l.path, &st) == nil
 	if known && st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		l.device = devOf(st.Rdev)
+		l.device = sysfs.DevOf(st.Rdev)
 		return
 	}
 	if known {
-		l.file, l.inode = devOf(st.Dev), st.Ino
+		l.file, l.inode = sysfs.DevOf(st.Dev), st.Ino
 	}
 	f, err := os.OpenFile("/dev/"+l.name, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -69,13 +71,13 @@ func (l *loop) identify() {
 	if err != nil || (known && info.Inode == l.inode) {
 		return
 	}
-	l.file, l.inode = devOf(info.Device), info.Inode
+	l.file, l.inode = sysfs.DevOf(info.Device), info.Inode
 	if known {
 		l.path += deletedSuffix // the path names another file now
 	}
 }
 
-func (t *Table) loopOf(d Dev) *loop {
+func (t *Table) loopOf(d sysfs.Dev) *loop {
 	for i := range t.loops {
 		if t.loops[i].dev == d {
 			return &t.loops[i]
@@ -87,10 +89,10 @@ func (t *Table) loopOf(d Dev) *loop {
 // home returns the filesystem that the backing file lies on; nil when it cannot
 // be told, or when the device lies on another device.
 func (t *Table) home(l *loop) *Filesystem {
-	if l.device != (Dev{}) {
+	if l.device != (sysfs.Dev{}) {
 		return nil
 	}
-	if f := t.byDev(l.file); f != nil && l.file != (Dev{}) {
+	if f := t.byDev(l.file); f != nil && l.file != (sysfs.Dev{}) {
 		return f
 	}
 	f, err := t.of(strings.TrimSuffix(l.path, deletedSuffix))
@@ -102,16 +104,16 @@ func (t *Table) home(l *loop) *Filesystem {
 
 // LoopsOver returns the loop devices whose backing file is the regular file or
 // block device at path.
-func (t *Table) LoopsOver(path string) ([]Dev, error) {
+func (t *Table) LoopsOver(path string) ([]sysfs.Dev, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return nil, fmt.Errorf("mounts: %w", &os.PathError{Op: "stat", Path: path, Err: err})
 	}
-	var devs []Dev
+	var devs []sysfs.Dev
 	for _, l := range t.loops {
-		same := l.inode == st.Ino && l.file == devOf(st.Dev)
+		same := l.inode == st.Ino && l.file == sysfs.DevOf(st.Dev)
 		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
-			same = l.device == devOf(st.Rdev)
+			same = l.device == sysfs.DevOf(st.Rdev)
 		}
 		if same {
 			devs = append(devs, l.dev)

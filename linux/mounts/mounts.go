@@ -19,26 +19,11 @@ package mounts
 import (
 	"fmt"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
-
-// Dev is the number of a block device, or of a filesystem that lies on none.
-type Dev struct{ Major, Minor uint32 }
-
-// String returns the number as sysfs writes it, "8:1".
-func (d Dev) String() string { return fmt.Sprintf("%d:%d", d.Major, d.Minor) }
-
-func devOf(n uint64) Dev { return Dev{Major: unix.Major(n), Minor: unix.Minor(n)} }
-
-func parseDev(s string) (Dev, error) {
-	var d Dev
-	if _, err := fmt.Sscanf(strings.TrimSpace(s), "%d:%d", &d.Major, &d.Minor); err != nil {
-		return Dev{}, fmt.Errorf("device number %q: %w", s, err)
-	}
-	return d, nil
-}
 
 // System says where the kernel's view of itself is mounted. The zero value is
 // this machine; a container that has the host's trees elsewhere names them.
@@ -57,11 +42,14 @@ func orDefault(s, d string) string {
 	return s
 }
 
+// Dev is the number of a block device, or of a filesystem that lies on none.
+type Dev = sysfs.Dev
+
 // Filesystem is one mounted superblock, however often it is mounted.
 type Filesystem struct {
 	// Dev is what mountinfo shows. It is an anonymous number for a btrfs, and
 	// never equals st_dev of its files there.
-	Dev Dev
+	Dev sysfs.Dev
 	// Type is the kernel's name, "ext4".
 	Type string
 	// Source is the device as given to mount.
@@ -73,7 +61,7 @@ type Filesystem struct {
 	// process's namespace first. Never empty.
 	Mounts []Mount
 	// Members are the block devices that it stores data on.
-	Members []Dev
+	Members []sysfs.Dev
 
 	options string // of the superblock
 	order   int    // position in mount order
@@ -105,13 +93,13 @@ func (f Filesystem) String() string {
 
 // DeviceOf returns the number of the block device at path. The error wraps
 // unix.ENOTBLK when path is something else.
-func DeviceOf(path string) (Dev, error) {
+func DeviceOf(path string) (sysfs.Dev, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
-		return Dev{}, fmt.Errorf("mounts: %w", &os.PathError{Op: "stat", Path: path, Err: err})
+		return sysfs.Dev{}, fmt.Errorf("mounts: %w", &os.PathError{Op: "stat", Path: path, Err: err})
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return Dev{}, fmt.Errorf("mounts: %s: %w", path, unix.ENOTBLK)
+		return sysfs.Dev{}, fmt.Errorf("mounts: %s: %w", path, unix.ENOTBLK)
 	}
-	return devOf(st.Rdev), nil
+	return sysfs.DevOf(st.Rdev), nil
 }

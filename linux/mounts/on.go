@@ -9,16 +9,18 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
-func (f *Filesystem) isOn(set map[Dev]bool) bool {
-	return slices.ContainsFunc(f.Members, func(d Dev) bool { return set[d] })
+func (f *Filesystem) isOn(set map[sysfs.Dev]bool) bool {
+	return slices.ContainsFunc(f.Members, func(d sysfs.Dev) bool { return set[d] })
 }
 
 // stack returns every device that stores its data on one of devs, counting the
 // loop devices whose backing file lies on a filesystem there.
-func (t *Table) stack(devs []Dev) (map[Dev]bool, error) {
-	set := map[Dev]bool{}
+func (t *Table) stack(devs []sysfs.Dev) (map[sysfs.Dev]bool, error) {
+	set := map[sysfs.Dev]bool{}
 	for _, d := range devs {
 		if err := t.above(d, set); err != nil {
 			return nil, fmt.Errorf("mounts: %w", err)
@@ -49,7 +51,7 @@ func (t *Table) stack(devs []Dev) (map[Dev]bool, error) {
 // (through a loop device) before that one, and otherwise the last mounted first.
 // Thaw in the opposite order. A partition does not bring in the filesystems of
 // the other partitions; a whole disk brings in all.
-func (t *Table) On(devs ...Dev) ([]Filesystem, error) {
+func (t *Table) On(devs ...sysfs.Dev) ([]Filesystem, error) {
 	set, err := t.stack(devs)
 	if err != nil {
 		return nil, err
@@ -99,8 +101,8 @@ func (t *Table) freezeOrder(list []*Filesystem) ([]Filesystem, error) {
 
 // through adds the filesystems that a write to device d passes through: those of
 // the files behind loop devices, and what is below them.
-func (t *Table) through(d Dev, set map[*Filesystem]bool) error {
-	devs := map[Dev]bool{}
+func (t *Table) through(d sysfs.Dev, set map[*Filesystem]bool) error {
+	devs := map[sysfs.Dev]bool{}
 	if err := t.below(d, devs); err != nil {
 		return err
 	}
@@ -234,7 +236,7 @@ func (t *Table) ofDescriptor(fd int) (*Filesystem, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
-	if f := t.byMount(id, devOf(st.Dev)); f != nil {
+	if f := t.byMount(id, sysfs.DevOf(st.Dev)); f != nil {
 		return f, nil
 	}
 	return nil, fmt.Errorf("mount %d is not in the table: %w", id, unix.ESTALE)

@@ -12,6 +12,7 @@ import (
 
 	"tidemark/linux/mounts"
 	"tidemark/linux/mounts/mountstest"
+	"tidemark/linux/sysfs"
 )
 
 const (
@@ -28,7 +29,7 @@ func read(t *testing.T) *mounts.Table {
 	return table
 }
 
-func device(t *testing.T, path string) mounts.Dev {
+func device(t *testing.T, path string) sysfs.Dev {
 	t.Helper()
 	d, err := mounts.DeviceOf(path)
 	if err != nil {
@@ -40,7 +41,7 @@ func device(t *testing.T, path string) mounts.Dev {
 // pointsOn returns the first mountpoint of each filesystem on the devices.
 func pointsOn(t *testing.T, table *mounts.Table, devs ...string) []string {
 	t.Helper()
-	var numbers []mounts.Dev
+	var numbers []sysfs.Dev
 	for _, d := range devs {
 		numbers = append(numbers, device(t, d))
 	}
@@ -219,7 +220,7 @@ func wantOn(t *testing.T, file *os.File, f mounts.Filesystem) {
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		t.Fatal(err)
 	}
-	if got := (mounts.Dev{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}); got != f.Dev {
+	if got := (sysfs.Dev{Major: unix.Major(st.Dev), Minor: unix.Minor(st.Dev)}); got != f.Dev {
 		t.Errorf("%s is on device %s, want %s", file.Name(), got, f.Dev)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // ErrUnreachable says that every mountpoint of a filesystem is covered by another
@@ -66,7 +68,7 @@ func (f Filesystem) openAt(path string, ours func(mountID int) bool) (*os.File, 
 	}
 	kind := st.Mode & unix.S_IFMT
 	switch {
-	case !ours(id), f.Type != "btrfs" && devOf(st.Dev) != f.Dev:
+	case !ours(id), f.Type != "btrfs" && sysfs.DevOf(st.Dev) != f.Dev:
 		return nil, &os.PathError{Op: "open", Path: path, Err: errCovered}
 	case kind != unix.S_IFDIR && kind != unix.S_IFREG:
 		return nil, &os.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}

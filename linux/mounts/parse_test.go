@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tidemark/linux/sysfs"
 )
 
 func TestEveryMagicIsFoundWhereTheTableSaysIt(t *testing.T) {
@@ -178,7 +180,7 @@ func (f fakeSys) read(mountinfo string) *Table {
 	return table
 }
 
-func (f fakeSys) wantOn(table *Table, number Dev, want ...string) {
+func (f fakeSys) wantOn(table *Table, number sysfs.Dev, want ...string) {
 	f.t.Helper()
 	on, err := table.On(number)
 	if err != nil {
@@ -198,14 +200,14 @@ func TestHoldersAreFollowedThroughRAIDPartitionsAndMaps(t *testing.T) {
 	table := f.read("1 0 8:1 / /boot rw - ext4 /dev/sda1 rw\n" +
 		"2 0 252:0 / / rw - xfs /dev/mapper/vg-root rw,logdev=/dev/sda3\n" +
 		"3 0 0:22 / /sys rw - sysfs sysfs rw\n")
-	f.wantOn(table, Dev{8, 0}, "/", "/boot")
-	f.wantOn(table, Dev{8, 1}, "/boot")
-	f.wantOn(table, Dev{8, 2}, "/")
-	f.wantOn(table, Dev{8, 3}, "/") // as log, and through the overlap
-	f.wantOn(table, Dev{8, 16}, "/")
-	f.wantOn(table, Dev{9, 0}, "/")
-	f.wantOn(table, Dev{252, 0}, "/")
-	swaps, err := table.SwapsOn(Dev{8, 16})
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 0}, "/", "/boot")
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 1}, "/boot")
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 2}, "/")
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 3}, "/") // as log, and through the overlap
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 16}, "/")
+	f.wantOn(table, sysfs.Dev{Major: 9, Minor: 0}, "/")
+	f.wantOn(table, sysfs.Dev{Major: 252, Minor: 0}, "/")
+	swaps, err := table.SwapsOn(sysfs.Dev{Major: 8, Minor: 16})
 	if err != nil || len(swaps) != 1 {
 		t.Errorf("swap over the RAID: %v, %v", swaps, err)
 	}
@@ -213,9 +215,9 @@ func TestHoldersAreFollowedThroughRAIDPartitionsAndMaps(t *testing.T) {
 
 func TestOverlappingUsersCount(t *testing.T) {
 	f := newFakeSys(t)
-	f.wantOn(f.read("1 0 8:3 / /over rw - ext4 /dev/sda3 rw\n"), Dev{8, 2}, "/over")
-	f.wantOn(f.read("1 0 8:3 / /over rw - ext4 /dev/sda3 rw\n"), Dev{8, 1})
-	f.wantOn(f.read("1 0 8:0 / /whole rw - vfat /dev/sda rw\n"), Dev{8, 1}, "/whole")
+	f.wantOn(f.read("1 0 8:3 / /over rw - ext4 /dev/sda3 rw\n"), sysfs.Dev{Major: 8, Minor: 2}, "/over")
+	f.wantOn(f.read("1 0 8:3 / /over rw - ext4 /dev/sda3 rw\n"), sysfs.Dev{Major: 8, Minor: 1})
+	f.wantOn(f.read("1 0 8:0 / /whole rw - vfat /dev/sda rw\n"), sysfs.Dev{Major: 8, Minor: 1}, "/whole")
 }
 
 func TestBtrfsWithoutANodeInThisRootIsTakenForAnyUnclaimed(t *testing.T) {
@@ -223,13 +225,13 @@ func TestBtrfsWithoutANodeInThisRootIsTakenForAnyUnclaimed(t *testing.T) {
 	f.link("sys/devices/sdb", "sys/fs/btrfs/one/devices/sdb")
 	f.link("sys/devices/sda/sda1", "sys/fs/btrfs/two/devices/sda1")
 	table := f.read("1 0 0:40 / /b rw - btrfs /dev/sda1 rw\n2 0 0:41 / /c rw - btrfs /dev/gone rw\n")
-	f.wantOn(table, Dev{8, 1}, "/b")
-	f.wantOn(table, Dev{8, 16}, "/c")
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 1}, "/b")
+	f.wantOn(table, sysfs.Dev{Major: 8, Minor: 16}, "/c")
 }
 
 func TestVanishedDeviceIsAnError(t *testing.T) {
 	f := newFakeSys(t)
-	if on, err := f.read("").On(Dev{8, 99}); err == nil {
+	if on, err := f.read("").On(sysfs.Dev{Major: 8, Minor: 99}); err == nil {
 		t.Errorf("a device that is not there has %v on it", on)
 	}
 }

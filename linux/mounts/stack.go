@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"tidemark/linux/sysfs"
 )
 
 // sector is the unit of offsets and sizes in sysfs, whatever the disk's own.
@@ -13,12 +15,12 @@ const sector = 512
 
 // A node is one block device in sysfs.
 type node struct {
-	dev       Dev
+	dev       sysfs.Dev
 	dir       string // real path of its folder
 	partition bool
 }
 
-func (s System) node(d Dev) (node, error) {
+func (s System) node(d sysfs.Dev) (node, error) {
 	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys(), "dev/block", d.String()))
 	if err != nil {
 		return node{}, fmt.Errorf("device %s: %w", d, err)
@@ -38,7 +40,7 @@ func nodeAt(dir string) (node, error) {
 	if err != nil {
 		return node{}, err
 	}
-	d, err := parseDev(string(b))
+	d, err := sysfs.ParseDev(string(b))
 	if err != nil {
 		return node{}, fmt.Errorf("%s: %w", dir, err)
 	}
@@ -129,8 +131,8 @@ func readNumber(path string) (int64, error) {
 // Above returns d and every device that a write to changes d: partitions and
 // devices made of it or of one above it, those that share bytes with it, loop
 // devices over these. Loop devices over files on its filesystems are not meant.
-func (t *Table) Above(d Dev) (map[Dev]bool, error) {
-	set := map[Dev]bool{}
+func (t *Table) Above(d sysfs.Dev) (map[sysfs.Dev]bool, error) {
+	set := map[sysfs.Dev]bool{}
 	if err := t.above(d, set); err != nil {
 		return nil, fmt.Errorf("mounts: %w", err)
 	}
@@ -142,7 +144,7 @@ func (t *Table) Above(d Dev) (map[Dev]bool, error) {
 
 // above adds to set the device d and everything that stores its data there:
 // partitions, holders, loop devices over it, and so on upwards.
-func (t *Table) above(d Dev, set map[Dev]bool) error {
+func (t *Table) above(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	if set[d] {
 		return nil
 	}
@@ -177,7 +179,7 @@ func (t *Table) above(d Dev, set map[Dev]bool) error {
 
 // overlapping adds what shares bytes with a partition without being above it:
 // the whole disk, when that is used directly, and partitions laid over it.
-func (t *Table) overlapping(d Dev, set map[Dev]bool) error {
+func (t *Table) overlapping(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	n, err := t.sys.node(d)
 	if err != nil || !n.partition {
 		return err
@@ -211,7 +213,7 @@ func (t *Table) overlapping(d Dev, set map[Dev]bool) error {
 
 // below adds to set everything that a write to d passes through: its disk, its
 // slaves, and what a loop device lies on if that is a device.
-func (t *Table) below(d Dev, set map[Dev]bool) error {
+func (t *Table) below(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	if set[d] {
 		return nil
 	}
@@ -234,7 +236,7 @@ func (t *Table) below(d Dev, set map[Dev]bool) error {
 		}
 		under = append(under, disk)
 	}
-	if l := t.loopOf(d); l != nil && l.device != (Dev{}) {
+	if l := t.loopOf(d); l != nil && l.device != (sysfs.Dev{}) {
 		under = append(under, node{dev: l.device})
 	}
 	for _, u := range under {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"tidemark/linux/sysfs"
 )
 
 // Swap is a swap area in use. A freeze does not stop it: the kernel writes to a
@@ -68,7 +70,7 @@ func unescapeOctal(s string) string {
 
 // SwapsOn returns the swap areas in use on the devices, directly or through what
 // is stacked on them, as files or as devices.
-func (t *Table) SwapsOn(devs ...Dev) ([]Swap, error) {
+func (t *Table) SwapsOn(devs ...sysfs.Dev) ([]Swap, error) {
 	set, err := t.stack(devs)
 	if err != nil {
 		return nil, err
@@ -82,7 +84,7 @@ func (t *Table) SwapsOn(devs ...Dev) ([]Swap, error) {
 	return on, nil
 }
 
-func (t *Table) swapIsOn(s Swap, set map[Dev]bool) bool {
+func (t *Table) swapIsOn(s Swap, set map[sysfs.Dev]bool) bool {
 	if s.File {
 		f, err := t.of(s.Path)
 		return err == nil && f != nil && f.isOn(set)

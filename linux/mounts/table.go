@@ -13,6 +13,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // Table is what was mounted, and which swap areas were in use, when it was read.
@@ -78,7 +80,7 @@ func (t *Table) addMounts(r io.Reader, pid int) error {
 		return err
 	}
 	for _, m := range infos {
-		dev := Dev{uint32(m.Major), uint32(m.Minor)}
+		dev := sysfs.Dev{Major: uint32(m.Major), Minor: uint32(m.Minor)}
 		f := t.byDev(dev)
 		if f == nil {
 			f = &Filesystem{
@@ -98,7 +100,7 @@ func readOnly(options string) bool {
 	return first == "ro"
 }
 
-func (t *Table) byDev(d Dev) *Filesystem {
+func (t *Table) byDev(d sysfs.Dev) *Filesystem {
 	for _, f := range t.filesystems {
 		if f.Dev == d {
 			return f
@@ -109,7 +111,7 @@ func (t *Table) byDev(d Dev) *Filesystem {
 
 // byMount finds the filesystem of a mount, by its id where that is known and by
 // the number of the device where the mount belongs to a namespace that is not.
-func (t *Table) byMount(id int, dev Dev) *Filesystem {
+func (t *Table) byMount(id int, dev sysfs.Dev) *Filesystem {
 	for _, f := range t.filesystems {
 		for _, m := range f.Mounts {
 			if m.ID == id {

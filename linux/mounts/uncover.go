@@ -8,6 +8,8 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // uncover opens a filesystem whose mountpoint is covered by another mount. It
@@ -82,7 +84,7 @@ func (f Filesystem) chain(m Mount) (keep map[int]bool, target int, err error) {
 	var found *mountinfo.Info
 	for _, i := range infos {
 		byID[i.ID] = i
-		if i.Mountpoint == m.Point && (Dev{uint32(i.Major), uint32(i.Minor)}) == f.Dev {
+		if i.Mountpoint == m.Point && (sysfs.Dev{Major: uint32(i.Major), Minor: uint32(i.Minor)}) == f.Dev {
 			found = i
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // Use is who else uses a block device or a file. The zero value is nobody.
@@ -73,12 +75,12 @@ func (t *Table) UseOf(path string) (Use, error) {
 }
 
 // holders names the devices that are made of d, or of its partitions.
-func (t *Table) holders(d Dev, loops []Dev) ([]string, error) {
+func (t *Table) holders(d sysfs.Dev, loops []sysfs.Dev) ([]string, error) {
 	var names []string
 	for _, l := range loops {
 		names = append(names, t.loopOf(l).name)
 	}
-	if d == (Dev{}) {
+	if d == (sysfs.Dev{}) {
 		return names, nil
 	}
 	n, err := t.sys.node(d)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"tidemark/linux/fsfreeze"
+	"tidemark/linux/reexec"
 )
 
 // runs is how many incremental runs each case makes. CI makes few; the numbers in
@@ -17,9 +18,7 @@ var runs = flag.Int("runs", defaultRuns, "incremental runs of each stress case")
 const defaultRuns = 4
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
+	reexec.Main(fsfreeze.Watchdog)
 	flag.Parse()
 	if os.Geteuid() != 0 {
 		os.Stderr.WriteString("these tests attach devices and freeze filesystems: run them as root\n")

@@ -30,39 +30,6 @@ func wantRoom(t *testing.T, f finished, at string) {
 	}
 }
 
-// A mirror on its own source changes the source by being written, so that each
-// run has about twice as much to copy as the one before. That works until there is
-// little room left.
-func TestMirrorOnItsOwnSourceEnds(t *testing.T) {
-	dir := scratch(t)
-	p := newProgram(t, dir)
-	dev := loop(t, dir, 2*diskSize)
-	at := mount(t, "ext4", dev, dir)
-	count := writer(t, at)
-	image := filepath.Join(at, "mirror.img")
-	fill(t, filepath.Join(at, "file"), 0, 8*mib)
-	for i := range 6 {
-		f := p.run(t, "mirror", dev, image)
-		full := f.code == exitError && strings.Contains(f.err, "too little room is left")
-		if f.code != exitOK && (i == 0 || f.code != exitNoConverge && !full) {
-			t.Fatalf("exit code %d\n%s", f.code, f.err)
-		}
-		if !strings.Contains(f.err, "lies on a filesystem of the source") {
-			t.Errorf("it is not told that this is no place for a mirror:\n%s", f.err)
-		}
-		t.Logf("exit code %d", f.code)
-		wantRoom(t, f, at)
-		wantWritable(t, count, thawLimit)
-		if f.code == exitOK {
-			p.exits(t, exitOK, nil, "verify", image)
-			must(t, "e2fsck", "-fn", image)
-		}
-		if full {
-			return
-		}
-	}
-}
-
 // What is kept beside a device lies in the state folder, by default on the root
 // filesystem, which may be the source.
 func TestStateFolderOnTheSourceDoesNotFillIt(t *testing.T) {

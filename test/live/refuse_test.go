@@ -3,6 +3,7 @@ package live_test
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -12,7 +13,9 @@ func TestTargetsThatWouldHarmAreRefusedAndUntouched(t *testing.T) {
 	p := newProgram(t, dir)
 	part := partitioned(t, dir, diskSize)
 	disk := part[:len(part)-len("p2")]
-	mount(t, "ext4", part, dir)
+	at := mount(t, "ext4", part, dir)
+	own := filepath.Join(at, "own.img")
+	must(t, "truncate", "--size", strconv.Itoa(diskSize), own)
 	must(t, "mkfs.ext4", "-q", "-F", disk+"p1")
 	image := filepath.Join(dir, "source.img")
 	link := filepath.Join(dir, "link")
@@ -38,6 +41,8 @@ func TestTargetsThatWouldHarmAreRefusedAndUntouched(t *testing.T) {
 		{"a device made of a device made of the source", disk, overOver, "lies on it"},
 		{"a device over the file that is the source", image, overOver, "lies on it"},
 		{"a mounted device", part, used, "mounted"},
+		{"an image on the source", part, filepath.Join(at, "new.img"), "lies on a filesystem of the source"},
+		{"a device over an image on the source", part, loopOver(t, own), "lies on a filesystem of the source"},
 		{"the file of a mounted device", part, filepath.Join(other, "source.img"), "refused"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

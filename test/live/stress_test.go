@@ -29,22 +29,23 @@ type witness struct {
 }
 
 type witnessed struct {
-	view.Breaker
+	view.View
 	w *witness
 }
 
-func (w *witness) Hold(ctx context.Context) (view.Held, error) {
-	held, err := w.Provider.Hold(ctx)
+func (w *witness) Take(ctx context.Context, instant func(context.Context) error) (view.View, error) {
+	v, err := w.Provider.Take(ctx, instant)
 	if err != nil {
 		return nil, err
 	}
-	return &witnessed{Breaker: held.(view.Breaker), w: w}, nil
+	return &witnessed{View: v, w: w}, nil
 }
 
-func (h *witnessed) Release() error {
-	saw, err := readAll(h.w.path)
-	h.w.saw = saw // of the last view that was held, which is the one copied from
-	return errors.Join(err, h.Breaker.Release())
+func (v *witnessed) Close() (view.Report, error) {
+	saw, err := readAll(v.w.path)
+	v.w.saw = saw // of the last view that was taken, which is the one copied from
+	report, closeErr := v.View.Close()
+	return report, errors.Join(err, closeErr)
 }
 
 // fingerprint is a hash of each piece of a device.
@@ -108,13 +109,14 @@ func (r *rig) run(t *testing.T) transfer.Report {
 	}
 	defer source.Close()
 	opts := r.track
-	drained := view.Options{Sources: []string{r.source}}
+	sources := []*block.Device{source}
 	opts.Drain = func(ctx context.Context) error {
-		held, err := view.Freeze(drained).Hold(ctx)
+		v, err := view.Freeze(view.Options{Sources: sources}).Take(ctx, func(context.Context) error { return nil })
 		if err != nil {
 			return err
 		}
-		return held.Release()
+		_, err = v.Close()
+		return err
 	}
 	live, err := track.OpenLive(ctx, r.source, opts)
 	if err != nil {
@@ -147,9 +149,10 @@ func (r *rig) run(t *testing.T) transfer.Report {
 			t.Fatal(err)
 		}
 	}
-	w := &witness{path: r.source, Provider: view.Freeze(view.Options{Sources: []string{r.source}, MaxFreeze: time.Minute})}
+	w := &witness{path: r.source, Provider: view.Freeze(view.Options{Sources: sources, MaxFreeze: time.Minute})}
 	reports, err := transfer.Run(ctx, []*transfer.Pair{{
-		Name: r.source, Target: r.image, Source: source, Tracker: live, Store: store, Owner: "stress", Blank: blank,
+		Name: r.source, Target: r.image, Source: source, Tracker: live, Owner: "stress",
+		Sink: &mirror.Sink{Store: store, Name: r.image, Blank: blank},
 	}}, transfer.Options{View: w, MaxFreeze: time.Minute})
 	if err != nil {
 		t.Fatal(err)

@@ -202,8 +202,8 @@ func (h *history) next(ctx context.Context, store *mirror.Store, disk *block.Dev
 	want := h.contents[h.newest]
 	_, err := transfer.Run(ctx, []*transfer.Pair{{
 		Name: "source", Target: "target", Source: still(want), Tracker: track.NewScan(content.Size),
-		Store: store, Origin: sidecar.Source{Path: "source"},
-	}}, transfer.Options{View: nobody{}, Unheld: true})
+		Sink: &mirror.Sink{Store: store, Name: "target", Origin: sidecar.Source{Path: "source"}},
+	}}, transfer.Options{View: nobody{still(want)}})
 	if err != nil {
 		return fmt.Errorf("the next run: %w", err)
 	}
@@ -238,12 +238,22 @@ func (s still) CurrentSize() (int64, error)              { return int64(len(s)),
 func (s still) Data(e extent.Extent) (extent.Set, error) { return extent.NewSet(e), nil }
 
 // nobody is the view of a source that nobody writes to.
-type nobody struct{}
+type nobody struct{ source still }
 
-func (nobody) Kind() string                            { return "offline" }
-func (nobody) Hold(context.Context) (view.Held, error) { return nobodyHeld{time.Now()}, nil }
+func (nobody) Kind() string                { return "offline" }
+func (nobody) Traits() view.Traits         { return view.Traits{} }
+func (nobody) Flush(context.Context) error { return nil }
 
-type nobodyHeld struct{ since time.Time }
+func (n nobody) Take(ctx context.Context, instant func(context.Context) error) (view.View, error) {
+	return nobodyHeld{n, time.Now()}, instant(ctx)
+}
 
-func (h nobodyHeld) Since() time.Time { return h.since }
-func (nobodyHeld) Release() error     { return nil }
+type nobodyHeld struct {
+	nobody
+	since time.Time
+}
+
+func (h nobodyHeld) Source(int) view.Source    { return h.source }
+func (h nobodyHeld) Since() time.Time          { return h.since }
+func (nobodyHeld) Broken() <-chan struct{}     { return nil }
+func (nobodyHeld) Close() (view.Report, error) { return view.Report{}, nil }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +12,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/sidecar"
+	"tidemark/linux/sysfs"
 )
 
 // ErrBusy says that another run holds the mirror.
@@ -156,7 +156,7 @@ func (d Disk) Reserve(e extent.Extent) error {
 // Fingerprint implements Target.
 func (d Disk) Fingerprint() (sidecar.Target, error) {
 	if d.IsDevice() {
-		return deviceFingerprint(d.Path(), d.Size())
+		return deviceFingerprint(d.Device)
 	}
 	info, err := d.File().Stat()
 	if err != nil {
@@ -167,23 +167,19 @@ func (d Disk) Fingerprint() (sidecar.Target, error) {
 
 // deviceFingerprint tells no more than the size of a device whose writes nobody
 // counts.
-func deviceFingerprint(path string, size int64) (sidecar.Target, error) {
-	id, err := block.Identify(path)
+func deviceFingerprint(d *block.Device) (sidecar.Target, error) {
+	boot, err := sysfs.BootID()
 	if err != nil {
 		return sidecar.Target{}, err
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return sidecar.Target{}, err
-	}
-	c, err := block.ReadCounters(path)
+	c, err := d.Counters()
 	if errors.Is(err, block.ErrNoCounters) {
-		return sidecar.Target{Size: size}, nil
+		return sidecar.Target{Size: d.Size()}, nil
 	}
 	if err != nil {
 		return sidecar.Target{}, err
 	}
 	return sidecar.Target{
-		Size: size, BootID: strings.TrimSpace(string(boot)), DiskSeq: id.DiskSeq, Written: c.Written + c.Discarded,
+		Size: d.Size(), BootID: boot, DiskSeq: d.Identity().DiskSeq, Written: c.Written + c.Discarded,
 	}, nil
 }

@@ -82,6 +82,11 @@ func (s *Store) finish() error {
 	if err := drain(r); err != nil {
 		return damaged(err)
 	}
+	// The run may have ended before its rename was durable: a power cut after the
+	// first write would bring back the name of a journal that nobody finishes.
+	if err := s.folder.Sync(); err != nil {
+		return err
+	}
 	// Nobody knows what happened to the target since the crash.
 	if err := s.apply(f, finishedLater); err != nil {
 		return err

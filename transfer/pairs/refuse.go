@@ -8,48 +8,60 @@ import (
 	"tidemark/block"
 	"tidemark/format/sidecar"
 	"tidemark/linux/mounts"
-	"tidemark/transfer/mirror"
+	"tidemark/linux/sysfs"
 )
 
-// refuse returns an error wrapping ErrRefused when the target must not be written
-// to, and one of package sidecar's when what is known of it cannot be read. With
-// overwrite only what would destroy something in use is refused.
-func (t *target) refuse(src *source, sources []*source, overwrite bool) error {
-	if t.exists {
-		if err := t.refuseUsed(sources); err != nil {
+// judge finds out what a target is to its source, and refuses (ErrRefused) what must
+// not be lost. With overwrite nothing is refused that this target holds, but only what
+// does not fit. The error is one of package sidecar's when what is known of the target
+// cannot be read.
+func (t *target) judge(src *source, overwrite bool) error {
+	if t.device && t.size < src.Size() {
+		return fmt.Errorf("target: %s: %w: it has %d bytes, %s has %d", t.path, ErrTooSmall, t.size, src.Path(), src.Size())
+	}
+	st, origin := t.state, src.origin()
+	switch known := t.stateErr == nil; {
+	case known && !overwrite:
+		if err := t.refuseOther(src); err != nil {
 			return err
 		}
+	case known:
+	case !errors.Is(t.stateErr, ErrNoMirror):
+		if t.is = unusable; overwrite && cannotBeUsed(t.stateErr) {
+			return nil
+		}
+		return fmt.Errorf("target: %s: %w", t.path, t.stateErr)
+	case t.empty():
+		t.is = fresh
+		return nil
+	default:
+		if t.is = foreign; overwrite {
+			return nil
+		}
+		return t.refuseForeign(src)
 	}
-	st, err := readState(t.folder)
+	same := sameOrigin(st.Source, origin)
 	switch {
-	case errors.Is(err, ErrNoMirror):
-		t.foreign = t.exists && !t.empty()
-		return t.refuseForeign(src, overwrite)
-	case err != nil && overwrite && spoilt(err):
-		t.rebuild = true
-		return nil
-	case err != nil:
-		return fmt.Errorf("target: %s: %w", t.path, err)
+	case t.empty() && st.Size > 0 && (st.Complete || st.Copied > 0):
+		t.is = gone
+	case !st.Complete && (!same || st.Size != src.Size()):
+		t.is = restarts
+	case !st.Complete:
+		t.is = unfinished
+	case !same:
+		t.is = otherOrigin
+	default:
+		t.is = ours
 	}
-	pending, err := mirror.PendingAfter(t.folder, st)
-	if err != nil || pending {
-		return nil // opening it finishes that, or says why not; what it then is, is judged again
-	}
-	return t.judge(src, st, overwrite)
-}
-
-// judge refuses, or notes, what is the mirror of another source.
-func (t *target) judge(src *source, st sidecar.State, overwrite bool) error {
-	if overwrite {
-		t.stranger = !sameOrigin(st.Source, src.origin())
-		return nil
-	}
-	return t.refuseOther(src, st)
+	return nil
 }
 
 // refuseUsed protects the sources from being written to, and whoever uses the
 // target.
 func (t *target) refuseUsed(sources []*source) error {
+	if !t.exists {
+		return nil
+	}
 	table, err := mounts.Read()
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
@@ -85,7 +97,7 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	if src.IsDevice() && overlaps(src.id, t.id) {
 		return true, nil
 	}
-	roots := []mounts.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
+	roots := []sysfs.Dev{{Major: src.id.Major, Minor: src.id.Minor}}
 	if !src.IsDevice() {
 		var err error
 		if roots, err = table.LoopsOver(src.Path()); err != nil {
@@ -94,17 +106,26 @@ func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
 	}
 	for _, root := range roots {
 		above, err := table.Above(root)
-		if err != nil || above[mounts.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
+		if err != nil || above[sysfs.Dev{Major: t.id.Major, Minor: t.id.Minor}] {
 			return true, err
 		}
 	}
 	return false, nil
 }
 
+// overlaps reports whether two devices share bytes of one disk.
+func overlaps(a, b block.Identity) bool {
+	return a.DiskMajor == b.DiskMajor && a.DiskMinor == b.DiskMinor &&
+		a.Start < b.Start+b.Size && b.Start < a.Start+a.Size
+}
+
 // refuseForeign protects what is not a mirror of ours: a device with a filesystem,
 // or an image that cannot be an older copy of the source because its size differs.
-func (t *target) refuseForeign(src *source, overwrite bool) error {
-	if !t.exists {
+func (t *target) refuseForeign(src *source) error {
+	if !t.device && t.size != src.Size() {
+		return fmt.Errorf("target: %s: %w: it is no copy of %s, having %d bytes and not %d", t.path, ErrHoldsOther, src.Path(), t.size, src.Size())
+	}
+	if !t.device {
 		return nil
 	}
 	d, err := block.Open(t.path, block.Options{})
@@ -112,18 +133,6 @@ func (t *target) refuseForeign(src *source, overwrite bool) error {
 		return fmt.Errorf("target: %w", err)
 	}
 	defer d.Close()
-	if t.device && d.Size() < src.Size() {
-		return fmt.Errorf("target: %s: %w: it has %d bytes, %s has %d", t.path, ErrTooSmall, d.Size(), src.Path(), src.Size())
-	}
-	if overwrite {
-		return nil
-	}
-	if !t.device {
-		if d.Size() != 0 && d.Size() != src.Size() {
-			return fmt.Errorf("target: %s: %w: it is no copy of %s, having %d bytes and not %d", t.path, ErrHoldsOther, src.Path(), d.Size(), src.Size())
-		}
-		return nil
-	}
 	found, err := mounts.Probe(d, d.Size())
 	if err != nil {
 		return fmt.Errorf("target: %s: %w", t.path, err)
@@ -136,7 +145,8 @@ func (t *target) refuseForeign(src *source, overwrite bool) error {
 
 // refuseOther protects the mirror of another source, and the end of the mirror of
 // a source that was larger.
-func (t *target) refuseOther(src *source, st sidecar.State) error {
+func (t *target) refuseOther(src *source) error {
+	st := t.state
 	if now := src.origin(); !sameOrigin(st.Source, now) {
 		return fmt.Errorf("target: %s: %w: it is a mirror of %s, not of %s", t.path, ErrHoldsOther, describe(st.Source), describe(now))
 	}
@@ -147,26 +157,8 @@ func (t *target) refuseOther(src *source, st sidecar.State) error {
 	return nil
 }
 
-// sameOrigin compares what names a medium best: what it is, or else its path.
-func sameOrigin(a, b sidecar.Source) bool {
-	if a.Start != b.Start {
-		return false
-	}
-	if a.Stable != "" && b.Stable != "" && a.Stable == b.Stable {
-		return true
-	}
-	return a.Path == b.Path && (a.Stable == "" || b.Stable == "" || volatile(a.Stable) || volatile(b.Stable))
-}
-
-func describe(s sidecar.Source) string {
-	if s.Stable == "" {
-		return s.Path
-	}
-	return fmt.Sprintf("%s (%s)", s.Path, s.Stable)
-}
-
-// spoilt reports whether err says that what is known of a mirror cannot be used,
+// cannotBeUsed reports whether err says that what is known of a mirror cannot be used,
 // so that it may be built anew.
-func spoilt(err error) bool {
+func cannotBeUsed(err error) bool {
 	return errors.Is(err, sidecar.ErrDamaged) || errors.Is(err, sidecar.ErrNotOurs)
 }

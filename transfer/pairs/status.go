@@ -24,9 +24,6 @@ type Known struct {
 // it. It changes nothing. The error wraps ErrNoMirror, sidecar.ErrDamaged,
 // ErrNotOurs or ErrNewer.
 func Status(path, stateDir string) (Known, error) {
-	if stateDir == "" {
-		stateDir = DefaultStateDir
-	}
 	t, err := findTarget(path, stateDir)
 	if err != nil {
 		return Known{}, err

@@ -7,51 +7,93 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/zeebo/blake3"
 
 	"tidemark/block"
 	"tidemark/format/sidecar"
 	"tidemark/transfer/mirror"
+	"tidemark/view"
 )
 
-const (
-	minBlock = sidecar.MinBlock
-	maxBlock = sidecar.MaxBlock
-
-	folderEnd = ".tidemark" // of the folder beside an image
-)
+const folderEnd = ".tidemark" // of the folder beside an image
 
 // target is where a mirror goes.
 type target struct {
-	path   string // without symbolic links
+	name   string // as given, for messages
+	path   string // absolute and without symbolic links
 	folder string
 	exists bool
 	device bool
-	size   int64          // bytes of an image, when it was found
+	size   int64          // bytes, when it was found
 	id     block.Identity // of a device
+
+	state    sidecar.State // what is known of it; zero where nothing is
+	stateErr error         // why nothing is known; wraps ErrNoMirror where there never was anything
+	pending  bool          // an update that was committed waits to be finished
+	is       disposition
+	freezes  bool // its folder lies on a filesystem of the sources
 
 	disk  *block.Device
 	dir   *mirror.Dir
 	store *mirror.Store
-	blank bool // it was made just now
-	// rebuild says that what is known of it is of no use.
-	rebuild bool
-	// foreign says that it holds something, and nothing is known of it.
-	foreign bool
-	// freezes says that it, or its folder, lies on a filesystem of the sources.
-	freezes bool
-	// stranger says that it is the mirror of another source, to be overwritten:
-	// what changed since its mark says nothing about this source.
-	stranger bool
 }
+
+// disposition says what a target is to the source of its pair.
+type disposition int
+
+const (
+	unjudged disposition = iota
+	// fresh is a target without content: an image that is missing, or empty.
+	fresh
+	// foreign is a target with content of which nothing is known.
+	foreign
+	// gone is the empty or missing image of a mirror that had content.
+	gone
+	// unusable is a target of which the state cannot be used.
+	unusable
+	// restarts is a first copy that cannot go on: its source is another, or has another
+	// size by now.
+	restarts
+	// unfinished is a first copy that goes on.
+	unfinished
+	// ours is a complete mirror of the source.
+	ours
+	// otherOrigin is a complete mirror of another source.
+	otherOrigin
+)
+
+// begins reports whether a mirror has to be made.
+func (d disposition) begins() bool { return d != unjudged && d < unfinished }
 
 // empty reports whether a target has no content yet.
 func (t *target) empty() bool { return !t.device && t.size == 0 }
 
+// Place is where a target and what is kept beside it lie.
+type Place struct {
+	Path   string // of the target, absolute and without symbolic links
+	Folder string
+	Exists bool // the target
+	Device bool
+}
+
+// Find returns where the target at path, which need not exist, and its folder lie.
+// It makes nothing. stateDir is DefaultStateDir when empty.
+func Find(path, stateDir string) (Place, error) {
+	t, err := findTarget(path, stateDir)
+	if err != nil {
+		return Place{}, err
+	}
+	return Place{Path: t.path, Folder: t.folder, Exists: t.exists, Device: t.device}, nil
+}
+
 // findTarget looks at what path is now.
 func findTarget(path, stateDir string) (*target, error) {
-	t := &target{path: absolute(path)}
+	if stateDir == "" {
+		stateDir = DefaultStateDir
+	}
+	t := &target{name: path, path: absolute(path)}
 	info, err := os.Stat(t.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -72,6 +114,7 @@ func findTarget(path, stateDir string) (*target, error) {
 	if t.id, err = block.Identify(t.path); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
+	t.size = t.id.Size
 	name := stableName(t.id)
 	if volatile(name) {
 		name = "path=" + t.path
@@ -89,71 +132,118 @@ func (t *target) owner() string {
 	return t.path
 }
 
-// open opens the mirror, or makes one. What it opened is closed by close, also
-// after an error.
-func (t *target) open(src *source, granularity int64, o Options) error {
-	if err := t.openDisk(src.Size()); err != nil {
+// lock locks the folder of the target. A folder that does not exist is made where
+// create says so, and otherwise left alone.
+func (t *target) lock(create bool) error {
+	if t.dir != nil {
+		return nil
+	}
+	dir, err := mirror.OpenDir(t.folder, create)
+	if !create && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	empty := !t.device && t.disk.Size() == 0
+	t.dir = dir
+	return nil
+}
+
+// read reads what is known of the target.
+func (t *target) read() error {
+	t.state, t.stateErr = readState(t.folder)
+	if t.stateErr != nil {
+		return nil // judged later
+	}
 	var err error
-	if t.dir, err = mirror.OpenDir(t.folder, true); err != nil {
-		return fmt.Errorf("target: %w", err)
+	t.pending, err = mirror.PendingAfter(t.folder, t.state)
+	t.pending = t.pending || err != nil // opening it finishes that, or says why not
+	return nil
+}
+
+// place refuses an image that lies on a filesystem of the sources, whose every copy
+// would change what it copies, and finds out whether the folder does.
+func (t *target) place(sources []*block.Device, o Options) error {
+	covered, err := view.Covered(sources, t.path, t.folder)
+	if err != nil {
+		return err
 	}
-	t.dir.LeaveRoom = t.freezes
-	if err := t.openStore(o, empty); err != nil {
-		return fmt.Errorf("target: %s: %w", t.path, err)
+	if slices.Contains(covered, t.path) {
+		return fmt.Errorf("target: %s: %w: each copy would change what it copies", t.name, ErrOwnSource)
 	}
-	if told := t.store.Recovered(); told != "" {
-		o.note("%s: %s", t.path, told)
-	}
-	st := t.store.State()
-	if t.store.Exists() { // and may be another's than before it was locked and recovered
-		if err := t.judge(src, st, o.Overwrite); err != nil {
-			return err
-		}
-	}
-	switch {
-	case t.foreign && !t.store.Exists():
-		o.note("%s: it exists, and is no mirror of %s: comparing them, and overwriting what differs", t.path, src.Path())
-	case !t.store.Exists():
-	case !st.Complete && t.stranger:
-		o.note("%s: it was to become a mirror of %s: comparing all of it", t.path, describe(st.Source))
-	case !st.Complete && st.Size != src.Size():
-		o.note("%s: the source changed its size before the first copy ended: copying everything", t.path)
-	case t.stranger:
-		o.note("%s: it is a mirror of %s: comparing all of it", t.path, describe(st.Source))
-		return nil
-	default:
-		return nil
-	}
-	t.blank = empty
-	if err := t.store.Init(src.Size(), blockSize(granularity), src.origin(), !empty); err != nil {
-		return fmt.Errorf("target: %s: %w", t.path, err)
+	if t.freezes = len(covered) > 0; t.freezes {
+		o.note("%s: what is kept beside it, in %s, lies on a filesystem of the source: each run changes what it copies; give a folder on another disk with --state-dir", t.path, t.folder)
 	}
 	return nil
 }
 
-// openStore opens what is known of the mirror; what is spoilt is forgotten only
-// when told to overwrite.
-func (t *target) openStore(o Options, gone bool) (err error) {
-	disk := mirror.Disk{Device: t.disk, LeaveRoom: t.freezes}
-	if st, stErr := readState(t.folder); gone && stErr == nil && st.Size > 0 && (st.Complete || st.Copied > 0) {
-		o.note("%s: the image is gone: copying everything", t.path)
+// open opens the mirror, or makes one. What it opened is closed by close, also
+// after an error.
+func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, error) {
+	if err := t.openDisk(src.Size()); err != nil {
+		return nil, err
+	}
+	if err := t.lock(true); err != nil {
+		return nil, err
+	}
+	t.dir.LeaveRoom = t.freezes
+	if err := t.openStore(src, o); err != nil {
+		return nil, fmt.Errorf("%s: %w", t.path, err)
+	}
+	if told := t.store.Recovered(); told != "" {
+		o.note("%s: %s", t.path, told)
+	}
+	if text := t.told(src); text != "" {
+		o.note("%s: %s", t.path, text)
+	}
+	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin}
+	if t.is.begins() {
+		sink.Blank = t.empty()
+		if err := t.store.Init(src.Size(), blockSize(granularity), src.origin(), !t.empty()); err != nil {
+			return nil, fmt.Errorf("%s: %w", t.path, err)
+		}
+	}
+	return sink, nil
+}
+
+// openStore opens what is known of the mirror, and judges the target again where that
+// finished what a crash left.
+func (t *target) openStore(src *source, o Options) (err error) {
+	disk := mirror.Disk{Device: t.disk}
+	if t.is == gone || t.is == unusable {
 		t.store = mirror.New(disk, t.dir) // what a crash left to finish went with it
 		return nil
 	}
-	if !t.rebuild {
-		t.store, err = mirror.Open(disk, t.dir)
+	t.store, err = mirror.Open(disk, t.dir)
+	if err != nil && o.Overwrite && cannotBeUsed(err) {
+		t.is, t.store = unusable, mirror.New(disk, t.dir)
+		return nil
 	}
-	if err != nil && !(o.Overwrite && spoilt(err)) {
+	if err != nil || !t.pending {
 		return err
 	}
-	if t.rebuild || err != nil {
-		o.note("%s: what was known of it is damaged: comparing it with the source", t.path)
-		t.store = mirror.New(disk, t.dir)
+	t.state, t.size = t.store.State(), t.disk.Size()
+	return t.judge(src, o.Overwrite)
+}
+
+// told says in words what a target is to its source, "" where that goes without saying.
+func (t *target) told(src *source) string {
+	switch t.is {
+	case gone:
+		return "the image is gone: copying everything"
+	case unusable:
+		return "what was known of it is damaged: comparing it with the source"
+	case foreign:
+		return fmt.Sprintf("it exists, and is no mirror of %s: comparing them, and overwriting what differs", src.Path())
+	case restarts:
+		if sameOrigin(t.state.Source, src.origin()) {
+			return "the source changed its size before the first copy ended: copying everything"
+		}
+		return fmt.Sprintf("it was to become a mirror of %s: comparing all of it", describe(t.state.Source))
+	case otherOrigin:
+		return fmt.Sprintf("it is a mirror of %s: comparing all of it", describe(t.state.Source))
 	}
-	return nil
+	return ""
 }
 
 func (t *target) openDisk(size int64) (err error) {

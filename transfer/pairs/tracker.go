@@ -10,20 +10,24 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/bpf"
 	"tidemark/linux/dmera"
 	"tidemark/track"
 	"tidemark/view"
 )
 
-// tracker chooses who tells what changed.
-func (s *session) tracker(ctx context.Context, src *source, t *target) (track.Tracker, error) {
-	scan := func() track.Tracker { return track.NewScan(src.Size()) }
+// tracker chooses the tracker of a source, by the mark that is stored with its mirror;
+// "" is none. A dry session starts none.
+func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (track.Tracker, error) {
 	if s.o.Tracker == track.KindScan || s.o.automatic() && !src.IsDevice() {
-		return scan(), nil
+		return track.NewScan(src.Size()), nil
 	}
-	if e, err := s.era(ctx, src, t); e != nil || err != nil {
+	if e, err := s.era(ctx, src, stored); e != nil || err != nil {
 		return e, err
+	}
+	if s.dry {
+		return s.attach(ctx, src)
 	}
 	o := s.o.Track
 	o.Drain = func(ctx context.Context) error {
@@ -39,16 +43,41 @@ func (s *session) tracker(ctx context.Context, src *source, t *target) (track.Tr
 		return nil, err
 	}
 	s.o.note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
-	return scan(), nil
+	return track.NewScan(src.Size()), nil
+}
+
+// attach returns the tracker of a source that is tracked already, or one that says that
+// it is not.
+func (s *session) attach(ctx context.Context, src *source) (track.Tracker, error) {
+	on, err := s.o.tracked(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	if !on {
+		return notStarted{track.NewScan(src.Size()), src.Path()}, nil
+	}
+	return track.OpenLive(ctx, src.Path(), s.o.Track)
+}
+
+// notStarted is a tracker that a run would start.
+type notStarted struct {
+	*track.Scan
+	source string
+}
+
+func (notStarted) Kind() string { return track.KindLive }
+
+func (n notStarted) Changes(_ context.Context, since, _ track.Mark) (extent.Set, error) {
+	return extent.Set{}, &track.LostError{Mark: since, Reason: n.source + " is not tracked"}
 }
 
 // era returns the tracker of a dm-era device, the same for all pairs; nil where
 // another one is to be used.
-func (s *session) era(ctx context.Context, src *source, t *target) (track.Tracker, error) {
+func (s *session) era(ctx context.Context, src *source, stored track.Mark) (track.Tracker, error) {
 	if e := s.eras[src.id.Disk]; e != nil {
 		return e, nil
 	}
-	e, err := s.o.era(ctx, src, markOf(t))
+	e, err := s.o.era(ctx, src, stored)
 	if e == nil || err != nil {
 		return nil, err
 	}
@@ -57,15 +86,6 @@ func (s *session) era(ctx context.Context, src *source, t *target) (track.Tracke
 	}
 	s.eras[src.id.Disk] = e
 	return e, nil
-}
-
-// markOf returns the mark that is stored with the mirror; "" is none.
-func markOf(t *target) track.Mark {
-	st, err := readState(t.folder)
-	if err != nil {
-		return "" // what is wrong with it is found when the mirror is opened
-	}
-	return track.Mark(st.Mark)
 }
 
 // automatic reports whether the choice of the tracker is left to us.
@@ -138,7 +158,7 @@ func (o Options) openEra(ctx context.Context, src *source) (*track.Era, error) {
 	if err != nil {
 		return nil, err
 	}
-	covered, err := view.Covered([]string{src.Path()}, e.MetaPath())
+	covered, err := view.Covered([]*block.Device{src.Device}, e.MetaPath())
 	if err == nil && len(covered) > 0 {
 		err = fmt.Errorf("%w: its metadata %s lies on a filesystem of its own", track.ErrEraUnfit, e.MetaPath())
 	}
@@ -179,16 +199,19 @@ func Drain(ctx context.Context, device string, limit time.Duration) error {
 
 // drain is Drain; it tells for how long anything was frozen.
 func drain(ctx context.Context, device string, limit time.Duration) (time.Duration, error) {
-	held, err := view.Freeze(view.Options{Sources: []string{device}, MaxFreeze: limit}).Hold(ctx)
+	d, err := block.Open(device, block.Options{})
+	if err != nil {
+		return 0, fmt.Errorf("drain: %w", err)
+	}
+	defer d.Close()
+	v, err := view.Freeze(view.Options{Sources: []*block.Device{d}, MaxFreeze: limit}).Take(ctx, func(ctx context.Context) error {
+		return idle(ctx, device)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("drain: %s: %w", device, err)
 	}
-	err = errors.Join(idle(ctx, device), held.Release())
-	var frozen time.Duration
-	if b, ok := held.(view.Breaker); ok {
-		frozen = b.Report().Frozen
-	}
-	return frozen, err
+	report, err := v.Close()
+	return report.Frozen, err
 }
 
 // idleFrozen is how long writes in flight are waited for while filesystems are

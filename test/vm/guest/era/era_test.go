@@ -20,6 +20,7 @@ import (
 	"tidemark/format/era"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 )
 
@@ -32,9 +33,7 @@ const (
 const holdEnv = "HOLD_SNAPSHOT_OF"
 
 func TestMain(m *testing.M) {
-	if dmera.IsStep() {
-		os.Exit(dmera.RunStep())
-	}
+	reexec.Main(dmera.Step)
 	if name := os.Getenv(holdEnv); name != "" {
 		holdSnapshot(name)
 	}

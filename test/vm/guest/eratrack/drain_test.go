@@ -62,7 +62,7 @@ func TestDrainWaitsForWritesPastTheFilesystem(t *testing.T) {
 		}
 		flying = strings.Join(strings.Fields(string(b)), " ")
 	}
-	if _, err := tracker.Drain(t.Context()); err != nil {
+	if err := tracker.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	under, err := os.OpenFile(data, os.O_RDONLY|unix.O_DIRECT, 0)

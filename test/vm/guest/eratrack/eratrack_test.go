@@ -21,6 +21,7 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 	"tidemark/track"
 	"tidemark/transfer"
@@ -29,12 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if fsfreeze.IsWatchdog() {
-		os.Exit(fsfreeze.RunWatchdog())
-	}
-	if dmera.IsStep() {
-		os.Exit(dmera.RunStep())
-	}
+	reexec.Main(fsfreeze.Watchdog, dmera.Step)
 	guest.Main(m)
 }
 
@@ -135,22 +131,23 @@ type seen struct {
 }
 
 type seenHeld struct {
-	view.Breaker
+	view.View
 	s *seen
 }
 
-func (s *seen) Hold(ctx context.Context) (view.Held, error) {
-	held, err := s.Provider.Hold(ctx)
+func (s *seen) Take(ctx context.Context, instant func(context.Context) error) (view.View, error) {
+	v, err := s.Provider.Take(ctx, instant)
 	if err != nil {
 		return nil, err
 	}
-	return &seenHeld{held.(view.Breaker), s}, nil
+	return &seenHeld{v, s}, nil
 }
 
-func (h *seenHeld) Release() error {
+func (h *seenHeld) Close() (view.Report, error) {
 	saw, err := readAll(h.s.path)
 	h.s.saw = saw
-	return errors.Join(err, h.Breaker.Release())
+	report, closeErr := h.View.Close()
+	return report, errors.Join(err, closeErr)
 }
 
 func readAll(path string) ([]byte, error) {
@@ -191,14 +188,15 @@ func (s *source) mirrored(t *testing.T, mode string) transfer.Report {
 	defer closed(t, tracker)
 	store, shut := s.store(t, disk.Size(), tracker.Granularity())
 	defer shut()
-	provider, _, err := view.Choose("auto", view.Options{Sources: []string{s.path()}, MaxFreeze: time.Minute})
+	provider, _, err := view.Choose(ctx, "auto", view.Options{Sources: []*block.Device{disk}, MaxFreeze: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &seen{Provider: provider, path: s.path()}
 	reports, err := transfer.Run(ctx, []*transfer.Pair{{
-		Name: s.path(), Target: s.image(), Source: disk, Tracker: tracker, Store: store, Owner: "test", Blank: !store.State().Complete,
-	}}, transfer.Options{View: w, MaxFreeze: time.Minute, Unheld: provider.Kind() == "offline"})
+		Name: s.path(), Target: s.image(), Source: disk, Tracker: tracker, Owner: "test",
+		Sink: &mirror.Sink{Store: store, Name: s.image(), Blank: !store.State().Complete},
+	}}, transfer.Options{View: w, MaxFreeze: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

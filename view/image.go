@@ -1,34 +1,11 @@
 package view
 
 import (
-	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"tidemark/linux/mounts"
 )
-
-// writesInFlight returns how many writes the device works on, as the kernel counts
-// them (Documentation/ABI/stable/sysfs-block, inflight: reads, then writes).
-func writesInFlight(dev mounts.Dev) (uint64, error) {
-	b, err := os.ReadFile("/sys/dev/block/" + dev.String() + "/inflight")
-	if err != nil {
-		return 0, err
-	}
-	fields := strings.Fields(string(b))
-	if len(fields) != 2 {
-		return 0, fmt.Errorf("inflight: %d fields, want 2", len(fields))
-	}
-	n, err := strconv.ParseUint(fields[1], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("inflight: %w", err)
-	}
-	return n, nil
-}
 
 // fileState is what changes when a file is written to.
 type fileState struct {

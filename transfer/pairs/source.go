@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +17,22 @@ type source struct {
 	id block.Identity // of a device
 }
 
+// openSource opens a source for reading, past the page cache.
+func openSource(path string) (*source, error) {
+	d, err := block.Open(path, block.Options{Direct: true})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSource, err)
+	}
+	src := &source{Device: d}
+	if !d.IsDevice() {
+		return src, nil
+	}
+	if src.id, err = block.Identify(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrSource, err), d.Close())
+	}
+	return src, nil
+}
+
 // origin is what a mirror remembers of its source.
 func (s *source) origin() sidecar.Source {
 	if !s.IsDevice() {
@@ -24,10 +41,22 @@ func (s *source) origin() sidecar.Source {
 	return sidecar.Source{Path: s.Path(), Stable: stableName(s.id), Start: s.id.Start}
 }
 
-// overlaps reports whether two devices share bytes of one disk.
-func overlaps(a, b block.Identity) bool {
-	return a.DiskMajor == b.DiskMajor && a.DiskMinor == b.DiskMinor &&
-		a.Start < b.Start+b.Size && b.Start < a.Start+a.Size
+// sameOrigin compares what names a medium best: what it is, or else its path.
+func sameOrigin(a, b sidecar.Source) bool {
+	if a.Start != b.Start {
+		return false
+	}
+	if a.Stable != "" && b.Stable != "" && a.Stable == b.Stable {
+		return true
+	}
+	return a.Path == b.Path && (a.Stable == "" || b.Stable == "" || volatile(a.Stable) || volatile(b.Stable))
+}
+
+func describe(s sidecar.Source) string {
+	if s.Stable == "" {
+		return s.Path
+	}
+	return fmt.Sprintf("%s (%s)", s.Path, s.Stable)
 }
 
 // absolute is path without symbolic links, as far as it exists.

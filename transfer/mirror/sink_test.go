@@ -1,0 +1,50 @@
+package mirror_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"tidemark/format/sidecar"
+	"tidemark/internal/faultdisk"
+	"tidemark/internal/sinktest"
+	"tidemark/transfer"
+	"tidemark/transfer/mirror"
+)
+
+// sinkWorld keeps a mirror on disks that fail.
+type sinkWorld struct{ *faultdisk.World }
+
+func (w sinkWorld) Open(size int64) (transfer.Sink, func() error, error) {
+	store, err := mirror.Open(w.Target(), w.Folder())
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &mirror.Sink{Store: store, Name: "target", Origin: sidecar.Source{Path: "source"}}
+	if !store.Exists() || !store.State().Complete && store.State().Size != size {
+		s.Blank = len(w.World.Content()) == 0
+		if err := store.Init(size, blockSize, s.Origin, !s.Blank); err != nil {
+			return nil, nil, errors.Join(err, store.Close())
+		}
+	}
+	return s, store.Close, nil
+}
+
+// Content returns the target of a complete mirror.
+func (w sinkWorld) Content() []byte {
+	store, err := mirror.Open(w.Target(), w.Folder())
+	if err != nil {
+		return nil
+	}
+	defer store.Close()
+	if !store.State().Complete {
+		return nil
+	}
+	return w.World.Content()
+}
+
+func TestAMirrorIsASink(t *testing.T) {
+	sinktest.Run(t, blockSize, func(_ *testing.T, rng *rand.Rand) sinktest.World {
+		return sinkWorld{faultdisk.New(rng)}
+	})
+}

@@ -1,0 +1,177 @@
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/format/sidecar"
+	"tidemark/track"
+	"tidemark/transfer"
+	"tidemark/transfer/mirror"
+	"tidemark/view"
+)
+
+// session is all that is open during one call.
+type session struct {
+	o       Options
+	dry     bool // nothing is started, made or written
+	ends    []*ends
+	eras    map[string]*track.Era // by disk: a device answers one at a time
+	frozen  time.Duration         // that starting to track has cost the sources' users
+	closers []func() error        // to be called in reverse
+}
+
+// ends are the source and the target of one pair.
+type ends struct {
+	source *source
+	target *target
+}
+
+func (s *session) later(f func() error) { s.closers = append(s.closers, f) }
+
+func (s *session) close() error {
+	var errs []error
+	for _, f := range slices.Backward(s.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// look opens the sources, judges the targets and chooses the view. Until it has
+// returned nothing has been made or started, and nothing has been written to a target.
+func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error) {
+	var sources []*source
+	for _, p := range pairs {
+		src, err := openSource(p.Source)
+		if err != nil {
+			return nil, err
+		}
+		s.later(src.Close)
+		sources = append(sources, src)
+	}
+	for i, p := range pairs {
+		t, err := findTarget(p.Target, s.o.StateDir)
+		if err != nil {
+			return nil, err
+		}
+		s.later(t.close)
+		for _, other := range s.ends {
+			if other.target.folder == t.folder {
+				return nil, fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, ErrRefused)
+			}
+		}
+		s.ends = append(s.ends, &ends{sources[i], t})
+		if err := s.judge(s.ends[i], sources); err != nil {
+			return nil, err
+		}
+	}
+	return s.view(ctx)
+}
+
+// judge refuses a target that must not be written to, and otherwise finds out what it
+// is to its source.
+func (s *session) judge(e *ends, sources []*source) error {
+	t := e.target
+	if err := t.refuseUsed(sources); err != nil {
+		return err
+	}
+	if !s.dry {
+		if err := t.lock(false); err != nil {
+			return err
+		}
+	}
+	if err := t.read(); err != nil {
+		return err
+	}
+	if t.pending && !s.dry && !t.empty() {
+		return nil // judged once that is finished
+	}
+	return t.judge(e.source, s.o.Overwrite)
+}
+
+// view chooses what makes the sources stand still, and finds out which targets
+// cannot be written to meanwhile.
+func (s *session) view(ctx context.Context) (view.Provider, error) {
+	var sources []*block.Device
+	for _, e := range s.ends {
+		sources = append(sources, e.source.Device)
+	}
+	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
+	if s.o.ForceFreeze {
+		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
+	}
+	provider, why, err := view.Choose(ctx, s.o.View, vo)
+	if err != nil {
+		return nil, err
+	}
+	s.o.note("view: %s", why)
+	if !provider.Traits().Stops {
+		return provider, nil
+	}
+	for _, e := range s.ends {
+		if err := e.target.place(sources, s.o); err != nil {
+			return nil, err
+		}
+	}
+	return provider, nil
+}
+
+// open opens the tracker and the target of one pair.
+func (s *session) open(ctx context.Context, e *ends) (*transfer.Pair, error) {
+	tracker, err := s.tracker(ctx, e.source, track.Mark(e.target.state.Mark))
+	if err != nil {
+		return nil, err
+	}
+	s.later(tracker.Close)
+	sink, err := e.target.open(e.source, tracker.Granularity(), s.o)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	return e.pair(tracker, sink), nil
+}
+
+func (e *ends) pair(tracker track.Tracker, sink transfer.Sink) *transfer.Pair {
+	return &transfer.Pair{
+		Name: e.source.Path(), Target: e.target.name, Source: e.source, Tracker: tracker, Sink: sink,
+		Owner: e.target.owner(), Freezes: e.target.freezes,
+	}
+}
+
+// plan is open without its effects.
+func (s *session) plan(ctx context.Context, e *ends) (*transfer.Pair, error) {
+	tracker, err := s.tracker(ctx, e.source, track.Mark(e.target.state.Mark))
+	if err != nil {
+		return nil, err
+	}
+	s.later(tracker.Close)
+	return e.pair(tracker, plannedSink{e.target.have(tracker.Granularity())}), nil
+}
+
+// plannedSink is a sink of which nothing but what it has is asked.
+type plannedSink struct{ have transfer.Have }
+
+func (p plannedSink) Have() transfer.Have { return p.have }
+
+func (p plannedSink) Begin(context.Context, int64, func(transfer.Event)) (transfer.Txn, extent.Set, error) {
+	return nil, extent.Set{}, errors.New("pairs: a plan was run")
+}
+
+// have tells what open would find, or make, at the target.
+func (t *target) have(granularity int64) transfer.Have {
+	if t.is.begins() {
+		return transfer.Have{Block: blockSize(granularity), Compared: !t.empty()}
+	}
+	return (&mirror.Sink{State: t.state, Other: t.is == otherOrigin}).Have()
+}
+
+// blockSize is what a new mirror keeps a checksum of: a block of the tracker, or
+// where that is no power of two the largest part of it that is one, within what the
+// format allows.
+func blockSize(granularity int64) int64 {
+	return min(max(granularity&-granularity, sidecar.MinBlock), sidecar.MaxBlock)
+}
