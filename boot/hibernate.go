@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"tidemark/linux/sysfs"
 )
 
 // Where the kernel tells of hibernation. The second holds MAJOR:MINOR of the device that
@@ -33,11 +35,11 @@ func (s *System) Hibernation() error {
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	device, err := os.ReadFile(resumeDevice)
+	device, err := sysfs.Text(resumeDevice)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the kernel does not hibernate
 		return fmt.Errorf("boot: %w", err)
 	}
-	return resumes(strings.Fields(string(command)), strings.TrimSpace(string(device)))
+	return resumes(strings.Fields(string(command)), device)
 }
 
 func resumes(command []string, device string) error {

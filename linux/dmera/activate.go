@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/dm"
 )
@@ -97,7 +98,7 @@ func already(ctl *dm.Control, o ActivateOptions) (*Device, error) {
 		return nil, err
 	}
 	// Switch them off also where the past ones cannot be noted, and the other way round.
-	err = queueOf(info.Dev()).forbidDiscards()
+	err = forbidDiscards(info.Dev())
 	if err != nil {
 		err = fmt.Errorf("dmera: %s: %w", o.Name, err)
 	}
@@ -123,7 +124,7 @@ func (t table) same(o ActivateOptions) error {
 		what, path string
 		dev        dm.Dev
 	}{{"data", o.Data, t.data}, {"metadata", o.Meta, t.meta}} {
-		if !isNode(want.path, want.dev) {
+		if id, err := block.Identify(want.path); err != nil || id.Dev() != want.dev {
 			return refused("%s: %w, with %s on %s, not on %s", o.Name, dm.ErrExists, want.what, want.dev, want.path)
 		}
 	}

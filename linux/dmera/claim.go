@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/format/era"
+	"tidemark/linux/atomicfile"
 )
 
 // A claim is the ownership of a device's metadata snapshot. Its owner holds a lock, which
@@ -89,17 +90,21 @@ func (c *claim) read() (*record, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	kept, err := os.ReadFile(c.keep)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	var r record
+	if json.Unmarshal(inLock[:n], &r) == nil && r.Version == recordVersion {
+		return &r, nil
+	}
+	var kept record
+	err = atomicfile.ReadJSON(c.keep, &kept)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, atomicfile.ErrDamaged):
+		return nil, nil
+	case err != nil:
 		return nil, err
+	case kept.Version != recordVersion:
+		return nil, nil
 	}
-	for _, b := range [][]byte{inLock[:n], kept} {
-		var r record
-		if json.Unmarshal(b, &r) == nil && r.Version == recordVersion {
-			return &r, nil
-		}
-	}
-	return nil, nil
+	return &kept, nil
 }
 
 // took reports whether the process that left the record took the snapshot with that
@@ -172,33 +177,8 @@ func (c *claim) release() error {
 
 // replace writes a record in one step, durably.
 func replace(path string, r any) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".record-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncFolder(dir)
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return atomicfile.WriteJSON(path, atomicfile.Options{Durable: true}, r)
 }

@@ -12,6 +12,7 @@ import (
 	"tidemark/format/era"
 	"tidemark/linux/dm"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // CreateOptions describe a new era device. All but Force must be given.
@@ -225,7 +226,7 @@ func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	if _, err := ctl.Load(name, []dm.Target{t.target()}, dm.LoadOptions{}); err != nil {
 		return fmt.Errorf("dmera: %w", err)
 	}
-	node, err := nodeOf(info.Dev())
+	node, err := sysfs.Node(info.Dev())
 	if err != nil {
 		return fmt.Errorf("dmera: %s: %w", name, err)
 	}
@@ -237,7 +238,7 @@ func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("dmera: %w", err), held.Close())
 	}
-	err = queueOf(info.Dev()).forbidDiscards()
+	err = forbidDiscards(info.Dev())
 	if err != nil {
 		err = fmt.Errorf("dmera: %s: %w", name, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // Device is an active era device.
@@ -41,10 +42,10 @@ func Open(ctl *dm.Control, nameOrPath string, o Options) (*Device, error) {
 	if d.table, err = readTable(ctl, info.Name); err != nil {
 		return nil, err
 	}
-	if d.dataPath, err = nodeOf(d.table.data); err != nil {
+	if d.dataPath, err = sysfs.Node(d.table.data); err != nil {
 		return nil, fmt.Errorf("dmera: %s: data device: %w", info.Name, err)
 	}
-	if d.metaPath, err = nodeOf(d.table.meta); err != nil {
+	if d.metaPath, err = sysfs.Node(d.table.meta); err != nil {
 		return nil, fmt.Errorf("dmera: %s: metadata device: %w", info.Name, err)
 	}
 	d.meta, err = openMetadata(d.metaPath)
@@ -166,11 +167,11 @@ func parseTable(t dm.Target) (table, error) {
 	if len(words) != 3 {
 		return table{}, fmt.Errorf("table %q: want three words", t.Params)
 	}
-	meta, err := parseDev(words[0])
+	meta, err := sysfs.ParseDev(words[0])
 	if err != nil {
 		return table{}, fmt.Errorf("table %q: %w", t.Params, err)
 	}
-	data, err := parseDev(words[1])
+	data, err := sysfs.ParseDev(words[1])
 	if err != nil {
 		return table{}, fmt.Errorf("table %q: %w", t.Params, err)
 	}
@@ -184,20 +185,4 @@ func parseTable(t dm.Target) (table, error) {
 // target is the opposite of parseTable.
 func (t table) target() dm.Target {
 	return dm.Target{Len: t.sectors, Type: targetType, Params: fmt.Sprintf("%s %s %d", t.meta, t.data, t.blockSectors)}
-}
-
-func parseDev(s string) (d dm.Dev, err error) {
-	major, minor, ok := strings.Cut(s, ":")
-	if !ok {
-		return d, fmt.Errorf("device %q: want MAJOR:MINOR", s)
-	}
-	a, err := strconv.ParseUint(major, 10, 32)
-	if err != nil {
-		return d, fmt.Errorf("device %q: %w", s, err)
-	}
-	b, err := strconv.ParseUint(minor, 10, 32)
-	if err != nil {
-		return d, fmt.Errorf("device %q: %w", s, err)
-	}
-	return dm.Dev{Major: uint32(a), Minor: uint32(b)}, nil
 }

@@ -2,17 +2,17 @@ package dmera
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"tidemark/block"
 	"tidemark/format/era"
+	"tidemark/linux/atomicfile"
+	"tidemark/linux/sysfs"
 )
 
 // Gap is a time in which the metadata missed writes: a list of changes since an era
@@ -72,7 +72,7 @@ func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
 		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	// First the count and then the era: the next one begins after what was counted.
-	if now.Count, err = queueOf(d.info.Dev()).discards(); err != nil {
+	if now.Count, err = discards(d.info.Dev()); err != nil {
 		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	st, err := d.Status(ctx)
@@ -156,18 +156,15 @@ func gapPath(stateDir, name string) string {
 // readGap returns the record for metadata of that identity, the zero value when there is
 // none. A record without an identity holds for any metadata.
 func readGap(path string, id era.Identity) (was gapRecord, err error) {
-	b, err := os.ReadFile(path)
+	err = atomicfile.ReadJSON(path, &was)
 	if errors.Is(err, fs.ErrNotExist) {
 		return was, nil
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &was)
-	}
 	if err == nil && was.Version != recordVersion {
-		err = fmt.Errorf("version %d, this program knows %d", was.Version, recordVersion)
+		err = fmt.Errorf("%s: version %d, this program knows %d", path, was.Version, recordVersion)
 	}
 	if err != nil {
-		return was, fmt.Errorf("%s: %w", path, err)
+		return was, err
 	}
 	if was.Identity != id && was.Identity != (era.Identity{}) {
 		return gapRecord{}, nil
@@ -178,13 +175,12 @@ func readGap(path string, id era.Identity) (was gapRecord, err error) {
 // activation tells this life of the device in the kernel from every other; diskseq
 // is 0 before Linux 5.15, where it does not.
 func (d *Device) activation() (boot string, diskseq uint64, err error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
+	if boot, err = sysfs.BootID(); err != nil {
 		return "", 0, err
 	}
-	diskseq, err = readNumber(filepath.Join(string(queueOf(d.info.Dev())), "diskseq"))
+	diskseq, err = sysfs.Uint(filepath.Join(d.info.Dev().Dir(), "diskseq"))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return strings.TrimSpace(string(b)), diskseq, err
+	return boot, diskseq, err
 }

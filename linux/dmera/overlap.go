@@ -12,6 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // refuseOverlap refuses two devices that share a byte: the kernel would write metadata
@@ -19,7 +20,7 @@ import (
 // era targets, and loop devices. A device that is stacked on another one is no concern
 // here: the lower one is in use.
 func refuseOverlap(ctl *dm.Control, data, meta block.Identity) error {
-	if numberOf(data) == numberOf(meta) {
+	if data.Dev() == meta.Dev() {
 		return refused("data %s and metadata %s are one device", data.Path, meta.Path)
 	}
 	a, err := spansOf(ctl, data, 0, data.Size)
@@ -50,11 +51,10 @@ func (a span) overlaps(b span) bool { return a.on == b.on && a.start < b.end && 
 func spansOf(ctl *dm.Control, id block.Identity, start, end int64) ([]span, error) {
 	start, end = start+id.Start, end+id.Start
 	disk := dm.Dev{Major: id.DiskMajor, Minor: id.DiskMinor}
-	sysfs := filepath.Join("/sys/block", id.Disk)
-	if _, err := os.Stat(filepath.Join(sysfs, "dm")); err == nil {
+	if sysfs.IsMapped(id.Disk) {
 		return mappedSpans(ctl, disk, start, end)
 	}
-	if _, err := os.Stat(filepath.Join(sysfs, "loop")); err == nil {
+	if _, err := os.Stat(filepath.Join(sysfs.DiskDir(id.Disk), "loop")); err == nil {
 		return loopSpan(id.Disk, start, end)
 	}
 	return []span{{"device " + disk.String(), start, end}}, nil
@@ -83,11 +83,7 @@ func mappedSpans(ctl *dm.Control, dev dm.Dev, start, end int64) ([]span, error) 
 			all = append(all, span{"device " + dev.String(), from, to})
 			continue
 		}
-		path, err := nodeOf(below)
-		if err != nil {
-			return nil, err
-		}
-		id, err := block.Identify(path)
+		id, err := block.IdentifyDev(below)
 		if err != nil {
 			return nil, err
 		}
@@ -107,7 +103,7 @@ func movedTo(t dm.Target) (below dm.Dev, offset int64, ok bool) {
 	switch {
 	case t.Type == "linear" && len(words) == 2: // DEV SECTOR
 		sector, err := strconv.ParseInt(words[1], 10, 64)
-		dev, failed := parseDev(words[0])
+		dev, failed := sysfs.ParseDev(words[0])
 		return dev, sector * sectorSize, err == nil && failed == nil
 	case t.Type == targetType:
 		e, err := parseTable(t)
@@ -119,7 +115,7 @@ func movedTo(t dm.Target) (below dm.Dev, offset int64, ok bool) {
 // loopSpan looks through a loop device. Two of them share a file when its inode is the
 // same: the file may have several paths, or none.
 func loopSpan(disk string, start, end int64) ([]span, error) {
-	f, err := os.Open(filepath.Join("/dev", disk))
+	f, err := os.Open(sysfs.DevPath(disk))
 	if err != nil {
 		return nil, err
 	}

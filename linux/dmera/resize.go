@@ -11,6 +11,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // change is what reload changes; zero values leave things as they are.
@@ -44,12 +45,12 @@ func reload(ctl *dm.Control, info dm.Info, c change) error {
 		failed = fmt.Errorf("%w; the device is suspended: when the reason is gone, resume it with \"dmsetup resume %s\"", failed, info.Name)
 		return errors.Join(err, failed)
 	}
-	return errors.Join(err, queueOf(info.Dev()).forbidDiscards(), pending.Settle())
+	return errors.Join(err, forbidDiscards(info.Dev()), pending.Settle())
 }
 
 // stamp gives the metadata of a suspended device an identity.
 func stamp(meta dm.Dev, id era.Identity) error {
-	path, err := nodeOf(meta)
+	path, err := sysfs.Node(meta)
 	if err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func (d *Device) Adopt(ctx context.Context) (era.Identity, error) {
 		return id, err
 	}
 	if id != (era.Identity{}) {
-		if err := queueOf(d.info.Dev()).forbidDiscards(); err != nil {
+		if err := forbidDiscards(d.info.Dev()); err != nil {
 			return id, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 		}
 		return id, nil
@@ -156,7 +157,7 @@ const (
 
 // DataSize returns the size of the data device now, in bytes.
 func (d *Device) DataSize() (int64, error) {
-	n, err := readNumber(filepath.Join(string(queueOf(d.table.data)), "size"))
+	n, err := sysfs.Uint(filepath.Join(d.table.data.Dir(), "size"))
 	if err != nil {
 		return 0, fmt.Errorf("dmera: %s: data device: %w", d.Name(), err)
 	}

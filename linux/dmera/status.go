@@ -9,6 +9,7 @@ import (
 
 	"tidemark/format/era"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // Status is what the kernel says of an era device.
@@ -48,13 +49,12 @@ func (d *Device) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
-	q := queueOf(d.info.Dev())
-	most, err := q.discardMax()
+	most, err := sysfs.Uint(discardLimit(d.info.Dev()))
 	if err != nil {
 		return Status{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	s.DiscardsDisabled = most == 0
-	if s.Discards, err = q.discards(); err != nil {
+	if s.Discards, err = discards(d.info.Dev()); err != nil {
 		return Status{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	return s, nil

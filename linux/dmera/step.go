@@ -12,14 +12,12 @@ import (
 	"tidemark/linux/reexec"
 )
 
-// A step is what must not be left half done: while a device is suspended, whoever
-// uses it hangs. A process of its own makes it: its own session, so that nobody
-// kills it along with the one that waits for it, deaf to signals, the last to be
-// killed for memory, and locked in memory, because the device may be where its
-// program lies.
+// A step suspends a device and resumes it. It must not be left half done: while the device
+// is suspended its users wait. So a hardened process of its own makes the step (see
+// reexec.Harden): the program may lie on the device.
 
-// Step is the part of this program that makes a step, for reexec.Main. What goes wrong
-// is said on standard error.
+// Step is the part of this program that makes a step, for reexec.Main. It writes an error
+// to standard error.
 var Step = reexec.Part{Name: "tidemark-era-step", Run: runPart}
 
 // The steps.
