@@ -71,10 +71,8 @@ func linkTo(dir string, rdev uint64) string {
 	}
 	var names []string
 	for _, e := range entries {
-		var st unix.Stat_t
 		path := filepath.Join(dir, e.Name())
-		if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == rdev &&
-			(dir == byPartUUID || devicePattern.MatchString(path)) {
+		if n, ok := number(path); ok && n == rdev && (dir == byPartUUID || devicePattern.MatchString(path)) {
 			names = append(names, e.Name())
 		}
 	}

@@ -167,16 +167,13 @@ func parseTable(t dm.Target) (table, error) {
 	if len(words) != 3 {
 		return table{}, fmt.Errorf("table %q: want three words", t.Params)
 	}
-	meta, err := sysfs.ParseDev(words[0])
-	if err != nil {
+	meta, err1 := sysfs.ParseDev(words[0])
+	data, err2 := sysfs.ParseDev(words[1])
+	sectors, err3 := strconv.ParseUint(words[2], 10, 32)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return table{}, fmt.Errorf("table %q: %w", t.Params, err)
 	}
-	data, err := sysfs.ParseDev(words[1])
-	if err != nil {
-		return table{}, fmt.Errorf("table %q: %w", t.Params, err)
-	}
-	sectors, err := strconv.ParseUint(words[2], 10, 32)
-	if err != nil || sectors == 0 || sectors%8 != 0 {
+	if sectors == 0 || sectors%8 != 0 {
 		return table{}, fmt.Errorf("table %q: block size %q", t.Params, words[2])
 	}
 	return table{sectors: t.Len, meta: meta, data: data, blockSectors: uint32(sectors)}, nil

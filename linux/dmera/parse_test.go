@@ -25,7 +25,7 @@ func TestParseStatus(t *testing.T) {
 	if _, err := parseStatus("Error"); !errors.Is(err, ErrFailed) {
 		t.Errorf("Error: %v, want %v", err, ErrFailed)
 	}
-	for _, bad := range []string{"", "8", "8 18 3 -", "8 18/2048 3", "8 18/2048 -1 -", "8 18/2048 3 x", "8 18/2048 4294967296 -", "a 1/2 3 -"} {
+	for _, bad := range []string{"", "8", "8 18 3 -", "8 18/2048 3", "8 18/2048 -1 -", "8 18/2048 3 x", "8 18/2048 3 73x", "8 18/2048 4294967296 -", "a 1/2 3 -"} {
 		if s, err := parseStatus(bad); err == nil {
 			t.Errorf("%q was taken for %+v", bad, s)
 		}

@@ -2,7 +2,6 @@ package dmera
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -63,28 +62,21 @@ func (d *Device) Status(ctx context.Context) (Status, error) {
 // parseStatus reads "BLOCKSIZE USED/TOTAL ERA HELD", block size in sectors, HELD a
 // block or "-".
 func parseStatus(line string) (Status, error) {
-	bad := func() (Status, error) { return Status{}, fmt.Errorf("status %q cannot be understood", line) }
-	words := strings.Fields(line)
-	if len(words) == 1 && words[0] == "Error" {
+	if strings.TrimSpace(line) == "Error" {
 		return Status{}, fmt.Errorf("status %q: %w", line, ErrFailed)
 	}
-	if len(words) < 4 {
-		return bad()
+	var s Status
+	var sectors uint16
+	var held string
+	_, err := fmt.Sscanf(line, "%d %d/%d %d %s", &sectors, &s.UsedMetadataBlocks, &s.TotalMetadataBlocks, &s.Era, &held)
+	if err == nil && held != "-" {
+		var at uint64
+		at, err = strconv.ParseUint(held, 10, 64)
+		s.HeldSnapshot = era.Addr(at)
 	}
-	used, total, ok := strings.Cut(words[1], "/")
-	sectors, err1 := strconv.ParseUint(words[0], 10, 16)
-	u, err2 := strconv.ParseUint(used, 10, 64)
-	n, err3 := strconv.ParseUint(total, 10, 64)
-	e, err4 := strconv.ParseUint(words[2], 10, 32)
-	held, err5 := uint64(0), error(nil)
-	if words[3] != "-" {
-		held, err5 = strconv.ParseUint(words[3], 10, 64)
+	if err != nil {
+		return Status{}, fmt.Errorf("status %q cannot be understood: %w", line, err)
 	}
-	if !ok || errors.Join(err1, err2, err3, err4, err5) != nil {
-		return bad()
-	}
-	return Status{
-		Era: era.Era(e), MetadataBlockSize: int64(sectors) * sectorSize,
-		UsedMetadataBlocks: u, TotalMetadataBlocks: n, HeldSnapshot: era.Addr(held),
-	}, nil
+	s.MetadataBlockSize = int64(sectors) * sectorSize
+	return s, nil
 }
