@@ -78,12 +78,9 @@ func (d *Device) Adopt(ctx context.Context) (era.Identity, error) {
 		}
 		return id, nil
 	}
-	if err := d.onlyTable(); err != nil {
-		return era.Identity{}, err
-	}
 	rand.Read(id[:])
-	if err := runStep(stepAdopt, d.Name(), d.info.Dev(), id.String()); err != nil {
-		return era.Identity{}, fmt.Errorf("dmera: %s: adopt: %w", d.Name(), err)
+	if err := d.runStep(stepAdopt, id.String()); err != nil {
+		return era.Identity{}, err
 	}
 	return id, d.remember() // earlier notes are for metadata without an identity
 }
@@ -112,11 +109,8 @@ func (d *Device) Resize(ctx context.Context) error {
 	if err := d.canGrow(st, size); err != nil {
 		return err
 	}
-	if err := d.onlyTable(); err != nil {
+	if err := d.runStep(stepResize, strconv.FormatInt(size/sectorSize, 10)); err != nil {
 		return err
-	}
-	if err := runStep(stepResize, d.Name(), d.info.Dev(), strconv.FormatInt(size/sectorSize, 10)); err != nil {
-		return fmt.Errorf("dmera: %s: resize: %w", d.Name(), err)
 	}
 	if d.table, err = readTable(d.ctl, d.Name()); err != nil {
 		return err

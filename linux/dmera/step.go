@@ -77,14 +77,34 @@ func step(what, name string, args []string) error {
 	return fmt.Errorf("unknown step %q %q", what, args)
 }
 
-// runStep starts a process for the step and waits until it has been made.
-func runStep(what, name string, dev dm.Dev, args ...string) error {
-	var said strings.Builder
-	p := reexec.Command(Step, append([]string{what, name, dev.String()}, args...)...)
-	p.Stderr = &said
-	err := p.Run()
-	if said := strings.TrimSpace(said.String()); err != nil && said != "" {
-		return errors.New(said)
+// onlyTable refuses a device with a second table loaded: a resume would put that table
+// in the place of the era device's own.
+func onlyTable(info dm.Info) error {
+	if info.InactiveTable {
+		return refused("%s: another table waits for it, and would take the place of its own when it is resumed; \"dmsetup clear %s\" drops that table", info.Name, info.Name)
 	}
-	return err
+	return nil
+}
+
+// runStep starts a process for the step and waits until it has been made. What the
+// process would refuse is refused here, so that the error says so.
+func (d *Device) runStep(what string, args ...string) error {
+	info, err := d.ctl.Info(d.Name())
+	if err != nil {
+		return fmt.Errorf("dmera: %w", err)
+	}
+	if err := onlyTable(info); err != nil {
+		return err
+	}
+	var said strings.Builder
+	p := reexec.Command(Step, append([]string{what, d.Name(), d.info.Dev().String()}, args...)...)
+	p.Stderr = &said
+	err = p.Run()
+	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
+		err = errors.New(text)
+	}
+	if err != nil {
+		return fmt.Errorf("dmera: %s: %s: %w", d.Name(), what, err)
+	}
+	return nil
 }
