@@ -225,7 +225,7 @@ func eraClasses() []class {
 		{boot.ErrNotOurs, exitRefused, "move it away"},
 		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{boot.ErrUnsuitable, exitRefused, ""},
-		{boot.ErrHibernation, exitRefused, "give up hibernation: noresume on the kernel's command line (in /etc/default/grub, then update-grub), or RESUME=none in /etc/initramfs-tools/conf.d/resume"},
+		{boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
 		{boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
 	}
 }
