@@ -24,8 +24,8 @@ type loop struct {
 // deletedSuffix is what the kernel appends to the path of an unlinked file.
 const deletedSuffix = " (deleted)"
 
-func (s System) readLoops() ([]loop, error) {
-	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys()), "block/loop*/loop/backing_file"))
+func (s system) readLoops() ([]loop, error) {
+	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys), "block/loop*/loop/backing_file"))
 	if err != nil {
 		return nil, err
 	}

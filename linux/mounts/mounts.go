@@ -25,25 +25,8 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// System says where the kernel's view of itself is mounted. The zero value is
-// this machine; a container that has the host's trees elsewhere names them.
-type System struct {
-	Proc string // "" is /proc
-	Sys  string // "" is /sys
-}
-
-func (s System) proc() string { return orDefault(s.Proc, "/proc") }
-func (s System) sys() string  { return orDefault(s.Sys, "/sys") }
-
-func orDefault(s, d string) string {
-	if s == "" {
-		return d
-	}
-	return s
-}
-
-// Dev is the number of a block device, or of a filesystem that lies on none.
-type Dev = sysfs.Dev
+// system says where the kernel's view of itself is mounted.
+type system struct{ proc, sys string }
 
 // Filesystem is one mounted superblock, however often it is mounted.
 type Filesystem struct {
