@@ -139,8 +139,8 @@ func (t *Table) sourceDevice(path string) (sysfs.Dev, bool) {
 		return sysfs.Dev{}, false
 	}
 	for _, p := range names {
-		b, err := os.ReadFile(p)
-		if err != nil || strings.TrimSpace(string(b)) != filepath.Base(path) {
+		name, err := sysfs.Text(p)
+		if err != nil || name != filepath.Base(path) {
 			continue
 		}
 		if n, err := nodeAt(filepath.Dir(filepath.Dir(p))); err == nil {

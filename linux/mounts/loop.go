@@ -62,7 +62,7 @@ func (l *loop) identify() {
 	if known {
 		l.file, l.inode = sysfs.DevOf(st.Dev), st.Ino
 	}
-	f, err := os.OpenFile("/dev/"+l.name, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(sysfs.DevPath(l.name), os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}

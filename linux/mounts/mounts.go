@@ -1,6 +1,10 @@
 // Package mounts answers which mounted filesystems live on a block device, and
 // what else uses one.
 //
+// For most uses, call [Read], and ask the [Table] for the filesystems on a device
+// (Table.On) or for everything that uses it (Table.UseOf). Call [Probe] before a device
+// is written to that nobody uses.
+//
 // It owns the reading of mountinfo, swaps, the stacking of block devices in
 // sysfs, and the signatures that filesystems, volume managers and partition
 // tables leave on a disk. A device is followed through its partitions, through

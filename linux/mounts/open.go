@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -31,12 +32,7 @@ func (t *Table) Open(f Filesystem) (*os.File, error) {
 }
 
 func (f Filesystem) hasMount(id int) bool {
-	for _, m := range f.Mounts {
-		if m.ID == id {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(f.Mounts, func(m Mount) bool { return m.ID == id })
 }
 
 // openAt opens path when it leads to a mount of the filesystem. The file is looked at

@@ -24,8 +24,12 @@ func (s system) node(d sysfs.Dev) (node, error) {
 	if err != nil {
 		return node{}, fmt.Errorf("device %s: %w", d, err)
 	}
-	_, err = os.Stat(filepath.Join(dir, "partition"))
-	return node{dev: d, dir: dir, partition: err == nil}, nil
+	return newNode(d, dir), nil
+}
+
+func newNode(d sysfs.Dev, dir string) node {
+	_, err := os.Stat(filepath.Join(dir, "partition"))
+	return node{dev: d, dir: dir, partition: err == nil}
 }
 
 func (n node) name() string { return filepath.Base(n.dir) }
@@ -35,16 +39,15 @@ func nodeAt(dir string) (node, error) {
 	if err != nil {
 		return node{}, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "dev"))
+	number, err := sysfs.Text(filepath.Join(dir, "dev"))
 	if err != nil {
 		return node{}, err
 	}
-	d, err := sysfs.ParseDev(string(b))
+	d, err := sysfs.ParseDev(number)
 	if err != nil {
 		return node{}, fmt.Errorf("%s: %w", dir, err)
 	}
-	_, err = os.Stat(filepath.Join(dir, "partition"))
-	return node{dev: d, dir: dir, partition: err == nil}, nil
+	return newNode(d, dir), nil
 }
 
 // disk returns the whole disk that a partition is a slice of.

@@ -112,10 +112,8 @@ func (t *Table) byDev(d sysfs.Dev) *Filesystem {
 // the number of the device where the mount belongs to a namespace that is not.
 func (t *Table) byMount(id int, dev sysfs.Dev) *Filesystem {
 	for _, f := range t.filesystems {
-		for _, m := range f.Mounts {
-			if m.ID == id {
-				return f
-			}
+		if f.hasMount(id) {
+			return f
 		}
 	}
 	return t.byDev(dev)
