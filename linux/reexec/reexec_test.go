@@ -37,7 +37,7 @@ func TestAPartRunsInASessionOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestAPartThatMainDoesNotKnowIsNotStarted(t *testing.T) {
+func TestAProgramThatDoesNotKnowThePartDoesNotStartItselfForEver(t *testing.T) {
 	cmd := reexec.Command(unknown)
 	if err := cmd.Run(); !errors.Is(err, reexec.ErrNoMain) || cmd.Process != nil {
 		t.Errorf("%v, exit code %d", err, cmd.ProcessState.ExitCode())
