@@ -1,6 +1,8 @@
 // Package dm controls the kernel's device-mapper through /dev/mapper/control. It
 // needs neither dmsetup nor libdevmapper, and agrees with both.
 //
+// For most uses, call [Open], and then Create, Load and Resume of the [Control].
+//
 // It owns the ioctl interface (include/uapi/linux/dm-ioctl.h, version 4), names as
 // libdevmapper writes them, and the nodes in /dev/mapper. A device has two slots
 // for tables: Load fills the inactive one, Resume makes it the active one.

@@ -41,7 +41,7 @@ func (c *Control) users(name string) string {
 	if info.OpenCount > 0 {
 		said = fmt.Sprintf(", opened %d times", info.OpenCount)
 	}
-	holders, err := os.ReadDir(filepath.Join("/sys/dev/block", info.Dev().String(), "holders"))
+	holders, err := os.ReadDir(filepath.Join(info.Dev().Dir(), "holders"))
 	if err != nil || len(holders) == 0 {
 		return said
 	}

@@ -1,5 +1,8 @@
 // Package fsfreeze freezes mounted filesystems, and makes sure that they thaw.
 //
+// For most uses, call [Arm] with the filesystems, then Sync, Freeze and Thaw of the
+// [Guard], and Close it.
+//
 // It owns the FIFREEZE and FITHAW calls and the watchdog. The watchdog is a second
 // process, the same program started anew, that makes the calls: it is in a session
 // of its own, locked in memory, and thaws what it froze when it is told to, when

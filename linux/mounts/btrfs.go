@@ -16,8 +16,8 @@ type btrfs struct {
 	devices []sysfs.Dev
 }
 
-func (s System) readBtrfs() ([]btrfs, error) {
-	dirs, err := filepath.Glob(filepath.Join(escapeGlob(s.sys()), "fs/btrfs/*/devices"))
+func (s system) readBtrfs() ([]btrfs, error) {
+	dirs, err := filepath.Glob(filepath.Join(escapeGlob(s.sys), "fs/btrfs/*/devices"))
 	if err != nil {
 		return nil, err
 	}
@@ -131,16 +131,16 @@ func (t *Table) sourceDevice(path string) (sysfs.Dev, bool) {
 	if d, err := DeviceOf(path); err == nil {
 		return d, true
 	}
-	if n, err := nodeAt(filepath.Join(t.sys.sys(), "class/block", filepath.Base(path))); err == nil {
+	if n, err := nodeAt(filepath.Join(t.sys.sys, "class/block", filepath.Base(path))); err == nil {
 		return n.dev, true
 	}
-	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys()), "block/dm-*/dm/name"))
+	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys), "block/dm-*/dm/name"))
 	if err != nil {
 		return sysfs.Dev{}, false
 	}
 	for _, p := range names {
-		b, err := os.ReadFile(p)
-		if err != nil || strings.TrimSpace(string(b)) != filepath.Base(path) {
+		name, err := sysfs.Text(p)
+		if err != nil || name != filepath.Base(path) {
 			continue
 		}
 		if n, err := nodeAt(filepath.Dir(filepath.Dir(p))); err == nil {

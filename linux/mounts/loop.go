@@ -24,8 +24,8 @@ type loop struct {
 // deletedSuffix is what the kernel appends to the path of an unlinked file.
 const deletedSuffix = " (deleted)"
 
-func (s System) readLoops() ([]loop, error) {
-	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys()), "block/loop*/loop/backing_file"))
+func (s system) readLoops() ([]loop, error) {
+	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys), "block/loop*/loop/backing_file"))
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func (l *loop) identify() {
 	if known {
 		l.file, l.inode = sysfs.DevOf(st.Dev), st.Ino
 	}
-	f, err := os.OpenFile("/dev/"+l.name, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(sysfs.DevPath(l.name), os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}

@@ -1,6 +1,10 @@
 // Package mounts answers which mounted filesystems live on a block device, and
 // what else uses one.
 //
+// For most uses, call [Read], and ask the [Table] for the filesystems on a device
+// (Table.On) or for everything that uses it (Table.UseOf). Call [Probe] before a device
+// is written to that nobody uses.
+//
 // It owns the reading of mountinfo, swaps, the stacking of block devices in
 // sysfs, and the signatures that filesystems, volume managers and partition
 // tables leave on a disk. A device is followed through its partitions, through
@@ -25,25 +29,8 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// System says where the kernel's view of itself is mounted. The zero value is
-// this machine; a container that has the host's trees elsewhere names them.
-type System struct {
-	Proc string // "" is /proc
-	Sys  string // "" is /sys
-}
-
-func (s System) proc() string { return orDefault(s.Proc, "/proc") }
-func (s System) sys() string  { return orDefault(s.Sys, "/sys") }
-
-func orDefault(s, d string) string {
-	if s == "" {
-		return d
-	}
-	return s
-}
-
-// Dev is the number of a block device, or of a filesystem that lies on none.
-type Dev = sysfs.Dev
+// system says where the kernel's view of itself is mounted.
+type system struct{ proc, sys string }
 
 // Filesystem is one mounted superblock, however often it is mounted.
 type Filesystem struct {

@@ -175,26 +175,17 @@ func (t *Table) Through(path string) ([]Filesystem, error) {
 	return values(set, f), nil
 }
 
-// values puts first in front and orders the rest by mount.
+// values puts first in front, unless it is nil, and orders the rest by mount.
 func values(set map[*Filesystem]bool, first *Filesystem) []Filesystem {
-	var list []*Filesystem
+	var out []Filesystem
 	for f := range set {
-		if f != nil {
-			list = append(list, f)
+		if f != first {
+			out = append(out, *f)
 		}
 	}
-	slices.SortFunc(list, func(a, b *Filesystem) int {
-		if (a == first) != (b == first) {
-			if a == first {
-				return -1
-			}
-			return 1
-		}
-		return b.order - a.order
-	})
-	var out []Filesystem
-	for _, f := range list {
-		out = append(out, *f)
+	slices.SortFunc(out, func(a, b Filesystem) int { return b.order - a.order })
+	if first != nil {
+		out = slices.Insert(out, 0, *first)
 	}
 	return out
 }

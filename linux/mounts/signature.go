@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Kind says what sort of owner a signature speaks of.
@@ -42,20 +43,11 @@ func Probe(r io.ReaderAt, size int64) ([]Signature, error) {
 		if err != nil {
 			return nil, err
 		}
-		if ok && !contains(found, m.name) {
+		if ok && !slices.ContainsFunc(found, func(s Signature) bool { return s.Name == m.name }) {
 			found = append(found, Signature{Kind: m.kind, Name: m.name, Off: m.at(size)})
 		}
 	}
 	return found, nil
-}
-
-func contains(found []Signature, name string) bool {
-	for _, s := range found {
-		if s.Name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // A magic is one place where a signature may stand.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"tidemark/linux/sysfs"
@@ -20,13 +19,17 @@ type node struct {
 	partition bool
 }
 
-func (s System) node(d sysfs.Dev) (node, error) {
-	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys(), "dev/block", d.String()))
+func (s system) node(d sysfs.Dev) (node, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys, "dev/block", d.String()))
 	if err != nil {
 		return node{}, fmt.Errorf("device %s: %w", d, err)
 	}
-	_, err = os.Stat(filepath.Join(dir, "partition"))
-	return node{dev: d, dir: dir, partition: err == nil}, nil
+	return newNode(d, dir), nil
+}
+
+func newNode(d sysfs.Dev, dir string) node {
+	_, err := os.Stat(filepath.Join(dir, "partition"))
+	return node{dev: d, dir: dir, partition: err == nil}
 }
 
 func (n node) name() string { return filepath.Base(n.dir) }
@@ -36,16 +39,15 @@ func nodeAt(dir string) (node, error) {
 	if err != nil {
 		return node{}, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "dev"))
+	number, err := sysfs.Text(filepath.Join(dir, "dev"))
 	if err != nil {
 		return node{}, err
 	}
-	d, err := sysfs.ParseDev(string(b))
+	d, err := sysfs.ParseDev(number)
 	if err != nil {
 		return node{}, fmt.Errorf("%s: %w", dir, err)
 	}
-	_, err = os.Stat(filepath.Join(dir, "partition"))
-	return node{dev: d, dir: dir, partition: err == nil}, nil
+	return newNode(d, dir), nil
 }
 
 // disk returns the whole disk that a partition is a slice of.
@@ -81,7 +83,7 @@ func escapeGlob(s string) string {
 }
 
 // linked follows the links in one of a device's folders, "holders" or "slaves".
-func (s System) linked(n node, folder string) ([]node, error) {
+func (s system) linked(n node, folder string) ([]node, error) {
 	entries, err := os.ReadDir(filepath.Join(n.dir, folder))
 	if absent(err) {
 		return nil, nil
@@ -91,7 +93,7 @@ func (s System) linked(n node, folder string) ([]node, error) {
 	}
 	var nodes []node
 	for _, e := range entries {
-		other, err := nodeAt(filepath.Join(s.sys(), "class/block", e.Name()))
+		other, err := nodeAt(filepath.Join(s.sys, "class/block", e.Name()))
 		if absent(err) {
 			continue // taken apart in between
 		}
@@ -105,27 +107,15 @@ func (s System) linked(n node, folder string) ([]node, error) {
 
 // span returns the bytes of the disk [start, end) that a partition covers.
 func (n node) span() (start, end int64, err error) {
-	first, err := readNumber(filepath.Join(n.dir, "start"))
+	first, err := sysfs.Uint(filepath.Join(n.dir, "start"))
 	if err != nil {
 		return 0, 0, err
 	}
-	size, err := readNumber(filepath.Join(n.dir, "size"))
+	size, err := sysfs.Uint(filepath.Join(n.dir, "size"))
 	if err != nil {
 		return 0, 0, err
 	}
-	return first * sector, (first + size) * sector, nil
-}
-
-func readNumber(path string) (int64, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	return n, nil
+	return int64(first) * sector, int64(first+size) * sector, nil
 }
 
 // Above returns d and every device that a write to changes d: partitions and

@@ -19,8 +19,8 @@ type Swap struct {
 	File bool // a file on a filesystem, not a device
 }
 
-func (s System) readSwaps() ([]Swap, error) {
-	f, err := os.Open(filepath.Join(s.proc(), "swaps"))
+func (s system) readSwaps() ([]Swap, error) {
+	f, err := os.Open(filepath.Join(s.proc, "swaps"))
 	if absent(err) {
 		return nil, nil // a kernel without swap
 	}
