@@ -16,7 +16,7 @@ SLOW := tidemark/test/|tidemark/bench
 export CGO_ENABLED := 0
 
 .PHONY: help build demo test setup setup-vm generate man bench vuln fmt lint clean \
-	check-fmt check-vet check-shape check-static check-fix check-generated \
+	check-fmt check-vet check-shape check-static check-fix check-generated check-tidy \
 	test-race test-fuzz test-slow
 
 .DEFAULT_GOAL := build
@@ -61,7 +61,7 @@ fmt: ## format the code
 clean:
 	rm -rf bin
 
-lint: check-fmt check-vet check-shape check-static check-fix check-generated
+lint: check-fmt check-vet check-shape check-static check-fix check-generated check-tidy
 
 check-fmt:
 	@bad=$$($(TOOL) gofumpt -l .); [[ -z $$bad ]] || { echo "not formatted (make fmt):" $$bad; exit 1; }
@@ -80,6 +80,10 @@ check-fix:
 
 check-generated:
 	scripts/check-generated
+
+check-tidy:
+	go mod tidy -diff
+	cd tools && go mod tidy -diff
 
 test-race:
 	tool=$$(scripts/bench-tools); scripts/as-root env CGO_ENABLED=1 ERA_TOOLS_1="$${tool%/*}" go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')
