@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/extent"
-	"tidemark/format/changes"
+	"tidemark/format/epochs"
 	"tidemark/linux/bpf"
 )
 
@@ -74,9 +74,9 @@ func (s *session) loadSpan(sp span) (extent.Set, error) {
 	if err != nil {
 		return extent.Set{}, fmt.Errorf("track: history: %w", err)
 	}
-	c, err := changes.Decode(f, st.Size())
+	c, err := epochs.Decode(f, st.Size())
 	switch {
-	case errors.Is(err, changes.ErrDamaged), errors.Is(err, changes.ErrNotChanges), errors.Is(err, changes.ErrNewer):
+	case errors.Is(err, epochs.ErrDamaged), errors.Is(err, epochs.ErrNotEpochs), errors.Is(err, epochs.ErrNewer):
 		return extent.Set{}, &LostError{Reason: fmt.Sprintf("the history of epochs %d to %d is unreadable: %v", sp.from, sp.to, err)}
 	case err != nil:
 		return extent.Set{}, fmt.Errorf("track: history: %s: %w", f.Name(), err)
@@ -90,7 +90,7 @@ func (s *session) loadSpan(sp span) (extent.Set, error) {
 // saveSpan writes one file of the history.
 func (s *session) saveSpan(sp span, set extent.Set) error {
 	return writeFile(sp.file(s.dir), func(f *os.File) error {
-		return changes.Encode(f, changes.File{
+		return epochs.Encode(f, epochs.File{
 			Generation: s.rec.Generation, From: sp.from, To: sp.to,
 			DiskSize: s.rec.Size, Granularity: s.rec.Granularity, Set: set,
 		})

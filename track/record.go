@@ -104,7 +104,7 @@ func (r record) differs(id block.Identity) (string, error) {
 
 const (
 	minBlockSize = 4096
-	maxBlockSize = 1 << 30       // format/changes holds no larger
+	maxBlockSize = 1 << 30       // format/epochs holds no larger
 	maxBitmap    = 32 << 20 << 3 // blocks in the largest bitmap chosen by default
 )
 

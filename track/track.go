@@ -20,7 +20,7 @@
 // The history of a disk is cut into epochs, numbered from 1; a mark names the
 // beginning of one. Cut ends the current epoch. The bitmap of an ended epoch
 // stays pinned in bpffs until Persist has written it as a file of package
-// format/changes. All state lives in two places that a reboot empties, so none
+// format/epochs. All state lives in two places that a reboot empties, so none
 // of it is synced:
 //
 //	<BPFFS>/tidemark/v1/…                    programs, links, maps, bitmap_<generation>_<epoch>;

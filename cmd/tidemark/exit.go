@@ -13,7 +13,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/boot"
-	"tidemark/format/changes"
+	"tidemark/format/epochs"
 	"tidemark/format/era"
 	"tidemark/format/erastream"
 	"tidemark/format/redo"
@@ -172,8 +172,8 @@ func mirrorClasses() []class {
 		{sidecar.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
 		{sidecar.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
 		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
-		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
-		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+		{epochs.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
+		{epochs.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
 	}
 }
 

@@ -1,4 +1,4 @@
-package changes
+package epochs
 
 import (
 	"bytes"
@@ -21,18 +21,18 @@ import (
 func Encode(w io.Writer, f File) error {
 	h, err := f.header()
 	if err != nil {
-		return fmt.Errorf("changes: encode: %w", err)
+		return fmt.Errorf("epochs: encode: %w", err)
 	}
 	payload, rawLen, err := encodePayload(f.Set, f.Granularity)
 	if err != nil {
-		return fmt.Errorf("changes: encode: payload: %w", err)
+		return fmt.Errorf("epochs: encode: payload: %w", err)
 	}
 	h.setU64(64, rawLen)
 	h.setU64(72, uint64(len(payload)))
 	h.seal(payload)
 	for _, part := range [][]byte{h[:], payload} {
 		if _, err := w.Write(part); err != nil {
-			return fmt.Errorf("changes: encode: %w", err)
+			return fmt.Errorf("epochs: encode: %w", err)
 		}
 	}
 	return nil

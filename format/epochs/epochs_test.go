@@ -1,4 +1,4 @@
-package changes
+package epochs
 
 import (
 	"bytes"
@@ -123,7 +123,7 @@ func TestEveryCutAndEveryFlippedBitIsRefused(t *testing.T) {
 		if want := ErrDamaged; n > 0 && !errors.Is(err, want) {
 			t.Errorf("cut at %d: %v", n, err)
 		}
-		if n == 0 && !errors.Is(err, ErrNotChanges) {
+		if n == 0 && !errors.Is(err, ErrNotEpochs) {
 			t.Errorf("an empty file: %v", err)
 		}
 	}
@@ -132,7 +132,7 @@ func TestEveryCutAndEveryFlippedBitIsRefused(t *testing.T) {
 		bad[bit/8] ^= 1 << (bit % 8)
 		want := ErrDamaged
 		if bit/8 < len(magic) {
-			want = ErrNotChanges
+			want = ErrNotEpochs
 		}
 		if _, err := decode(bad); !errors.Is(err, want) {
 			t.Errorf("bit %d: %v, want %v", bit, err, want)

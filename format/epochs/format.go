@@ -1,4 +1,4 @@
-// Package changes reads and writes the file of one closed span of tracking
+// Package epochs reads and writes the file of one closed span of tracking
 // epochs: which blocks of a disk changed in it.
 //
 // A file is a header of 112 bytes and a payload. All numbers are little endian
@@ -29,12 +29,12 @@
 // the length in blocks, at least 1. The last block of a disk may be short: an
 // extent that reaches it ends at diskSize.
 //
-// The package refuses what is not such a file (ErrNotChanges), one that is cut,
+// The package refuses what is not such a file (ErrNotEpochs), one that is cut,
 // altered or contradicts itself (ErrDamaged), and one of a later version or with
 // unknown flags (ErrNewer). It opens no paths. Its functions may be called from
 // several goroutines at once; each call takes memory in proportion to the
 // extents really present, whatever the header says.
-package changes
+package epochs
 
 import (
 	"encoding/binary"
@@ -64,12 +64,12 @@ const (
 )
 
 var (
-	// ErrNotChanges says that the input is no file of this format.
-	ErrNotChanges = errors.New("not a changes file")
+	// ErrNotEpochs says that the input is no file of this format.
+	ErrNotEpochs = errors.New("not an epochs file")
 	// ErrDamaged says that the file is cut short, altered or contradicts itself.
-	ErrDamaged = errors.New("damaged changes file")
+	ErrDamaged = errors.New("damaged epochs file")
 	// ErrNewer says that a later version of tidemark wrote the file.
-	ErrNewer = errors.New("changes file of a newer version")
+	ErrNewer = errors.New("epochs file of a newer version")
 )
 
 // File is what one file says.

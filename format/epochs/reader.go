@@ -1,4 +1,4 @@
-package changes
+package epochs
 
 import (
 	"bufio"
@@ -15,7 +15,7 @@ import (
 )
 
 // Decode reads the file of size bytes that r holds. The error wraps
-// ErrNotChanges, ErrDamaged or ErrNewer, or is one of reading r. r must not
+// ErrNotEpochs, ErrDamaged or ErrNewer, or is one of reading r. r must not
 // change while Decode runs: the payload is read twice, first for its checksum.
 func Decode(r io.ReaderAt, size int64) (File, error) {
 	h, err := readHeader(r, size)
@@ -47,14 +47,14 @@ func readHeader(r io.ReaderAt, size int64) (*header, error) {
 	var h header
 	n := min(max(size, 0), headerSize)
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, n), h[:n]); err != nil {
-		return nil, fmt.Errorf("changes: read header: %w", err)
+		return nil, fmt.Errorf("epochs: read header: %w", err)
 	}
 	known := min(n, int64(len(magic)))
 	if n == 0 || h.magic()[:known] != magic[:known] {
-		return nil, fmt.Errorf("changes: magic at byte 0: %q, want %q: %w", h[:known], magic, ErrNotChanges)
+		return nil, fmt.Errorf("epochs: magic at byte 0: %q, want %q: %w", h[:known], magic, ErrNotEpochs)
 	}
 	if size < headerSize {
-		return nil, fmt.Errorf("changes: header: file ends at byte %d of %d: %w", size, headerSize, ErrDamaged)
+		return nil, fmt.Errorf("epochs: header: file ends at byte %d of %d: %w", size, headerSize, ErrDamaged)
 	}
 	if h.storedLen() != uint64(size-headerSize) {
 		return nil, h.fault(72, "payload of %d bytes in a file with room for %d", h.storedLen(), size-headerSize)
@@ -67,7 +67,7 @@ func (h *header) verify(r io.ReaderAt, size int64) error {
 	sum := blake3.New()
 	sum.Write(h.checked())
 	if _, err := io.Copy(sum, io.NewSectionReader(r, headerSize, size-headerSize)); err != nil {
-		return fmt.Errorf("changes: read payload: %w", err)
+		return fmt.Errorf("epochs: read payload: %w", err)
 	}
 	if got := sum.Sum(nil); !bytes.Equal(got, h.checksum()) {
 		return h.fault(checksumOff, "checksum %x…, want %x…", got[:4], h.checksum()[:4])
@@ -77,20 +77,20 @@ func (h *header) verify(r io.ReaderAt, size int64) error {
 
 // fault returns an error about the header field at byte off.
 func (h *header) fault(off int, format string, args ...any) error {
-	return fmt.Errorf("changes: header at byte %d: %s: %w", off, fmt.Sprintf(format, args...), ErrDamaged)
+	return fmt.Errorf("epochs: header at byte %d: %s: %w", off, fmt.Sprintf(format, args...), ErrDamaged)
 }
 
 // faults returns everything that is wrong with a header of the right magic and
 // length, version and flags first. It looks no further when the file is newer.
 func (h *header) faults() []error {
 	if h.version() > version {
-		return []error{fmt.Errorf("changes: version %d, this program reads up to %d: %w", h.version(), version, ErrNewer)}
+		return []error{fmt.Errorf("epochs: version %d, this program reads up to %d: %w", h.version(), version, ErrNewer)}
 	}
 	if h.version() == 0 {
 		return []error{h.fault(8, "version 0")}
 	}
 	if h.flags() != 0 {
-		return []error{fmt.Errorf("changes: flags %#x at byte 12 are unknown: %w", h.flags(), ErrNewer)}
+		return []error{fmt.Errorf("epochs: flags %#x at byte 12 are unknown: %w", h.flags(), ErrNewer)}
 	}
 	var faults []error
 	if h.to() <= h.from() {
@@ -139,16 +139,16 @@ func (h *header) decodePayload(r io.ReaderAt) (extent.Set, error) {
 	z, err := zstd.NewReader(in,
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(windowSize))
 	if err != nil {
-		return extent.Set{}, fmt.Errorf("changes: payload: %w: %w", err, ErrDamaged)
+		return extent.Set{}, fmt.Errorf("epochs: payload: %w: %w", err, ErrDamaged)
 	}
 	defer z.Close()
 	raw := &payloadReader{in: bufio.NewReaderSize(io.LimitReader(z, int64(h.rawLen())+1), 64<<10)}
 	set, err := h.readExtents(raw)
 	if in.err != nil {
-		return extent.Set{}, fmt.Errorf("changes: read payload: %w", in.err)
+		return extent.Set{}, fmt.Errorf("epochs: read payload: %w", in.err)
 	}
 	if err != nil {
-		return extent.Set{}, fmt.Errorf("changes: payload byte %d before compression: %w: %w", raw.off, err, ErrDamaged)
+		return extent.Set{}, fmt.Errorf("epochs: payload byte %d before compression: %w: %w", raw.off, err, ErrDamaged)
 	}
 	return set, nil
 }
