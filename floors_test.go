@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,8 @@ var floors = [][]string{
 	{"linux/bpf", "linux/dm", "linux/fsfreeze", "linux/mounts"},
 	{"linux/dmera"},
 	{"track", "view"},
+	{"track/history"},
+	{"track/bpf", "track/era"},
 	{"transfer", "boot"},
 	{"cmd/tidemark"},
 	{"test", "bench", "internal/*"}, // for tests and measurements only
@@ -102,16 +105,18 @@ func (p goPackage) imports(t *testing.T) []string {
 }
 
 // floor returns the floor of dir and the folder that owns it: the package itself
-// for one inside a "folder/*". It returns -1 for a folder without a floor.
-func floor(dir string) (int, string) {
+// for one inside a "folder/*". Of entries within one another the innermost counts.
+// It returns -1 for a folder without a floor.
+func floor(dir string) (found int, of string) {
+	found = -1
 	for n, entries := range floors {
 		for _, entry := range entries {
-			if owner, ok := owner(dir, entry); ok {
-				return n, owner
+			if owner, ok := owner(dir, entry); ok && len(owner) > len(of) {
+				found, of = n, owner
 			}
 		}
 	}
-	return -1, ""
+	return found, of
 }
 
 // owner matches dir against an entry of floors.
@@ -145,6 +150,20 @@ func TestImportsRunDownTheFloors(t *testing.T) {
 			if forbidden(p.dir, dir) {
 				t.Errorf("%s imports %s, which it must not know", p.dir, dir)
 			}
+		}
+	}
+}
+
+// An importer of package track gets the interface, the marks and the errors, and links
+// nothing that talks to the kernel.
+func TestTrackLinksNoKernelPackage(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", module+"/track").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dep := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(dep, module+"/linux/") || strings.Contains(dep, "cilium") || strings.Contains(dep, "golang.org/x/sys") {
+			t.Errorf("track links %s", dep)
 		}
 	}
 }

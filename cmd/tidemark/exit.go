@@ -18,11 +18,13 @@ import (
 	"tidemark/format/erastream"
 	"tidemark/format/redo"
 	"tidemark/format/sidecar"
-	"tidemark/linux/bpf"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
 	"tidemark/track"
+	"tidemark/track/bpf"
+	eratrack "tidemark/track/era"
+	"tidemark/track/history"
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/mirror"
@@ -151,9 +153,9 @@ func mirrorClasses() []class {
 		{errDifferent, exitDifferent, ""},
 		{track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
 		{track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
-		{track.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
-		{track.ErrEraUnfit, exitRefused, "--tracker bpf does without the metadata"},
-		{track.ErrNotTracked, exitError, `"tidemark track start" starts it`},
+		{eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
+		{eratrack.ErrUnfit, exitRefused, "--tracker bpf does without the metadata"},
+		{bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
 		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
@@ -229,6 +231,7 @@ func machineClasses() []class {
 		{errNotReady, exitError, ""},
 		{syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
 		{syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 	}
 }

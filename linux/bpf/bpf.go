@@ -177,7 +177,7 @@ func (f *Facility) load() error {
 
 // Install loads the programs, attaches them and pins everything in dir, which
 // must not exist; its parents are created. A crash leaves either all or nothing
-// at dir.
+// at dir, an error nothing.
 func Install(dir string) (*Facility, error) {
 	staging := dir + stagingEnd
 	if err := os.RemoveAll(staging); err != nil {
@@ -192,7 +192,11 @@ func Install(dir string) (*Facility, error) {
 	if err := os.Rename(staging, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("bpf: install: %w", err), os.RemoveAll(staging))
 	}
-	return Load(dir)
+	f, err := Load(dir)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return f, nil
 }
 
 func pinAll(dir string) error {
