@@ -39,11 +39,11 @@ func (s *session) dir() string { return s.pl.disk(s.source.Disk) }
 
 // withFlip calls f with the lock flip held.
 func (s *session) withFlip(ctx context.Context, f func() error) error {
-	lock, err := history.Lock(ctx, filepath.Join(s.dir(), flipLock))
+	unlock, err := history.Lock(ctx, filepath.Join(s.dir(), flipLock))
 	if err != nil {
 		return err
 	}
-	defer lock.Unlock()
+	defer unlock()
 	return f()
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"tidemark/block"
@@ -80,10 +81,10 @@ func (p paths) ready(id block.Identity, begin bool) error {
 
 // lock takes the machine's lock, then the disk's two.
 func (p paths) lock(ctx context.Context, disk string) (unlock func(), err error) {
-	var locks []*history.FileLock
+	var locks []func()
 	unlock = func() {
-		for _, l := range locks {
-			l.Unlock()
+		for _, f := range slices.Backward(locks) {
+			f()
 		}
 	}
 	for _, path := range []string{p.lockFile(), history.LockFile(p.disk(disk)), filepath.Join(p.disk(disk), flipLock)} {

@@ -76,9 +76,9 @@ func stop(pl paths, id block.Identity) error {
 func Leftovers(ctx context.Context, opts Options) ([]string, error) {
 	pl := opts.paths()
 	// A start that is under way holds the lock.
-	lock, err := history.Lock(ctx, pl.lockFile())
+	unlock, err := history.Lock(ctx, pl.lockFile())
 	if err == nil {
-		defer lock.Unlock()
+		defer unlock()
 	} else if !errors.Is(err, history.ErrUnwritable) {
 		return nil, err
 	}

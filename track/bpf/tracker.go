@@ -154,12 +154,16 @@ func (t *Tracker) cut() (track.Cut, error) {
 	return track.Cut{Mark: t.mark(h.Epoch), Doubt: doubt}, nil
 }
 
-func (t *Tracker) mark(epoch uint64) track.Mark {
-	m := moment{generation: t.s.rec.Generation, epoch: epoch}
+// part is the slice of the disk that a partition is; zero for a whole disk.
+func (t *Tracker) part() extent.Extent {
 	if t.s.source.IsPartition() {
-		m.slice = t.slice
+		return t.slice
 	}
-	return m.mark()
+	return extent.Extent{}
+}
+
+func (t *Tracker) mark(epoch uint64) track.Mark {
+	return history.Moment{Generation: t.s.rec.Generation, Epoch: epoch, Slice: t.part()}.Mark(Kind)
 }
 
 // Changes returns the bytes of the source that changed between two marks; an empty
@@ -264,23 +268,20 @@ func (t *Tracker) check(m track.Mark, h bpf.Header, quiet bool) error {
 
 // epochOf returns the epoch that begins with one of this source's marks.
 func (t *Tracker) epochOf(m track.Mark) (uint64, error) {
-	at, err := parse(m)
+	at, err := history.ParseMark(m, Kind)
 	if err != nil {
 		return 0, err
 	}
-	want := extent.Extent{}
-	if t.s.source.IsPartition() {
-		want = t.slice
-	}
+	want := t.part()
 	switch {
-	case at.generation != t.s.rec.Generation:
+	case at.Generation != t.s.rec.Generation:
 		return 0, track.Lost("it is of another tracking than that of now, which began at %s because %s",
 			t.s.rec.Since.Format(time.RFC3339), t.s.rec.Before)
-	case at.slice != want:
+	case at.Slice != want:
 		return 0, track.Lost("it is a mark of bytes %d+%d of the disk, not of %d+%d (0+0: all)",
-			at.slice.Off, at.slice.Len, want.Off, want.Len)
+			at.Slice.Off, at.Slice.Len, want.Off, want.Len)
 	}
-	return at.epoch, nil
+	return at.Epoch, nil
 }
 
 // judge refuses a mark that something spoilt before the moment of h.
@@ -355,11 +356,11 @@ func (t *Tracker) Persist(ctx context.Context) error {
 // update changes the leases as change says, and tidies the history.
 func (t *Tracker) update(ctx context.Context, change func(bpf.Header) (func(*history.Leases), error)) error {
 	h := t.s.history()
-	lock, err := history.Lock(ctx, history.LockFile(h.Dir))
+	unlock, err := history.Lock(ctx, history.LockFile(h.Dir))
 	if err != nil {
 		return err
 	}
-	defer lock.Unlock()
+	defer unlock()
 	now, err := t.now(ctx)
 	if err != nil {
 		return err

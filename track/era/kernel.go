@@ -19,14 +19,14 @@ import (
 
 // kernel is what a Tracker asks of the kernel; the model test has one in memory.
 type kernel interface {
-	size() int64 // bytes, when it was opened
-	blockSize() int64
-	metaPath() string
+	Size() int64 // bytes, when it was opened
+	BlockSize() int64
+	MetaPath() string
 	now(ctx context.Context) (facts, error)
-	// prepare does beforehand what take would have to write files for; unprepare takes
+	// prepare does beforehand what take would have to write files for; Unprepare takes
 	// it back.
 	prepare(ctx context.Context) error
-	unprepare() error
+	Unprepare() error
 	take(ctx context.Context) (snapshot, error)
 	flush() error // what was written survives a power cut
 	// drain returns when no write from before it is in flight.
@@ -36,18 +36,18 @@ type kernel interface {
 
 // snapshot is held metadata.
 type snapshot interface {
-	era() uint64      // that began with it
+	Era() era.Era     // that began with it
 	identity() string // of the metadata; "" when it has none
-	changed(ctx context.Context, since uint64) (extent.Set, error)
+	Changed(ctx context.Context, since era.Era) (extent.Set, error)
 	eras(ascending []era.Block) ([]era.Era, error)
-	retake(ctx context.Context) error // the same, but of now; writes no file
+	Retake(ctx context.Context) error // the same, but of now; writes no file
 	Close() error
 }
 
 // mapped is a device of the kernel's device-mapper.
 type mapped struct {
+	*dmera.Device
 	ctl    *dm.Control
-	dev    *dmera.Device
 	source *block.Device // the caller's
 	fixed  facts         // that need not be asked again
 }
@@ -77,15 +77,15 @@ func (m *mapped) open(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	if m.dev, err = dmera.Open(m.ctl, info.Name, dmera.Options{RunDir: o.RunDir, StateDir: o.StateDir}); err != nil {
+	if m.Device, err = dmera.Open(m.ctl, info.Name, dmera.Options{RunDir: o.RunDir, StateDir: o.StateDir}); err != nil {
 		return err
 	}
-	if got := m.dev.Number().String(); got != number.String() {
+	if got := m.Number().String(); got != number.String() {
 		return fmt.Errorf("it is device %s, and the name %s was given to device %s meanwhile", number, info.Name, got)
 	}
 	m.fixed = facts{
-		Name: m.dev.Name(), BlockSize: m.dev.BlockSize(),
-		MetaName: o.StableName(m.dev.MetaPath()), DataName: o.StableName(m.dev.DataPath()),
+		Name: m.Name(), BlockSize: m.BlockSize(),
+		MetaName: o.StableName(m.MetaPath()), DataName: o.StableName(m.DataPath()),
 	}
 	if m.fixed.forgetful, err = forgetful(); err != nil {
 		return err
@@ -94,7 +94,7 @@ func (m *mapped) open(ctx context.Context, o Options) error {
 		return err
 	}
 	// It writes a file: not in now, which is asked under a freeze.
-	m.fixed.gap, err = m.dev.NoteGaps(ctx)
+	m.fixed.gap, err = m.NoteGaps(ctx)
 	return err
 }
 
@@ -114,10 +114,6 @@ func forgetful() (bool, error) {
 	return major < 5 || major == 5 && minor < 12, nil
 }
 
-func (m *mapped) size() int64      { return m.dev.Size() }
-func (m *mapped) blockSize() int64 { return m.dev.BlockSize() }
-func (m *mapped) metaPath() string { return m.dev.MetaPath() }
-
 func (m *mapped) flush() error { return m.source.Sync() }
 
 // now asks what the device is, its table included.
@@ -127,11 +123,11 @@ func (m *mapped) now(ctx context.Context) (facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("track: %w", err)
 	}
-	status, err := m.dev.Status(ctx)
+	status, err := m.Status(ctx)
 	if err != nil {
 		return f, fmt.Errorf("track: %w", err)
 	}
-	targets, info, err := m.ctl.Table(m.dev.Name())
+	targets, info, err := m.ctl.Table(m.Name())
 	if err != nil {
 		return f, fmt.Errorf("track: %w", err)
 	}
@@ -142,7 +138,7 @@ func (m *mapped) now(ctx context.Context) (facts, error) {
 		}
 	}
 	f.UUID, f.Size, f.Discards = info.UUID, id.Size, status.Discards
-	f.Activation.DiskSeq, f.Activation.Number = id.DiskSeq, m.dev.Number().String()
+	f.Activation.DiskSeq, f.Activation.Number = id.DiskSeq, m.Number().String()
 	f.takesDiscards = !status.DiscardsDisabled
 	f.free = status.TotalMetadataBlocks - status.UsedMetadataBlocks
 	// queue/iostats says only in newer kernels whether the kernel counts; 6.1 counts
@@ -156,7 +152,7 @@ func (m *mapped) now(ctx context.Context) (facts, error) {
 }
 
 func (m *mapped) drain(ctx context.Context) error {
-	if _, err := m.dev.Drain(ctx); err != nil {
+	if _, err := m.Drain(ctx); err != nil {
 		return fmt.Errorf("track: %w", err)
 	}
 	return nil
@@ -176,7 +172,7 @@ func (m *mapped) prepare(ctx context.Context) error {
 	again := time.NewTicker(heldPoll)
 	defer again.Stop()
 	for {
-		err := m.dev.Prepare(ctx)
+		err := m.Prepare(ctx)
 		if !errors.Is(err, dmera.ErrHeld) {
 			return err
 		}
@@ -190,13 +186,11 @@ func (m *mapped) prepare(ctx context.Context) error {
 	}
 }
 
-func (m *mapped) unprepare() error { return m.dev.Unprepare() }
-
 func (m *mapped) take(ctx context.Context) (snapshot, error) {
 	if err := m.prepare(ctx); err != nil {
 		return nil, fmt.Errorf("track: %w", err)
 	}
-	s, err := m.dev.TakeSnapshot(ctx)
+	s, err := m.TakeSnapshot(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("track: %w", err)
 	}
@@ -205,8 +199,8 @@ func (m *mapped) take(ctx context.Context) (snapshot, error) {
 
 func (m *mapped) Close() error {
 	var err error
-	if m.dev != nil {
-		err = m.dev.Close()
+	if m.Device != nil {
+		err = m.Device.Close()
 	}
 	return errors.Join(err, m.ctl.Close())
 }
@@ -214,13 +208,7 @@ func (m *mapped) Close() error {
 // heldMetadata is a metadata snapshot in the kernel.
 type heldMetadata struct{ *dmera.Snapshot }
 
-func (s *heldMetadata) era() uint64 { return uint64(s.Era()) }
-
 func (s *heldMetadata) identity() string { return s.Metadata().Superblock().Identity.String() }
-
-func (s *heldMetadata) changed(ctx context.Context, since uint64) (extent.Set, error) {
-	return s.Changed(ctx, era.Era(since))
-}
 
 func (s *heldMetadata) eras(ascending []era.Block) ([]era.Era, error) {
 	eras, err := s.Metadata().Eras(ascending)
@@ -229,5 +217,3 @@ func (s *heldMetadata) eras(ascending []era.Block) ([]era.Era, error) {
 	}
 	return eras, err
 }
-
-func (s *heldMetadata) retake(ctx context.Context) error { return s.Retake(ctx) }

@@ -144,9 +144,9 @@ func newLineage(ctx context.Context, now facts, s snapshot, why string) (lineage
 	}
 	l := lineage{
 		Version: lineageVersion, ID: id, Since: time.Now().UTC(), Before: why,
-		Identity: s.identity(), Newest: s.era(), Facts: now.stable(),
+		Identity: s.identity(), Newest: uint64(s.Era()), Facts: now.stable(),
 	}
-	ever, err := s.changed(ctx, 1)
+	ever, err := s.Changed(ctx, 1)
 	if err != nil {
 		return l, err
 	}
@@ -204,11 +204,11 @@ func (l lineage) save(ctx context.Context, stateDir, known string) error {
 	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("track: %w", err)
 	}
-	lock, err := history.Lock(ctx, filepath.Dir(path))
+	unlock, err := history.Lock(ctx, filepath.Dir(path))
 	if err != nil {
 		return err
 	}
-	defer lock.Unlock()
+	defer unlock()
 	now, err := loadLineage(stateDir, l.Facts.key())
 	if err != nil {
 		return err

@@ -51,16 +51,16 @@ type picture struct {
 	written map[era.Block]era.Era
 }
 
-func (m *machine) size() int64                        { return int64(len(m.data)) }
-func (m *machine) blockSize() int64                   { return modelBlock }
-func (m *machine) metaPath() string                   { return "/dev/meta" }
+func (m *machine) Size() int64                        { return int64(len(m.data)) }
+func (m *machine) BlockSize() int64                   { return modelBlock }
+func (m *machine) MetaPath() string                   { return "/dev/meta" }
 func (m *machine) flush() error                       { return nil }
 func (m *machine) prepare(context.Context) error      { return nil }
 func (m *machine) Close() error                       { return nil }
 func (m *machine) drain(context.Context) error        { m.land(); return nil }
 func (m *machine) now(context.Context) (facts, error) { return m.device, nil }
 
-func (m *machine) unprepare() error {
+func (m *machine) Unprepare() error {
 	if m.frozen {
 		m.t.Error("a file is written while filesystems are frozen")
 	}
@@ -72,10 +72,10 @@ func (m *machine) take(context.Context) (snapshot, error) {
 		return nil, errors.New("a snapshot is held")
 	}
 	m.held = &picture{m: m}
-	return m.held, m.held.retake(context.Background())
+	return m.held, m.held.Retake(context.Background())
 }
 
-func (s *picture) retake(context.Context) error {
+func (s *picture) Retake(context.Context) error {
 	s.m.counter++
 	s.counter, s.written = s.m.counter, maps.Clone(s.m.written)
 	return nil
@@ -83,16 +83,16 @@ func (s *picture) retake(context.Context) error {
 
 func (s *picture) Close() error {
 	s.m.held = nil
-	return s.m.unprepare()
+	return s.m.Unprepare()
 }
 
-func (s *picture) era() uint64      { return s.counter }
+func (s *picture) Era() era.Era     { return era.Era(s.counter) }
 func (s *picture) identity() string { return "" }
 
-func (s *picture) changed(_ context.Context, since uint64) (extent.Set, error) {
+func (s *picture) Changed(_ context.Context, since era.Era) (extent.Set, error) {
 	var list []extent.Extent
 	for b, e := range s.written {
-		if uint64(e) >= since {
+		if e >= since {
 			list = append(list, extent.Extent{Off: int64(b) * modelBlock, Len: modelBlock})
 		}
 	}

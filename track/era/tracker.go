@@ -29,7 +29,9 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/format/era"
 	"tidemark/track"
+	"tidemark/track/history"
 )
 
 // Kind is the kind of the tracker and of its marks.
@@ -140,13 +142,13 @@ func (t *Tracker) Kind() string { return Kind }
 
 // Granularity returns the size of a block in bytes, a multiple of 4096 and not always a
 // power of two.
-func (t *Tracker) Granularity() int64 { return t.kernel.blockSize() }
+func (t *Tracker) Granularity() int64 { return t.kernel.BlockSize() }
 
 // Traits says that changes can be named, and that Drain is needed.
 func (t *Tracker) Traits() track.Traits { return track.Traits{NamesChanges: true, NeedsDrain: true} }
 
 // MetaPath returns a path of the metadata device, which Cut and Changes write to.
-func (t *Tracker) MetaPath() string { return t.kernel.metaPath() }
+func (t *Tracker) MetaPath() string { return t.kernel.MetaPath() }
 
 // Cut begins an era. After Persist, it writes to the metadata device alone. What was
 // written to the source before it survives a power cut. The error wraps
@@ -160,10 +162,12 @@ func (t *Tracker) Cut(ctx context.Context) (track.Cut, error) {
 	if err := t.take(ctx); err != nil {
 		return track.Cut{}, err
 	}
-	return track.Cut{Mark: t.mark(t.snap.era())}, nil
+	return track.Cut{Mark: t.mark(uint64(t.snap.Era()))}, nil
 }
 
-func (t *Tracker) mark(n uint64) track.Mark { return moment{lineage: t.lin.ID, era: n}.mark() }
+func (t *Tracker) mark(n uint64) track.Mark {
+	return history.Moment{Generation: t.lin.ID, Epoch: n}.Mark(Kind)
+}
 
 // take takes a snapshot in place of the one that is held, and compares the lineage with
 // what is there now. The first time, a lineage that cannot be gone on with gives way to a
@@ -188,7 +192,7 @@ func (t *Tracker) take(ctx context.Context) error {
 		}
 	}
 	t.judged, t.dirty = true, true
-	t.lin.Facts, t.lin.Newest = now.stable(), max(t.lin.Newest, t.snap.era())
+	t.lin.Facts, t.lin.Newest = now.stable(), max(t.lin.Newest, uint64(t.snap.Era()))
 	return nil
 }
 
@@ -203,14 +207,14 @@ func (t *Tracker) retake(ctx context.Context) (facts, error) {
 		return now, fmt.Errorf("track: %s: %w", t.name, err)
 	}
 	if t.snap != nil {
-		err = t.snap.retake(ctx)
+		err = t.snap.Retake(ctx)
 	} else {
 		t.snap, err = t.kernel.take(ctx)
 	}
 	if err != nil {
 		return now, err
 	}
-	if n := t.snap.era(); n > lastEra {
+	if n := uint64(t.snap.Era()); n > lastEra {
 		return now, track.Lost("the era counter is at %d, near its end: make new metadata", n)
 	}
 	return now, nil
@@ -223,7 +227,7 @@ func (t *Tracker) drop() error {
 		err = t.snap.Close()
 	}
 	t.snap = nil
-	return errors.Join(err, t.kernel.unprepare())
+	return errors.Join(err, t.kernel.Unprepare())
 }
 
 // Changes returns the bytes of the device in blocks that were written in an era from
@@ -231,7 +235,7 @@ func (t *Tracker) drop() error {
 // before until, never less; an empty until is now, and ends an era.
 func (t *Tracker) Changes(ctx context.Context, since, until track.Mark) (extent.Set, error) {
 	if since == "" {
-		return extent.NewSet(extent.Extent{Len: t.kernel.size()}), nil
+		return extent.NewSet(extent.Extent{Len: t.kernel.Size()}), nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -240,7 +244,7 @@ func (t *Tracker) Changes(ctx context.Context, since, until track.Mark) (extent.
 }
 
 func (t *Tracker) changes(ctx context.Context, since, until track.Mark) (set extent.Set, err error) {
-	held := t.snap != nil && until != "" && until == t.mark(t.snap.era())
+	held := t.snap != nil && until != "" && until == t.mark(uint64(t.snap.Era()))
 	if !held {
 		if err := t.take(ctx); err != nil {
 			return set, err
@@ -259,7 +263,7 @@ func (t *Tracker) changes(ctx context.Context, since, until track.Mark) (set ext
 			return set, fmt.Errorf("track: changes from %s to %s: in the wrong order", since, until)
 		}
 	}
-	if set, err = t.snap.changed(ctx, from); err != nil {
+	if set, err = t.snap.Changed(ctx, era.Era(from)); err != nil {
 		return set, err
 	}
 	t.written = t.written.Union(set)
@@ -287,12 +291,21 @@ func (t *Tracker) eraOf(m track.Mark) (uint64, error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case at.lineage != t.lin.ID:
+	case at.Generation != t.lin.ID:
 		return 0, track.Lost("it is of another history of this device than that of now, which began at %s", t.lin.began())
-	case at.era > t.snap.era():
-		return 0, track.Lost("it is of era %d, and the metadata is at %d: it was put back to an earlier state", at.era, t.snap.era())
+	case at.Epoch > uint64(t.snap.Era()):
+		return 0, track.Lost("it is of era %d, and the metadata is at %d: it was put back to an earlier state", at.Epoch, uint64(t.snap.Era()))
 	}
-	return at.era, nil
+	return at.Epoch, nil
+}
+
+// parse reads a mark: the generation is a lineage, the epoch an era.
+func parse(m track.Mark) (history.Moment, error) {
+	at, err := history.ParseMark(m, Kind)
+	if err == nil && (at.Epoch > math.MaxUint32 || at.Slice != (extent.Extent{})) {
+		err = fmt.Errorf("track: %q: %w", string(m), track.ErrBadMark)
+	}
+	return at, err
 }
 
 // Drain waits for the writes that were queued before, whether they came through a
@@ -334,7 +347,7 @@ func (t *Tracker) Keep(ctx context.Context, _ string, m track.Mark, _ bool) erro
 	}
 	if at, err := parse(m); err != nil {
 		return err
-	} else if at.lineage != t.lin.ID {
+	} else if at.Generation != t.lin.ID {
 		return &track.LostError{Mark: m, Reason: "its history has ended"}
 	}
 	if t.snap != nil {

@@ -12,9 +12,9 @@ import (
 )
 
 func TestMarksOfAnEraAreReadAsTheyAreWritten(t *testing.T) {
-	good := moment{lineage: "0123456789abcdef", era: 17}
-	if got, err := parse(good.mark()); err != nil || got != good || !good.mark().Valid() || good.mark().Kind() != Kind {
-		t.Errorf("%s: %v, %v", good.mark(), got, err)
+	good := history.Moment{Generation: "0123456789abcdef", Epoch: 17}
+	if got, err := parse(good.Mark(Kind)); err != nil || got != good || !good.Mark(Kind).Valid() || good.Mark(Kind).Kind() != Kind {
+		t.Errorf("%s: %v, %v", good.Mark(Kind), got, err)
 	}
 	for _, bad := range []track.Mark{
 		"", "era", "era:0123456789abcdef", "era:0123456789abcdef:0", "era:0123456789abcdef:017", "era:0123456789ABCDEF:17",

@@ -26,8 +26,8 @@ func (l lineage) unlike(now facts, s snapshot) (why string, err error) {
 	if s.identity() != l.Identity {
 		return "the metadata was made anew, or is another's", nil
 	}
-	if s.era() <= l.Newest {
-		return fmt.Sprintf("the metadata is at era %d and was at %d: it was made anew, or put back to an earlier state", s.era(), l.Newest), nil
+	if uint64(s.Era()) <= l.Newest {
+		return fmt.Sprintf("the metadata is at era %d and was at %d: it was made anew, or put back to an earlier state", uint64(s.Era()), l.Newest), nil
 	}
 	eras, err := s.eras(blocksOf(l.Witnesses))
 	if err != nil {
@@ -61,47 +61,23 @@ func blocksOf(all []witness) []era.Block {
 // renew chooses witnesses from those there are and the written bytes, and notes them as
 // the snapshot has them.
 func (l *lineage) renew(s snapshot, written extent.Set) error {
-	blocks := sample(blocksOf(l.Witnesses), mostWitnesses*3/4)
-	blocks = append(blocks, pick(written, mostWitnesses-len(blocks), l.Facts.BlockSize)...)
+	blocks := blocksOf(l.Witnesses)
+	rand.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
+	blocks = blocks[:min(len(blocks), mostWitnesses*3/4)]
+	for all := written.Extents(); len(all) > 0 && len(blocks) < mostWitnesses; {
+		e := all[rand.IntN(len(all))]
+		blocks = append(blocks, era.Block((e.Off+rand.Int64N(e.Len))/l.Facts.BlockSize))
+	}
 	slices.Sort(blocks)
 	blocks = slices.Compact(blocks)
 	eras, err := s.eras(blocks)
 	if err != nil {
 		return err
 	}
-	all := make([]witness, len(blocks))
+	l.Witnesses = nil
 	for i, b := range blocks {
-		all[i] = witness{Block: b, Era: eras[i]}
+		l.Witnesses = append(l.Witnesses, witness{Block: b, Era: eras[i]})
 	}
-	l.Witnesses, l.Era, l.Newest = all, s.era(), max(l.Newest, s.era())
+	l.Era, l.Newest = uint64(s.Era()), max(l.Newest, uint64(s.Era()))
 	return nil
-}
-
-// sample returns at most n of the blocks.
-func sample(blocks []era.Block, n int) []era.Block {
-	rand.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
-	return blocks[:min(n, len(blocks))]
-}
-
-// pick returns at most n blocks of the set.
-func pick(set extent.Set, n int, blockSize int64) []era.Block {
-	total := set.Bytes()
-	if total == 0 {
-		return nil
-	}
-	places := make([]int64, n)
-	for i := range places {
-		places[i] = rand.Int64N(total)
-	}
-	slices.Sort(places)
-	var blocks []era.Block
-	passed := int64(0)
-	for _, e := range set.Extents() {
-		for len(places) > 0 && places[0] < passed+e.Len {
-			blocks = append(blocks, era.Block((e.Off+places[0]-passed)/blockSize))
-			places = places[1:]
-		}
-		passed += e.Len
-	}
-	return blocks
 }

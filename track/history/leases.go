@@ -75,7 +75,7 @@ func (l *Leases) Keep(owner string, one Lease) {
 		return
 	}
 	l.Owners[owner] = one
-	l.trim(func(o string) bool { return !strings.HasPrefix(o, anonymous) }, maxOwners,
+	l.trim(false, maxOwners,
 		fmt.Sprintf("more than %d owners keep marks, and this one was the longest not renewed", maxOwners))
 }
 
@@ -94,7 +94,7 @@ func (l *Leases) Remember(one Lease) {
 	}
 	l.Owners[anonymous+strconv.FormatUint(l.Next, 10)] = one
 	l.Next++
-	l.trim(func(o string) bool { return strings.HasPrefix(o, anonymous) }, maxAnonymous,
+	l.trim(true, maxAnonymous,
 		fmt.Sprintf("only the newest %d marks are kept without an owner", maxAnonymous))
 }
 
@@ -109,9 +109,12 @@ func (l *Leases) Quiet(epoch uint64) bool {
 	return false
 }
 
-// trim drops the stalest of the owners that match until no more than limit are left.
-func (l *Leases) trim(match func(string) bool, limit int, why string) {
-	owners := slices.DeleteFunc(slices.Collect(maps.Keys(l.Owners)), func(o string) bool { return !match(o) })
+// trim drops the stalest of the anonymous marks, or of the others, until no more than
+// limit are left.
+func (l *Leases) trim(unowned bool, limit int, why string) {
+	owners := slices.DeleteFunc(slices.Collect(maps.Keys(l.Owners)), func(o string) bool {
+		return strings.HasPrefix(o, anonymous) != unowned
+	})
 	slices.SortFunc(owners, func(a, b string) int {
 		x, y := l.Owners[a], l.Owners[b]
 		return cmp.Or(x.Time.Compare(y.Time), cmp.Compare(x.Epoch, y.Epoch))

@@ -21,13 +21,11 @@ const (
 // LockFile is the path of the lock of the history in a folder.
 func LockFile(dir string) string { return filepath.Join(dir, "history") }
 
-// FileLock is a lock on a file, which ends with the process at the latest.
-type FileLock struct{ f *os.File }
-
-// Lock takes the lock of the file at path, and waits for another holder until ctx
-// ends. A file that is there is only read, so that a frozen filesystem does not hold
-// up the caller; else it is made, which fails with ErrUnwritable where it cannot.
-func Lock(ctx context.Context, path string) (*FileLock, error) {
+// Lock takes the lock of the file at path, and waits for another holder until ctx ends;
+// the process's end is the lock's at the latest. A file that is there is only read, so
+// that a frozen filesystem does not hold up the caller. Else it is made, which fails with
+// ErrUnwritable where it cannot.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		f, err = os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600)
@@ -39,7 +37,7 @@ func Lock(ctx context.Context, path string) (*FileLock, error) {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return &FileLock{f: f}, nil
+			return func() { f.Close() }, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			return nil, errors.Join(fmt.Errorf("track: lock %s: %w", path, err), f.Close())
@@ -51,9 +49,6 @@ func Lock(ctx context.Context, path string) (*FileLock, error) {
 		}
 	}
 }
-
-// Unlock lets go of the lock; the file stays.
-func (l *FileLock) Unlock() { l.f.Close() }
 
 // Reader is an open tracker that may hold marks that no lease names.
 type Reader struct{ f *os.File }
@@ -78,42 +73,29 @@ func (h *History) NewReader(epoch uint64) (*Reader, error) {
 // Close says that no marks are held any more but those of leases.
 func (r *Reader) Close() error { return errors.Join(os.Remove(r.f.Name()), r.f.Close()) }
 
-// oldestReader returns the first epoch that a reader may hold a mark of, now when
-// there is none. Files of processes that ended are removed.
+// oldestReader returns the first epoch that a reader may hold a mark of, now when there
+// is none. Files of processes that ended are removed.
 func oldestReader(dir string, now uint64) (uint64, error) {
 	names, err := filepath.Glob(filepath.Join(dir, readerPrefix+"*"))
-	if err != nil {
-		return 0, fmt.Errorf("track: %w", err)
-	}
 	for _, name := range names {
-		epoch, alive, err := readReader(name)
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return 0, fmt.Errorf("track: %w", err)
 		}
-		if alive {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = os.Remove(name)
+		} else {
+			epoch := uint64(0) // unreadable: spare everything
+			fmt.Fscan(f, &epoch)
 			now = min(now, epoch)
 		}
-	}
-	return now, nil
-}
-
-func readReader(name string) (epoch uint64, alive bool, err error) {
-	f, err := os.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, err
-	}
-	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return 0, false, err
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, fmt.Errorf("track: %w", err)
 		}
-		return 0, false, nil
 	}
-	if _, err := fmt.Fscan(f, &epoch); err != nil {
-		return 0, true, nil // unreadable: spare everything
-	}
-	return epoch, true, nil
+	return now, err
 }
