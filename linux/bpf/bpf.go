@@ -1,7 +1,7 @@
 // Package bpf installs and operates the eBPF programs that see every change of
 // a block device. It owns the objects pinned in bpffs (programs, links, maps)
 // and the bitmaps; it decides nothing: which disks to track, when an epoch ends
-// and what a mark is worth is the business of package track.
+// and what a mark is worth is the business of package track/bpf.
 //
 // # Two marks for one write
 //
@@ -57,7 +57,7 @@
 // are refused with [ErrNotSupported].
 //
 // A Facility and a Bitmap may be used by several goroutines; the header of a
-// bitmap is written under the lock of whoever flips (package track).
+// bitmap is written under the lock of whoever flips (package track/bpf).
 package bpf
 
 import (

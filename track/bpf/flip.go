@@ -126,16 +126,16 @@ func (s *session) judgeAll(cur *bpf.Bitmap) error {
 	return nil
 }
 
-// judge decides how far the epoch of old, which has ended, can be trusted, and leaves
-// the verdict in cur's header. Repeating it after an interruption is harmless: the counters of the
-// kernel have grown at most, so it can only judge more strictly.
+// judge decides how far the epoch of old, which has ended, can be trusted, and leaves the
+// verdict in cur's header. Repeating it after an interruption is harmless: the counters
+// of the kernel have grown at most, so it can only judge more strictly.
 func (s *session) judge(old, cur *bpf.Bitmap) error {
 	misses, err := s.fac.Misses()
 	if err != nil {
 		return err
 	}
 	h := cur.Header()
-	cur.SetHeader(judgeEpoch(old, misses).apply(h, h.Epoch))
+	cur.SetHeader(judged(old, misses, h, h.Epoch))
 	was := old.Header()
 	was.Closed = true
 	old.SetHeader(was)
@@ -159,34 +159,17 @@ func (s *session) spare(epoch uint64) (*bpf.Bitmap, error) {
 	return b, nil
 }
 
-// verdict says how far the bitmap of one epoch can be trusted.
-type verdict struct {
-	epoch  uint64
-	lost   bpf.Lost // but for LostAll
-	misses uint64   // events that may not have been marked at all
-	doubt  bool     // completions may have gone unseen
-}
-
-// judgeEpoch compares what the programs and the kernel noted with what it was
-// when the epoch began.
-func judgeEpoch(b *bpf.Bitmap, m bpf.Misses) verdict {
-	h := b.Header()
-	return verdict{
-		epoch:  h.Epoch,
-		lost:   b.Lost() &^ bpf.LostAll,
-		misses: m.Queue - h.BaseQueue,
-		doubt:  m.Complete != h.BaseComplete || b.Doubts() != 0,
+// judged returns the header h, with what spoilt the epoch of b by the counters of now:
+// marks of epochs before next are lost when a change went unmarked, and completions that
+// went unseen are a doubt.
+func judged(b *bpf.Bitmap, now bpf.Misses, h bpf.Header, next uint64) bpf.Header {
+	was := b.Header()
+	lost, misses := b.Lost()&^bpf.LostAll, now.Queue-was.BaseQueue
+	if lost != 0 || misses != 0 {
+		h.Floor, h.FloorWhy, h.FloorMisses = next, uint64(lost), misses
 	}
-}
-
-// apply carries the verdict over to a header: marks of epochs before next are
-// lost when something went unmarked.
-func (v verdict) apply(h bpf.Header, next uint64) bpf.Header {
-	if v.lost != 0 || v.misses != 0 {
-		h.Floor, h.FloorWhy, h.FloorMisses = next, uint64(v.lost), v.misses
-	}
-	if v.doubt {
-		h.Doubted = v.epoch
+	if now.Complete != was.BaseComplete || b.Doubts() != 0 {
+		h.Doubted = was.Epoch
 	}
 	return h
 }

@@ -124,7 +124,7 @@ func (s *session) ifEnded(b *bpf.Bitmap) (bpf.Header, error) {
 		return bpf.Header{}, err
 	}
 	h := b.Header()
-	return judgeEpoch(b, misses).apply(h, h.Epoch+1), nil
+	return judged(b, misses, h, h.Epoch+1), nil
 }
 
 // deadly are the losses after which the bitmaps no longer fit the disk, so that

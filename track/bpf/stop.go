@@ -29,7 +29,7 @@ func Stop(ctx context.Context, device string, opts Options) error {
 	}
 	unlock, err := pl.lock(ctx, id.Disk)
 	if errors.Is(err, history.ErrUnwritable) {
-		// A lock that is not there, and cannot be made, is held by nobody.
+		// No process holds a lock that is not there and cannot be made.
 		unlock, err = func() {}, nil
 	}
 	if err != nil {

@@ -29,7 +29,7 @@ const lineageVersion = 1
 // whose last era was noted when the counter was at Era: since then it was written again,
 // or its era is the same. Metadata made anew, put back from a copy, or belonging to
 // another device has other eras. A source that was written to behind the era device's
-// back does not show in them: dmera.NotePast is for whoever sees that happen.
+// back does not show in them: a program that sees it happen calls dmera.NotePast.
 type lineage struct {
 	Version   int       `json:"version"`
 	ID        string    `json:"id"`
@@ -86,7 +86,7 @@ func (f facts) stable() facts {
 }
 
 // spareMetadata is how many metadata blocks must be free before a snapshot is
-// taken: a metadata device that fills up fails the writes of whoever uses the
+// taken: a metadata device that fills up fails the writes to the
 // device. Four writesets cover what one run puts away before the kernel digests it.
 func (f facts) spareMetadata() uint64 {
 	const bitsPerBlock = 509 * 64 // a block of a bitset

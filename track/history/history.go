@@ -1,16 +1,16 @@
-// Package history keeps what changed in the epochs of a tracker, for as long as
-// somebody has a mark that needs it.
+// Package history keeps what changed in the epochs of a tracker, for as long as an owner
+// has a mark that needs it.
 //
 // For most uses, take a backend of package track, which has its history itself. This
 // package is for writing a backend whose kernel side gives out the changes of one
 // epoch at a time: fill in a [History], register a [Reader] while marks may be held
-// that nobody else knows of, call Update with the leases to keep, and Changes to ask.
+// that no lease names, call Update with the leases to keep, and Changes to ask.
 //
 // # Epochs and files
 //
 // Epochs are numbered from 1; a mark names the beginning of one. An epoch that has
 // ended stays with the backend ([Pinned]) until Update has written it as a file of
-// package format/epochs. Files between which nobody has a mark are merged, and files
+// package format/epochs. Files between which no mark is kept are merged, and files
 // that no lease and no reader reaches back to are dropped. The folder of a History:
 //
 //	history            the lock of the files below
@@ -187,8 +187,8 @@ func (h *History) Persist(now uint64) error {
 }
 
 // compact drops the files that no lease and no reader reaches back to, and merges
-// those between which nobody has a mark. Epochs that began while a reader was there
-// are left alone: it may hold marks that nobody else knows of.
+// those between which no mark is kept. Epochs that began while a reader was there are
+// left alone: it may hold marks that no lease names.
 func (h *History) compact(ctx context.Context, ls Leases, now uint64) error {
 	limit, err := oldestReader(h.Dir, now)
 	if err != nil {
