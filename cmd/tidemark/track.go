@@ -92,6 +92,7 @@ func startTracking(ctx context.Context, device string, o bpf.Options) (s started
 func newTrackStop(g *globals) *cobra.Command {
 	return command{
 		use: "stop DEVICE...", short: "Stop tracking; all marks of the devices are lost",
+		long:    `Stops tracking the disk of each DEVICE; all its marks are lost. What a start of tracking that was killed has left in the kernel, of any disk, is removed as well; "tidemark track status" tells of it.`,
 		example: "tidemark track stop /dev/vdb",
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
