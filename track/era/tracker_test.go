@@ -1,6 +1,7 @@
 package era
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -78,6 +79,26 @@ func TestDamagedLineageLosesTheMarks(t *testing.T) {
 	if err := c.quietChanges(t, first); !errors.Is(err, track.ErrMarkLost) {
 		t.Errorf("a damaged file: %v", err)
 	}
+}
+
+// Earlier versions noted sums of the witnesses' bytes: the marks of then are good.
+func TestLineageWithSumsIsGoneOnWith(t *testing.T) {
+	m, state := newMachine(t, nil), t.TempDir()
+	m.written[3] = 1
+	c := &mirror{m: m, state: state, copy: make([]byte, len(m.data))}
+	first := c.quiet(t)
+	files, err := filepath.Glob(filepath.Join(state, "era", "*.json"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	now, err := os.ReadFile(files[0])
+	must(t, err)
+	then := bytes.Replace(now, []byte(`"block": 3,`), []byte(`"block": 3, "sum": "0123456789abcdef",`), 1)
+	if bytes.Equal(now, then) {
+		t.Fatalf("no witness in %s", now)
+	}
+	must(t, os.WriteFile(files[0], then, 0o600))
+	must(t, c.quietChanges(t, first))
 }
 
 // Of several processes that begin a history of a device at once, one does: what another
