@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"tidemark/linux/mounts/mountstest"
 )
 
 // must runs a program and returns what it printed.
@@ -78,9 +80,10 @@ func zram(t testing.TB, _ string, size int64) string {
 	id := strings.TrimSpace(string(n))
 	dev := "/dev/zram" + id
 	t.Cleanup(func() {
-		if err := os.WriteFile("/sys/class/zram-control/hot_remove", []byte(id), 0o200); err != nil {
-			t.Errorf("remove %s: %v", dev, err)
-		}
+		// The kernel lets go of an unmounted device a little later.
+		mountstest.Eventually(t, "removing "+dev, func() bool {
+			return os.WriteFile("/sys/class/zram-control/hot_remove", []byte(id), 0o200) == nil
+		})
 	})
 	if err := os.WriteFile("/sys/block/zram"+id+"/disksize", fmt.Append(nil, size), 0o200); err != nil {
 		t.Fatalf("zram: %v", err)
