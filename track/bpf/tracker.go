@@ -245,25 +245,24 @@ func (t *Tracker) Vouch(ctx context.Context, m track.Mark) error {
 		return err
 	})
 	if err == nil {
-		err = t.check(m, h, false)
+		_, err = t.check(m, h, false)
 	}
 	return track.About(m, err)
 }
 
-// check returns nil when the changes from m to the beginning of the epoch of h can be
-// told. Quiet says that the caller vouches for m itself.
-func (t *Tracker) check(m track.Mark, h bpf.Header, quiet bool) error {
-	from, err := t.epochOf(m)
-	if err != nil {
-		return err
+// check returns the epoch that begins with m, when the changes from m to the beginning of
+// the epoch of h can be told. Quiet says that the caller vouches for m itself.
+func (t *Tracker) check(m track.Mark, h bpf.Header, quiet bool) (from uint64, err error) {
+	if from, err = t.epochOf(m); err != nil {
+		return 0, err
 	}
 	if quiet {
 		h.Doubted = 0
 	}
 	if err := t.judge(from, h); err != nil {
-		return err
+		return 0, err
 	}
-	return t.s.history().Check(from, h.Epoch)
+	return from, t.s.history().Check(from, h.Epoch)
 }
 
 // epochOf returns the epoch that begins with one of this source's marks.
@@ -328,17 +327,15 @@ func (t *Tracker) Remember(ctx context.Context, m track.Mark) error {
 }
 
 func (t *Tracker) keep(ctx context.Context, m track.Mark, quiet bool, change func(*history.Leases, history.Lease)) error {
-	return t.update(ctx, func(h bpf.Header) (func(*history.Leases), error) {
+	return t.locked(ctx, func(h *history.History, now bpf.Header) (err error) {
 		one := history.Lease{Mark: m, Time: time.Now().UTC(), Quiet: quiet}
-		if m == "" {
-			return func(ls *history.Leases) { change(ls, one) }, nil
+		if m != "" {
+			// Whether the epoch that is open now spoils m is found when it has ended.
+			if one.Epoch, err = t.check(m, now, quiet); err != nil {
+				return track.About(m, err)
+			}
 		}
-		// Whether the epoch that is open now spoils m is found when it has ended.
-		err := t.check(m, h, quiet)
-		if err == nil {
-			one.Epoch, err = t.epochOf(m)
-		}
-		return func(ls *history.Leases) { change(ls, one) }, track.About(m, err)
+		return h.Update(ctx, now.Epoch, func(ls *history.Leases) { change(ls, one) })
 	})
 }
 
@@ -346,15 +343,15 @@ func (t *Tracker) keep(ctx context.Context, m track.Mark, quiet bool, change fun
 // history and prepares the next Cut. Call it after a Cut, once nothing is frozen any
 // more.
 func (t *Tracker) Persist(ctx context.Context) error {
-	err := t.update(ctx, func(bpf.Header) (func(*history.Leases), error) { return nil, nil })
+	err := t.locked(ctx, func(h *history.History, now bpf.Header) error { return h.Update(ctx, now.Epoch, nil) })
 	if err != nil {
 		return err
 	}
 	return t.s.withFlip(ctx, t.s.ensureSpare)
 }
 
-// update changes the leases as change says, and tidies the history.
-func (t *Tracker) update(ctx context.Context, change func(bpf.Header) (func(*history.Leases), error)) error {
+// locked calls f with the lock of the history held, and the header of the current epoch.
+func (t *Tracker) locked(ctx context.Context, f func(h *history.History, now bpf.Header) error) error {
 	h := t.s.history()
 	unlock, err := history.Lock(ctx, history.LockFile(h.Dir))
 	if err != nil {
@@ -365,11 +362,7 @@ func (t *Tracker) update(ctx context.Context, change func(bpf.Header) (func(*his
 	if err != nil {
 		return err
 	}
-	leases, err := change(now)
-	if err != nil {
-		return err
-	}
-	return h.Update(ctx, now.Epoch, leases)
+	return f(h, now)
 }
 
 // closeWait bounds how long Close waits for another process's flip.
