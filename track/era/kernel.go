@@ -28,6 +28,8 @@ type kernel interface {
 	prepare(ctx context.Context) error
 	Unprepare() error
 	take(ctx context.Context) (snapshot, error)
+	// head returns the first bytes of the source from off on, 4096 or a sector.
+	head(off int64) ([]byte, error)
 	flush() error // what was written survives a power cut
 	// drain returns when no write from before it is in flight.
 	drain(ctx context.Context) error
@@ -112,6 +114,12 @@ func forgetful() (bool, error) {
 		return false, fmt.Errorf("kernel release %q: %w", release, err)
 	}
 	return major < 5 || major == 5 && minor < 12, nil
+}
+
+func (m *mapped) head(off int64) ([]byte, error) {
+	buf := block.AlignedBuffer(int(min(int64(max(headBytes, m.source.SectorSize())), m.Size()-off)))
+	_, err := m.source.ReadAt(buf, off)
+	return buf, err
 }
 
 func (m *mapped) flush() error { return m.source.Sync() }

@@ -27,9 +27,10 @@ const lineageVersion = 1
 // remembered: the identity that tidemark writes into metadata that it makes, the names of
 // the devices, the era counter, which never goes back, and witnesses. A witness is a block
 // whose last era was noted when the counter was at Era: since then it was written again,
-// or its era is the same. Metadata made anew, put back from a copy, or belonging to
-// another device has other eras. A source that was written to behind the era device's
-// back does not show in them: a program that sees it happen calls dmera.NotePast.
+// or its era is the same, and so are its first bytes on the source. Metadata made anew,
+// put back from a copy, or belonging to another device has other eras; a source whose
+// content was replaced behind the era device's back has other bytes. A few writes past
+// the device are seen with luck only: a program that sees them calls dmera.NotePast.
 type lineage struct {
 	Version   int       `json:"version"`
 	ID        string    `json:"id"`
@@ -150,7 +151,7 @@ func newLineage(ctx context.Context, now facts, s snapshot, why string) (lineage
 	if err != nil {
 		return l, err
 	}
-	return l, l.renew(s, ever)
+	return l, l.renew(s, ever, nil) // without bytes: the device is in use
 }
 
 func (l lineage) began() string { return l.Since.Format(time.RFC3339) + " because " + l.Before }

@@ -67,6 +67,8 @@ func (m *machine) Unprepare() error {
 	return nil
 }
 
+func (m *machine) head(off int64) ([]byte, error) { return m.data[off : off+headBytes], nil }
+
 func (m *machine) take(context.Context) (snapshot, error) {
 	if m.held != nil {
 		return nil, errors.New("a snapshot is held")

@@ -96,6 +96,7 @@ type Tracker struct {
 	dirty   bool       // lin is to be written down
 	snap    snapshot   // held; nil mostly
 	written extent.Set // named by Changes since this Tracker was opened
+	still   track.Mark // nothing was written from it until snap was taken
 	closed  bool
 }
 
@@ -179,7 +180,7 @@ func (t *Tracker) take(ctx context.Context) error {
 	}
 	why := t.lin.parted(now)
 	if why == "" && !t.judged {
-		if why, err = t.lin.unlike(now, t.snap); err != nil {
+		if why, err = t.compare(ctx, now); err != nil {
 			return err
 		}
 	}
@@ -196,9 +197,27 @@ func (t *Tracker) take(ctx context.Context) error {
 	return nil
 }
 
+// compare says in words why the metadata and the source are not those of the lineage.
+// Bytes that changed may have been written just now: a second snapshot tells.
+func (t *Tracker) compare(ctx context.Context, now facts) (string, error) {
+	why, moved, err := t.lin.unlike(now, t.snap, t.kernel)
+	if why != "" || err != nil || len(moved) == 0 {
+		return why, err
+	}
+	if _, err := t.retake(ctx); err != nil {
+		return "", err
+	}
+	same, why, err := t.lin.unwritten(moved, t.snap)
+	if err == nil && why == "" && len(same) > 0 {
+		why = fmt.Sprintf("block %d of the data has changed, and not through the era device: something wrote past it", same[0].Block)
+	}
+	return why, err
+}
+
 // retake takes a snapshot in place of the one that is held, and returns what the device
 // was just before.
 func (t *Tracker) retake(ctx context.Context) (facts, error) {
+	t.still = ""
 	now, err := t.kernel.now(ctx)
 	if err != nil {
 		return now, err
@@ -226,7 +245,7 @@ func (t *Tracker) drop() error {
 	if t.snap != nil {
 		err = t.snap.Close()
 	}
-	t.snap = nil
+	t.snap, t.still = nil, ""
 	return errors.Join(err, t.kernel.Unprepare())
 }
 
@@ -267,6 +286,9 @@ func (t *Tracker) changes(ctx context.Context, since, until track.Mark) (set ext
 		return set, err
 	}
 	t.written = t.written.Union(set)
+	if until == "" && set.Empty() {
+		t.still = since
+	}
 	return set, nil
 }
 
@@ -339,7 +361,7 @@ func (t *Tracker) Persist(ctx context.Context) error {
 // caller must know that none was, or have called Drain between m and the first read:
 // otherwise such a write is missing in Changes since m. The error wraps
 // track.ErrMarkLost when m is lost already.
-func (t *Tracker) Keep(ctx context.Context, _ string, m track.Mark, _ bool) error {
+func (t *Tracker) Keep(ctx context.Context, _ string, m track.Mark, quiet bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if m == "" {
@@ -350,8 +372,8 @@ func (t *Tracker) Keep(ctx context.Context, _ string, m track.Mark, _ bool) erro
 	} else if at.Generation != t.lin.ID {
 		return &track.LostError{Mark: m, Reason: "its history has ended"}
 	}
-	if t.snap != nil {
-		if err := t.lin.renew(t.snap, t.written); err != nil {
+	if t.snap != nil && quiet && t.still == m {
+		if err := t.lin.renew(t.snap, t.written, t.kernel); err != nil {
 			return errors.Join(err, t.drop())
 		}
 		t.dirty = true

@@ -1,13 +1,15 @@
 package era
 
 import (
-	"bytes"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
+	"tidemark/format/era"
 	"tidemark/track"
 	"tidemark/track/history"
 )
@@ -81,24 +83,22 @@ func TestDamagedLineageLosesTheMarks(t *testing.T) {
 	}
 }
 
-// Earlier versions noted sums of the witnesses' bytes: the marks of then are good.
-func TestLineageWithSumsIsGoneOnWith(t *testing.T) {
-	m, state := newMachine(t, nil), t.TempDir()
-	m.written[3] = 1
+// Content that was replaced while the era device was down loses the marks.
+func TestDataReplacedPastTheDeviceLosesTheMarks(t *testing.T) {
+	m, state := newMachine(t, rand.New(rand.NewPCG(1, 2))), t.TempDir()
+	for b := range era.Block(modelBlocks) {
+		m.written[b] = 1
+	}
 	c := &mirror{m: m, state: state, copy: make([]byte, len(m.data))}
 	first := c.quiet(t)
-	files, err := filepath.Glob(filepath.Join(state, "era", "*.json"))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%v, %v", files, err)
-	}
-	now, err := os.ReadFile(files[0])
-	must(t, err)
-	then := bytes.Replace(now, []byte(`"block": 3,`), []byte(`"block": 3, "sum": "0123456789abcdef",`), 1)
-	if bytes.Equal(now, then) {
-		t.Fatalf("no witness in %s", now)
-	}
-	must(t, os.WriteFile(files[0], then, 0o600))
 	must(t, c.quietChanges(t, first))
+	m.activate()
+	for i := range m.data {
+		m.data[i]++
+	}
+	if err := c.quietChanges(t, first); !errors.Is(err, track.ErrMarkLost) || !strings.Contains(err.Error(), "not through the era device") {
+		t.Errorf("a mark of before: %v", err)
+	}
 }
 
 // Of several processes that begin a history of a device at once, one does: what another

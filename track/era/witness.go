@@ -1,53 +1,87 @@
 package era
 
 import (
+	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+
+	"github.com/zeebo/blake3"
 
 	"tidemark/extent"
 	"tidemark/format/era"
 )
 
-// mostWitnesses is how many blocks are remembered; a quarter is chosen anew each time.
-const mostWitnesses = 256
+const (
+	// mostWitnesses is how many blocks are remembered; a quarter is chosen anew each
+	// time. Of every fourth the first bytes are remembered as well.
+	mostWitnesses = 256
+	bytesOfEvery  = 4
+	headBytes     = 4096
+)
 
 // witness is one block as it was.
 type witness struct {
 	Block era.Block `json:"block"`
 	Era   era.Era   `json:"era"`
-	// Sum is in the files of earlier versions, and is not looked at.
-	Sum string `json:"sum,omitempty"`
+	Sum   string    `json:"sum,omitempty"` // of its first bytes on the source
 }
 
 // unlike says in words why the metadata in a snapshot is not the lineage's; "" when it
-// is.
-func (l lineage) unlike(now facts, s snapshot) (why string, err error) {
+// is. Of unwritten witnesses whose bytes on the source are not what they were it returns
+// one: it may have been written since the snapshot was taken.
+func (l lineage) unlike(now facts, s snapshot, k kernel) (why string, moved []witness, err error) {
 	if s.identity() != l.Identity {
-		return "the metadata was made anew, or is another's", nil
+		return "the metadata was made anew, or is another's", nil, nil
 	}
-	if uint64(s.Era()) <= l.Newest {
-		return fmt.Sprintf("the metadata is at era %d and was at %d: it was made anew, or put back to an earlier state", uint64(s.Era()), l.Newest), nil
+	if n := uint64(s.Era()); n <= l.Newest {
+		return fmt.Sprintf("the metadata is at era %d and was at %d: it was made anew, or put back to an earlier state", n, l.Newest), nil, nil
 	}
-	eras, err := s.eras(blocksOf(l.Witnesses))
+	same, why, err := l.unwritten(l.Witnesses, s)
+	if why != "" || err != nil {
+		return why, nil, err
+	}
+	if len(same) == 0 && l.Identity == "" && !l.continues(now) {
+		return "the device was activated again, and nothing in the metadata is as it was, so that it may be another's", nil, nil
+	}
+	for _, w := range same {
+		if w.Sum == "" {
+			continue
+		}
+		if sum, err := sumOf(w.Block, now.BlockSize, k); err != nil || sum != w.Sum {
+			return "", []witness{w}, err
+		}
+	}
+	return "", nil, nil
+}
+
+// unwritten returns the witnesses that were not written since they were noted, and says
+// in words when one has an era that it cannot have.
+func (l lineage) unwritten(all []witness, s snapshot) (same []witness, why string, err error) {
+	eras, err := s.eras(blocksOf(all))
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	unwritten := 0
-	for i, w := range l.Witnesses {
+	for i, w := range all {
 		switch {
 		case uint64(eras[i]) >= l.Era:
 		case eras[i] == w.Era:
-			unwritten++
+			same = append(same, w)
 		default:
-			return fmt.Sprintf("block %d was last written in era %d, says the metadata, which said %d: it was made anew, or put back to an earlier state",
+			return nil, fmt.Sprintf("block %d was last written in era %d, says the metadata, which said %d: it was made anew, or put back to an earlier state",
 				w.Block, eras[i], w.Era), nil
 		}
 	}
-	if unwritten == 0 && l.Identity == "" && !l.continues(now) {
-		return "the device was activated again, and nothing in the metadata is as it was, so that it may be another's", nil
+	return same, "", nil
+}
+
+func sumOf(b era.Block, blockSize int64, k kernel) (string, error) {
+	head, err := k.head(int64(b) * blockSize)
+	if err != nil {
+		return "", fmt.Errorf("track: witness in block %d: %w", b, err)
 	}
-	return "", nil
+	sum := blake3.Sum256(head)
+	return hex.EncodeToString(sum[:8]), nil
 }
 
 func blocksOf(all []witness) []era.Block {
@@ -59,8 +93,9 @@ func blocksOf(all []witness) []era.Block {
 }
 
 // renew chooses witnesses from those there are and the written bytes, and notes them as
-// the snapshot has them.
-func (l *lineage) renew(s snapshot, written extent.Set) error {
+// the snapshot has them. With k their bytes are noted too: nothing must have been in
+// flight when the snapshot was taken; a write since shows in a later era.
+func (l *lineage) renew(s snapshot, written extent.Set, k kernel) error {
 	blocks := blocksOf(l.Witnesses)
 	rand.Shuffle(len(blocks), func(i, j int) { blocks[i], blocks[j] = blocks[j], blocks[i] })
 	blocks = blocks[:min(len(blocks), mostWitnesses*3/4)]
@@ -76,7 +111,13 @@ func (l *lineage) renew(s snapshot, written extent.Set) error {
 	}
 	l.Witnesses = nil
 	for i, b := range blocks {
-		l.Witnesses = append(l.Witnesses, witness{Block: b, Era: eras[i]})
+		w := witness{Block: b, Era: eras[i]}
+		if k != nil && i%bytesOfEvery == 0 {
+			if w.Sum, err = sumOf(b, l.Facts.BlockSize, k); err != nil {
+				return err
+			}
+		}
+		l.Witnesses = append(l.Witnesses, w)
 	}
 	l.Era, l.Newest = uint64(s.Era()), max(l.Newest, uint64(s.Era()))
 	return nil
