@@ -14,11 +14,12 @@ import (
 	"time"
 
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/internal/faultdisk"
 	"tidemark/track"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
 
@@ -260,8 +261,8 @@ func (h *stillnessHeld) Close() (view.Report, error) {
 
 // world is a folder and a target that fail when told to.
 type world interface {
-	Folder() mirror.Folder
-	Target() mirror.Target
+	Folder() transaction.Folder
+	Target() transaction.Target
 	CutAfter(n int)  // everything fails from the nth change on, until Restart
 	FailAfter(n int) // the nth change fails
 	Calm()
@@ -284,6 +285,7 @@ type history struct {
 	holds      [][]byte
 	unfinished bool
 	scribbled  bool   // by someone else since the last commit
+	stopped    bool   // the last run was told to stop: it did not wait for the clock
 	unchecked  bool   // nobody has looked at what the last run left
 	pending    int    // runs that failed after they had committed
 	outcome    string // of the last run, unless it could not begin
@@ -303,12 +305,10 @@ func (h *history) run() error {
 		return err
 	}
 	defer store.Close()
-	blank := false
-	st, origin := store.State(), sidecar.Source{Path: h.sea.name}
+	st, origin := store.State(), state.Source{Path: h.sea.name}
 	stranger := store.Exists() && st.Source != origin
 	if !store.Exists() || !st.Complete && (stranger || st.Size != h.sea.Size()) {
-		blank = len(h.world.Content()) == 0
-		if err := store.Init(h.sea.Size(), blockSize, origin, !blank); err != nil {
+		if err := store.Init(h.sea.Size(), blockSize, origin, len(h.world.Content()) > 0); err != nil {
 			return err
 		}
 	}
@@ -319,7 +319,7 @@ func (h *history) run() error {
 	}
 	pair := &transfer.Pair{
 		Name: h.sea.name, Target: "mirror", Source: h.sea, Tracker: tracker, Owner: "model", Freezes: still.stops && h.rng.IntN(2) == 0,
-		Sink: &mirror.Sink{Store: store, Name: "mirror", Origin: origin, Blank: blank, Other: stranger},
+		Sink: &mirror.Sink{Store: store, Name: "mirror", Origin: origin, Other: stranger},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -333,6 +333,7 @@ func (h *history) run() error {
 			}
 		},
 	})
+	h.stopped = ctx.Err() != nil
 	if got := reports[0].Outcome; (got == "ok") != (err == nil) {
 		h.fatalf("the outcome of a run that ended with %v is %q", err, got)
 	}
@@ -415,7 +416,7 @@ func (h *history) check(ran error) {
 		h.holds = nil
 		return
 	}
-	if why := store.Suspect(); !h.scribbled && why != "" && ran == nil {
+	if why := store.Suspect(); !h.scribbled && why != "" && ran == nil && !h.stopped {
 		h.fatalf("%s: our own writes look like those of someone else: %s", when, store.Suspect())
 	}
 	h.unfinished = false

@@ -8,9 +8,8 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
 	"tidemark/internal/faultdisk"
-	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 // realWorld is a folder and an image on a filesystem. A cut makes every later
@@ -18,8 +17,8 @@ import (
 type realWorld struct {
 	t     *testing.T
 	image string
-	dir   *mirror.Dir
-	disk  mirror.Disk
+	dir   *transaction.Dir
+	disk  transaction.Disk
 
 	mu            sync.Mutex
 	ops           int
@@ -41,7 +40,7 @@ func newRealWorld(t *testing.T) *realWorld {
 
 func (w *realWorld) open() {
 	var err error
-	if w.dir, err = mirror.OpenDir(w.image+".tidemark", true); err != nil {
+	if w.dir, err = transaction.OpenDir(w.image+".tidemark", true); err != nil {
 		w.t.Fatal(err)
 	}
 	if w.disk.Device, err = block.Open(w.image, block.Options{Write: true}); err != nil {
@@ -112,8 +111,8 @@ func (w *realWorld) alive() error {
 	return nil
 }
 
-func (w *realWorld) Folder() mirror.Folder { return realFolder{w} }
-func (w *realWorld) Target() mirror.Target { return realTarget{w} }
+func (w *realWorld) Folder() transaction.Folder { return realFolder{w} }
+func (w *realWorld) Target() transaction.Target { return realTarget{w} }
 
 // after does f unless the change that it is fails.
 func (w *realWorld) after(f func() error) error {
@@ -125,7 +124,7 @@ func (w *realWorld) after(f func() error) error {
 
 type realFolder struct{ w *realWorld }
 
-func (d realFolder) Open(name string, create bool) (mirror.File, error) {
+func (d realFolder) Open(name string, create bool) (transaction.File, error) {
 	check := d.w.alive
 	if create {
 		check = d.w.step
@@ -150,8 +149,10 @@ func (d realFolder) Remove(name string) error {
 
 func (d realFolder) Sync() error { return d.w.after(d.w.dir.Sync) }
 
+func (d realFolder) Now(transaction.Target) (int64, bool) { return d.w.dir.Now(d.w.disk) }
+
 type realFile struct {
-	mirror.File
+	transaction.File
 	w *realWorld
 }
 
@@ -194,9 +195,9 @@ func (t realTarget) Resize(size int64) error {
 
 func (t realTarget) Sync() error { return t.w.after(t.w.disk.Sync) }
 
-func (t realTarget) Fingerprint() (sidecar.Target, error) {
+func (t realTarget) Stamp() (transaction.Stamp, error) {
 	if err := t.w.alive(); err != nil {
-		return sidecar.Target{}, err
+		return transaction.Stamp{}, err
 	}
-	return t.w.disk.Fingerprint()
+	return t.w.disk.Stamp()
 }

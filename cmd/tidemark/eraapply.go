@@ -17,6 +17,7 @@ import (
 	"tidemark/linux/mounts"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/transaction"
 )
 
 // eraApply is the command line of "era apply".
@@ -204,12 +205,12 @@ func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyO
 			streamSize = info.Size()
 		}
 	}
-	waiting := apply.FinishUntouched
+	waiting := transaction.FinishUntouched
 	switch {
 	case a.finish:
-		waiting = apply.Finish
+		waiting = transaction.Finish
 	case a.discard:
-		waiting = apply.Discard
+		waiting = transaction.Discard
 	}
 	phase := apply.Phase("")
 	return applyOptions{bar: bar, Options: apply.Options{
@@ -275,7 +276,7 @@ func discardFor(place pairs.Place, note func(string)) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	done, err := apply.Forget(dir)
+	done, err := transaction.Forget(dir)
 	if done {
 		note("discarded a change that was committed")
 	}
@@ -297,9 +298,7 @@ func update(ctx context.Context, place pairs.Place, in io.Reader, o apply.Option
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	image := apply.NewImage(d)
-	defer func() { err = errors.Join(err, image.Close()) }()
-	store, err := apply.Open(image, dir, o)
+	store, err := apply.Open(transaction.Disk{Device: d}, dir, o)
 	if err != nil {
 		return rep, err
 	}

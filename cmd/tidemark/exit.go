@@ -17,7 +17,8 @@ import (
 	"tidemark/format/era"
 	"tidemark/format/erastream"
 	"tidemark/format/redo"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
+	"tidemark/format/sums"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
@@ -27,8 +28,8 @@ import (
 	"tidemark/track/history"
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
-	"tidemark/transfer/mirror"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
 
@@ -168,12 +169,15 @@ func mirrorClasses() []class {
 		{view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
 		{view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
 		{pairs.ErrPending, exitError, `"tidemark mirror" finishes it`},
-		{mirror.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
-		{mirror.ErrBusy, exitBusy, "wait until it ends"},
+		{transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
+		{transaction.ErrBusy, exitBusy, "wait until it ends"},
 		{fsfreeze.ErrBusy, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},
-		{sidecar.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
-		{sidecar.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
-		{sidecar.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
+		{state.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{sums.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{state.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
+		{sums.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
+		{state.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
+		{sums.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
 		{epochs.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
 		{epochs.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
 	}
@@ -211,8 +215,11 @@ func eraClasses() []class {
 		{errList, exitRefused, "see that the block size is that of the era device, and the list one of this device"},
 		{redo.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
 		{redo.ErrDamaged, exitDamaged, "the target is neither old nor new: copy all of it, and remove the folder beside it"},
-		{redo.ErrNotOurs, exitDamaged, "another program, or a mirror, has left it in the folder beside the target"},
-		{apply.ErrChanged, exitRefused, "see who else writes to the target"},
+		{redo.ErrOldMirror, exitDamaged, `let the tidemark that wrote it finish it, or overwrite the target with "tidemark mirror --force", which compares everything`},
+		{redo.ErrNotOurs, exitDamaged, "another program has left it in the folder beside the target"},
+		{transaction.ErrForeign, exitRefused, `"tidemark mirror" finishes the change of a mirror, "tidemark era apply" that of a stream`},
+		{transaction.ErrOther, exitRefused, `put the target back, or overwrite this one: "tidemark mirror --force" compares everything, "tidemark era apply --discard" forgets what waits`},
+		{transaction.ErrChanged, exitRefused, "see who else writes to the target"},
 		{apply.ErrPending, exitError, `"tidemark era apply --finish" brings it to the target, --discard forgets it`},
 		{boot.ErrNoStableName, exitRefused, "give a partition of a GPT or MBR disk, a logical volume, or a disk that udev knows by an identifier"},
 		{boot.ErrNotOurs, exitRefused, "move it away"},

@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"tidemark/transfer"
-	"tidemark/transfer/mirror"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/transaction"
 )
 
 func TestPlainProgressIsALineEveryTenSeconds(t *testing.T) {
@@ -52,7 +52,7 @@ func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
 }
 
 func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
-	results := []error{nil, transfer.ErrNotConverging, mirror.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
+	results := []error{nil, transfer.ErrNotConverging, transaction.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
 	calls, told := 0, 0
 	err := repeat(context.Background(), time.Microsecond, func(context.Context) error {
 		calls++

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/transfer/pairs"
 )
 
@@ -20,7 +20,7 @@ const statusRuns = 10
 type mirrorStatus struct {
 	Path    string `json:"path"`
 	Pending bool   `json:"pending"` // see pairs.Known
-	sidecar.State
+	state.State
 }
 
 func newStatus(g *globals) *cobra.Command {

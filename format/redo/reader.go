@@ -1,19 +1,23 @@
 package redo
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"slices"
 
 	"tidemark/block"
+	"tidemark/extent"
 )
 
 // Reader reads a sealed journal.
 type Reader struct {
 	Header
 	r      io.ReaderAt
-	tables []int64 // offsets, in the order of the target
+	tables []int64 // offsets, in the order in which they were written
 }
 
 // NewReader opens a journal of size bytes and checks its tables. The error wraps
@@ -65,13 +69,15 @@ func (j *Reader) findTables() error {
 }
 
 func (j *Reader) checkEntries() error {
-	prev, data, n := int64(0), int64(align), int64(0)
+	var last extent.Extent
+	pass, data, n, ordered := uint32(0), int64(align), int64(0), true
 	err := j.Each(func(e Entry) error {
-		if err := e.check(j.Header, prev, data); err != nil {
+		if err := e.check(j.Header, pass, data); err != nil {
 			return fmt.Errorf("entry %d: %w", n, err)
 		}
+		ordered = ordered && (e.Pass > pass || e.Off >= last.End())
 		n++
-		prev = e.End()
+		pass, last = e.Pass, e.Extent
 		if !e.Zero() {
 			data = e.At + e.Len
 		}
@@ -80,11 +86,62 @@ func (j *Reader) checkEntries() error {
 	if err == nil && n != j.Entries {
 		err = fmt.Errorf("%d entries, want %d: %w", n, j.Entries, ErrDamaged)
 	}
-	return err
+	if err != nil || ordered {
+		return err
+	}
+	return j.checkOverlaps()
 }
 
-// Each calls f for every entry, in the order of the target, and ends with the
-// first error.
+// checkOverlaps refuses entries of one pass that overlap: which of them holds would be
+// anybody's guess.
+func (j *Reader) checkOverlaps() error {
+	var exts []extent.Extent
+	pass := uint32(0)
+	check := func() error {
+		slices.SortFunc(exts, func(a, b extent.Extent) int { return cmp.Compare(a.Off, b.Off) })
+		for i := 1; i < len(exts); i++ {
+			if exts[i].Off < exts[i-1].End() {
+				return fmt.Errorf("pass %d: %v and %v overlap: %w", pass, exts[i-1], exts[i], ErrDamaged)
+			}
+		}
+		exts = exts[:0]
+		return nil
+	}
+	err := j.Each(func(e Entry) error {
+		if e.Pass != pass {
+			if err := check(); err != nil {
+				return err
+			}
+			pass = e.Pass
+		}
+		if n := len(exts); n > 0 && exts[n-1].End() == e.Off {
+			exts[n-1].Len += e.Len
+		} else {
+			exts = append(exts, e.Extent)
+		}
+		return nil
+	})
+	return errors.Join(err, check())
+}
+
+// Blob returns the blob of the journal, nil when there is none. The error wraps
+// ErrDamaged when it is not what was sealed.
+func (j *Reader) Blob() ([]byte, error) {
+	if j.blobAt == 0 {
+		return nil, nil
+	}
+	b := make([]byte, j.blobLen)
+	if err := readFull(j.r, b, j.blobAt); err != nil {
+		return nil, fmt.Errorf("redo: blob at %d: %w", j.blobAt, err)
+	}
+	if got := crc32.Checksum(b, castagnoli); got != j.blobSum {
+		return nil, fmt.Errorf("redo: blob at %d: checksum %08x, want %08x: %w", j.blobAt, got, j.blobSum, ErrDamaged)
+	}
+	return b, nil
+}
+
+// Each calls f for every entry, in the order in which they were written, and ends
+// with the first error.
 func (j *Reader) Each(f func(Entry) error) error {
 	buf := make([]byte, min(maxTableLen, j.length))
 	for _, at := range j.tables {
@@ -109,26 +166,24 @@ func (j *Reader) Each(f func(Entry) error) error {
 	return nil
 }
 
-// Verify reads the data of all entries and holds it against its checksums.
-// progress, if not nil, is told of each entry.
-func (j *Reader) Verify(progress func(Entry) error) error {
+// Verify reads the data of all entries, and the blob, and holds them against their
+// checksums.
+func (j *Reader) Verify() error {
+	if _, err := j.Blob(); err != nil {
+		return err
+	}
 	var buf []byte
 	return j.Each(func(e Entry) error {
-		if !e.Zero() {
-			if int64(len(buf)) < e.Len {
-				buf = block.AlignedBuffer(int(min(maxData, j.length)))
-			}
-			if err := readFull(j.r, buf[:e.Len], e.At); err != nil {
-				return fmt.Errorf("redo: data at %d: %w", e.At, err)
-			}
-			if err := e.Check(buf[:e.Len]); err != nil {
-				return err
-			}
-		}
-		if progress == nil {
+		if e.Zero() {
 			return nil
 		}
-		return progress(e)
+		if int64(len(buf)) < e.Len {
+			buf = block.AlignedBuffer(int(e.Len))
+		}
+		if err := readFull(j.r, buf[:e.Len], e.At); err != nil {
+			return fmt.Errorf("redo: data at %d: %w", e.At, err)
+		}
+		return e.Check(buf[:e.Len])
 	})
 }
 

@@ -30,13 +30,23 @@ type change struct {
 	len  int64
 }
 
+// pass is a change that ends a pass.
+var pass = change{len: -1}
+
 func write(t testing.TB, before, after int64, changes ...change) []byte {
+	t.Helper()
+	return seal(t, before, after, nil, changes...)
+}
+
+func seal(t testing.TB, before, after int64, blob []byte, changes ...change) []byte {
 	t.Helper()
 	var m memory
 	w := NewWriter(&m)
 	for _, c := range changes {
 		var err error
-		if c.data == nil {
+		if c.len < 0 {
+			w.NextPass()
+		} else if c.data == nil {
 			err = w.Zero(extent.Extent{Off: c.off, Len: c.len})
 		} else {
 			err = w.Data(c.off, c.data)
@@ -45,7 +55,7 @@ func write(t testing.TB, before, after int64, changes ...change) []byte {
 			t.Fatal(err)
 		}
 	}
-	if err := w.Seal(before, after); err != nil {
+	if err := w.Seal(before, after, blob); err != nil {
 		t.Fatal(err)
 	}
 	if w.Len() != int64(len(m.b)) {
@@ -60,7 +70,7 @@ func apply(b, target []byte) ([]byte, Header, error) {
 	if err != nil {
 		return nil, Header{}, err
 	}
-	if err := j.Verify(nil); err != nil {
+	if err := j.Verify(); err != nil {
 		return nil, j.Header, err
 	}
 	out := make([]byte, j.After)
@@ -84,7 +94,8 @@ func TestTheFormatIsWhatThePackageCommentSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := unhex(t, string(dump))
-	got := write(t, 8192, 8200, change{off: 4096, data: []byte("tide")}, change{off: 8192, len: 8})
+	got := seal(t, 8192, 8200, []byte("the next state"),
+		change{off: 8192, len: 8}, change{off: 4096, data: []byte("tide")}, pass, change{off: 4097, data: []byte("i")})
 	m := memory{got}
 	j, err := NewReader(bytes.NewReader(got), int64(len(got)))
 	if err != nil || j.Target != (Digest{}) {
@@ -98,23 +109,34 @@ func TestTheFormatIsWhatThePackageCommentSays(t *testing.T) {
 		t.Errorf("%s\nwant\n%s", hex.Dump(got), hex.Dump(want))
 	}
 	out, h, err := apply(want, bytes.Repeat([]byte{1}, 8192))
-	if err != nil || h.Before != 8192 || h.After != 8200 || h.Entries != 2 || string(h.Target[:]) != "a target and when it was written" {
+	if err != nil || h.Before != 8192 || h.After != 8200 || h.Entries != 3 || string(h.Target[:]) != "a target and when it was written" {
 		t.Fatalf("%+v, %v", h, err)
 	}
 	if !bytes.Equal(out[4096:4101], []byte("tide\x01")) || !bytes.Equal(out[8192:], make([]byte, 8)) {
 		t.Errorf("% x", out[4090:])
 	}
+	if blob, err := j.Blob(); err != nil || string(blob) != "the next state" {
+		t.Errorf("blob %q, %v", blob, err)
+	}
 }
 
-// TestVersion1IsRead takes a journal from before a target was written down in it.
-func TestVersion1IsRead(t *testing.T) {
-	dump, err := os.ReadFile("testdata/journal1.hex")
-	if err != nil {
-		t.Fatal(err)
+// TestOlderVersionsAreRead takes journals that an earlier tidemark may have left.
+func TestOlderVersionsAreRead(t *testing.T) {
+	for _, name := range []string{"journal1.hex", "journal2.hex"} {
+		dump, err := os.ReadFile("testdata/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, h, err := apply(unhex(t, string(dump)), bytes.Repeat([]byte{1}, 8192))
+		if err != nil || h.Target != (Digest{}) || !bytes.Equal(out[4096:4101], []byte("tide\x01")) {
+			t.Errorf("%s: %+v, %v", name, h, err)
+		}
 	}
-	out, h, err := apply(unhex(t, string(dump)), bytes.Repeat([]byte{1}, 8192))
-	if err != nil || h.Target != (Digest{}) || !bytes.Equal(out[4096:4101], []byte("tide\x01")) {
-		t.Errorf("%+v, %v", h, err)
+	for magic, want := range map[string]error{"TMJRNL\r\n": ErrOldMirror, "TMSUMS\r\n": ErrNotOurs} {
+		b := append([]byte(magic), make([]byte, align)...)
+		if _, err := NewReader(bytes.NewReader(b), int64(len(b))); !errors.Is(err, want) || !errors.Is(err, ErrNotOurs) {
+			t.Errorf("%q: %v", magic, err)
+		}
 	}
 }
 
@@ -142,40 +164,49 @@ func unhex(t *testing.T, text string) []byte {
 	return out
 }
 
+// randomPass is a pass over a target of size bytes, in any order, and what it makes of
+// the target.
+func randomPass(rng *rand.Rand, target []byte) (changes []change) {
+	size, most := int64(len(target)), 1<<rng.IntN(24)
+	for at := int64(0); at < size && len(changes) < 2*maxEntries; {
+		at += int64(rng.IntN(1 + most/2))
+		n := min(int64(rng.IntN(most)+1), size-at)
+		if n <= 0 {
+			break
+		}
+		c := change{off: at, len: n}
+		if rng.IntN(3) > 0 {
+			c.data = make([]byte, n)
+			for i := range c.data {
+				c.data[i] = byte(rng.Uint32())
+			}
+			copy(target[at:], c.data)
+		} else {
+			clear(target[at : at+n])
+		}
+		changes = append(changes, c)
+		at += n
+	}
+	if rng.IntN(2) == 0 {
+		rng.Shuffle(len(changes), func(i, k int) { changes[i], changes[k] = changes[k], changes[i] })
+	}
+	return changes
+}
+
 func TestWhatWasWrittenIsRead(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
 	for range 40 {
-		size := int64(rng.IntN(12 << 20))
-		target := make([]byte, size)
+		target := make([]byte, rng.IntN(6<<20))
 		for i := range target {
 			target[i] = byte(i)
 		}
-		want := append([]byte(nil), target...)
+		want := bytes.Clone(target)
 		var changes []change
-		most := 1 << rng.IntN(24)
-		for at := int64(0); at < size; {
-			at += int64(rng.IntN(1 + most/2))
-			n := min(int64(rng.IntN(most)+1), size-at)
-			if n <= 0 {
-				break
-			}
-			c := change{off: at, len: n}
-			if rng.IntN(3) > 0 {
-				c.data = make([]byte, n)
-				for i := range c.data {
-					c.data[i] = byte(rng.Uint32())
-				}
-				copy(want[at:], c.data)
-			} else {
-				clear(want[at : at+n])
-			}
-			changes = append(changes, c)
-			at += n
-			if len(changes) > 3*maxEntries {
-				break
-			}
+		for range 1 + rng.IntN(3) {
+			changes = append(append(changes, pass), randomPass(rng, want)...)
 		}
+		size := int64(len(target))
 		got, _, err := apply(write(t, size, size, changes...), target)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Fatalf("seed %d, %d changes: %v", seed, len(changes), err)
@@ -186,8 +217,8 @@ func TestWhatWasWrittenIsRead(t *testing.T) {
 // TestDataKeepsItsPlaceInAPage is what sharing blocks and direct I/O rest on.
 func TestDataKeepsItsPlaceInAPage(t *testing.T) {
 	b := write(t, 1<<30, 1<<30,
-		change{off: 512, data: make([]byte, 100)}, change{off: 4096, data: make([]byte, 5<<20)},
-		change{off: 16 << 20, data: make([]byte, 8192)}, change{off: 17<<20 + 5, data: make([]byte, 8192)})
+		change{off: 512, data: make([]byte, 100)}, change{off: 4096, data: make([]byte, 17<<20)},
+		change{off: 20 << 20, data: make([]byte, 8192)}, change{off: 21<<20 + 5, data: make([]byte, 8192)})
 	j, err := NewReader(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
 		t.Fatal(err)
@@ -206,7 +237,7 @@ func TestDataKeepsItsPlaceInAPage(t *testing.T) {
 }
 
 func TestEveryDamageIsNoticed(t *testing.T) {
-	good := write(t, 1<<20, 1<<20, changes()...)
+	good := seal(t, 1<<20, 1<<20, []byte("blob"), changes()...)
 	want, _, err := apply(good, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -252,8 +283,10 @@ func edit(b []byte, change func(entries []byte)) []byte {
 	return b
 }
 
-// TestDataIsInTheOrderOfTheTarget is what lets a reader take several at once.
-func TestDataIsInTheOrderOfTheTarget(t *testing.T) {
+// TestEntriesThatContradictEachOtherAreRefused: the data of an entry lies behind that of
+// the one before, which lets a reader take several at once; entries of a pass do not
+// overlap, and passes ascend.
+func TestEntriesThatContradictEachOtherAreRefused(t *testing.T) {
 	const first, last = 0, 2 * entrySize // entries; zeros are between them
 	at := func(b []byte, entry int) *[8]byte { return (*[8]byte)(b[entry+16:]) }
 	for name, change := range map[string]func(b []byte){
@@ -261,13 +294,16 @@ func TestDataIsInTheOrderOfTheTarget(t *testing.T) {
 			was, first, last := *at(b, first), at(b, first), at(b, last)
 			*first, *last = *last, was
 		},
-		"the same":    func(b []byte) { *at(b, last) = *at(b, first) },
-		"overlapping": func(b []byte) { *at(b, last) = *at(b, first); b[last+16] += 2 },
-		"unchanged":   func([]byte) {},
+		"the same":                     func(b []byte) { *at(b, last) = *at(b, first) },
+		"overlapping":                  func(b []byte) { *at(b, last) = *at(b, first); b[last+16] += 2 },
+		"overlapping in the target":    func(b []byte) { copy(b[last:last+8], b[first:]) },
+		"a pass that comes too late":   func(b []byte) { b[first+28] = 1 },
+		"overlapping in a later pass?": func(b []byte) { copy(b[last:last+8], b[first:]); b[last+28] = 1 },
+		"unchanged":                    func([]byte) {},
 	} {
 		b := edit(write(t, 1<<20, 1<<20, changes()...), change)
 		_, err := NewReader(bytes.NewReader(b), int64(len(b)))
-		if errors.Is(err, ErrDamaged) == (name == "unchanged") {
+		if good := name == "unchanged" || strings.HasSuffix(name, "?"); errors.Is(err, ErrDamaged) == good {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -278,16 +314,13 @@ func changes() []change {
 	return []change{{off: 0, data: []byte("abc")}, {off: 4096, len: 4096}, {off: 9000, data: []byte("def")}}
 }
 
-func TestWriterRefusesToGoBack(t *testing.T) {
+func TestALargeBlobIsRefused(t *testing.T) {
 	w := NewWriter(&memory{})
-	if err := w.Data(4096, []byte("x")); err != nil {
-		t.Fatal(err)
+	if err := w.Seal(1, 1, make([]byte, MaxBlob+1)); err == nil {
+		t.Error("a blob of any size was taken")
 	}
-	if err := w.Data(4096, []byte("x")); err == nil {
-		t.Error("an overlap was taken")
-	}
-	if err := w.Seal(1, 1); err == nil {
-		t.Error("sealed after an error")
+	if err := w.Bind(Digest{}); err == nil {
+		t.Error("bound after an error")
 	}
 }
 
@@ -311,7 +344,7 @@ func TestEveryFailedWriteIsReported(t *testing.T) {
 		w := NewWriter(&full{n: n * align})
 		err := w.Data(0, bytes.Repeat([]byte{7}, 4*align))
 		if err == nil {
-			err = w.Seal(1<<20, 1<<20)
+			err = w.Seal(1<<20, 1<<20, nil)
 		}
 		if !errors.Is(err, errFull) {
 			t.Errorf("room for %d bytes: %v", n*align, err)
@@ -319,63 +352,52 @@ func TestEveryFailedWriteIsReported(t *testing.T) {
 	}
 }
 
+// FuzzJournal takes its input for a journal, and then for the entries of one whose
+// checksums are right and whose data is zeros.
 func FuzzJournal(f *testing.F) {
-	f.Add(write(f, 1<<20, 1<<20, change{off: 0, data: []byte("abc")}, change{off: 4096, len: 4096}))
+	f.Add(seal(f, 1<<20, 1<<20, []byte("blob"), change{off: 0, data: []byte("abc")}, pass, change{off: 0, len: 4096}))
 	f.Add(write(f, 0, 0))
+	edit(write(f, 1<<20, 1<<20, changes()...), func(b []byte) { f.Add(b) })
 	f.Fuzz(func(t *testing.T, in []byte) {
-		j, err := NewReader(bytes.NewReader(in), int64(len(in)))
-		if err == nil {
-			err = j.Verify(nil)
-		}
-		if err != nil {
-			if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer) {
-				t.Fatalf("error of no class: %v", err)
-			}
-			return
-		}
-		ordered(t, j)
-	})
-}
-
-// FuzzEntries gives a journal with right checksums any entries, and data of zeros.
-func FuzzEntries(f *testing.F) {
-	good := write(f, 1<<20, 1<<20, changes()...)
-	edit(good, func(b []byte) { f.Add(b) })
-	f.Fuzz(func(t *testing.T, in []byte) {
-		n := min(len(in)/entrySize, maxEntries)
-		if n == 0 {
-			return
-		}
+		accepted(t, in)
 		var m memory
 		w := NewWriter(&m)
-		if err := w.write(make([]byte, 3*align)); err != nil {
-			t.Fatal(err)
-		}
-		for i := range n {
+		err := w.write(make([]byte, 3*align))
+		for i := range min(len(in)/entrySize, maxEntries) {
 			w.entries = append(w.entries, decodeEntry(in[i*entrySize:]))
 		}
-		if err := w.Seal(1<<20, 1<<20); err != nil {
+		if err = errors.Join(err, w.Seal(1<<20, 1<<20, nil)); err != nil {
 			t.Fatal(err)
 		}
-		j, err := NewReader(bytes.NewReader(m.b), int64(len(m.b)))
-		if err == nil {
-			ordered(t, j)
-		} else if !errors.Is(err, ErrDamaged) {
-			t.Fatalf("error of no class: %v", err)
-		}
+		accepted(t, m.b)
 	})
 }
 
-// ordered fails unless all that was accepted is inside and in order.
-func ordered(t *testing.T, j *Reader) {
+// accepted fails unless a journal is refused with an error of a class, or all of it is
+// inside and in order.
+func accepted(t *testing.T, in []byte) {
 	t.Helper()
-	prev, data := int64(0), int64(align)
+	j, err := NewReader(bytes.NewReader(in), int64(len(in)))
+	if err == nil {
+		err = j.Verify()
+	}
+	if err != nil {
+		if !errors.Is(err, ErrNotOurs) && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNewer) {
+			t.Fatalf("error of no class: %v", err)
+		}
+		return
+	}
+	data, pass := int64(align), uint32(0)
+	var done extent.Set
 	if err := j.Each(func(e Entry) error {
-		if e.Off < prev || e.End() > j.After || !e.Zero() && (e.At < data || e.At+e.Len > j.Size()) {
+		if e.Pass > pass {
+			pass, done = e.Pass, extent.Set{}
+		}
+		this := extent.NewSet(e.Extent)
+		if e.Pass != pass || e.End() > j.After || !done.Intersect(this).Empty() || !e.Zero() && (e.At < data || e.At+e.Len > j.Size()) {
 			t.Fatalf("%+v accepted", e)
 		}
-		prev = e.End()
-		if !e.Zero() {
+		if done = done.Union(this); !e.Zero() {
 			data = e.At + e.Len
 		}
 		return nil

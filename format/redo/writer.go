@@ -15,6 +15,9 @@ const (
 	// direct is the length in bytes from which data is not buffered: a copy of
 	// it would cost more than a write of its own.
 	direct = 128 << 10
+	// mergeData is how long an entry of data becomes at most by going on where the
+	// one before ended, in bytes.
+	mergeData = 4 << 20
 )
 
 // Writer writes a journal. Its caller makes it durable after Seal.
@@ -23,7 +26,7 @@ type Writer struct {
 	buf     []byte // of what is written at
 	at      int64
 	entries []Entry
-	prev    int64 // end of the last entry
+	pass    uint32
 	head    Header
 	err     error
 }
@@ -36,8 +39,17 @@ func NewWriter(w io.WriterAt) *Writer {
 // Len returns the length that the journal has now, in bytes.
 func (w *Writer) Len() int64 { return w.at + int64(len(w.buf)) }
 
-// Data appends that p comes to off (bytes) in the target, which is not before the
-// end of what was appended last.
+// NextPass ends a pass: what is appended from now on may overlap what was appended
+// before, and holds in its place.
+func (w *Writer) NextPass() {
+	if last := w.last(); last != nil && last.Pass == w.pass {
+		w.pass++
+	}
+}
+
+// Data appends that p comes to off (bytes) in the target. What was appended in the same
+// pass must not overlap it: no Reader takes such a journal. Up to 16 MiB of one call
+// stay in one entry.
 func (w *Writer) Data(off int64, p []byte) error {
 	for len(p) > 0 && w.err == nil {
 		n := min(len(p), maxData)
@@ -45,7 +57,6 @@ func (w *Writer) Data(off int64, p []byte) error {
 		if err == nil {
 			e.Len += int64(n)
 			e.sum = crc32.Update(e.sum, castagnoli, p[:n])
-			w.prev = e.End()
 			err = w.write(p[:n])
 		}
 		w.err = err
@@ -54,18 +65,17 @@ func (w *Writer) Data(off int64, p []byte) error {
 	return w.err
 }
 
-// Zero appends that the target becomes zeros in e, which does not begin before
-// the end of what was appended last.
+// Zero appends that the target becomes zeros in e; see Data for what it must not
+// overlap.
 func (w *Writer) Zero(e extent.Extent) error {
 	if e.Empty() || w.err != nil {
 		return w.err
 	}
-	if last := w.last(); last != nil && last.Zero() && last.End() == e.Off {
+	if last := w.last(); last != nil && last.Pass == w.pass && last.Zero() && last.End() == e.Off {
 		last.Len += e.Len
-	} else {
-		w.err = w.add(Entry{Extent: e})
+		return nil
 	}
-	w.prev = e.End()
+	w.err = w.add(Entry{Extent: e, Pass: w.pass})
 	return w.err
 }
 
@@ -73,10 +83,10 @@ func (w *Writer) Zero(e extent.Extent) error {
 // they go on where it ends, or a new one.
 func (w *Writer) place(off int64, n int) (*Entry, error) {
 	last := w.last()
-	if last != nil && !last.Zero() && last.End() == off && last.At+last.Len == w.Len() && last.Len+int64(n) <= maxData {
+	if last != nil && last.Pass == w.pass && !last.Zero() && last.End() == off && last.At+last.Len == w.Len() && last.Len+int64(n) <= mergeData {
 		return last, nil
 	}
-	if err := w.add(Entry{Extent: extent.Extent{Off: off}}); err != nil {
+	if err := w.add(Entry{Extent: extent.Extent{Off: off}, Pass: w.pass}); err != nil {
 		return nil, err
 	}
 	pad := ((off-w.Len())%align + align) % align
@@ -96,9 +106,6 @@ func (w *Writer) last() *Entry {
 }
 
 func (w *Writer) add(e Entry) error {
-	if e.Off < w.prev {
-		return fmt.Errorf("redo: extent %v begins before %d, the end of the one before", e.Extent, w.prev)
-	}
 	if len(w.entries) == maxEntries {
 		if err := w.table(); err != nil {
 			return err
@@ -132,8 +139,7 @@ func tableSum(b []byte) uint32 {
 	return crc32.Update(crc32.Checksum(b[:20], castagnoli), castagnoli, b[tableHead:])
 }
 
-// write appends p. What reaches w.w begins and ends at multiples of align, but for
-// the end of the journal, and lies in memory at such a multiple where p does: that
+// write appends p. What reaches w.w begins and ends at multiples of align, and lies in memory at such a multiple where p does: that
 // is what direct I/O demands.
 func (w *Writer) write(p []byte) error {
 	if whole := len(p) / align * align; len(w.buf)%align == 0 && whole >= direct {
@@ -170,17 +176,24 @@ func (w *Writer) flush() error {
 	return err
 }
 
-// Seal completes the journal. before and after are the sizes of the target, in
-// bytes.
-func (w *Writer) Seal(before, after int64) error {
-	if w.err != nil {
-		return w.err
+// Seal completes the journal. before and after are the sizes of the target, in bytes;
+// blob is at most MaxBlob bytes, and may be empty.
+func (w *Writer) Seal(before, after int64, blob []byte) error {
+	if len(blob) > MaxBlob && w.err == nil {
+		w.err = fmt.Errorf("redo: blob of %d bytes: at most %d", len(blob), MaxBlob)
 	}
-	if w.err = w.table(); w.err != nil {
-		return w.err
+	if w.err == nil {
+		w.err = w.table()
 	}
-	if w.err = w.flush(); w.err != nil {
-		return w.err
+	if len(blob) > 0 && w.err == nil {
+		w.head.blobAt, w.head.blobLen, w.head.blobSum = w.Len(), uint32(len(blob)), crc32.Checksum(blob, castagnoli)
+		w.err = w.write(blob)
+	}
+	if w.err == nil { // direct I/O has no other end
+		w.err = w.write(make([]byte, (align-w.Len()%align)%align))
+	}
+	if w.err == nil {
+		w.err = w.flush()
 	}
 	w.head.Before, w.head.After, w.head.length = before, after, w.at
 	return w.header()

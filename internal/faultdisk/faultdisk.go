@@ -19,8 +19,7 @@ import (
 	"sync"
 
 	"tidemark/extent"
-	"tidemark/format/sidecar"
-	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 var (
@@ -44,6 +43,8 @@ type World struct {
 	durable map[string]*inode
 	pending []func(map[string]*inode)
 	target  *inode
+	inode   uint64 // of the target
+	tick    int64  // how many times of the clock are one
 	clock   int64
 	mtime   int64 // of the target
 	synced  int64 // its mtime when it was last synced
@@ -51,7 +52,7 @@ type World struct {
 
 // New returns an empty folder and an empty target.
 func New(rng *rand.Rand) *World {
-	return &World{rng: rng, names: map[string]*inode{}, durable: map[string]*inode{}, target: &inode{}, cutAt: -1, failAt: -1, clock: 1, mtime: 1, synced: 1}
+	return &World{rng: rng, names: map[string]*inode{}, durable: map[string]*inode{}, target: &inode{}, cutAt: -1, failAt: -1, inode: 1, tick: 1, clock: 1, mtime: 1, synced: 1}
 }
 
 // CutAfter cuts the power in the middle of the nth change from now, counted from
@@ -72,6 +73,16 @@ func (w *World) IsOff() bool { return w.off }
 
 // Content returns what the target holds.
 func (w *World) Content() []byte { return append([]byte(nil), w.target.now...) }
+
+// Coarse gives the clock steps, each as long as n changes of the target.
+func (w *World) Coarse(n int64) { w.tick = n }
+
+// Replace puts a copy of the target in its place, as someone else would.
+func (w *World) Replace() {
+	w.inode++
+	w.touch()
+	w.synced = w.mtime
+}
 
 // Scribble changes the target as someone else would.
 func (w *World) Scribble(off int, p []byte) {
@@ -140,7 +151,7 @@ func (w *World) step() error {
 
 func (w *World) touch() {
 	w.clock++
-	w.mtime = w.clock
+	w.mtime = w.clock / w.tick
 }
 
 // inode is the content of a file, as it reads and as it would survive.
@@ -223,11 +234,11 @@ func (f *inode) readAt(p []byte, off int64) (int, error) {
 }
 
 // Folder returns the folder.
-func (w *World) Folder() mirror.Folder { return folder{w} }
+func (w *World) Folder() transaction.Folder { return folder{w} }
 
 type folder struct{ w *World }
 
-func (d folder) Open(name string, create bool) (mirror.File, error) {
+func (d folder) Open(name string, create bool) (transaction.File, error) {
 	d.w.mu.Lock()
 	defer d.w.mu.Unlock()
 	if d.w.off {
@@ -297,6 +308,14 @@ func (d folder) Sync() error {
 	return nil
 }
 
+// Now tells the time. Each look at the clock is a change later than the one before.
+func (d folder) Now(transaction.Target) (int64, bool) {
+	d.w.mu.Lock()
+	defer d.w.mu.Unlock()
+	d.w.clock++
+	return d.w.clock / d.w.tick, true
+}
+
 type file struct {
 	w *World
 	f *inode
@@ -363,7 +382,7 @@ func (f file) Reread() error {
 func (f file) Close() error { return nil }
 
 // Target returns the target.
-func (w *World) Target() mirror.Target { return target{w} }
+func (w *World) Target() transaction.Target { return target{w} }
 
 type target struct{ w *World }
 
@@ -422,11 +441,14 @@ func (t target) Sync() error {
 // Reread makes reads come from the disk.
 func (t target) Reread() error { return file{t.w, t.w.target}.Reread() }
 
-func (t target) Fingerprint() (sidecar.Target, error) {
+func (t target) Stamp() (transaction.Stamp, error) {
 	t.w.mu.Lock()
 	defer t.w.mu.Unlock()
 	if t.w.off {
-		return sidecar.Target{}, ErrPowerCut
+		return transaction.Stamp{}, ErrPowerCut
 	}
-	return sidecar.Target{Size: int64(len(t.w.target.now)), MTime: t.w.mtime}, nil
+	return transaction.Stamp{
+		Kind: transaction.Image, Size: int64(len(t.w.target.now)), Inode: t.w.inode,
+		MTime: t.w.mtime, CTime: t.w.mtime, BTime: int64(t.w.inode),
+	}, nil
 }

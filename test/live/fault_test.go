@@ -1,6 +1,7 @@
 package live_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,8 +10,11 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
+	"tidemark/track"
+	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 // mirrored is a mirror of a disk that nobody else uses.
@@ -113,18 +117,18 @@ func halfApplied(t *testing.T) mirrored {
 	fill(t, m.dev, 0, 16*mib)
 	m.mirror(t, m.dev, m.image)
 	fill(t, m.dev, 0, 8*mib)
-	commitOnly(t, m, 8*mib, func(*sidecar.State) {})
+	commitOnly(t, m, 8*mib, func(s state.Source) state.Source { return s })
 	if !exists(m.image + ".tidemark/journal.ready") {
 		t.Fatal("nothing was committed")
 	}
 	return m
 }
 
-// commitOnly commits the first bytes of the source to the mirror with what is to be
-// known of it, and stops there.
-func commitOnly(t *testing.T, m mirrored, bytes int64, known func(*sidecar.State)) {
+// commitOnly commits the first bytes of the source to the mirror, as a copy of origin, and
+// stops there.
+func commitOnly(t *testing.T, m mirrored, bytes int64, origin func(state.Source) state.Source) {
 	t.Helper()
-	dir, err := mirror.OpenDir(m.image+".tidemark", false)
+	dir, err := transaction.OpenDir(m.image+".tidemark", false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,12 +138,13 @@ func commitOnly(t *testing.T, m mirrored, bytes int64, known func(*sidecar.State
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	store, err := mirror.Open(mirror.Disk{Device: disk}, dir)
+	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	u, err := store.Begin(disk.Size(), extent.Set{}, false)
+	sink := mirror.Sink{Store: store, Origin: origin(store.State().Source)}
+	u, _, err := sink.Begin(t.Context(), disk.Size(), func(transfer.Event) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,15 +158,12 @@ func commitOnly(t *testing.T, m mirrored, bytes int64, known func(*sidecar.State
 		if _, err := source.ReadAt(buf, off); err != nil {
 			t.Fatal(err)
 		}
-		var sums []sidecar.Sum
-		for at := 0; at < mib; at += 4096 {
-			sums = append(sums, sidecar.SumOf(buf[at:at+4096]))
-		}
-		if _, err := u.Put([]mirror.Chunk{{Off: off, Data: buf, Sums: sums}}); err != nil {
+		if _, err := u.Put([]transfer.Chunk{{Extent: extent.Extent{Off: off, Len: mib}, Data: buf}}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := u.Seal(func(s *sidecar.State) { known(s); s.AddRun(sidecar.Run{Outcome: "ok"}) }); err != nil {
+	commit := transfer.Commit{Mark: track.Mark(store.State().Mark), Time: store.State().Time, Run: transfer.RunRecord{Outcome: "ok"}}
+	if err := u.Seal(commit); err != nil {
 		t.Fatal(err)
 	}
 	if err := u.Publish(); err != nil {
@@ -173,7 +175,7 @@ func TestCommittedUpdateIsFinishedByTheNextRun(t *testing.T) {
 	m := halfApplied(t)
 	m.exits(t, exitError, []string{"waits to be finished"}, "verify", m.image)
 	m.exits(t, exitOK, []string{"the next mirror run finishes it"}, "status", m.image)
-	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
+	m.exits(t, exitOK, []string{"finished a change"}, "mirror", m.dev, m.image)
 	m.recovers(t, "incremental")
 	m.exits(t, exitOK, []string{"pending: committed, and finished when"}, "status", m.image)
 }
@@ -187,7 +189,7 @@ func TestJournalOfACountedUpdateIsNotPending(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
+	m.exits(t, exitOK, []string{"finished a change"}, "mirror", m.dev, m.image)
 	for _, args := range [][]string{{"verify", m.image}, {"mirror", m.dev, m.image}} {
 		if err := os.WriteFile(journal, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -195,7 +197,7 @@ func TestJournalOfACountedUpdateIsNotPending(t *testing.T) {
 		if f := m.exits(t, exitOK, []string{"a copy of"}, "status", m.image); strings.Contains(f.out, "finishes it") {
 			t.Errorf("status: %s", f.out)
 		}
-		if f := m.exits(t, exitOK, nil, args...); strings.Contains(f.out, "finished an update") || exists(journal) {
+		if f := m.exits(t, exitOK, nil, args...); strings.Contains(f.out, "finished a change") || exists(journal) {
 			t.Errorf("%s: the journal is still there, or was applied again:\n%s", args[0], f.out)
 		}
 	}
@@ -271,9 +273,10 @@ func TestDamagedFilesBesideAMirrorAreRefusedAndNothingIsWritten(t *testing.T) {
 		{"journal.ready", "without its last byte", truncate(lengthOf(t, good+"/journal.ready") - 1)},
 		{"journal.ready", "magic changed", flip(0)},
 		{"journal.ready", "header changed", flip(33)},
-		{"journal.ready", "a record changed", flip(64 + 9)},
+		{"journal.ready", "its target changed", flip(64 + 9)},
 		{"journal.ready", "data changed", flip(5 * mib)},
-		{"journal.ready", "its last record changed", flip(lengthOf(t, good+"/journal.ready") - 10)},
+		{"journal.ready", "a table changed", flip(placeOf(t, good+"/journal.ready", "TMTABLE\n") + 40)},
+		{"journal.ready", "its state changed", flip(placeOf(t, good+"/journal.ready", `{"version"`) + 20)},
 	} {
 		t.Run(tt.file+" "+tt.how, func(t *testing.T) {
 			must(t, "rm", "-r", m.image+".tidemark")
@@ -290,8 +293,18 @@ func TestDamagedFilesBesideAMirrorAreRefusedAndNothingIsWritten(t *testing.T) {
 	}
 	must(t, "rm", "-r", m.image+".tidemark")
 	must(t, "cp", "-a", good, m.image+".tidemark")
-	m.exits(t, exitOK, []string{"finished an update"}, "mirror", m.dev, m.image)
+	m.exits(t, exitOK, []string{"finished a change"}, "mirror", m.dev, m.image)
 	m.recovers(t, "incremental")
+}
+
+func placeOf(t testing.TB, path, text string) int64 {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	at := bytes.LastIndex(content, []byte(text))
+	if err != nil || at < 0 {
+		t.Fatalf("%q in %s: %v", text, path, err)
+	}
+	return int64(at)
 }
 
 func lengthOf(t testing.TB, path string) int64 {
@@ -311,7 +324,7 @@ func TestGarbageForAJournalIsDiscarded(t *testing.T) {
 	m.mirror(t, m.dev, m.image)
 	fill(t, m.dev, mib, 4*mib)
 	fill(t, m.image+".tidemark/journal", 0, 3*mib)
-	m.exits(t, exitOK, []string{"discarded an update"}, "mirror", m.dev, m.image)
+	m.exits(t, exitOK, []string{"discarded a change"}, "mirror", m.dev, m.image)
 	m.recovers(t, "incremental")
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 // The source stands still here, so that both contents are known to the byte.
@@ -71,7 +72,7 @@ func (m mirrored) settle(t *testing.T) {
 	if !exists(folder) {
 		folder = must(t, "sh", "-c", "echo "+m.stateDir+"/devices/*")
 	}
-	dir, err := mirror.OpenDir(folder, false)
+	dir, err := transaction.OpenDir(folder, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +80,7 @@ func (m mirrored) settle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := mirror.Open(mirror.Disk{Device: disk}, dir)
+	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}

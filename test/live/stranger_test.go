@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/transfer/pairs"
 )
 
@@ -64,11 +64,11 @@ func TestCommittedUpdateFromAnotherSourceIsFinishedFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	becomeTwo := func(s *sidecar.State) { s.Source = known.Source }
+	becomeTwo := func(state.Source) state.Source { return known.Source }
 
 	p.mirror(t, one, image)
 	commitOnly(t, mirrored{p, dir, two, image}, 12*mib, becomeTwo)
-	p.exits(t, exitOK, []string{"finished an update"}, "mirror", two, image)
+	p.exits(t, exitOK, []string{"finished a change"}, "mirror", two, image)
 	sameContent(t, two, image)
 	p.exits(t, exitOK, nil, "verify", image)
 

@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
 
@@ -123,7 +124,7 @@ func (r *rig) run(t *testing.T) transfer.Report {
 		t.Fatal(err)
 	}
 	defer live.Close()
-	dir, err := mirror.OpenDir(r.folder, true)
+	dir, err := transaction.OpenDir(r.folder, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,21 +139,21 @@ func (r *rig) run(t *testing.T) transfer.Report {
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	store, err := mirror.Open(mirror.Disk{Device: disk}, dir)
+	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer store.Close()
 	blank := !store.Exists()
 	if blank {
-		if err := store.Init(source.Size(), live.Granularity(), sidecar.Source{Path: r.source}, false); err != nil {
+		if err := store.Init(source.Size(), live.Granularity(), state.Source{Path: r.source}, false); err != nil {
 			t.Fatal(err)
 		}
 	}
 	w := &witness{path: r.source, Provider: view.Freeze(view.Options{Sources: sources, MaxFreeze: time.Minute})}
 	reports, err := transfer.Run(ctx, []*transfer.Pair{{
 		Name: r.source, Target: r.image, Source: source, Tracker: live, Owner: "stress",
-		Sink: &mirror.Sink{Store: store, Name: r.image, Blank: blank},
+		Sink: &mirror.Sink{Store: store, Name: r.image},
 	}}, transfer.Options{View: w, MaxFreeze: time.Minute})
 	if err != nil {
 		t.Fatal(err)

@@ -18,11 +18,12 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/test/vm/content"
 	"tidemark/track"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
 
@@ -126,7 +127,7 @@ func (b *crashBench) judge(ctx context.Context, h *history) (found string, err e
 	} else if len(all) == 1 {
 		folder = all[0]
 	}
-	dir, err := mirror.OpenDir(folder, false)
+	dir, err := transaction.OpenDir(folder, false)
 	if h.oldest < 0 && errors.Is(err, fs.ErrNotExist) {
 		return "nothing yet", nil
 	}
@@ -139,7 +140,7 @@ func (b *crashBench) judge(ctx context.Context, h *history) (found string, err e
 		return "", err
 	}
 	defer disk.Close()
-	store, err := mirror.Open(mirror.Disk{Device: disk}, dir)
+	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
 	if err != nil {
 		return "", err
 	}
@@ -202,7 +203,7 @@ func (h *history) next(ctx context.Context, store *mirror.Store, disk *block.Dev
 	want := h.contents[h.newest]
 	_, err := transfer.Run(ctx, []*transfer.Pair{{
 		Name: "source", Target: "target", Source: still(want), Tracker: track.NewScan(content.Size),
-		Sink: &mirror.Sink{Store: store, Name: "target", Origin: sidecar.Source{Path: "source"}},
+		Sink: &mirror.Sink{Store: store, Name: "target", Origin: state.Source{Path: "source"}},
 	}}, transfer.Options{View: nobody{still(want)}})
 	if err != nil {
 		return fmt.Errorf("the next run: %w", err)

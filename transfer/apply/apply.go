@@ -1,38 +1,22 @@
-// Package apply brings a stream of changed ranges (package erastream) to an image
-// or a device so that, whatever crashes, it holds the old content or the new.
+// Package apply brings a stream of changed ranges (package erastream) to an image or a
+// device so that, whatever crashes, it holds the old content or the new.
 //
-// It owns the reading of the stream, the files beside the target that this takes
-// and the order in which they are written. It refuses a stream that is cut off,
-// damaged or does not fit the target, and a target that someone else wrote to
-// meanwhile; nothing has been written to the target then. The stream has no end
+// It refuses a stream that is cut off, damaged or does not fit the target, and a target
+// that somebody else wrote to meanwhile; nothing has been written to the target then. The stream has no end
 // mark and no checksums: one that was cut off between two records, or in which
 // bits flipped, looks whole.
 //
-// # Why the target is old or new
+// For most uses, Open a Store over a target and the folder beside it, and Apply the stream.
+// Package transaction brings the change to the target, and tells why that is old or new;
+// the package comment there also says what the target of a journal is.
 //
-// Of a target that exists nothing is touched but the file "journal" (package
-// redo) until the end of the stream. Room for the journal is reserved in the target,
-// the journal is sealed and synced, renamed to "journal.ready", and the folder is
-// synced; only then is the target written to. A crash before the rename is durable
-// leaves the old target and a journal that the next Open discards. A crash after it
-// leaves "journal.ready", which holds all of the change: it can be brought to the
-// target from the start, after every byte was held against its checksums, and gives
-// the same result however far the first attempt came. The journal is removed last,
-// when the target is synced.
+// What waits in a committed journal would spoil a target that somebody has put in the place
+// of the right one, or written to, and nothing here would notice afterwards. Open finishes
+// a change only where nobody has written to the target since the commit. Everywhere else it
+// refuses with ErrPending, until its caller says by Options.Waiting what shall be.
 //
-// # Whose target it is
-//
-// What waits in "journal.ready" is right for the target that it was made for, and
-// would spoil one that somebody has put in its place meanwhile, or written to.
-// Therefore the journal tells what the target was when it was committed: for an
-// image its file and its times, for a device its serial number in this boot and how
-// much was written to it. Where that is as it was, nobody has written yet, and Open
-// finishes the change. Everywhere else nothing tells the writes of an interrupted
-// run from somebody else's, and Open refuses with ErrPending, until its caller says
-// by Options.Waiting what shall be.
-//
-// A target that does not exist yet needs no journal: the image grows in the file
-// "image" of the folder, is synced, and becomes the target in one step.
+// A target that does not exist yet needs no journal: the image grows in the file "image" of
+// the folder, is synced, and becomes the target in one step.
 //
 // A Store is used by one goroutine at a time, and its folder by one Store.
 package apply
@@ -44,30 +28,20 @@ import (
 	"io"
 	"io/fs"
 
-	"tidemark/format/redo"
-	"tidemark/transfer/mirror"
+	"tidemark/extent"
+	"tidemark/transfer/transaction"
 )
 
-// The files of the folder. journal.ready is also what package mirror calls a
-// committed update, so that it takes no target that waits for one.
-const (
-	journalFile = "journal"
-	readyFile   = "journal.ready"
-	imageFile   = "image"
-)
+// imageFile is a new target while it grows, in the folder.
+const imageFile = "image"
 
-var (
-	// ErrChanged says that someone else changed the target while, or after, the
-	// stream was read.
-	ErrChanged = errors.New("target was changed by someone else")
-	// ErrPending says that a change was committed and has not reached the target:
-	// it is between old and new, unless somebody has put another in its place.
-	ErrPending = errors.New("a change that was committed has not reached the target yet")
-)
+// ErrPending says that a change was committed and has not reached the target: it is between
+// old and new, unless somebody has put another in its place.
+var ErrPending = errors.New("a change that was committed has not reached the target yet")
 
 // Place is a folder that can hand a file to where the target shall be.
 type Place interface {
-	mirror.Folder
+	transaction.Folder
 	// Publish takes a file out of the folder and makes it the target, which
 	// must not exist. It survives a power cut once Publish has returned.
 	Publish(name string) error
@@ -82,24 +56,10 @@ const (
 	PhaseWrite Phase = "write"
 )
 
-// Waiting says what becomes of a committed change that waits for its target.
-type Waiting int
-
-// What becomes of it.
-const (
-	// FinishUntouched brings it to a target that nobody has written to since the
-	// commit, and refuses any other.
-	FinishUntouched Waiting = iota
-	// Finish brings it to the target, whoever has written to that.
-	Finish
-	// Discard forgets it. The target stays as it is.
-	Discard
-)
-
 // Options say how to apply a stream. The zero value works.
 type Options struct {
-	// Waiting is for Open.
-	Waiting Waiting
+	// Waiting says what Open does with a committed change that waits for its target.
+	Waiting transaction.Policy
 	// Grow lets an image become larger than it is. A new one may be of any size.
 	Grow bool
 	// Size is what an image has afterwards at least, in bytes; records that end
@@ -117,6 +77,9 @@ func (o Options) progress(p Phase, done, total int64) {
 	}
 }
 
+// writing is progress of PhaseWrite.
+func (o Options) writing(done, total int64) { o.progress(PhaseWrite, done, total) }
+
 // Report tells what a stream held and what became of it.
 type Report struct {
 	Records int64 `json:"records"`
@@ -131,121 +94,43 @@ type Report struct {
 
 // Store is an open target with the folder beside it.
 type Store struct {
-	target    mirror.Target
-	folder    mirror.Folder
+	target    transaction.Target
+	folder    transaction.Folder
 	seen      int64 // size of the target, bytes
-	recovered string
+	recovered transaction.Done
 }
 
-// Open opens a target, and first brings to an end what a crash interrupted: a
-// change that was not committed is discarded, and one that was as o.Waiting says.
-// The error wraps ErrPending, and redo.ErrNotOurs, ErrDamaged or ErrNewer when a
-// committed journal cannot be understood, or ErrChanged when the target is not
-// known to be the one it was made for, or of another size; nothing has been written
-// to the target then.
-func Open(target mirror.Target, folder mirror.Folder, o Options) (*Store, error) {
+// Open opens a target, and first brings to an end what a crash interrupted: a change that
+// was not committed is discarded, and one that was as o.Waiting says. An error that wraps
+// ErrPending is one of transaction.Recover: the committed change waits still.
+func Open(target transaction.Target, folder transaction.Folder, o Options) (*Store, error) {
 	s := &Store{target: target, folder: folder}
-	if err := s.recover(o); err != nil {
+	if err := s.open(o); err != nil {
 		return nil, fmt.Errorf("apply: %w", err)
 	}
-	now, err := target.Fingerprint()
-	if err != nil {
-		return nil, fmt.Errorf("apply: %w", err)
-	}
-	s.seen = now.Size
 	return s, nil
 }
 
 // Recovered tells in words what Open found to finish or discard, "" if nothing.
-func (s *Store) Recovered() string { return s.recovered }
+func (s *Store) Recovered() string { return s.recovered.String() }
 
-func (s *Store) recover(o Options) error {
-	did, err := s.settle(o)
+func (s *Store) open(o Options) error {
+	done, err := transaction.Recover(s.target, s.folder, o.Waiting, transaction.Steps{Progress: o.writing})
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrPending, err)
-	}
-	s.recovered = did
-	for _, name := range []string{journalFile, imageFile} {
-		switch err := s.folder.Remove(name); {
-		case err == nil && did == "":
-			s.recovered = "discarded a change that was not committed"
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			return err
+		if pending, perr := transaction.Pending(s.folder); pending || perr != nil {
+			err = fmt.Errorf("%w: %w", ErrPending, err)
 		}
-	}
-	return nil
-}
-
-// settle does to a committed journal what o says, and tells it in words, "" when
-// there is none.
-func (s *Store) settle(o Options) (string, error) {
-	if o.Waiting == Discard {
-		done, err := Forget(s.folder)
-		if !done || err != nil {
-			return "", err
-		}
-		return "discarded a change that was committed", nil
-	}
-	f, err := s.folder.Open(readyFile, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	size, err := f.Size()
-	if err != nil {
-		return "", err
-	}
-	j, err := redo.NewReader(f, size)
-	if err == nil {
-		err = s.mayFinish(j, o)
-	}
-	// All of it is read before any of it is written.
-	if err == nil {
-		err = j.Verify(nil)
-	}
-	// The process may have ended before the rename was durable.
-	if err == nil {
-		err = s.folder.Sync()
-	}
-	if err == nil {
-		err = s.finish(j, f, o)
-	}
-	return "finished a change that was committed", err
-}
-
-// mayFinish refuses a target that the journal may not be for.
-func (s *Store) mayFinish(j *redo.Reader, o Options) error {
-	now, err := s.target.Fingerprint()
-	if err != nil {
 		return err
 	}
-	if now.Size < j.Before || now.Size > j.After {
-		return fmt.Errorf("%w: it has %d bytes, the change that waits for it was made for %d", ErrChanged, now.Size, j.Before)
+	if err := s.folder.Remove(imageFile); err == nil && done == transaction.Nothing {
+		done = transaction.Uncommitted
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if o.Waiting == Finish {
-		return nil
-	}
-	is, err := digest(s.target)
-	if err == nil && (is != j.Target || is == redo.Digest{}) {
-		err = fmt.Errorf("%w, or by the run that was interrupted: that cannot be told", ErrChanged)
-	}
+	s.recovered = done
+	now, err := s.target.Stamp()
+	s.seen = now.Size
 	return err
-}
-
-// Forget removes a committed journal, durably, and reports whether there was one. Its
-// target stays as it is, which may be between old and new.
-func Forget(folder mirror.Folder) (bool, error) {
-	err := folder.Remove(readyFile)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err == nil {
-		err = folder.Sync()
-	}
-	return true, err
 }
 
 // Check reads a stream to its end and reports what it holds, and the errors that
@@ -278,5 +163,5 @@ func (o Options) sizeAfter(size, end int64) int64 { return max(size, end, o.Size
 // nothing is a sink that forgets.
 type nothing struct{}
 
-func (nothing) data(int64, []byte) error { return nil }
-func (nothing) zero(int64, int64) error  { return nil }
+func (nothing) Data(int64, []byte) error { return nil }
+func (nothing) Zero(extent.Extent) error { return nil }

@@ -17,6 +17,7 @@ import (
 	"tidemark/internal/faultdisk"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 // job is a stream, and a target before and after it.
@@ -85,7 +86,7 @@ func (j job) world(t testing.TB, rng *rand.Rand) *faultdisk.World {
 	return w
 }
 
-func write(target mirror.Target, b []byte) error {
+func write(target transaction.Target, b []byte) error {
 	_, err := target.WriteAt(b, 0)
 	return err
 }
@@ -101,28 +102,7 @@ func (j job) run(w *faultdisk.World) error {
 }
 
 // finish is what somebody says who knows that nobody else has written to the target.
-var finish = apply.Options{Waiting: apply.Finish}
-
-// settle brings the disk to rest, with more cuts on the way, and returns what it
-// holds.
-func settle(t testing.TB, w *faultdisk.World, rng *rand.Rand) []byte {
-	t.Helper()
-	for range 3 {
-		w.CutAfter(rng.IntN(12))
-		_, err := apply.Open(w.Target(), w.Folder(), finish)
-		if err != nil && !w.IsOff() {
-			t.Fatalf("open: %v", err)
-		}
-		if w.IsOff() {
-			w.Restart()
-		}
-	}
-	w.Calm()
-	if _, err := apply.Open(w.Target(), w.Folder(), finish); err != nil {
-		t.Fatalf("open: %v", err)
-	}
-	return w.Content()
-}
+var finish = apply.Options{Waiting: transaction.Finish}
 
 // each calls f with n from zero on until f says that it was the last.
 func each(f func(n int) bool) {
@@ -130,106 +110,25 @@ func each(f func(n int) bool) {
 	}
 }
 
-func TestAPowerCutLeavesTheOldTargetOrTheNew(t *testing.T) {
+func TestWhateverCrashesTheTargetIsOldOrNew(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for round := range 8 {
-		j := newJob(t, rng, 1<<12+rng.IntN(1<<18), rng.IntN(2)*rng.IntN(1<<17))
-		sawOld, sawNew := false, false
-		each(func(n int) bool {
-			w := j.world(t, rng)
-			w.CutAfter(n)
-			err := j.run(w)
-			if (err != nil) != w.IsOff() {
-				t.Fatalf("seed %d round %d cut %d: %v", seed, round, n, err)
-			}
-			if !w.IsOff() {
-				if !bytes.Equal(w.Content(), j.new) {
-					t.Fatalf("seed %d round %d: not the new content", seed, round)
-				}
-				return true
-			}
-			w.Restart()
-			switch got := settle(t, w, rng); {
-			case bytes.Equal(got, j.new):
-				sawNew = true
-			case bytes.Equal(got, j.old):
-				sawOld = true
-			default:
-				t.Fatalf("seed %d round %d cut %d: neither old nor new", seed, round, n)
-			}
-			return false
-		})
-		if !bytes.Equal(j.old, j.new) && !(sawOld && sawNew) {
-			t.Errorf("seed %d round %d: old %v, new %v: the cuts did not reach both", seed, round, sawOld, sawNew)
-		}
-	}
-}
-
-// TestAFailureLeavesTheOldTargetOrSaysThatItIsPending fails each operation once.
-func TestAFailureLeavesTheOldTargetOrSaysThatItIsPending(t *testing.T) {
-	seed := rand.Uint64()
-	rng := rand.New(rand.NewPCG(seed, 0))
-	for round := range 8 {
-		j := newJob(t, rng, 1<<12+rng.IntN(1<<18), rng.IntN(2)*rng.IntN(1<<17))
-		each(func(n int) bool {
-			w := j.world(t, rng)
-			w.FailAfter(n)
-			err := j.run(w)
-			w.Calm()
-			got := w.Content()
-			switch {
-			case err == nil:
-				if !bytes.Equal(got, j.new) {
-					t.Fatalf("seed %d round %d fail %d: no error, and not the new content", seed, round, n)
-				}
-			case errors.Is(err, apply.ErrPending):
-				if _, err := apply.Open(w.Target(), w.Folder(), finish); err != nil {
-					t.Fatal(err)
-				}
-				if !bytes.Equal(w.Content(), j.new) {
-					t.Fatalf("seed %d round %d fail %d: it was not finished", seed, round, n)
-				}
-			case !bytes.Equal(got, j.old):
-				t.Fatalf("seed %d round %d fail %d: %v, and the target has changed", seed, round, n, err)
-			}
-			return err == nil
-		})
-	}
-}
-
-// TestAKilledProcessIsFinishedDurably cuts the process short without the disk, and
-// then the power while the next one finishes.
-func TestAKilledProcessIsFinishedDurably(t *testing.T) {
-	seed := rand.Uint64()
-	rng := rand.New(rand.NewPCG(seed, 0))
-	for round := range 3 {
-		j := newJob(t, rng, 1<<15, 0)
-		each(func(n int) bool {
-			w := j.world(t, rng)
-			w.FailAfter(n)
-			if j.run(w) == nil {
-				return true
-			}
-			each(func(m int) bool {
-				w.CutAfter(m)
-				if _, err := apply.Open(w.Target(), w.Folder(), finish); err == nil {
-					w.Calm()
-					return true
-				}
-				w.Restart()
-				if got := settle(t, w, rng); !bytes.Equal(got, j.new) && !bytes.Equal(got, j.old) {
-					t.Fatalf("seed %d round %d fail %d cut %d: neither old nor new", seed, round, n, m)
-				}
-				return false
-			})
-			return false
-		})
+	for round := range uint64(3) {
+		j := newJob(t, rng, 1<<12+rng.IntN(1<<16), rng.IntN(2)*rng.IntN(1<<15))
+		faultdisk.Change{
+			World: func(rng *rand.Rand) *faultdisk.World { return j.world(t, rng) },
+			Run:   j.run, Old: j.old, New: j.new,
+			Recover: func(w *faultdisk.World) error {
+				_, err := apply.Open(w.Target(), w.Folder(), finish)
+				return err
+			},
+			Committed: func(err error) bool { return errors.Is(err, apply.ErrPending) },
+		}.Crash(t, seed+round)
 	}
 }
 
 // place is a folder of a faultdisk that can publish.
-type place struct{ mirror.Folder }
+type place struct{ transaction.Folder }
 
 const published = "the target"
 
@@ -372,7 +271,7 @@ func TestAnotherWriterIsNoticed(t *testing.T) {
 		w.Scribble(0, []byte("mine"))
 		return 0, io.EOF
 	})
-	if _, err := s.Apply(context.Background(), io.MultiReader(bytes.NewReader(j.stream), r), apply.Options{}); !errors.Is(err, apply.ErrChanged) {
+	if _, err := s.Apply(context.Background(), io.MultiReader(bytes.NewReader(j.stream), r), apply.Options{}); !errors.Is(err, transaction.ErrChanged) {
 		t.Errorf("%v, want ErrChanged", err)
 	}
 	if want := append([]byte("mine"), j.old[4:]...); !bytes.Equal(w.Content(), want) {
@@ -433,7 +332,7 @@ func TestACraftedJournalIsNotApplied(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := to.Seal(1<<16, 1<<16); err != nil {
+	if err := to.Seal(1<<16, 1<<16, nil); err != nil {
 		t.Fatal(err)
 	}
 	b := make([]byte, to.Len())
@@ -469,8 +368,8 @@ func TestAPendingChangeIsForItsTargetAlone(t *testing.T) {
 	}
 	before := w.Content()
 	for _, o := range []apply.Options{{}, finish} {
-		if _, err := apply.Open(w.Target(), w.Folder(), o); !errors.Is(err, apply.ErrChanged) {
-			t.Errorf("%+v: %v, want ErrChanged", o, err)
+		if _, err := apply.Open(w.Target(), w.Folder(), o); !errors.Is(err, transaction.ErrOther) {
+			t.Errorf("%+v: %v, want ErrOther", o, err)
 		}
 	}
 	if _, err := apply.Create(context.Background(), place{w.Folder()}, bytes.NewReader(j.stream), apply.Options{}); !errors.Is(err, apply.ErrPending) {
@@ -509,10 +408,10 @@ func TestAWrittenTargetGetsNoOldChange(t *testing.T) {
 		}
 		good := noise(rng, len(j.old))
 		w.Scribble(0, good)
-		if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); !errors.Is(err, apply.ErrPending) || !errors.Is(err, apply.ErrChanged) {
+		if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{}); !errors.Is(err, apply.ErrPending) || !errors.Is(err, transaction.ErrChanged) {
 			t.Errorf("fail %d: %v, want ErrPending and ErrChanged", n, err)
 		}
-		if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{Waiting: apply.Discard}); err != nil {
+		if _, err := apply.Open(w.Target(), w.Folder(), apply.Options{Waiting: transaction.Discard}); err != nil {
 			t.Error(err)
 		}
 		if !bytes.Equal(w.Content(), good) {
@@ -529,7 +428,7 @@ func TestAWrittenTargetGetsNoOldChange(t *testing.T) {
 }
 
 // lying is a file whose data differs by a bit when it is read again.
-type lying struct{ mirror.File }
+type lying struct{ transaction.File }
 
 func (f lying) ReadAt(p []byte, off int64) (int, error) {
 	n, err := f.File.ReadAt(p, off)
@@ -539,9 +438,9 @@ func (f lying) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-type lyingFolder struct{ mirror.Folder }
+type lyingFolder struct{ transaction.Folder }
 
-func (d lyingFolder) Open(name string, create bool) (mirror.File, error) {
+func (d lyingFolder) Open(name string, create bool) (transaction.File, error) {
 	f, err := d.Folder.Open(name, create)
 	return lying{f}, err
 }

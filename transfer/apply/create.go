@@ -7,7 +7,8 @@ import (
 	"io"
 	"io/fs"
 
-	"tidemark/transfer/mirror"
+	"tidemark/extent"
+	"tidemark/transfer/transaction"
 )
 
 // Create reads a stream to its end and makes a new image of it, which is sparse
@@ -23,7 +24,7 @@ func Create(ctx context.Context, place Place, r io.Reader, o Options) (Report, e
 }
 
 func create(ctx context.Context, place Place, r io.Reader, o Options) (Report, error) {
-	switch pending, err := mirror.Pending(place); {
+	switch pending, err := transaction.Pending(place); {
 	case err != nil:
 		return Report{}, err
 	case pending:
@@ -48,7 +49,7 @@ func create(ctx context.Context, place Place, r io.Reader, o Options) (Report, e
 	return rep, nil
 }
 
-func fillImage(ctx context.Context, f mirror.File, r io.Reader, o Options) (Report, error) {
+func fillImage(ctx context.Context, f transaction.File, r io.Reader, o Options) (Report, error) {
 	rep, err := pump(ctx, r, o.limit(-1), imageSink{f}, o)
 	if err != nil {
 		return rep, err
@@ -67,11 +68,11 @@ func fillImage(ctx context.Context, f mirror.File, r io.Reader, o Options) (Repo
 }
 
 // imageSink writes into an empty file, whose holes are zeros.
-type imageSink struct{ f mirror.File }
+type imageSink struct{ f transaction.File }
 
-func (i imageSink) data(off int64, p []byte) error {
+func (i imageSink) Data(off int64, p []byte) error {
 	_, err := i.f.WriteAt(p, off)
 	return err
 }
 
-func (imageSink) zero(int64, int64) error { return nil }
+func (imageSink) Zero(extent.Extent) error { return nil }

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/format/erastream"
 )
 
@@ -21,10 +22,10 @@ const (
 	readAhead = 64 << 10
 )
 
-// sink takes the content of a stream in order.
+// sink takes the content of a stream in order; a transaction.Txn is one.
 type sink interface {
-	data(off int64, p []byte) error
-	zero(off, length int64) error
+	Data(off int64, p []byte) error
+	Zero(e extent.Extent) error
 }
 
 // batch is a part of the stream.
@@ -144,9 +145,9 @@ func (p piece) split(to sink) (zeros int64, err error) {
 		n, zero := nextRun(off, data)
 		if zero {
 			zeros += int64(n)
-			err = to.zero(off, int64(n))
+			err = to.Zero(extent.Extent{Off: off, Len: int64(n)})
 		} else {
-			err = to.data(off, data[:n])
+			err = to.Data(off, data[:n])
 		}
 		off, data = off+int64(n), data[n:]
 	}

@@ -2,7 +2,9 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"sync"
 
@@ -10,17 +12,18 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/sums"
+	"tidemark/transfer/transaction"
 )
 
 // checkChunk is how much Check reads at once, in bytes.
 const checkChunk = 1 << 20
 
-// Check reads the target, from its disk, and returns the blocks whose content is not
-// what their checksums say, as far as the mirror has been copied. progress, if not nil, is
-// told the bytes read; it is called by one goroutine at a time.
+// Check reads the target, from its disk, and returns the blocks whose content is not what
+// their checksums say, as far as the mirror has been copied. progress, if not nil, is told
+// the bytes read; it is called by one goroutine at a time.
 func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.Set, error) {
-	s.reread()
+	transaction.Reread(s.target, s.sumsFile)
 	var (
 		mu  sync.Mutex
 		bad []extent.Extent
@@ -56,30 +59,36 @@ func (s *Store) checkChunk(buf []byte, off int64) ([]extent.Extent, error) {
 		return nil, fmt.Errorf("%d bytes at offset %d: %w", len(buf), off, err)
 	}
 	bs := s.state.BlockSize
-	sums := make([]sidecar.Sum, sidecar.Blocks(int64(len(buf)), bs))
-	if err := s.sums.Read(sums, off); err != nil {
+	want := make([]sums.Sum, sums.Blocks(int64(len(buf)), bs))
+	if err := s.sums.Read(want, off); err != nil {
 		return nil, err
 	}
 	var bad []extent.Extent
-	for i, want := range sums {
-		at := int64(i) * bs
-		b := buf[at:min(at+bs, int64(len(buf)))]
-		var got sidecar.Sum
-		if !block.IsZero(b) {
-			got = sidecar.SumOf(b)
-		}
-		if got != want {
-			bad = append(bad, extent.Extent{Off: off + at, Len: int64(len(b))})
+	for i, got := range sumsOf(buf, bs) {
+		if got != want[i] {
+			at := int64(i) * bs
+			bad = append(bad, extent.Extent{Off: off + at, Len: min(bs, int64(len(buf))-at)})
 		}
 	}
 	return bad, nil
 }
 
-// Copied returns how many bytes from the start of the target have been copied, and
-// have checksums.
-func (s *Store) Copied() int64 {
-	if s.state.Complete {
-		return s.state.Size
+// sumsOf returns the checksum of each block.
+func sumsOf(data []byte, blockSize int64) []sums.Sum {
+	all := make([]sums.Sum, sums.Blocks(int64(len(data)), blockSize))
+	for i := range all {
+		at := int64(i) * blockSize
+		all[i] = sums.Of(data[at:min(at+blockSize, int64(len(data)))])
 	}
-	return s.state.Copied
+	return all
+}
+
+// readFull reads len(p) bytes; what lies behind the end reads as zeros.
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		clear(p[n:])
+		return nil
+	}
+	return err
 }

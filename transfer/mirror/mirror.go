@@ -1,135 +1,95 @@
-// Package mirror keeps a raw image or a device in step with a source, so that at
-// every moment, whatever crashes, it holds the old content or the new.
+// Package mirror keeps a raw image or a device in step with a source, so that at every
+// moment, whatever crashes, it holds the old content or the new.
 //
-// It owns the target, the folder beside it (package format/sidecar) and the
-// order in which they are written. It knows nothing of sources, trackers or
-// views: package transfer reads, and hands over blocks with their checksums.
+// For most uses, Open a Store over a target and the folder beside it, Init it if there is
+// no mirror yet, and hand package transfer the Sink of it. A mirror is a target under
+// package transaction, which tells why it is old or new, with two files beside it that
+// follow it: the state (package format/state) and the checksums of its blocks (package
+// format/sums). The package knows nothing of trackers and views.
 //
-// # Why the target is old or new
+// An update of a complete mirror is one transaction. The journal carries the next state.
+// When the journal is brought to the target, the checksums of what it holds are written
+// along, and the state is replaced when target and checksums are synced. A journal whose
+// update the state already counts is only forgotten.
 //
-// An update of a complete mirror touches nothing but the file "journal" until it
-// is committed. Commit writes the last record and syncs the journal; renames it
-// to "journal.ready" and syncs the folder; and only then writes to the target.
-// A crash before the rename is durable leaves the old target and a journal that
-// the next Open discards. A crash after it leaves "journal.ready", which holds
-// every block of the update, so that the next Open applies it again from the
-// start, which gives the same result however far the first attempt came. The
-// state is replaced (by rename) when target and sums are synced, and the journal
-// is removed last; a journal whose update the state already counts is done with.
+// A first copy has no old content to keep. It is written in place under a state that says
+// so, with the length of the part that a sync has made durable.
 //
-// A first copy has no old content to keep. It is written in place under a state
-// that says so, with the length of the part that a sync has made durable.
+// # Writes by others
 //
-// A target that someone else wrote to is noticed by its fingerprint (size and
-// modification time of a file; boot, sequence number and written sectors of a
-// device). It is then not trusted until Check has held every block against its
-// checksum. Of a device whose writes the kernel does not count nothing is known: each
-// run checks it. While a first copy is being written, and after an update that a crash
-// interrupted was finished, there is no fingerprint in the state: what a crash
-// leaves behind may be newer than any, and not only ours.
+// The state has a stamp of the target (transaction.Stamp). A target that looks otherwise
+// was written to by somebody else. It is then not trusted until Check has held every block
+// against its checksum. Of a device whose writes the kernel does not count nothing is
+// known: each run checks it. There is no stamp in the state while a first copy is being
+// written, after a recovery, and where the filesystem's clock does not move on: then the
+// next run checks.
 //
-// What is compared with the target, or checked, is read from its disk and not from
-// memory: after a write that failed memory goes on showing what the disk has not got,
-// and the kernel has reported that once and for all to the run that failed.
+// A recovery refuses an image that is not the file that the journal was made for. It
+// finishes a target that others have written to: the next run checks it, and finds what
+// they wrote.
 //
-// A Store serves one run at a time; the methods of an Update that say so may be
-// called by several goroutines.
+// A Store serves one run at a time; the methods of its transactions that package transfer
+// says so of may be called by several goroutines.
 package mirror
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
 
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/redo"
+	"tidemark/format/state"
+	"tidemark/format/sums"
+	"tidemark/transfer/transaction"
 )
 
-// StateFile is the file of the folder that holds the state; it may be read, but
-// not written, without opening the mirror.
+// StateFile is the file of the folder that holds the state; it may be read, but not
+// written, without opening the mirror.
 const StateFile = "state"
 
-// The other files of the folder.
+// The other files of the folder, besides those of package transaction.
 const (
-	newState    = "state.new"
-	sumsFile    = "sums"
-	journalFile = "journal"
-	readyFile   = "journal.ready"
+	newState = "state.new"
+	sumsFile = "sums"
 )
-
-// Folder is the place beside a target where its sidecar files lie. What Rename
-// and Remove did, and which files exist, survives a power cut once Sync has
-// returned.
-type Folder interface {
-	// Open opens a file for reading and writing. Without create a missing file
-	// is fs.ErrNotExist; with it the file is made, or emptied.
-	Open(name string, create bool) (File, error)
-	Rename(from, to string) error
-	Remove(name string) error
-	Sync() error
-}
-
-// File is one open file of a Folder. What was written survives a power cut once
-// Sync has returned.
-type File interface {
-	io.ReaderAt
-	io.WriterAt
-	Size() (int64, error)
-	Sync() error
-	Close() error
-}
-
-// Target is what the mirror is kept in.
-type Target interface {
-	io.ReaderAt
-	io.WriterAt
-	// Zero makes an extent read as zeros.
-	Zero(e extent.Extent) error
-	// Reserve makes room for writing an extent without changing what it reads
-	// as, where the target can say that beforehand.
-	Reserve(e extent.Extent) error
-	// Resize makes the target hold size bytes, as far as it has a size of its
-	// own: a device only has to be large enough.
-	Resize(size int64) error
-	Sync() error
-	// Fingerprint tells how the target looks now. One with a size alone says that
-	// it would look the same after someone else has written to it.
-	Fingerprint() (sidecar.Target, error)
-}
 
 // Store is the open mirror.
 type Store struct {
-	target    Target
-	folder    Folder
-	state     sidecar.State
+	target    transaction.Target
+	folder    transaction.Folder
+	state     state.State
 	exists    bool // there is a state
-	sums      *sidecar.Sums
-	sumsFile  File
-	seen      sidecar.Target // how the target looked when it was opened
-	recovered string
-	suspect   string
-	// syncFailed is the first error of syncData.
+	blank     bool // the target reads as zeros where this Store has not written
+	sums      *sums.Sums
+	sumsFile  transaction.File
+	seen      transaction.Stamp // how the target looked when it was opened, or at Begin
+	recovered transaction.Done
+	// syncFailed is the first error of sync.
 	syncFailed error
 }
 
-// Open opens the mirror kept in target and folder, and first brings to an end
-// what a crash interrupted: an update that was committed is applied, one that
-// was not is discarded. A target with no state opens as one that does not exist
-// yet (see Exists). The error wraps sidecar.ErrDamaged, ErrNotOurs or ErrNewer
-// when the folder cannot be understood; nothing has been written then.
-func Open(target Target, folder Folder) (*Store, error) {
+// Open opens the mirror kept in target and folder, and first brings to an end what a
+// crash interrupted; see package transaction. A target with no state opens as one that
+// does not exist yet (see Exists). The error wraps ErrDamaged, ErrNotOurs or ErrNewer of
+// packages state, sums or redo when the folder cannot be understood, and
+// transaction.ErrOther when another file is in the place of the target; nothing has been
+// written then.
+func Open(target transaction.Target, folder transaction.Folder) (*Store, error) {
 	s := New(target, folder)
 	if err := s.open(); err != nil {
-		s.Close()
-		return nil, fmt.Errorf("mirror: %w", err)
+		return nil, errors.Join(fmt.Errorf("mirror: %w", err), s.Close())
 	}
 	return s, nil
 }
 
-// New returns a mirror of which nothing is known, whatever the folder holds. Init
-// makes it one.
-func New(target Target, folder Folder) *Store {
+// New returns a mirror of which nothing is known, whatever the folder holds. Init makes it
+// one.
+func New(target transaction.Target, folder transaction.Folder) *Store {
 	return &Store{target: target, folder: folder}
 }
 
@@ -143,29 +103,89 @@ func (s *Store) open() error {
 	if err := s.openSums(); err != nil {
 		return err
 	}
-	if err := s.recover(); err != nil {
+	next := state.State{}
+	done, err := transaction.Recover(s.target, s.folder, transaction.FinishSame, s.steps(&next, func(_ int64, blob []byte) (bool, error) {
+		var err error
+		if next, err = s.fromJournal(blob); err != nil {
+			return false, err
+		}
+		if n := len(next.Runs); n > 0 {
+			next.Runs[n-1].Outcome = "pending: committed, and finished when the mirror was opened again"
+		}
+		return next.Update <= s.state.Update, nil
+	}))
+	if err != nil {
 		return err
 	}
-	var err error
-	if s.seen, err = s.target.Fingerprint(); err != nil {
-		return err
+	s.recovered = done
+	s.seen, err = s.target.Stamp()
+	return err
+}
+
+// fromJournal returns the state that comes with a journal of this mirror.
+func (s *Store) fromJournal(blob []byte) (state.State, error) {
+	next, err := decodeBlob(blob)
+	if err == nil && (next.ID != s.state.ID || next.BlockSize != s.state.BlockSize) {
+		err = fmt.Errorf("%w: it is of mirror %x, not %x", transaction.ErrForeign, next.ID, s.state.ID)
 	}
-	s.suspect = differs(s.state.Target, s.seen)
-	return nil
+	return next, err
+}
+
+func decodeBlob(blob []byte) (state.State, error) {
+	if len(blob) == 0 {
+		return state.State{}, transaction.ErrForeign
+	}
+	return state.Decode(blob)
 }
 
 // Exists reports whether there is a mirror, complete or not.
 func (s *Store) Exists() bool { return s.exists }
 
 // State returns what is known of the mirror.
-func (s *Store) State() sidecar.State { return s.state }
+func (s *Store) State() state.State { return s.state }
 
 // Recovered tells in words what Open found to finish or discard, "" if nothing.
-func (s *Store) Recovered() string { return s.recovered }
+func (s *Store) Recovered() string { return s.recovered.String() }
 
-// Suspect tells in words why the target may hold something else than the sums
-// say, "" when there is no sign of it. Check finds out.
-func (s *Store) Suspect() string { return s.suspect }
+// Suspect tells in words why the target may hold something else than the checksums say,
+// as it was when it was opened; "" when there is no sign of it. Check finds out.
+func (s *Store) Suspect() string { return transaction.Stamp(s.state.Target).Differs(s.seen) }
+
+// Misfit returns the bytes that the target of a complete mirror lacks or has too many, as
+// it was when it was opened. The next update sets that right.
+func (s *Store) Misfit() extent.Extent {
+	if !s.state.Complete || s.fits(s.state.Size) {
+		return extent.Extent{}
+	}
+	off := min(s.seen.Size, s.state.Size)
+	return extent.Extent{Off: off, Len: max(s.seen.Size, s.state.Size) - off}
+}
+
+// fits reports whether the target has the size of a mirror of size bytes. A device may be
+// larger.
+func (s *Store) fits(size int64) bool {
+	return s.seen.Size == size || s.seen.Kind == transaction.Device && s.seen.Size > size
+}
+
+// Copied returns how many bytes from the start of the target have been copied, and have
+// checksums.
+func (s *Store) Copied() int64 {
+	if s.state.Complete {
+		return s.state.Size
+	}
+	return s.state.Copied
+}
+
+// Distrust has the next run hold every block against its checksum, because the target was
+// found to hold something else.
+func (s *Store) Distrust() error {
+	next := s.state
+	next.Target = state.Target{}
+	if err := s.saveState(next); err != nil {
+		return fmt.Errorf("mirror: distrust: %w", err)
+	}
+	return nil
+}
 
 // Close closes the files of the folder; target and folder stay the caller's.
 func (s *Store) Close() error {
@@ -177,10 +197,49 @@ func (s *Store) Close() error {
 	return f.Close()
 }
 
-// Record adds a run that changed nothing else to the history.
-func (s *Store) Record(run sidecar.Run) error {
-	next := s.state
-	next.AddRun(run)
+// Init makes a new mirror of size bytes, which counts as not yet copied. foreign says that
+// the target may hold anything; otherwise it has never been written to and reads as zeros.
+// What an earlier mirror in the folder knew is forgotten, and so is an update that waits.
+func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) error {
+	if err := s.init(size, blockSize, source, foreign); err != nil {
+		return fmt.Errorf("mirror: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) init(size, blockSize int64, source state.Source, foreign bool) error {
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if err := s.folder.Remove(StateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if _, err := transaction.Recover(s.target, s.folder, transaction.Discard, transaction.Steps{}); err != nil {
+		return err
+	}
+	if err := s.folder.Sync(); err != nil {
+		return err
+	}
+	next := state.State{Size: size, BlockSize: blockSize, Source: source, Foreign: foreign}
+	if _, err := rand.Read(next.ID[:]); err != nil {
+		return err
+	}
+	f, err := s.folder.Open(sumsFile, true)
+	if err != nil {
+		return err
+	}
+	s.sumsFile = f
+	if s.sums, err = sums.Create(f, next.ID, blockSize); err != nil {
+		return err
+	}
+	if err := s.extendSums(size); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	transaction.Reread(s.target) // a foreign target will be compared
+	s.blank = !foreign
 	return s.saveState(next)
 }
 
@@ -193,57 +252,17 @@ func (s *Store) loadState() error {
 		return err
 	}
 	defer f.Close()
-	size, err := f.Size()
+	b, err := io.ReadAll(io.NewSectionReader(f, 0, state.Max+1))
 	if err != nil {
-		return err
-	}
-	if size > sidecar.MaxState {
-		return fmt.Errorf("state: %d bytes: at most %d: %w", size, sidecar.MaxState, sidecar.ErrNotOurs)
-	}
-	b := make([]byte, size)
-	if _, err := io.ReadFull(io.NewSectionReader(f, 0, size), b); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
-	s.state, err = sidecar.DecodeState(b)
+	s.state, err = state.Decode(b)
 	s.exists = err == nil
 	return err
 }
 
-// refuseOrphans keeps a folder that lost its state from being taken for a new
-// one while it holds the only complete copy of an update.
-func (s *Store) refuseOrphans() error {
-	pending, err := Pending(s.folder)
-	if err == nil && pending {
-		err = fmt.Errorf("a committed journal without a state: %w", sidecar.ErrDamaged)
-	}
-	return err
-}
-
-func (s *Store) openSums() error {
-	f, err := s.folder.Open(sumsFile, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("sums: file is missing: %w", sidecar.ErrDamaged)
-	}
-	if err != nil {
-		return err
-	}
-	s.sumsFile = f
-	if s.sums, err = sidecar.OpenSums(f, s.state.ID, s.state.BlockSize); err != nil {
-		return err
-	}
-	size, err := f.Size()
-	if err != nil {
-		return err
-	}
-	if want := s.sums.FileSize(s.state.Size); size < want {
-		return fmt.Errorf("sums: the file has %d bytes, want %d: %w", size, want, sidecar.ErrDamaged)
-	}
-	return nil
-}
-
-// saveState replaces the state in one step: a power cut leaves the old one or
-// the new one.
-func (s *Store) saveState(next sidecar.State) error {
+// saveState replaces the state in one step: a power cut leaves the old one or the new one.
+func (s *Store) saveState(next state.State) error {
 	b, err := next.Encode()
 	if err != nil {
 		return err
@@ -269,60 +288,71 @@ func (s *Store) saveState(next sidecar.State) error {
 	return nil
 }
 
-// Misfit returns the bytes that the target of a complete mirror lacks or has too
-// many, as it was opened. The next update sets that right.
-func (s *Store) Misfit() extent.Extent {
-	if !s.state.Complete || fits(s.seen, s.state.Size) {
-		return extent.Extent{}
+// refuseOrphans keeps a folder that lost its state from being taken for a new one while it
+// holds the only complete copy of an update.
+func (s *Store) refuseOrphans() error {
+	pending, err := transaction.Pending(s.folder)
+	if err == nil && pending {
+		err = fmt.Errorf("a committed journal without a state: %w", state.ErrDamaged)
 	}
-	off := min(s.seen.Size, s.state.Size)
-	return extent.Extent{Off: off, Len: max(s.seen.Size, s.state.Size) - off}
-}
-
-// fits reports whether a target has the size of a mirror of size bytes. A device,
-// which is what has no time of modification, may be larger.
-func fits(t sidecar.Target, size int64) bool {
-	return t.Size == size || t.MTime == 0 && t.Size > size
-}
-
-// stamp puts how the target looks, now that we have written to it, into a state
-// that is about to be saved.
-func (s *Store) stamp(next *sidecar.State) error {
-	now, err := s.target.Fingerprint()
-	s.seen, s.suspect, next.Target = now, "", now
 	return err
 }
 
-// telling reports whether a fingerprint changes when someone writes to the target.
-func telling(t sidecar.Target) bool { return t.MTime != 0 || t.BootID != "" }
-
-// changed is differs for two looks of one run; what neither of them can tell is no
-// change.
-func changed(was, now sidecar.Target) string {
-	if was.Size == now.Size && (!telling(was) || !telling(now)) {
-		return ""
+func (s *Store) openSums() error {
+	f, err := s.folder.Open(sumsFile, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("sums: file is missing: %w", sums.ErrDamaged)
 	}
-	return differs(was, now)
+	if err != nil {
+		return err
+	}
+	s.sumsFile = f
+	if s.sums, err = sums.Open(f, s.state.ID, s.state.BlockSize); err != nil {
+		return err
+	}
+	size, err := f.Size()
+	if err != nil {
+		return err
+	}
+	if want := s.sums.FileSize(s.state.Size); size < want {
+		return fmt.Errorf("sums: the file has %d bytes, want %d: %w", size, want, sums.ErrDamaged)
+	}
+	return nil
 }
 
-// differs tells in words what of a target has changed, "" if nothing.
-func differs(was, now sidecar.Target) string {
-	switch {
-	case !telling(now):
-		return "the kernel does not count what is written to it (queue/iostats may be 0), so that each run has to look"
-	case was == now:
-		return ""
-	case !telling(was):
-		return "the last run was cut off, or could not tell how it left it, or it was found to be damaged"
-	case was.Size != now.Size:
-		return fmt.Sprintf("its size is %d bytes, it was %d", now.Size, was.Size)
-	case was.MTime != now.MTime:
-		return "it was modified since the last run"
-	case was.BootID != now.BootID:
-		return "the machine was booted since the last run"
-	case was.DiskSeq != now.DiskSeq:
-		return "the device was replaced or plugged in again since the last run"
-	default:
-		return fmt.Sprintf("%d sectors were written to it since the last run", now.Written-was.Written)
+// extendSums makes the sums file as long as a target of size bytes needs, so that one that
+// was cut short is told from one that ends with zeros.
+func (s *Store) extendSums(size int64) error {
+	now, err := s.sumsFile.Size()
+	if err != nil || size == 0 || now >= s.sums.FileSize(size) {
+		return err
 	}
+	return s.sums.Write([]sums.Sum{{}}, size-1)
+}
+
+// PendingAfter reports, without opening or locking the folder at path, whether it holds a
+// committed update that the state st does not count yet.
+func PendingAfter(path string, st state.State) (bool, error) {
+	f, err := os.Open(filepath.Join(path, transaction.ReadyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	j, err := redo.NewReader(f, info.Size())
+	if err != nil {
+		return false, err
+	}
+	blob, err := j.Blob()
+	if err != nil {
+		return false, err
+	}
+	next, err := decodeBlob(blob)
+	return err == nil && next.Update > st.Update, err
 }

@@ -2,24 +2,21 @@ package mirror
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
-	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/track"
 	"tidemark/transfer"
+	"tidemark/transfer/transaction"
 )
 
 // Sink is the mirror as the engine sees it.
 type Sink struct {
-	Store  *Store
-	State  sidecar.State  // in the place of Store's, where there is none
-	Name   string         // of the target, for messages
-	Origin sidecar.Source // what to remember of the source
-	// Blank says that Store was made just now, over a target that reads as zeros.
-	Blank bool
+	Store  *Store       // Exists must hold: Init has been called if need be
+	State  state.State  // in the place of Store's, where there is none
+	Name   string       // of the target, for messages
+	Origin state.Source // what to remember of the source
 	// Other says that Store is a complete mirror of another source: nothing it remembers
 	// but the content of the target is of use.
 	Other bool
@@ -41,30 +38,62 @@ func (s *Sink) Have() transfer.Have {
 	return h
 }
 
-// Begin implements transfer.Sink.
+// Begin implements transfer.Sink. The set it returns are the blocks of a target that
+// somebody else wrote to.
 func (s *Sink) Begin(ctx context.Context, size int64, tell func(transfer.Event)) (transfer.Txn, extent.Set, error) {
+	t, bad, err := s.begin(ctx, size, tell)
+	if err != nil {
+		return nil, bad, fmt.Errorf("mirror: %w", err)
+	}
+	return t, bad, nil
+}
+
+func (s *Sink) begin(ctx context.Context, size int64, tell func(transfer.Event)) (*txn, extent.Set, error) {
+	st := s.Store
+	if !st.state.Complete && size != st.state.Size {
+		return nil, extent.Set{}, fmt.Errorf("%w before the first copy ended: %d bytes, not %d", transfer.ErrResized, size, st.state.Size)
+	}
+	var change *transaction.Txn
+	var err error
+	if st.state.Complete {
+		if change, err = transaction.Begin(ctx, st.target, st.folder); err == nil {
+			st.seen, _ = change.Seen()
+		}
+	} else {
+		transaction.Reread(st.target, st.sumsFile) // what is there is compared, and left where it is the same
+		st.seen, err = st.target.Stamp()
+	}
+	if err != nil {
+		return nil, extent.Set{}, err
+	}
 	bad, err := s.check(ctx, tell)
 	if err != nil {
 		return nil, bad, err
 	}
-	u, err := s.Store.Begin(size, bad, s.Blank)
-	if err != nil {
+	t := newTxn(ctx, s, size, bad)
+	t.change = change
+	if st.state.Complete {
+		return t, bad, nil
+	}
+	next := st.state
+	next.Target = state.Target{}
+	if err := st.saveState(next); err != nil {
 		return nil, bad, err
 	}
-	return &txn{Update: u, origin: s.Origin}, bad, nil
+	return t, bad, st.target.Resize(size) // Init may have been cut off before
 }
 
-// check returns the blocks of a target that someone else wrote to.
+// check returns the blocks of a target that somebody else wrote to.
 func (s *Sink) check(ctx context.Context, tell func(transfer.Event)) (extent.Set, error) {
 	if m := s.Store.Misfit(); !m.Empty() {
 		tell(transfer.Event{Text: fmt.Sprintf("%s: it is not %d bytes long, as it should be: setting that right", s.Name, s.Store.State().Size)})
 	}
 	why := s.Store.Suspect()
-	if why == "" {
+	if why == "" || s.Store.Copied() == 0 {
 		return extent.Set{}, nil
 	}
 	tell(transfer.Event{Text: fmt.Sprintf("%s: %s: checking it against its checksums", s.Name, why)})
-	total, done := s.Store.State().Size, int64(0)
+	total, done := s.Store.Copied(), int64(0)
 	bad, err := s.Store.Check(ctx, func(n int64) {
 		done += n
 		tell(transfer.Event{Phase: "verify", Done: done, Total: total})
@@ -75,80 +104,8 @@ func (s *Sink) check(ctx context.Context, tell func(transfer.Event)) (extent.Set
 	return bad, err
 }
 
-// txn is an Update as the engine sees it.
-type txn struct {
-	*Update
-	origin sidecar.Source
-	copied int64
-	mark   track.Mark
-	done   bool
-}
-
-func (t *txn) Put(chunks []transfer.Chunk) (int64, error) {
-	all := make([]Chunk, len(chunks))
-	for i, c := range chunks {
-		data := c.Data
-		if data == nil {
-			data = make([]byte, c.Len)
-		}
-		all[i] = Chunk{Off: c.Off, Data: data, Sums: sumsOf(data, t.blockSize)}
-	}
-	return t.Update.Put(all)
-}
-
-// sumsOf returns the checksum of each block; that of zeros is zero.
-func sumsOf(data []byte, blockSize int64) []sidecar.Sum {
-	sums := make([]sidecar.Sum, sidecar.Blocks(int64(len(data)), blockSize))
-	for i := range sums {
-		at := int64(i) * blockSize
-		b := data[at:min(at+blockSize, int64(len(data)))]
-		if !block.IsZero(b) {
-			sums[i] = sidecar.SumOf(b)
-		}
-	}
-	return sums
-}
-
-func (t *txn) Checkpoint(copied int64, mark track.Mark) error {
-	t.copied, t.mark = copied, mark
-	return t.Update.Checkpoint(copied, string(mark), false)
-}
-
-func (t *txn) Seal(c transfer.Commit) error {
-	return t.Update.Seal(func(s *sidecar.State) {
-		s.Mark, s.Time, s.Source = string(c.Mark), c.Time, t.origin
-		s.AddRun(runOf(c.Run))
-	})
-}
-
-func (t *txn) Finish() error {
-	err := t.Update.Finish()
-	t.done = err == nil
-	return err
-}
-
-func (t *txn) Abort(r transfer.RunRecord) error {
-	err := t.Update.Abort()
-	if t.inPlace {
-		return errors.Join(err, t.Update.Checkpoint(t.copied, string(t.mark), true))
-	}
-	return errors.Join(err, t.store.Record(runOf(r)))
-}
-
-func (t *txn) Journaled() int64 { return t.JournalBytes() }
-
-func (t *txn) State() transfer.TxnState {
-	switch {
-	case t.done, t.Committed() && !t.Update.Journaled():
-		return transfer.TxnFinished
-	case t.Committed():
-		return transfer.TxnCommitted
-	}
-	return transfer.TxnOpen
-}
-
-func runOf(r transfer.RunRecord) sidecar.Run {
-	return sidecar.Run{
+func runOf(r transfer.RunRecord) state.Run {
+	return state.Run{
 		Time: r.Time, Tracker: r.Tracker, View: r.View, Changed: r.Changed, Read: r.Read, Written: r.Written,
 		FrozenMS: float64(r.Frozen.Microseconds()) / 1000, TookMS: float64(r.Took.Microseconds()) / 1000, Outcome: r.Outcome,
 	}

@@ -5,7 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/internal/faultdisk"
 	"tidemark/internal/sinktest"
 	"tidemark/transfer"
@@ -20,10 +20,9 @@ func (w sinkWorld) Open(size int64) (transfer.Sink, func() error, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	s := &mirror.Sink{Store: store, Name: "target", Origin: sidecar.Source{Path: "source"}}
+	s := &mirror.Sink{Store: store, Name: "target", Origin: state.Source{Path: "source"}}
 	if !store.Exists() || !store.State().Complete && store.State().Size != size {
-		s.Blank = len(w.World.Content()) == 0
-		if err := store.Init(size, blockSize, s.Origin, !s.Blank); err != nil {
+		if err := store.Init(size, blockSize, s.Origin, len(w.World.Content()) > 0); err != nil {
 			return nil, nil, errors.Join(err, store.Close())
 		}
 	}

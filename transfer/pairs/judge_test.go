@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/linux/mounts/mountstest"
 )
 
@@ -27,25 +27,25 @@ func openImage(t *testing.T, size int64) *source {
 // Every case is judged with and without Overwrite.
 func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 	src := openImage(t, judged)
-	origin, other := src.origin(), sidecar.Source{Path: "/another"}
-	complete := func(size int64, of sidecar.Source) sidecar.State {
-		return sidecar.State{Size: size, Complete: true, Source: of}
+	origin, other := src.origin(), state.Source{Path: "/another"}
+	complete := func(size int64, of state.Source) state.State {
+		return state.State{Size: size, Complete: true, Source: of}
 	}
-	begun := func(size, copied int64, of sidecar.Source) sidecar.State {
-		return sidecar.State{Size: size, Copied: copied, Source: of}
+	begun := func(size, copied int64, of state.Source) state.State {
+		return state.State{Size: size, Copied: copied, Source: of}
 	}
 	missing := func(t *target) { t.stateErr = ErrNoMirror }
 	for name, c := range map[string]struct {
 		size    int64 // of the target, bytes
 		prepare func(*target)
-		state   sidecar.State
+		state   state.State
 		is      disposition // with Overwrite
 		refused error       // without
 	}{
 		"nothing":                         {prepare: missing, is: fresh},
 		"an image of the same size":       {size: judged, prepare: missing, is: foreign},
 		"an image of another size":        {size: judged + 512, prepare: missing, is: foreign, refused: ErrHoldsOther},
-		"a damaged state":                 {size: judged, prepare: func(t *target) { t.stateErr = sidecar.ErrDamaged }, is: unusable, refused: sidecar.ErrDamaged},
+		"a damaged state":                 {size: judged, prepare: func(t *target) { t.stateErr = state.ErrDamaged }, is: unusable, refused: state.ErrDamaged},
 		"our mirror":                      {size: judged, state: complete(judged, origin), is: ours},
 		"our mirror of a smaller source":  {size: judged / 2, state: complete(judged/2, origin), is: ours},
 		"our mirror of a larger source":   {size: 2 * judged, state: complete(2*judged, origin), is: ours, refused: ErrHoldsOther},

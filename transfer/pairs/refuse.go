@@ -6,14 +6,17 @@ import (
 	"os"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/redo"
+	"tidemark/format/state"
+	"tidemark/format/sums"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
+	"tidemark/transfer/transaction"
 )
 
 // judge finds out what a target is to its source, and refuses (ErrRefused) what must
 // not be lost. With overwrite nothing is refused that this target holds, but only what
-// does not fit. The error is one of package sidecar's when what is known of the target
+// does not fit. The error is one of package state's when what is known of the target
 // cannot be read.
 func (t *target) judge(src *source, overwrite bool) error {
 	if t.device && t.size < src.Size() {
@@ -160,5 +163,13 @@ func (t *target) refuseOther(src *source) error {
 // cannotBeUsed reports whether err says that what is known of a mirror cannot be used,
 // so that it may be built anew.
 func cannotBeUsed(err error) bool {
-	return errors.Is(err, sidecar.ErrDamaged) || errors.Is(err, sidecar.ErrNotOurs)
+	for _, class := range []error{
+		state.ErrDamaged, state.ErrNotOurs, sums.ErrDamaged, sums.ErrNotOurs, redo.ErrDamaged, redo.ErrNotOurs,
+		transaction.ErrOther, transaction.ErrForeign,
+	} {
+		if errors.Is(err, class) {
+			return true
+		}
+	}
+	return false
 }

@@ -9,7 +9,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/track"
 	"tidemark/track/era"
 	"tidemark/transfer"
@@ -186,5 +186,5 @@ func (t *target) have(granularity int64) transfer.Have {
 // where that is no power of two the largest part of it that is one, within what the
 // format allows.
 func blockSize(granularity int64) int64 {
-	return min(max(granularity&-granularity, sidecar.MinBlock), sidecar.MaxBlock)
+	return min(max(granularity&-granularity, state.MinBlock), state.MaxBlock)
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/linux/sysfs"
 )
 
@@ -23,15 +23,15 @@ func openSource(path string) (*source, error) {
 }
 
 // origin is what a mirror remembers of its source.
-func (s *source) origin() sidecar.Source {
+func (s *source) origin() state.Source {
 	if !s.IsDevice() {
-		return sidecar.Source{Path: absolute(s.Path())}
+		return state.Source{Path: absolute(s.Path())}
 	}
-	return sidecar.Source{Path: s.Path(), Stable: stableName(s.Identity()), Start: s.Identity().Start}
+	return state.Source{Path: s.Path(), Stable: stableName(s.Identity()), Start: s.Identity().Start}
 }
 
 // sameOrigin compares what names a medium best: what it is, or else its path.
-func sameOrigin(a, b sidecar.Source) bool {
+func sameOrigin(a, b state.Source) bool {
 	if a.Start != b.Start {
 		return false
 	}
@@ -41,7 +41,7 @@ func sameOrigin(a, b sidecar.Source) bool {
 	return a.Path == b.Path && (a.Stable == "" || b.Stable == "" || volatile(a.Stable) || volatile(b.Stable))
 }
 
-func describe(s sidecar.Source) string {
+func describe(s state.Source) string {
 	if s.Stable == "" {
 		return s.Path
 	}

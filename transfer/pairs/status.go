@@ -8,20 +8,20 @@ import (
 	"os"
 	"path/filepath"
 
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/transfer/mirror"
 )
 
 // Known is what is known of a mirror.
 type Known struct {
-	sidecar.State
+	state.State
 	// Pending says that an update was committed after State, and has not, or not
 	// wholly, reached the target; a run is about to finish it, or the next one will.
 	Pending bool
 }
 
 // Status returns what is known of the mirror at path, also while a run is using
-// it. It changes nothing. The error wraps ErrNoMirror, sidecar.ErrDamaged,
+// it. It changes nothing. The error wraps ErrNoMirror, state.ErrDamaged,
 // ErrNotOurs or ErrNewer.
 func Status(path, stateDir string) (Known, error) {
 	t, err := findTarget(path, stateDir)
@@ -43,23 +43,23 @@ func knownIn(folder, path string) (k Known, err error) {
 	return k, err
 }
 
-func readState(folder string) (sidecar.State, error) {
+func readState(folder string) (state.State, error) {
 	path := filepath.Join(folder, mirror.StateFile)
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return sidecar.State{}, fmt.Errorf("%w: %s is missing", ErrNoMirror, path)
+		return state.State{}, fmt.Errorf("%w: %s is missing", ErrNoMirror, path)
 	}
 	if err != nil {
-		return sidecar.State{}, err
+		return state.State{}, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, sidecar.MaxState+1))
+	b, err := io.ReadAll(io.LimitReader(f, state.Max+1))
 	if err != nil {
-		return sidecar.State{}, err
+		return state.State{}, err
 	}
-	state, err := sidecar.DecodeState(b)
+	st, err := state.Decode(b)
 	if err != nil {
-		return sidecar.State{}, fmt.Errorf("%s: %w", path, err)
+		return state.State{}, fmt.Errorf("%s: %w", path, err)
 	}
-	return state, nil
+	return st, nil
 }

@@ -12,8 +12,9 @@ import (
 	"github.com/zeebo/blake3"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
 
@@ -30,14 +31,14 @@ type target struct {
 	id     block.Identity // of a device
 	info   fs.FileInfo    // of an image; nil when there was none
 
-	state    sidecar.State // what is known of it; zero where nothing is
-	stateErr error         // why nothing is known; wraps ErrNoMirror where there never was anything
-	pending  bool          // an update that was committed waits to be finished
+	state    state.State // what is known of it; zero where nothing is
+	stateErr error       // why nothing is known; wraps ErrNoMirror where there never was anything
+	pending  bool        // an update that was committed waits to be finished
 	is       disposition
 	freezes  bool // its folder lies on a filesystem of the sources
 
 	disk  *block.Device
-	dir   *mirror.Dir
+	dir   *transaction.Dir
 	store *mirror.Store
 }
 
@@ -139,7 +140,7 @@ func (t *target) lock(create bool) error {
 	if t.dir != nil {
 		return nil
 	}
-	dir, err := mirror.OpenDir(t.folder, create)
+	dir, err := transaction.OpenDir(t.folder, create)
 	if !create && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -199,7 +200,6 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	}
 	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin}
 	if t.is.begins() {
-		sink.Blank = t.empty()
 		if err := t.store.Init(src.Size(), blockSize(granularity), src.origin(), !t.empty()); err != nil {
 			return nil, fmt.Errorf("%s: %w", t.path, err)
 		}
@@ -210,7 +210,7 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 // openStore opens what is known of the mirror, and judges the target again where that
 // finished what a crash left.
 func (t *target) openStore(src *source, o Options) (err error) {
-	disk := mirror.Disk{Device: t.disk}
+	disk := transaction.Disk{Device: t.disk}
 	if t.is == gone || t.is == unusable {
 		t.store = mirror.New(disk, t.dir) // what a crash left to finish went with it
 		return nil
@@ -249,11 +249,7 @@ func (t *target) told(src *source) string {
 
 func (t *target) openDisk(size int64) (err error) {
 	if !t.exists {
-		f, err := os.OpenFile(t.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		if err := f.Close(); err != nil {
+		if err := transaction.CreateImage(t.path, 0o600); err != nil {
 			return err
 		}
 	}

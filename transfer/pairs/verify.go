@@ -9,6 +9,7 @@ import (
 	"tidemark/extent"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 )
 
 // Verify reads the mirror at path and returns the blocks whose content is not
@@ -29,7 +30,7 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 	if t.disk, err = block.Open(t.path, block.Options{Direct: true}); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
-	if t.dir, err = mirror.OpenDir(t.folder, false); err != nil {
+	if t.dir, err = transaction.OpenDir(t.folder, false); err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
 	known, err := knownIn(t.folder, path) // again, now that the folder is locked
@@ -39,7 +40,7 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 	if known.Pending {
 		return bad, 0, fmt.Errorf("target: %s: %w", t.path, ErrPending)
 	}
-	if t.store, err = mirror.Open(mirror.Disk{Device: t.disk}, t.dir); err != nil {
+	if t.store, err = mirror.Open(transaction.Disk{Device: t.disk}, t.dir); err != nil {
 		return bad, 0, fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	st := t.store.State()

@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"tidemark/block"
-	"tidemark/format/sidecar"
+	"tidemark/format/state"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
@@ -26,6 +26,7 @@ import (
 	"tidemark/track/era"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
 
@@ -206,7 +207,7 @@ func (s *source) mirrored(t *testing.T, mode string) transfer.Report {
 	w := &seen{Provider: provider, path: s.path()}
 	reports, err := transfer.Run(ctx, []*transfer.Pair{{
 		Name: s.path(), Target: s.image(), Source: disk, Tracker: tracker, Owner: "test",
-		Sink: &mirror.Sink{Store: store, Name: s.image(), Blank: !store.State().Complete},
+		Sink: &mirror.Sink{Store: store, Name: s.image()},
 	}}, transfer.Options{View: w, MaxFreeze: time.Minute})
 	if err != nil {
 		t.Fatal(err)
@@ -244,7 +245,7 @@ func compare(t *testing.T, want, got []byte) {
 // store opens the mirror, and makes it the first time.
 func (s *source) store(t *testing.T, size, granularity int64) (*mirror.Store, func()) {
 	t.Helper()
-	dir, err := mirror.OpenDir(filepath.Join(s.folder, "mirror"), true)
+	dir, err := transaction.OpenDir(filepath.Join(s.folder, "mirror"), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,12 +258,12 @@ func (s *source) store(t *testing.T, size, granularity int64) (*mirror.Store, fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := mirror.Open(mirror.Disk{Device: disk}, dir)
+	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !store.Exists() {
-		if err := store.Init(size, granularity, sidecar.Source{Path: s.path()}, false); err != nil {
+		if err := store.Init(size, granularity, state.Source{Path: s.path()}, false); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -77,7 +77,7 @@ func TestUnwritableDevice(t *testing.T) {
 		tidemark(t, f.stateDir, exitError, []string{"waits to be finished"}, "verify", f.target)
 		f.fails(t, []string{f.target, "input/output error"})
 		f.disk.heals(t)
-		f.follows(t, "finished an update")
+		f.follows(t, "finished a change")
 	}
 }
 

@@ -124,7 +124,7 @@ func (p *pair) afterCut(t *testing.T, leave bool) {
 		return
 	}
 	out := p.mirror(t)
-	if pending := found == "pending"; strings.Contains(out, "finished an update") != pending {
+	if pending := found == "pending"; strings.Contains(out, "finished a change") != pending {
 		t.Fatalf("found %s, and said:\n%s", found, out)
 	}
 	guest.Run(t, "tidemark", "--state-dir", p.stateDir, "verify", p.target)

@@ -1,15 +1,51 @@
-package sidecar
+// Package state is the format of the file that says what is known of a mirror between
+// two runs.
+//
+// For most uses, Decode reads the bytes of such a file and State.Encode makes them. A
+// state is one line of JSON (see State), and a second line that holds "blake3:" and the
+// first 16 bytes of the BLAKE3 hash of the first line, its newline included, in
+// hexadecimal.
+//
+// The package opens no file. It refuses a state that is damaged, that is not of this
+// format, or that a newer tidemark wrote, each with an error of its own. Nothing in it is
+// safe for concurrent use.
+package state
 
 import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math/bits"
 	"time"
+
+	"github.com/zeebo/blake3"
 )
 
-// MaxState bounds an encoded state, in bytes.
-const MaxState = 1 << 20
+var (
+	// ErrNotOurs says that the bytes are not of this format at all.
+	ErrNotOurs = errors.New("not the state of a mirror")
+	// ErrDamaged says that the bytes were of this format once.
+	ErrDamaged = errors.New("what is known of the mirror is damaged")
+	// ErrNewer says that a newer tidemark wrote the bytes.
+	ErrNewer = errors.New("a newer tidemark wrote the state of the mirror")
+)
+
+const version = 1
+
+// Max bounds an encoded state, in bytes.
+const Max = 1 << 20
+
+// MinBlock and MaxBlock bound the block size in bytes.
+const (
+	MinBlock = 4096
+	MaxBlock = 16 << 20
+)
+
+// ID names one mirror, so that the journal or the checksums of another are not taken for
+// its own.
+type ID [16]byte
 
 // MaxRuns is how many runs the history of a state keeps.
 const MaxRuns = 100
@@ -45,11 +81,16 @@ type Source struct {
 	Start  int64  `json:"start,omitempty"`  // bytes, of a partition on its disk
 }
 
-// Target is how a target looked when we last wrote to it: what differs now was
-// done by someone else.
+// Target is how the target looked when a run last wrote to it: what differs now was done
+// by somebody else. An older tidemark wrote no kind, and of a file only size and mtime.
 type Target struct {
-	Size  int64 `json:"size"`            // bytes of the file or device
-	MTime int64 `json:"mtime,omitempty"` // of a file, nanoseconds
+	Kind string `json:"kind,omitempty"` // "image" or "device"
+	Size int64  `json:"size"`           // bytes of the file or device
+	// Of a file: times in nanoseconds since 1970, 0 where they are not known.
+	MTime int64  `json:"mtime,omitempty"`
+	CTime int64  `json:"ctime,omitempty"`
+	BTime int64  `json:"btime,omitempty"`
+	Inode uint64 `json:"inode,omitempty"`
 	// Of a device: the boot, the disk sequence number, and the count of sectors
 	// written that the kernel shows.
 	BootID  string `json:"boot_id,omitempty"`
@@ -78,6 +119,12 @@ func (s *State) AddRun(r Run) {
 	}
 }
 
+// seal returns the second line of a state.
+func seal(line []byte) []byte {
+	sum := blake3.Sum256(line)
+	return fmt.Appendf(nil, "blake3:%x\n", sum[:16])
+}
+
 // Encode returns the bytes of the state.
 func (s State) Encode() ([]byte, error) {
 	s.Version = version
@@ -87,20 +134,20 @@ func (s State) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("state: %w", err)
 	}
 	line = append(line, '\n')
-	return fmt.Appendf(line, "blake3:%x\n", checksum(line)), nil
+	return append(line, seal(line)...), nil
 }
 
-// DecodeState parses the bytes of a state. The error wraps ErrNotOurs,
+// Decode parses the bytes of a state. The error wraps ErrNotOurs,
 // ErrDamaged or ErrNewer.
-func DecodeState(b []byte) (State, error) {
-	if len(b) > MaxState {
-		return State{}, fmt.Errorf("state: %d bytes: at most %d: %w", len(b), MaxState, ErrNotOurs)
+func Decode(b []byte) (State, error) {
+	if len(b) > Max {
+		return State{}, fmt.Errorf("state: %d bytes: at most %d: %w", len(b), Max, ErrNotOurs)
 	}
 	end := bytes.IndexByte(b, '\n') + 1
 	if end == 0 || b[0] != '{' {
 		return State{}, fmt.Errorf("state: no line of JSON: %w", ErrNotOurs)
 	}
-	if want := fmt.Appendf(nil, "blake3:%x\n", checksum(b[:end])); !bytes.Equal(b[end:], want) {
+	if want := seal(b[:end]); !bytes.Equal(b[end:], want) {
 		return State{}, fmt.Errorf("state: checksum %q, want %q: %w", b[end:], want, ErrDamaged)
 	}
 	var s State
@@ -122,11 +169,8 @@ func (s *State) check() error {
 		return fmt.Errorf("id %q: %w", s.IDText, ErrDamaged)
 	}
 	s.ID = ID(id)
-	if s.BlockSize < 0 || s.BlockSize > MaxBlock {
-		return fmt.Errorf("block size %d: %w", s.BlockSize, ErrDamaged)
-	}
-	if err := checkBlockSize(uint32(s.BlockSize)); err != nil {
-		return err
+	if s.BlockSize < MinBlock || s.BlockSize > MaxBlock || bits.OnesCount64(uint64(s.BlockSize)) != 1 {
+		return fmt.Errorf("block size %d: want a power of two from %d to %d: %w", s.BlockSize, MinBlock, MaxBlock, ErrDamaged)
 	}
 	if s.Size < 0 || s.Copied < 0 || s.Copied > s.Size {
 		return fmt.Errorf("size %d, copied %d: %w", s.Size, s.Copied, ErrDamaged)

@@ -1,0 +1,231 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"tidemark/extent"
+	"tidemark/format/state"
+	"tidemark/track"
+	"tidemark/transfer"
+	"tidemark/transfer/transaction"
+)
+
+// txn is one update of a mirror, or a part of its first copy.
+type txn struct {
+	store  *Store
+	origin state.Source
+	size   int64           // of the target afterwards, bytes
+	ctx    context.Context // of Begin: bounds the waits for a filesystem's clock
+	// change is nil in a first copy: blocks go straight to the target.
+	change *transaction.Txn
+	now    transfer.TxnState
+	next   state.State // that Seal prepared
+
+	// known covers the blocks that need not be written when their checksum is the one
+	// in the sums file.
+	known extent.Set
+	// tainted says that sums and target may differ where known says they agree.
+	tainted atomic.Bool
+
+	mu      sync.Mutex
+	touched []extent.Extent // put (in place) or journaled since NextPass; guarded by mu
+
+	copied int64 // of a first copy, at the last checkpoint
+	mark   track.Mark
+}
+
+func newTxn(ctx context.Context, s *Sink, size int64, bad extent.Set) *txn {
+	st := s.Store
+	bs := st.state.BlockSize
+	whole := extent.Extent{Len: min(st.Copied(), size)}
+	if size != st.state.Size {
+		whole.Len = whole.Len / bs * bs // the last block was short, or becomes so
+	}
+	t := &txn{
+		store: st, origin: s.Origin, size: size, ctx: ctx, copied: st.state.Copied, mark: track.Mark(st.state.Mark),
+		known: extent.NewSet(whole).Subtract(bad.Align(bs, st.state.Size)),
+	}
+	t.tainted.Store(!bad.Empty())
+	return t
+}
+
+// NextPass implements transfer.Txn. In a first copy the checksums of what was put are by
+// then those of the target; otherwise the journal has overtaken the sums, and a block that
+// was journaled is journaled again.
+func (t *txn) NextPass() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	touched := extent.NewSet(t.touched...)
+	t.touched = nil
+	if t.change == nil {
+		t.known = t.known.Union(touched)
+		return
+	}
+	t.known = t.known.Subtract(touched)
+	t.change.NextPass()
+}
+
+// Checkpoint implements transfer.Txn.
+func (t *txn) Checkpoint(copied int64, mark track.Mark) error {
+	if t.change != nil {
+		return nil
+	}
+	if err := t.checkpoint(copied, mark, state.Target{}); err != nil {
+		return fmt.Errorf("mirror: checkpoint: %w", err)
+	}
+	t.copied, t.mark = copied, mark
+	return nil
+}
+
+func (t *txn) checkpoint(copied int64, mark track.Mark, looks state.Target) error {
+	s := t.store
+	if err := s.sync(); err != nil {
+		return err
+	}
+	next := s.state
+	next.Copied, next.Mark, next.Target = copied, string(mark), looks
+	return s.saveState(next)
+}
+
+// sync makes target and sums durable; neither is trusted until a state that is saved
+// afterwards says so. Once it has failed it fails for good; see package transaction.
+func (s *Store) sync() error {
+	if s.syncFailed == nil {
+		s.syncFailed = s.target.Sync()
+	}
+	if s.syncFailed == nil {
+		s.syncFailed = s.sumsFile.Sync()
+	}
+	return s.syncFailed
+}
+
+// Seal implements transfer.Txn.
+func (t *txn) Seal(c transfer.Commit) error {
+	t.next = t.store.state
+	t.next.Update++
+	t.next.Size = t.size
+	t.next.Complete, t.next.Copied, t.next.Foreign = true, 0, false
+	t.next.Mark, t.next.Time, t.next.Source = string(c.Mark), c.Time, t.origin
+	t.next.AddRun(runOf(c.Run))
+	if err := t.seal(); err != nil {
+		return fmt.Errorf("mirror: commit: %w", err)
+	}
+	return nil
+}
+
+func (t *txn) seal() error {
+	switch {
+	case t.change == nil:
+		return t.store.sync()
+	case !t.journaled():
+		return nil
+	}
+	t.next.Target = state.Target{}
+	blob, err := t.next.Encode()
+	if err != nil {
+		return err
+	}
+	return t.change.Seal(t.ctx, t.size, blob)
+}
+
+// journaled reports whether there is anything to commit that is not on the target yet:
+// blocks, or the size, which somebody else may have changed.
+func (t *txn) journaled() bool {
+	return t.change != nil && (!t.change.Empty() || t.size != t.store.state.Size || !t.store.fits(t.size))
+}
+
+// Publish implements transfer.Txn.
+func (t *txn) Publish() error {
+	if err := t.publish(); err != nil {
+		return fmt.Errorf("mirror: commit: %w", err)
+	}
+	return nil
+}
+
+func (t *txn) publish() error {
+	if t.journaled() {
+		err := t.change.Publish()
+		if t.change.Committed() {
+			t.now = transfer.TxnCommitted
+		}
+		return err
+	}
+	looks, trusted := t.store.seen, true
+	if t.change == nil {
+		var err error
+		if looks, trusted, err = transaction.Settled(t.ctx, t.store.target, t.store.folder); err != nil {
+			return err
+		}
+	} else {
+		_, trusted = t.change.Seen()
+	}
+	if t.next.Target = state.Target(looks); !trusted {
+		t.next.Target = state.Target{}
+	}
+	if err := t.store.saveState(t.next); err != nil {
+		return err
+	}
+	t.now = transfer.TxnFinished
+	return nil
+}
+
+// Finish implements transfer.Txn.
+func (t *txn) Finish() error {
+	if t.now != transfer.TxnCommitted {
+		return nil
+	}
+	if err := t.change.Finish(t.ctx, t.store.steps(&t.next, nil)); err != nil {
+		return fmt.Errorf("mirror: commit: %w", err)
+	}
+	t.now = transfer.TxnFinished
+	return nil
+}
+
+// Abort implements transfer.Txn.
+func (t *txn) Abort(r transfer.RunRecord) error {
+	if err := t.abort(r); err != nil {
+		return fmt.Errorf("mirror: abort: %w", err)
+	}
+	return nil
+}
+
+func (t *txn) abort(r transfer.RunRecord) error {
+	s := t.store
+	if t.change == nil {
+		looks := state.Target{}
+		if !t.tainted.Load() && s.sync() == nil {
+			if now, trusted, err := transaction.Settled(t.ctx, s.target, s.folder); err == nil && trusted {
+				looks = state.Target(now)
+			}
+		}
+		return t.checkpoint(t.copied, t.mark, looks)
+	}
+	err := t.change.Abort()
+	if t.now != transfer.TxnOpen {
+		return err
+	}
+	next := s.state
+	next.AddRun(runOf(r))
+	// Room that was made for the journal may have changed how the target looks.
+	if now, trusted := t.change.Seen(); s.Suspect() == "" && now != s.seen {
+		if next.Target = state.Target(now); !trusted {
+			next.Target = state.Target{}
+		}
+	}
+	return errors.Join(err, s.saveState(next))
+}
+
+// State implements transfer.Txn.
+func (t *txn) State() transfer.TxnState { return t.now }
+
+// Journaled implements transfer.Txn.
+func (t *txn) Journaled() int64 {
+	if t.change == nil {
+		return 0
+	}
+	return t.change.Journaled()
+}
