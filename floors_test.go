@@ -38,6 +38,7 @@ var floors = [][]string{
 	{"transfer/mirror", "boot"},
 	{"transfer/apply", "transfer/export"},
 	{"transfer/pairs"},
+	{"transfer/streams"},
 	{"cmd/tidemark/..."},
 	{"test/...", "bench", "internal/*"}, // for tests and measurements only
 }

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Apply carries a plan out, all of it or, when a file is refused, nothing. After an
-// error or a power cut each file is old or new, and applying anew goes on.
+// Apply carries out a plan. When the plan refuses a file it does nothing. After an error
+// or a power cut each file is old or new, and a new Plan and Apply go on from there.
 func (s *System) Apply(p Plan) error {
 	if err := p.Refused(); err != nil {
 		return err
@@ -22,7 +22,8 @@ func (s *System) Apply(p Plan) error {
 	if err != nil {
 		return err
 	}
-	// Before and after it lists what a file may hold: a cut in between loses no file.
+	// While files are replaced the record knows both contents of each: after a cut every
+	// file is still known as ours.
 	if err := s.writeRecord(known.with(p.next)); err != nil {
 		return err
 	}
@@ -58,14 +59,14 @@ func (s *System) writeRecord(r record) error {
 	return nil
 }
 
-// write puts a file in place: beside its name, synced, renamed, and the folder synced.
-// A power cut leaves what was there before or all of it.
+// write puts a file in place: it writes beside the name, syncs, renames, and syncs the
+// folder. A power cut leaves the old file or the new.
 func (s *System) write(f File) error {
 	name := inside(f.Path)
 	if err := s.root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
-	// Hidden and with a suffix: neither dracut, initramfs-tools, udev nor systemd takes it.
+	// dracut, initramfs-tools, udev and systemd ignore a hidden name with such a suffix.
 	beside := path.Join(path.Dir(name), "."+path.Base(name)+".tidemark-new")
 	if err := s.root.Remove(beside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -99,7 +100,7 @@ func (s *System) syncDir(name string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// remove removes a file, and the folder it was in when that was made for it.
+// remove removes a file, and then its folder when the folder is one of ours and empty.
 func (s *System) remove(p string) error {
 	name := inside(p)
 	if err := s.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

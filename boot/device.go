@@ -20,7 +20,7 @@ const (
 
 const partUUID = "PARTUUID="
 
-// DevicePath is the path that a stable name stands for.
+// DevicePath returns the path of the device with that stable name.
 func DevicePath(name string) string {
 	if id, ok := strings.CutPrefix(name, partUUID); ok {
 		return filepath.Join(byPartUUID, strings.ToLower(id))
@@ -28,11 +28,11 @@ func DevicePath(name string) string {
 	return name
 }
 
-// Resolve returns a name for the block device given, which may be a path or
-// PARTUUID=…, that is the same at every boot: its PARTUUID, else a link in
-// /dev/disk/by-id, else its name in /dev/mapper. The error wraps ErrNoStableName when
-// there is none. A name that is one of these forms already and does not exist here is
-// taken as it is when missing is set, for the image of another machine.
+// Resolve returns a name of a block device that is the same at every boot: its PARTUUID,
+// else a link in /dev/disk/by-id, else its name in /dev/mapper. device is a path or
+// PARTUUID=…. The error wraps ErrNoStableName when the device has no such name. With
+// missing set, a device that does not exist here keeps its name when that has one of
+// these forms: it belongs to the image of another machine.
 func Resolve(device string, missing bool) (string, error) {
 	if dir, base := filepath.Split(device); filepath.Clean(dir) == byPartUUID {
 		device = partUUID + base
@@ -62,8 +62,8 @@ func Resolve(device string, missing bool) (string, error) {
 	return "", fmt.Errorf("boot: %s: %w", device, ErrNoStableName)
 }
 
-// linkTo returns the best name in dir of the block device with that number; "" when
-// it has none that the table takes.
+// linkTo returns the best name in dir of the block device with that number; "" when no
+// name there is fit for the table.
 func linkTo(dir string, rdev uint64) string {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -71,10 +71,8 @@ func linkTo(dir string, rdev uint64) string {
 	}
 	var names []string
 	for _, e := range entries {
-		var st unix.Stat_t
 		path := filepath.Join(dir, e.Name())
-		if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == rdev &&
-			(dir == byPartUUID || devicePattern.MatchString(path)) {
+		if n, ok := number(path); ok && n == rdev && (dir == byPartUUID || devicePattern.MatchString(path)) {
 			names = append(names, e.Name())
 		}
 	}

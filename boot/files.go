@@ -4,14 +4,13 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
-	"path"
 	"strings"
 )
 
 //go:embed files
 var templates embed.FS
 
-// File is one file of a system that is made from the table.
+// File is one of the files that are made from the table.
 type File struct {
 	Path string      // in the system, absolute
 	Mode fs.FileMode // permissions
@@ -30,12 +29,6 @@ const (
 	dracutDir   = "/usr/lib/dracut/modules.d/90tidemark-era"
 )
 
-// scriptStages are the folders of initramfs-tools that get the boot script.
-var scriptStages = [...]string{"local-top", "local-block", "local-premount", "panic"}
-
-// dracutParts are the files of the dracut module.
-var dracutParts = [...]string{"module-setup.sh", "open.sh", "timeout.sh", "guard.sh"}
-
 // Generator is a program that makes initramfs images.
 type Generator string
 
@@ -45,7 +38,7 @@ const (
 	Dracut         Generator = "dracut"
 )
 
-// Command is the command line that makes all images anew.
+// Command returns the command line that makes all images anew.
 func (g Generator) Command() []string {
 	if g == Dracut {
 		return []string{"dracut", "--force", "--regenerate-all"}
@@ -53,85 +46,84 @@ func (g Generator) Command() []string {
 	return []string{"update-initramfs", "-u", "-k", "all"}
 }
 
+// part is one of a generator's files, and the template that it is made of.
+type part struct{ to, template string }
+
+// parts lists the files of a generator: what makes an image first, then what runs in it.
+func (g Generator) parts() []part {
+	if g == Dracut {
+		return []part{
+			{dracutDir + "/module-setup.sh", "dracut/module-setup.sh"},
+			{dracutDir + "/open.sh", "dracut/open.sh"},
+			{dracutDir + "/timeout.sh", "dracut/timeout.sh"},
+			{dracutDir + "/guard.sh", "dracut/guard.sh"},
+		}
+	}
+	all := []part{{initramfsIn + "/hooks/" + scriptName, "initramfs-tools/hook"}}
+	for _, stage := range [...]string{"local-top", "local-block", "local-premount", "panic"} {
+		all = append(all, part{initramfsIn + "/scripts/" + stage + "/" + scriptName, "initramfs-tools/script"})
+	}
+	return all
+}
+
 // render makes the files of a table for a system where tidemark is at program.
-func render(t Tab, program string, generators []Generator) ([]File, error) {
+func render(t Tab, program string, generators []Generator) []File {
 	entries := t.Entries()
 	if len(entries) == 0 {
-		return nil, nil
+		return nil
 	}
-	r := renderer{replace: strings.NewReplacer("@PROGRAM@", program)}
-	r.add(systemdDir+"/"+unitName, 0o644, "systemd/"+unitName)
-	r.rules(entries)
+	files := []File{
+		{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)},
+		{Path: udevRules, Mode: 0o644, Data: rules(entries)},
+	}
 	if len(t.Stage(StageInitramfs)) > 0 {
-		r.add(systemdDir+"/"+noteName, 0o644, "systemd/"+noteName)
-		r.files = append(r.files, File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
+		files = append(files,
+			File{Path: systemdDir + "/" + noteName, Mode: 0o644, Data: fill("systemd/"+noteName, "@PROGRAM@", program)},
+			File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
 		for _, g := range generators {
-			r.generator(g)
+			for _, p := range g.parts() {
+				data := fill(p.template, "@PROGRAM@", program, "@SOURCES@", strings.Join(sources(program, g), " "))
+				files = append(files, File{Path: p.to, Mode: 0o755, Data: data})
+			}
 		}
 	}
 	for _, e := range t.Stage(StageSystem) {
-		r.unit(e)
+		files = append(files, unit(e)...)
 	}
-	return r.files, r.err
+	return files
 }
 
-// renderer collects files.
-type renderer struct {
-	replace *strings.Replacer
-	files   []File
-	err     error
-}
-
-// template returns a template with its placeholders replaced.
-func (r *renderer) template(name string, more ...string) string {
-	data, err := templates.ReadFile(path.Join("files", name))
-	if err != nil && r.err == nil {
-		r.err = fmt.Errorf("boot: %w", err)
+// fill returns a template with its placeholders replaced.
+func fill(name string, pairs ...string) []byte {
+	data, err := templates.ReadFile("files/" + name)
+	if err != nil {
+		panic(err) // this package names a template that it does not have
 	}
-	text := r.replace.Replace(string(data))
-	return strings.NewReplacer(more...).Replace(text)
+	return []byte(strings.NewReplacer(pairs...).Replace(string(data)))
 }
 
-func (r *renderer) add(to string, mode fs.FileMode, template string) {
-	r.files = append(r.files, File{Path: to, Mode: mode, Data: []byte(r.template(template))})
-}
-
-func (r *renderer) rules(entries []Entry) {
-	var text strings.Builder
-	text.WriteString(r.template("udev/head.rules"))
+func rules(entries []Entry) []byte {
+	all := fill("udev/head.rules")
 	for _, e := range entries {
-		text.WriteString(r.template("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/")))
+		all = append(all, fill("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/"))...)
 	}
-	text.WriteString(r.template("udev/tail.rules"))
-	r.files = append(r.files, File{Path: udevRules, Mode: 0o644, Data: []byte(text.String())})
-}
-
-func (r *renderer) generator(g Generator) {
-	if g == Dracut {
-		for _, part := range dracutParts {
-			r.add(dracutDir+"/"+part, 0o755, "dracut/"+part)
-		}
-		return
-	}
-	r.add(initramfsIn+"/hooks/"+scriptName, 0o755, "initramfs-tools/hook")
-	for _, stage := range scriptStages {
-		r.add(initramfsIn+"/scripts/"+stage+"/"+scriptName, 0o755, "initramfs-tools/script")
-	}
+	return append(all, fill("udev/tail.rules")...)
 }
 
 // unit makes systemd wait for the devices of an entry, and local-fs.target fail when
 // it cannot be opened.
-func (r *renderer) unit(e Entry) {
+func unit(e Entry) []File {
 	instance := strings.Replace(unitName, "@", "@"+e.Name, 1)
 	data, meta := deviceUnit(DevicePath(e.Data)), deviceUnit(DevicePath(e.Meta))
 	dropIn := "# Written by \"tidemark boot install\" from " + TabPath + ".\n[Unit]\n" +
 		"Requires=" + data + " " + meta + "\nAfter=" + data + " " + meta + "\n"
-	r.files = append(r.files,
-		File{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
-		File{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName})
+	return []File{
+		{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
+		{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName},
+	}
 }
 
-// deviceUnit is systemd's unit of a path below /dev, as systemd-escape --path writes it.
+// deviceUnit returns the name of systemd's unit for a path, as systemd-escape --path does.
 func deviceUnit(path string) string {
 	var b strings.Builder
 	for i, c := range []byte(strings.TrimPrefix(path, "/")) {

@@ -6,126 +6,65 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
+
+	"tidemark/linux/sysfs"
 )
 
-// A kernel that is resumed goes on with the metadata that it had in memory, and so
-// writes over what the initramfs has let the kernel before it write.
+// Where the kernel tells of hibernation. The second holds MAJOR:MINOR of the device that
+// the kernel was told to resume from, by resume= or by the initramfs.
+const (
+	kernelCommand = "/proc/cmdline"
+	resumeDevice  = "/sys/power/resume"
+)
 
 // swsuspMagic is HIBERNATE_SIG of kernel/power/swap.c, in the last ten bytes of the
 // first page of a swap area.
 const swsuspMagic = "S1SUSPEND"
 
-var (
-	noResume    = regexp.MustCompile(`(^|[\s"'=])noresume($|[\s"'])`)
-	resumeParam = regexp.MustCompile(`(^|[\s"'=])resume=`)
-	resumeSet   = regexp.MustCompile(`(?m)^\s*(?:export\s+)?RESUME=["']?([^\s"'#;]*)`)
-	fstabSwap   = regexp.MustCompile(`(?m)^\s*(UUID=|LABEL=|PARTUUID=|PARTLABEL=|/dev/)\S+\s+\S+\s+swap\s`)
-	// confName is of the files that mkinitramfs reads, unless dpkg left them.
-	confName = regexp.MustCompile(`^[[:alnum:]][[:alnum:]._-]*$`)
-	// shellWord is what a shell takes for a whole before it looks for comments, or one.
-	shellWord = regexp.MustCompile(`(?m)"(?:\\(?s:.)|[^"\\])*"|'[^']*'|\\(?s:.)|(?:^|[\s;])#.*`)
-)
-
-// Hibernation returns why the system may be resumed from hibernation by its initramfs,
-// an error that wraps ErrHibernation; nil when it is not.
+// Hibernation fails with ErrHibernation when this boot would have resumed a hibernated
+// system: the kernel was told a device to resume from, by resume= on its command line or
+// by the initramfs, and noresume is not on the command line. Of a system that does not
+// run nothing is known.
 func (s *System) Hibernation() error {
-	command, err := s.contents("etc/default/grub", "etc/kernel/cmdline")
-	command = uncommented(command)
-	if err == nil && s.Running() {
-		var now []byte
-		now, err = os.ReadFile("/proc/cmdline")
-		command += string(now)
-	}
-	if err != nil {
-		return err
-	}
-	device, file, err := s.resume()
-	if err != nil {
-		return err
-	}
-	tab, err := s.contents("etc/fstab")
-	if err != nil {
-		return err
-	}
-	why := ""
-	switch {
-	case noResume.MatchString(command):
-	case resumeParam.MatchString(command):
-		why = "the kernel's command line has resume="
-	case device == "none":
-	case device != "" && device != "auto":
-		why = "/" + file + " names a device"
-	case fstabSwap.MatchString(tab):
-		why = "/etc/fstab names a swap device, which the initramfs resumes from by itself"
-	}
-	if why == "" {
+	if !s.Running() {
 		return nil
 	}
-	return fmt.Errorf("boot: %w: %s", ErrHibernation, why)
-}
-
-// uncommented takes the comments out of a shell script.
-func uncommented(script string) string {
-	return shellWord.ReplaceAllStringFunc(script, func(word string) string {
-		if strings.HasPrefix(strings.TrimLeft(word, " \t\n;"), "#") {
-			return "\n"
-		}
-		return word
-	})
-}
-
-// resume returns what mkinitramfs takes RESUME for, and the file that says so: it reads
-// one after the other, so the last one counts.
-func (s *System) resume() (device, file string, err error) {
-	const dir = "etc/initramfs-tools"
-	names := []string{dir + "/initramfs.conf"}
-	extra, err := fs.ReadDir(s.root.FS(), dir+"/conf.d")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", "", fmt.Errorf("boot: %w", err)
-	}
-	for _, e := range extra {
-		if !e.IsDir() && confName.MatchString(e.Name()) && !strings.Contains(e.Name(), ".dpkg-") {
-			names = append(names, dir+"/conf.d/"+e.Name())
-		}
-	}
-	for _, name := range names {
-		text, err := s.contents(name)
-		if err != nil {
-			return "", "", err
-		}
-		for _, found := range resumeSet.FindAllStringSubmatch(text, -1) {
-			device, file = found[1], name
-		}
-	}
-	return device, file, nil
-}
-
-// contents joins those of the files that are there.
-func (s *System) contents(names ...string) (string, error) {
-	var all strings.Builder
-	for _, name := range names {
-		data, err := s.root.ReadFile(name)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return "", fmt.Errorf("boot: %w", err)
-		}
-		all.Write(data)
-		all.WriteByte('\n')
-	}
-	return all.String(), nil
-}
-
-// Hibernated fails with ErrHibernation when a hibernated system waits on a block device
-// of this machine, a swap partition mostly, unless the kernel was told to leave it alone.
-// One that waits in a swap file is not seen. It is for an initramfs: later no such system
-// is resumed any more.
-func Hibernated() error {
-	command, err := os.ReadFile("/proc/cmdline")
+	command, err := os.ReadFile(kernelCommand)
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	if noResume.Match(command) {
+	device, err := sysfs.Text(resumeDevice)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // the kernel does not hibernate
+		return fmt.Errorf("boot: %w", err)
+	}
+	return resumes(strings.Fields(string(command)), device)
+}
+
+func resumes(command []string, device string) error {
+	given := slices.ContainsFunc(command, func(word string) bool { return strings.HasPrefix(word, "resume=") })
+	switch {
+	case slices.Contains(command, "noresume"):
+		return nil
+	case given:
+		return fmt.Errorf("boot: %w: the kernel's command line has resume=", ErrHibernation)
+	case device != "" && device != "0:0":
+		return fmt.Errorf("boot: %w: the initramfs resumes from device %s (%s)", ErrHibernation, device, resumeDevice)
+	}
+	return nil
+}
+
+// Hibernated fails with ErrHibernation when a hibernated system waits on a block device
+// of this machine, a swap partition mostly, unless noresume is on the kernel's command
+// line. A system that waits in a swap file is not seen. Call it in an initramfs: later no
+// such system is resumed any more.
+func Hibernated() error {
+	command, err := os.ReadFile(kernelCommand)
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	if slices.Contains(strings.Fields(string(command)), "noresume") {
 		return nil
 	}
 	disks, err := filepath.Glob("/sys/class/block/*")

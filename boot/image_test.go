@@ -1,160 +1,82 @@
 package boot
 
 import (
-	"bufio"
-	"bytes"
-	"compress/gzip"
-	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/klauspost/compress/zstd"
-
-	"tidemark/test/vm/initramfs"
 )
 
-// archive is a cpio archive of the files.
-func archive(t testing.TB, files map[string]string) []byte {
+// installed returns a system with the entry "root", and its folder.
+func installed(t *testing.T) (*System, string) {
 	t.Helper()
-	var b bytes.Buffer
-	w := initramfs.NewWriter(&b)
-	for name, content := range files {
-		if err := w.File(name, 0o755, []byte(content)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
+	s, dir := newSystem(t)
+	put(t, dir, "usr/bin/tidemark", "program", 0o755)
+	if err := install(t, s, false, entry("root")); err != nil {
 		t.Fatal(err)
 	}
-	return b.Bytes()
+	return s, dir
 }
 
-func gzipped(t testing.TB, data []byte) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	if _, err := w.Write(data); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func zstandard(t testing.TB, data []byte) []byte {
-	t.Helper()
-	w, err := zstd.NewWriter(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return w.EncodeAll(data, nil)
-}
-
-// contents is what the generator puts in an image of the installed system.
-func contents(t *testing.T, dir string, g Generator) map[string]string {
-	t.Helper()
-	files := map[string]string{
-		"usr/lib/modules/1/kernel/drivers/md/dm-era.ko.xz": "module",
-		"usr/lib/modules/1/modules.builtin":                "kernel/fs/ext4/ext4.ko\n",
-		"usr/bin/tidemark":                                 "program",
-		"sbin/init":                                        "init",
-	}
-	for path, content := range tree(t, dir) {
-		name := "/" + strings.TrimPrefix(path, dir+"/")
-		in := imagePath(name)
-		switch {
-		case name == TabPath:
-			files["etc/tidemark/era.conf"] = content
-		case name == udevRules:
-			files["usr/lib/udev/rules.d/61-tidemark-era.rules"] = content
-		case in != "" && strings.HasPrefix(in, "scripts/") == (g == InitramfsTools):
-			if g == Dracut {
-				in = "usr/lib/" + in
-			}
-			files[in] = content
-		}
-	}
-	return files
-}
-
+// An image is current while nothing that it is made of has changed. That the hooks write
+// the stamp, and that the tools of both generators list it, is seen where a Debian boots
+// (test/vm).
 func TestAnImageIsCurrentStaleOrWithout(t *testing.T) {
+	s, dir := installed(t)
+	module, table := "usr/lib/modules/1/kernel/drivers/md/dm-era.ko.xz", inside(TabPath)
 	for _, g := range []Generator{InitramfsTools, Dracut} {
-		t.Run(string(g), func(t *testing.T) {
-			s, dir := newSystem(t)
-			put(t, dir, "usr/bin/tidemark", "program", 0o755)
-			if err := install(t, s, false, entry("root")); err != nil {
+		made, err := s.stamp("/usr/bin/tidemark", g)
+		if err != nil || made == "" {
+			t.Fatal(made, err)
+		}
+		for _, c := range []struct {
+			what    string
+			names   []string
+			builtin bool
+			want    ImageState
+		}{
+			{"as installed", []string{"sbin/init", module, table, made}, false, ImageCurrent},
+			{"built in", []string{table, made}, true, ImageCurrent},
+			{"no module", []string{table, made}, false, ImageWithout},
+			{"no table", []string{module}, false, ImageWithout},
+			{"made by an older tidemark", []string{module, table}, false, ImageStale},
+			{"made of other files", []string{module, table, stampName + strings.Repeat("0", 64)}, false, ImageStale},
+		} {
+			if got, why := judge(c.names, []string{"", made}, c.builtin); got != c.want || (why == "") != (got == ImageCurrent) {
+				t.Errorf("%s, %s: %s (%s), want %s", g, c.what, got, why, c.want)
+			}
+		}
+		for _, name := range sources("/usr/bin/tidemark", g) {
+			path := filepath.Join(dir, name)
+			before, err := os.ReadFile(path)
+			if err != nil {
 				t.Fatal(err)
 			}
-			files := contents(t, dir, g)
-			script := "scripts/local-top/tidemark-era"
-			if g == Dracut {
-				script = "usr/lib/dracut/hooks/initqueue/settled/50-open.sh"
+			put(t, dir, name, string(before)+"\n", 0o755)
+			if now, err := s.stamp("/usr/bin/tidemark", g); err != nil || now == made {
+				t.Errorf("%s: with a changed %s it is %s still (%v)", g, name, now, err)
 			}
-			for _, c := range []struct {
-				what, file, content string
-				want                ImageState
-			}{
-				{"as installed", "", "", ImageCurrent},
-				{"other program", "usr/bin/tidemark", "older", ImageStale},
-				{"other script", script, "older", ImageStale},
-				{"other rules", "usr/lib/udev/rules.d/61-tidemark-era.rules", "older", ImageStale},
-				{"other table", "etc/tidemark/era.conf", "root PARTUUID=1 PARTUUID=2\n", ImageStale},
-				{"built in", "usr/lib/modules/1/modules.builtin", "kernel/drivers/md/dm-era.ko\n", ImageCurrent},
-				{"no module", "usr/lib/modules/1/kernel/drivers/md/dm-era.ko.xz", "-", ImageWithout},
-				{"no table", "etc/tidemark/era.conf", "-", ImageWithout},
-			} {
-				changed := map[string]string{}
-				for name, content := range files {
-					if name == c.file {
-						content = c.content
-					}
-					if content != "-" {
-						changed[name] = content
-					}
-				}
-				early := append(archive(t, map[string]string{"kernel/x86/microcode": "code"}), make([]byte, 700)...)
-				for kind, image := range map[string][]byte{
-					"gzip": gzipped(t, archive(t, changed)), "zstd": zstandard(t, archive(t, changed)), "plain": archive(t, changed),
-				} {
-					put(t, dir, "boot/initrd.img-1", string(early)+string(image), 0o644)
-					st, err := s.Status()
-					if err != nil || len(st.Images) != 1 || st.Images[0].State != c.want {
-						t.Errorf("%s, %s: %+v, %v; want %s", c.what, kind, st.Images, err, c.want)
-					}
-				}
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
 			}
-		})
-	}
-}
-
-func TestATruncatedImageIsRefused(t *testing.T) {
-	whole := gzipped(t, archive(t, map[string]string{"usr/bin/tidemark": strings.Repeat("program", 1000)}))
-	path := filepath.Join(t.TempDir(), "initrd")
-	for n := range len(whole) - 8 { // the last 8 bytes are gzip's own, behind the archive
-		if err := os.WriteFile(path, whole[:n], 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := readImage(path); !errors.Is(err, errNotImage) {
-			t.Fatalf("cut at %d of %d: %v", n, len(whole), err)
+			if now, err := s.stamp("/usr/bin/tidemark", g); err != nil || now != "" {
+				t.Errorf("%s: without %s: %q, %v", g, name, now, err)
+			}
+			put(t, dir, name, string(before), 0o755)
 		}
 	}
 }
 
-func FuzzImage(f *testing.F) {
-	f.Add(archive(f, map[string]string{"etc/tidemark/era.conf": "root PARTUUID=1 PARTUUID=2\n"}))
-	f.Add(append(make([]byte, 512), gzipped(f, archive(f, map[string]string{"usr/bin/tidemark": "x"}))...))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if bytes.ContainsAny(data[:min(len(data), 1)], "\xfd\x5dB\x02\x89") {
-			return // other programs unpack these
+func TestAModuleMayBeBuiltIntoTheKernelOfAnImage(t *testing.T) {
+	s, dir := newSystem(t)
+	put(t, dir, "lib/modules/6.1-x/modules.builtin", "kernel/drivers/md/dm-era.ko\n", 0o644)
+	put(t, dir, "lib/modules/6.1/modules.builtin", "kernel/drivers/md/dm-mod.ko\n", 0o644)
+	for image, want := range map[string]bool{
+		"initrd.img-6.1-x": true, "initramfs-6.1-x.img": true, "initrd-6.1-x": true,
+		"initrd.img-6.1": false, "initramfs-6.2.img": false,
+	} {
+		if got := s.builtin(image); got != want {
+			t.Errorf("%s: %v", image, got)
 		}
-		img := image{sums: map[string]string{}}
-		err := img.read(bufio.NewReader(bytes.NewReader(data)))
-		if err != nil && !errors.Is(err, errNotImage) && !errors.Is(err, io.EOF) {
-			t.Errorf("%v is of no class", err)
-		}
-	})
+	}
 }

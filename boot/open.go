@@ -8,56 +8,35 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// Kernel opens era devices.
-type Kernel interface {
-	// Active tells the paths of the data and the metadata device of an open era
-	// device. The error wraps ErrNotOpen when there is none of that name.
-	Active(name string) (data, meta string, err error)
-	// Open opens an era device whose metadata has been used before. For one that is
-	// open it sees to it that discards are off.
-	Open(ctx context.Context, name, data, meta string) error
-	// Create opens an era device with new metadata in place of zeros.
-	Create(ctx context.Context, name, data, meta string, blockSize int64) error
-	// Note writes down what an open era device's metadata does not tell, NotePast that
-	// the data of one is used while it is not open, also when meta cannot be read.
-	Note(ctx context.Context, name string) error
-	NotePast(name, meta string) error
-	// Blank reports whether metadata is all zero where it would begin.
-	Blank(meta string) (bool, error)
-}
+	"tidemark/linux/dm"
+	"tidemark/linux/dmera"
+)
 
 // poll is how often a device is looked for that is not there yet.
 const poll = 100 * time.Millisecond
 
 // Opener opens the era devices of a table.
 type Opener struct {
-	Kernel Kernel
-	Wait   time.Duration              // for devices that are not there yet, all together
-	Log    func(e Entry, done string) // is told what was done; nil: nobody is
+	Options dmera.Options
+	Wait    time.Duration              // for devices that are not there yet, all together
+	Log     func(e Entry, done string) // gets what was done; may be nil
 }
 
 // Open opens each entry that is not open yet, also when others fail, and returns what
-// went wrong, each error a *Failure.
+// went wrong, each error a *Failure. On a device that is open it switches discards off.
 func (o Opener) Open(ctx context.Context, entries []Entry) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	deadline := time.Now().Add(o.Wait)
 	var failed error
 	for _, e := range entries {
-		done, err := o.open(ctx, e, deadline)
-		switch {
-		case err != nil:
+		if err := o.open(ctx, e, deadline); err != nil {
 			failed = errors.Join(failed, &Failure{Entry: e, Err: err})
-		case done != "" && o.Log != nil:
-			o.Log(e, done)
 		}
 	}
 	return failed
 }
 
-// Failure is an era device that is not open, and why.
+// Failure says why an era device is not open.
 type Failure struct {
 	Entry Entry
 	Err   error
@@ -71,61 +50,127 @@ func (f *Failure) Error() string {
 // Unwrap makes a Failure wrap ErrNotOpen and its cause.
 func (f *Failure) Unwrap() []error { return []error{ErrNotOpen, f.Err} }
 
-func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) (string, error) {
+func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) error {
 	data, meta := DevicePath(e.Data), DevicePath(e.Meta)
 	for _, path := range [...]string{data, meta} {
 		if err := await(ctx, path, deadline); err != nil {
-			return "", err
+			return err
 		}
 	}
-	haveData, haveMeta, err := o.Kernel.Active(e.Name)
-	switch {
-	case err == nil && same(data, haveData) && same(meta, haveMeta):
-		return "", o.Kernel.Open(ctx, e.Name, data, meta) // for discards to be off
-	case err == nil:
-		return "", fmt.Errorf("it is open over %s and %s, not over %s and %s", haveData, haveMeta, e.Data, e.Meta)
-	case !errors.Is(err, ErrNotOpen):
-		return "", err
-	}
-	if e.Create > 0 {
-		blank, err := o.Kernel.Blank(meta)
-		if err != nil {
-			return "", err
+	return withMapper(func(ctl *dm.Control) error {
+		d, err := o.active(ctl, e)
+		if err == nil { // once more, for discards to be off
+			return errors.Join(d.Close(), o.activate(ctx, ctl, e, ""))
 		}
-		if blank {
-			return "opened with new metadata", o.Kernel.Create(ctx, e.Name, data, meta, e.Create)
+		if !errors.Is(err, ErrNotOpen) {
+			return err
 		}
-	}
-	return "opened", o.Kernel.Open(ctx, e.Name, data, meta)
+		fresh := false
+		if e.Create > 0 {
+			if fresh, err = zeroed(meta); err != nil {
+				return err
+			}
+		}
+		if fresh {
+			return o.create(ctx, ctl, e)
+		}
+		return o.activate(ctx, ctl, e, "opened")
+	})
 }
 
-// Note looks which entries are open, and writes down for the others that what changes
-// now is in no era. It returns what went wrong, each error a *Failure.
+// activate opens a device, or refuses when its name belongs to a device over others.
+func (o Opener) activate(ctx context.Context, ctl *dm.Control, e Entry, done string) error {
+	d, err := dmera.Activate(ctl, dmera.ActivateOptions{Options: o.Options, Name: e.Name, Data: DevicePath(e.Data), Meta: DevicePath(e.Meta)})
+	if err != nil {
+		return err
+	}
+	o.log(e, done)
+	st, err := d.Status(ctx)
+	if err == nil && st.Discards > 0 {
+		o.log(e, fmt.Sprintf("took %d discards, of which dm-era remembers only the first block: marks and eras from before count no more", st.Discards))
+	}
+	return errors.Join(err, d.Close())
+}
+
+func (o Opener) create(ctx context.Context, ctl *dm.Control, e Entry) error {
+	d, err := dmera.Create(ctx, ctl, dmera.CreateOptions{
+		Options: o.Options, Name: e.Name, Data: DevicePath(e.Data), Meta: DevicePath(e.Meta), BlockSize: e.Create,
+	})
+	if err != nil {
+		return err
+	}
+	o.log(e, "opened with new metadata")
+	return d.Close()
+}
+
+func (o Opener) log(e Entry, done string) {
+	if o.Log != nil && done != "" {
+		o.Log(e, done)
+	}
+}
+
+// active returns the open era device of an entry. The error wraps ErrNotOpen when there
+// is none of that name over the entry's devices.
+func (o Opener) active(ctl *dm.Control, e Entry) (*dmera.Device, error) {
+	if _, err := ctl.Info(e.Name); errors.Is(err, dm.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", ErrNotOpen, err)
+	}
+	d, err := dmera.Open(ctl, e.Name, o.Options)
+	if err != nil {
+		return nil, err
+	}
+	if !same(DevicePath(e.Data), d.DataPath()) || !same(DevicePath(e.Meta), d.MetaPath()) {
+		err := fmt.Errorf("%w: %s is over %s and %s, not over %s and %s", ErrNotOpen, e.Path(), d.DataPath(), d.MetaPath(), e.Data, e.Meta)
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// Note writes down which of the entries are not open: their data changes now, and no era
+// tells of it. Of those that are open it writes down the discards that they took. It
+// returns what went wrong, each error a *Failure.
 func (o Opener) Note(ctx context.Context, entries []Entry) error {
 	var failed error
 	for _, e := range entries {
-		past, err := o.note(ctx, e)
-		switch {
-		case err != nil:
+		if err := o.note(ctx, e); err != nil {
 			failed = errors.Join(failed, &Failure{Entry: e, Err: err})
-		case past && o.Log != nil:
-			o.Log(e, "is not open: marks from before this boot count no more")
 		}
 	}
 	return failed
 }
 
-func (o Opener) note(ctx context.Context, e Entry) (past bool, err error) {
-	data, meta := DevicePath(e.Data), DevicePath(e.Meta)
-	haveData, haveMeta, err := o.Kernel.Active(e.Name)
-	switch {
-	case err == nil && same(data, haveData) && same(meta, haveMeta):
-		return false, o.Kernel.Note(ctx, e.Name)
-	case errors.Is(err, ErrNotOpen):
+func (o Opener) note(ctx context.Context, e Entry) error {
+	open := false
+	err := withMapper(func(ctl *dm.Control) error {
+		d, err := o.active(ctl, e)
+		if err != nil {
+			return err
+		}
+		open = true
+		_, err = d.NoteGaps(ctx)
+		return errors.Join(err, d.Close())
+	})
+	if open {
+		return err
+	}
+	// A device of which the kernel cannot tell counts as not open.
+	if errors.Is(err, ErrNotOpen) {
 		err = nil
 	}
-	// Where the kernel cannot tell, as one without device-mapper, it is not known to be open.
-	return true, errors.Join(err, o.Kernel.NotePast(e.Name, meta))
+	past := dmera.NotePast(e.Name, DevicePath(e.Meta), o.Options)
+	if past == nil {
+		o.log(e, "is not open: marks from before this boot count no more")
+	}
+	return errors.Join(err, past)
+}
+
+// withMapper calls do with a connection to device-mapper.
+func withMapper(do func(*dm.Control) error) error {
+	ctl, err := dm.Open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(ctl), ctl.Close())
 }
 
 // await waits until there is a block device at path.
@@ -165,8 +210,8 @@ func number(path string) (uint64, bool) {
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-// Instead returns the entry whose data device is at path, whatever name that is: the
-// era device is to be mounted instead.
+// Instead returns the entry whose data device is at path, under any of its names: mount the
+// era device instead.
 func (t Tab) Instead(path string) (Entry, bool) {
 	for _, e := range t.Entries() {
 		if same(path, DevicePath(e.Data)) {
@@ -176,7 +221,7 @@ func (t Tab) Instead(path string) (Entry, bool) {
 	return Entry{}, false
 }
 
-// Remedy is what to do in the shell of an initramfs, or in any other, when an era
+// Remedy tells a user what to do, in the shell of an initramfs or elsewhere, when the era
 // device cannot be opened.
 func (e Entry) Remedy() string {
 	data, meta := DevicePath(e.Data), DevicePath(e.Meta)

@@ -6,16 +6,36 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"tidemark/linux/dm"
+	"tidemark/linux/dmera"
 )
 
-// pendingDir has a file for each era device that is in the table but not yet in use:
-// until the next boot the udev rule leaves its data device alone, for that may be
-// mounted by UUID now, and systemd unmounts what has lost its device.
+// pendingDir has a file for each era device that is in the table but not yet in use.
+// Until the next boot the udev rule leaves its data device alone: it may be mounted by
+// UUID now, and systemd unmounts a filesystem whose device has lost its name.
 const pendingDir = "/run/tidemark/boot-pending"
 
-// Postpone leaves the names of an entry's data device as they are until the next boot
-// of the running system. Call it before the entry's rule is written.
-func Postpone(e Entry) error {
+// Postpone leaves the names of an entry's data device as they are until the next boot of
+// the running system, unless the era device is open already. Until then the system writes
+// past the era device: for an entry of the initramfs that is written down as Note does.
+// Call it before the entry's rule is written.
+func (o Opener) Postpone(e Entry) error {
+	open := withMapper(func(ctl *dm.Control) error {
+		d, err := o.active(ctl, e)
+		if err != nil {
+			return err
+		}
+		return d.Close()
+	})
+	if open == nil {
+		return nil
+	}
+	if e.Stage == StageInitramfs {
+		if err := dmera.NotePast(e.Name, DevicePath(e.Meta), o.Options); err != nil {
+			return err
+		}
+	}
 	if err := os.MkdirAll(pendingDir, 0o755); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}

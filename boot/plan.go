@@ -7,14 +7,14 @@ import (
 	"slices"
 )
 
-// Action is what is done to a file.
+// Action is what Apply does to a file.
 type Action string
 
 // The actions.
 const (
 	Write  Action = "write"  // it is not there, or ours and to be replaced
 	Remove Action = "remove" // it is ours and not wanted any more
-	Keep   Action = "keep"   // it is as it should be
+	Keep   Action = "keep"   // it is right already
 	Refuse Action = "refuse" // it is not ours, or was changed
 )
 
@@ -25,14 +25,15 @@ type Step struct {
 	State  FileState // before
 }
 
-// Plan is what makes a system boot with a table. Nothing is done before Apply.
+// Plan lists the changes that make a system boot with a table. Apply does them.
 type Plan struct {
 	Steps []Step
 	next  record
 }
 
-// Plan compares the system with what a table wants. Files that were changed by hand
-// are refused, or replaced when force is set; a file that is not ours always stays.
+// Plan compares the system's files with those of a table. A file that was changed by hand
+// is refused, or replaced when force is set. A file that is not ours is always refused.
+// The error wraps ErrUnsuitable when nothing in the system would open an entry.
 func (s *System) Plan(t Tab, program string, force bool) (Plan, error) {
 	if err := s.suits(t); err != nil {
 		return Plan{}, err
@@ -45,12 +46,8 @@ func (s *System) Plan(t Tab, program string, force bool) (Plan, error) {
 }
 
 func (s *System) planOf(t Tab, program string, known record, force bool) (Plan, error) {
-	wanted, err := render(t, program, s.Generators())
-	if err != nil {
-		return Plan{}, err
-	}
 	p := Plan{next: record{Version: recordVersion, Program: program, Sums: map[string][]string{}}}
-	for _, f := range wanted {
+	for _, f := range render(t, program, s.Generators()) {
 		p.next.Sums[f.Path] = []string{f.sum()}
 		if err := p.add(s, known, f, Write, force); err != nil {
 			return Plan{}, err
@@ -94,7 +91,7 @@ func (p *Plan) add(s *System, known record, f File, action Action, force bool) e
 	return nil
 }
 
-// addTab puts the table first in what is written, and last in what is removed.
+// addTab adds the table: first of the files to write, last of the files to remove.
 func (p *Plan) addTab(s *System, t Tab) {
 	f := File{Path: TabPath, Mode: 0o644, Data: t.Bytes()}
 	have, err := readFile(s.root, TabPath)
@@ -110,8 +107,8 @@ func (p *Plan) addTab(s *System, t Tab) {
 	}
 }
 
-// Refused is why the plan cannot be carried out, nil when it can. It wraps ErrNotOurs
-// or ErrChanged.
+// Refused returns why Apply would refuse the plan, nil when it would not. The error wraps
+// ErrNotOurs or ErrChanged.
 func (p Plan) Refused() error {
 	var all error
 	for _, step := range p.Steps {

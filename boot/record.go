@@ -15,8 +15,8 @@ import (
 // recordPath is the record of the files that are ours.
 const recordPath = "/var/lib/tidemark/boot.json"
 
-// record tells our files from others and from changed ones: path → what it may hold.
-// While files are being replaced that is the old and the new content.
+// record tells our files from other files and from changed ones. For each path it has the
+// sums of the contents that are ours: while files are being replaced, the old and the new.
 type record struct {
 	Version int                 `json:"version"`
 	Program string              `json:"program"`
@@ -71,19 +71,19 @@ func (r record) with(next record) record {
 	return both
 }
 
-// FileState is what became of a file.
+// FileState compares a file with the content that the table asks for.
 type FileState string
 
 // The states of a file.
 const (
-	Same     FileState = "same"     // as it would be written now
-	Outdated FileState = "outdated" // as it was written for another table or by another version
+	Same     FileState = "same"     // as Apply would write it now
+	Outdated FileState = "outdated" // as Apply wrote it for another table, or an older version
 	Missing  FileState = "missing"
 	Changed  FileState = "changed" // by hand
 	Foreign  FileState = "foreign" // in the way, and not ours
 )
 
-// state compares what is at a file's path with what is wanted there.
+// state compares the file at want.Path with want.
 func (r record) state(root *os.Root, want File) (FileState, error) {
 	have, err := readFile(root, want.Path)
 	switch {

@@ -32,13 +32,13 @@ func OpenSystem(dir string) (*System, error) {
 // Close closes the system.
 func (s *System) Close() error { return s.root.Close() }
 
-// Running reports whether it is the system that runs.
+// Running reports whether this is the running system.
 func (s *System) Running() bool { return s.dir == "/" }
 
 // inside is the path as os.Root takes it.
 func inside(p string) string { return strings.TrimPrefix(path.Clean(p), "/") }
 
-// Tab reads the table of era devices; one that is not there is empty.
+// Tab reads the table of era devices; a missing table is empty. The error wraps ErrTab.
 func (s *System) Tab() (Tab, error) {
 	data, err := s.root.ReadFile(inside(TabPath))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -73,9 +73,10 @@ func (s *System) has(paths ...string) bool {
 // programPlaces is where tidemark is looked for in a system that does not run.
 var programPlaces = [...]string{"/usr/bin/tidemark", "/usr/sbin/tidemark", "/usr/local/bin/tidemark", "/usr/local/sbin/tidemark"}
 
-// Program returns the path, in the system, of the program that the boot calls: the one
-// given, or else the one that was installed before, or that is found. It must be an
-// executable that needs no libraries, for there are none in an initramfs.
+// Program returns the path, in the system, of the program that the boot calls: the given
+// path, or the path that was installed before, or the path where the program is found.
+// The program must be a static executable: an initramfs has no libraries for it.
+// Otherwise the error wraps ErrUnsuitable.
 func (s *System) Program(given string) (string, error) {
 	known, err := readRecord(s.root)
 	if err != nil {

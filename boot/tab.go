@@ -21,7 +21,7 @@ const tabHead = `# dm-era devices that are opened when the machine starts, one a
 # After a change by hand run "tidemark boot install", which makes the other files from this one.
 `
 
-// Stage is when an era device is opened.
+// Stage is the moment of the boot at which an era device is opened.
 type Stage string
 
 // The stages.
@@ -39,7 +39,7 @@ type Entry struct {
 	Create int64  `json:"create,omitempty"` // block size in bytes for metadata that is all zero; 0: leave it
 }
 
-// Path is the device that filesystems are mounted from.
+// Path returns the path of the era device: mount this.
 func (e Entry) Path() string { return "/dev/mapper/" + e.Name }
 
 // createUnit is what a block size of dm-era is a multiple of, in bytes: 8 sectors.
@@ -48,13 +48,13 @@ const createUnit = 4096
 // nameMax is DM_NAME_LEN of linux/dm-ioctl.h less the final zero.
 const nameMax = 127
 
-// The letters are those that neither device-mapper, udev, systemd nor a shell quotes.
+// device-mapper, udev, systemd and the shell take names of these letters without quotes.
 var (
 	namePattern   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
 	devicePattern = regexp.MustCompile(`^(PARTUUID=[0-9A-Fa-f-]+|/dev/(disk/by-id|mapper)/[A-Za-z0-9_.:+=@-]+)$`)
 )
 
-// Check returns an error that wraps ErrTab when the entry makes no sense.
+// Check returns an error that wraps ErrTab when a field of the entry is not valid.
 func (e Entry) Check() error {
 	fault := ""
 	switch {

@@ -19,7 +19,7 @@ func newBoot(g *globals) *cobra.Command {
 		use: "boot", short: "Open era devices when the machine starts, root's too",
 		long: `A device-mapper device is gone after a reboot. These commands make dm-era devices come up before anything on them is mounted: in the initramfs, for the filesystem that root is on, or by systemd, for others. They know initramfs-tools (Debian, Ubuntu) and dracut (Fedora, SUSE and Debian).
 
-The devices are listed in /etc/tidemark/era.conf, under names that are the same at every boot. While an era device cannot be opened, nothing is mounted in its place: the boot stops with a shell and says what to do. What is written past an era device would be missing in the next copies. When a boot goes past all of it, with another initramfs, the system notes that, and the marks from before are not believed; a system without tidemark, as one for rescue, notes nothing: after it has written to the data device, fill the first block of the metadata with zeros.
+The devices are listed in /etc/tidemark/era.conf, under names that are the same at every boot. While an era device cannot be opened, its data device is not mounted: the boot stops with a shell and says what to do. Writes past an era device would be missing in the next copies. When a boot goes past all of it, with another initramfs, the system notes that, and marks from before are not believed. A system without tidemark, such as a rescue system, notes nothing: after it has written to the data device, fill the first block of the metadata with zeros.
 
 Marks outlive reboots and power cuts: the kernel commits to the metadata before it lets a write through, so root's era device needs no closing at shutdown, where it could not be closed. It needs Linux 5.12, or a stable kernel with the fixes of March 2021.`,
 		example: `# Root is on /dev/sda2, /dev/sda3 is empty and large enough for the metadata.
@@ -31,7 +31,7 @@ tidemark mirror /dev/mapper/root /backup/root.img`,
 	}.build(newBootInstall(g), newBootUninstall(), newBootStatus(), newBootOpen(g), newBootNote(g))
 }
 
-// bootSystem is the system that a command sets up, and what was asked for.
+// bootSystem is the system that a command changes, with the options for that.
 type bootSystem struct {
 	root           string
 	program        string
@@ -40,7 +40,7 @@ type bootSystem struct {
 	out            io.Writer
 }
 
-// flags adds what "boot install" and "boot uninstall" have in common.
+// flags adds the options that "boot install" and "boot uninstall" share.
 func (b *bootSystem) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	addBootRoot(cmd, &b.root)
@@ -51,6 +51,19 @@ func (b *bootSystem) flags(cmd *cobra.Command) {
 
 func addBootRoot(cmd *cobra.Command, to *string) {
 	cmd.Flags().StringVar(to, "root", "/", "`folder` of the system to set up, such as a mounted image")
+}
+
+// withSystem calls do with the system below root and its table.
+func withSystem(root string, do func(*boot.System, boot.Tab) error) error {
+	sys, err := boot.OpenSystem(root)
+	if err != nil {
+		return err
+	}
+	table, err := sys.Tab()
+	if err == nil {
+		err = do(sys, table)
+	}
+	return errors.Join(err, sys.Close())
 }
 
 // change makes the system's files follow a table.
@@ -98,14 +111,14 @@ func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
 		}
 	}
 	if b.root == "/" {
-		// Without systemd there is nobody to tell.
+		// Without systemd and udev there is nothing to reload.
 		exec.CommandContext(ctx, "systemctl", "daemon-reload").Run() //nolint:errcheck // see above
 		exec.CommandContext(ctx, "udevadm", "control", "-R").Run()   //nolint:errcheck // see above
 	}
 	return nil
 }
 
-// within is a command line for the system below b.root.
+// within returns a command line that works in the system below b.root.
 func (b *bootSystem) within(args []string) []string {
 	if b.root == "/" {
 		return args
@@ -126,7 +139,9 @@ What is written without the era device is not in its metadata. Before that metad
 		args:    cobra.NoArgs,
 		run: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.OutOrStdout()
-			return b.uninstall(cmd.Context(), name)
+			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
+				return b.uninstall(cmd.Context(), sys, table, name)
+			})
 		},
 	}.build()
 	b.flags(cmd)
@@ -134,16 +149,7 @@ What is written without the era device is not in its metadata. Before that metad
 	return cmd
 }
 
-func (b *bootSystem) uninstall(ctx context.Context, name string) (err error) {
-	sys, err := boot.OpenSystem(b.root)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sys.Close()) }()
-	table, err := sys.Tab()
-	if err != nil {
-		return err
-	}
+func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot.Tab, name string) error {
 	gone := table.Entries()
 	if name != "" {
 		e, err := table.Find(name)
@@ -152,6 +158,7 @@ func (b *bootSystem) uninstall(ctx context.Context, name string) (err error) {
 		}
 		gone = []boot.Entry{e}
 	}
+	var err error
 	for _, e := range gone {
 		if table, err = table.Without(e.Name); err != nil {
 			return err

@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
-	"tidemark/block"
 	"tidemark/boot"
-	"tidemark/format/era"
 	"tidemark/linux/mounts"
 )
 
@@ -30,11 +27,11 @@ func newBootInstall(g *globals) *cobra.Command {
 
 The devices may be given by any name; stored is their PARTUUID, else a link in /dev/disk/by-id, else a name in /dev/mapper. A device that has none is refused: /dev/sdb may be another disk at the next boot.
 
-An era device that root or /usr is on is opened in the initramfs (--stage initramfs), any other by the unit tidemark-era@NAME.service before local filesystems are mounted (--stage system), which closes it at shutdown after they are unmounted. Which one it is, is seen from what is mounted from DEV now; with --root it is the initramfs.
+An era device that root or /usr is on is opened in the initramfs (--stage initramfs), any other by the unit tidemark-era@NAME.service before local filesystems are mounted (--stage system), which closes it at shutdown after they are unmounted. Without --stage, what is mounted from DEV now decides; with --root it is the initramfs.
 
-The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata vouches only for what is written through the era device: for --stage initramfs the eras from before the next boot count no more. When the data device of another was written to past it since the metadata was made, fill its first block with zeros and use --create.
+The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata tells only of writes through the era device. For --stage initramfs the eras from before the next boot therefore count no more. For --stage system, when the data device was written to past the era device since the metadata was made, fill the first block of the metadata with zeros and use --create.
 
-A system that hibernates is refused for --stage initramfs: the initramfs would open the era device before the hibernated kernel is resumed, and that one goes on with older metadata. Give up hibernation with noresume on the kernel's command line (in /etc/default/grub, then update-grub), or with RESUME=none in /etc/initramfs-tools/conf.d/resume.
+For --stage initramfs a system is refused that was told to resume from hibernation: resume= is on the kernel's command line, or the initramfs has named a device in /sys/power/resume. A resumed kernel goes on with the metadata that it had in memory, and overwrites what the initramfs has written to it. Give hibernation up, with noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once before you install. Hibernation to a swap file, or to a device that appears later than the era device, is not seen, nor are the settings of a system below --root.
 
 Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs-tools, "dracut --force --regenerate-all" with dracut; --update does it. And let the system mount the era device:
 
@@ -54,7 +51,9 @@ tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 -
 				return usagef("--era, --data and --meta are needed together")
 			}
 			b.out = cmd.OutOrStdout()
-			return b.run(cmd.Context(), given)
+			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
+				return b.run(cmd.Context(), sys, table, given)
+			})
 		},
 	}.build()
 	b.bootSystem.flags(cmd)
@@ -68,17 +67,8 @@ tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 -
 	return cmd
 }
 
-func (b *bootInstall) run(ctx context.Context, given bool) (err error) {
-	sys, err := boot.OpenSystem(b.root)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, sys.Close()) }()
+func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab, given bool) error {
 	program, err := sys.Program(b.program)
-	if err != nil {
-		return err
-	}
-	table, err := sys.Tab()
 	if err != nil {
 		return err
 	}
@@ -101,7 +91,7 @@ func (b *bootInstall) run(ctx context.Context, given bool) (err error) {
 		}
 	}
 	if sys.Running() && !b.dryRun {
-		if err := b.g.postpone(e); err != nil {
+		if err := (boot.Opener{Options: b.g.eraOptions()}).Postpone(e); err != nil {
 			return err
 		}
 	}
@@ -112,7 +102,7 @@ func (b *bootInstall) run(ctx context.Context, given bool) (err error) {
 	return nil
 }
 
-// entry resolves the names and looks at the devices, as far as they are there.
+// entry resolves the names and, on the running system, checks the devices.
 func (b *bootInstall) entry(sys *boot.System) (boot.Entry, error) {
 	e := boot.Entry{Name: b.name, Create: int64(b.create.byteSize)}
 	var err error
@@ -130,10 +120,11 @@ func (b *bootInstall) entry(sys *boot.System) (boot.Entry, error) {
 	if err := e.Check(); err != nil || !sys.Running() {
 		return e, err
 	}
-	return e, b.checkDevices(e)
+	return e, e.CheckDevices()
 }
 
-// stageOf is the initramfs for what root or /usr is mounted from.
+// stageOf returns the initramfs when root or /usr is mounted from the entry's data, or
+// when the system does not run.
 func stageOf(e boot.Entry, sys *boot.System) (boot.Stage, error) {
 	if !sys.Running() {
 		return boot.StageInitramfs, nil
@@ -154,55 +145,6 @@ func stageOf(e boot.Entry, sys *boot.System) (boot.Stage, error) {
 		}
 	}
 	return boot.StageSystem, nil
-}
-
-// checkDevices refuses what the next boot could not open.
-func (b *bootInstall) checkDevices(e boot.Entry) error {
-	data, err := block.Identify(boot.DevicePath(e.Data))
-	if err != nil {
-		return fmt.Errorf("boot: data: %w", err)
-	}
-	meta, err := block.Identify(boot.DevicePath(e.Meta))
-	if err != nil {
-		return fmt.Errorf("boot: metadata: %w", err)
-	}
-	if data.Disk == meta.Disk && data.Start < meta.Start+meta.Size && meta.Start < data.Start+data.Size {
-		return fmt.Errorf("boot: %s and %s overlap: %w", e.Data, e.Meta, errOutput)
-	}
-	return b.checkMetadata(e, data.Size)
-}
-
-func (b *bootInstall) checkMetadata(e boot.Entry, bytes int64) error {
-	path := boot.DevicePath(e.Meta)
-	blank, err := blankMetadata(path)
-	switch {
-	case err != nil:
-		return err
-	case blank && e.Create == 0:
-		return hinted{
-			fmt.Errorf("boot: %s: there is no metadata yet: %w", e.Meta, errOutput),
-			"--create 2M lets the next boot make it, with blocks of 2 MiB",
-		}
-	case blank:
-		return nil
-	}
-	dev, err := block.Open(path, block.Options{Direct: true})
-	if err != nil {
-		return fmt.Errorf("boot: %w", err)
-	}
-	defer dev.Close()
-	m, err := era.Open(dev, dev.Size())
-	if err != nil {
-		return fmt.Errorf("boot: metadata %s: %w", e.Meta, err)
-	}
-	unit := m.Superblock().BlockBytes()
-	if blocks := (bytes + unit - 1) / unit; blocks != int64(m.Superblock().NrBlocks) {
-		return hinted{
-			fmt.Errorf("boot: metadata %s is for %d blocks of %s, the data device has %d: %w", e.Meta, m.Superblock().NrBlocks, size(unit), blocks, errOutput),
-			"give the data device that belongs to it",
-		}
-	}
-	return nil
 }
 
 // advise says what is left to be done by hand.

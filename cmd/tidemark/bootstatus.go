@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -16,31 +15,28 @@ func newBootStatus() *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "status", short: "Show which era devices the next boot opens",
-		long: `Lists the era devices of /etc/tidemark/era.conf, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current, stale (made before the table, tidemark or a script changed), without (it opens no era device) or unknown.
+		long: `Lists the era devices of /etc/tidemark/era.conf, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no era device), or unknown (lsinitramfs or lsinitrd of that system could not list it).
 
 Ends with 5 when anything is not as it should be; "tidemark boot install" without options writes the files anew.`,
 		example: "tidemark boot status\n# for programs\ntidemark boot status --json",
 		exits:   []exitCode{exitDifferent},
 		args:    cobra.NoArgs,
-		run: func(cmd *cobra.Command, _ []string) (err error) {
-			sys, err := boot.OpenSystem(root)
-			if err != nil {
+		run: func(cmd *cobra.Command, _ []string) error {
+			return withSystem(root, func(sys *boot.System, _ boot.Tab) error {
+				st, err := sys.Status()
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					err = printJSON(cmd.OutOrStdout(), st)
+				} else {
+					err = printBoot(cmd.OutOrStdout(), st)
+				}
+				if err == nil && !st.Good() {
+					err = hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}
+				}
 				return err
-			}
-			defer func() { err = errors.Join(err, sys.Close()) }()
-			st, err := sys.Status()
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				err = printJSON(cmd.OutOrStdout(), st)
-			} else {
-				err = printBoot(cmd.OutOrStdout(), st)
-			}
-			if err == nil && !st.Good() {
-				err = hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}
-			}
-			return err
+			})
 		},
 	}.build()
 	addBootRoot(cmd, &root)

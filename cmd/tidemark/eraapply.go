@@ -12,11 +12,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"tidemark/block"
 	"tidemark/format/redo"
-	"tidemark/linux/mounts"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/streams"
 	"tidemark/transfer/transaction"
 )
 
@@ -54,7 +53,7 @@ tidemark era apply --finish /backup/data.img`,
 		exits: append(interruptible(), exitRefused, exitBusy, exitDamaged),
 		args:  a.args,
 		run: func(cmd *cobra.Command, args []string) error {
-			return a.run(cmd.Context(), args[0], g.stateDir, streams{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()})
+			return a.run(cmd.Context(), args[0], g.stateDir, stdio{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()})
 		},
 	}.build()
 	flags := cmd.Flags()
@@ -73,17 +72,17 @@ func (a *eraApply) args(cmd *cobra.Command, args []string) error {
 	switch {
 	case a.finish && a.discard:
 		return errors.New("--finish and --discard exclude each other")
-	case a.settles() && (a.input != "" || a.dryRun || a.grow || a.size.byteSize > 0):
+	case a.recovers() && (a.input != "" || a.dryRun || a.grow || a.size.byteSize > 0):
 		return errors.New("--finish and --discard read no stream: leave out what is about one")
 	}
 	return cobra.ExactArgs(1)(cmd, args)
 }
 
-// settles says that there is no stream, only what waits since a crash.
-func (a *eraApply) settles() bool { return a.finish || a.discard }
+// recovers says that there is no stream, only what waits since a crash.
+func (a *eraApply) recovers() bool { return a.finish || a.discard }
 
-// streams are those of a program.
-type streams struct {
+// stdio are the standard streams of a program.
+type stdio struct {
 	in        io.Reader
 	out, errs io.Writer
 }
@@ -96,41 +95,33 @@ type applied struct {
 	DryRun    bool   `json:"dry_run,omitempty"`
 }
 
-func (a *eraApply) run(ctx context.Context, path, stateDir string, std streams) error {
+func (a *eraApply) run(ctx context.Context, path, stateDir string, std stdio) error {
 	in, closeInput, err := a.open(std.in)
 	if err != nil {
 		return err
 	}
 	defer closeInput()
-	place, err := pairs.Find(path, stateDir)
-	if err != nil {
-		return fmt.Errorf("era: %w", err)
-	}
-	if err := a.refuse(place, in, stateDir); err != nil {
-		return err
+	if place, err := pairs.Find(path, stateDir); err == nil && place.Device && a.size.byteSize > 0 {
+		return usagef("--size is for image files, and %s is a device", place.Path)
 	}
 	widen(in)
 	done := applied{Target: path, DryRun: a.dryRun}
-	o := a.options(place, in, newProgress(std.errs, !a.progress))
-	note := func(text string) {
+	o := a.options(stateDir, in, newProgress(std.errs, !a.progress))
+	o.Note = func(text string) {
 		done.Recovered = text
 		fmt.Fprintf(std.errs, "tidemark: note: %s: %s\n", path, text)
 	}
 	switch {
-	case a.discard && !place.Exists:
-		err = discardFor(place, note)
-	case a.finish && !place.Exists:
-		err = fmt.Errorf("%w", fs.ErrNotExist)
+	case a.recovers():
+		done.Report, err = streams.Recover(ctx, path, o.Options)
 	case a.dryRun:
-		done.Report, err = check(ctx, place, in, o.Options)
-	case !place.Exists:
-		done.Report, err = a.create(ctx, place, in, o.Options)
+		done.Report, err = streams.Check(ctx, path, in, o.Options)
 	default:
-		done.Report, err = update(ctx, place, in, o.Options, note)
+		done.Report, err = streams.Apply(ctx, path, in, o.Options)
 	}
 	o.bar.End()
 	if err != nil {
-		return fmt.Errorf("era: %s: %w", path, advise(err, place))
+		return fmt.Errorf("era: %s: %w", path, a.advise(err, path, stateDir))
 	}
 	if a.asJSON {
 		return printJSON(std.out, done)
@@ -140,7 +131,7 @@ func (a *eraApply) run(ctx context.Context, path, stateDir string, std streams) 
 
 // open returns the stream and what closes it.
 func (a *eraApply) open(stdin io.Reader) (io.Reader, func(), error) {
-	if a.settles() {
+	if a.recovers() {
 		return strings.NewReader(""), func() {}, nil
 	}
 	if a.input == "" || a.input == "-" {
@@ -156,49 +147,13 @@ func (a *eraApply) open(stdin io.Reader) (io.Reader, func(), error) {
 	return f, func() { _ = f.Close() }, nil
 }
 
-// refuse protects who uses the target, mirrors, and an input that is the target.
-func (a *eraApply) refuse(place pairs.Place, in io.Reader, stateDir string) error {
-	if place.Device && a.size.byteSize > 0 {
-		return usagef("--size is for image files, and %s is a device", place.Path)
-	}
-	switch _, err := pairs.Status(place.Path, stateDir); {
-	case err == nil:
-		return hinted{
-			fmt.Errorf("era: %s: %w: it is a mirror, and would no longer be one", place.Path, errOutput),
-			fmt.Sprintf(`use "tidemark mirror", or remove %s to give the mirror up`, place.Folder),
-		}
-	case !errors.Is(err, pairs.ErrNoMirror):
-		return fmt.Errorf("era: %w", err)
-	}
-	if !place.Exists {
-		return nil
-	}
-	if f, ok := in.(*os.File); ok {
-		if same, err := sameFile(place.Path, f); err != nil || same {
-			return errors.Join(err, fmt.Errorf("era: %s: %w: it is the stream", place.Path, errOutput))
-		}
-	}
-	table, err := mounts.Read()
-	if err != nil {
-		return fmt.Errorf("era: %w", err)
-	}
-	use, err := table.UseOf(place.Path)
-	if err != nil {
-		return fmt.Errorf("era: %w", err)
-	}
-	if use.InUse() {
-		return fmt.Errorf("era: %s: %w: it is in use (%s)", place.Path, errOutput, use)
-	}
-	return nil
-}
-
-// applyOptions are those of package apply with the bar that they draw.
+// applyOptions are those of package streams with the bar that they draw.
 type applyOptions struct {
-	apply.Options
+	streams.Options
 	bar progress
 }
 
-func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyOptions {
+func (a *eraApply) options(stateDir string, in io.Reader, bar progress) applyOptions {
 	streamSize := int64(-1)
 	if f, ok := in.(*os.File); ok {
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
@@ -213,8 +168,8 @@ func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyO
 		waiting = transaction.Discard
 	}
 	phase := apply.Phase("")
-	return applyOptions{bar: bar, Options: apply.Options{
-		Waiting: waiting, Grow: a.grow && !place.Device, Size: int64(a.size.byteSize),
+	return applyOptions{bar: bar, Options: streams.Options{StateDir: stateDir, Mode: a.mode, Options: apply.Options{
+		Waiting: waiting, Grow: a.grow, Size: int64(a.size.byteSize),
 		Progress: func(p apply.Phase, done, total int64) {
 			if total < 0 {
 				total = streamSize
@@ -225,12 +180,16 @@ func (a *eraApply) options(place pairs.Place, in io.Reader, bar progress) applyO
 			}
 			bar.Done(done)
 		},
-	}}
+	}}}
 }
 
-// advise says what to do next where that depends on the folder.
-func advise(err error, place pairs.Place) error {
+// advise says what to do next where that depends on the folder of the target.
+func (a *eraApply) advise(err error, path, stateDir string) error {
+	place, findErr := pairs.Find(path, stateDir)
 	switch {
+	case findErr != nil:
+	case errors.Is(err, streams.ErrMirror):
+		return hinted{err, fmt.Sprintf(`use "tidemark mirror", or remove %s to give the mirror up`, place.Folder)}
 	case errors.Is(err, redo.ErrDamaged), errors.Is(err, redo.ErrNotOurs):
 		return hinted{err, fmt.Sprintf(`what waits in %[2]s cannot be used, and %[1]s may be between old and new: copy all of it anew; "tidemark era apply --discard %[1]s" forgets what waits`, place.Path, place.Folder)}
 	case errors.Is(err, apply.ErrPending):
@@ -239,71 +198,4 @@ func advise(err error, place pairs.Place) error {
 		return hinted{err, fmt.Sprintf("nothing was changed; make room for the target, and in %s for what has changed", place.Folder)}
 	}
 	return err
-}
-
-// check reads the stream for nothing else than its faults.
-func check(ctx context.Context, place pairs.Place, in io.Reader, o apply.Options) (apply.Report, error) {
-	if !place.Exists {
-		return apply.Check(ctx, in, -1, o)
-	}
-	d, err := block.Open(place.Path, block.Options{})
-	if err != nil {
-		return apply.Report{}, err
-	}
-	defer d.Close()
-	return apply.Check(ctx, in, d.Size(), mayGrow(d, o))
-}
-
-// mayGrow lets an image grow that is empty: somebody has made it to be filled.
-func mayGrow(d *block.Device, o apply.Options) apply.Options {
-	o.Grow = o.Grow || !d.IsDevice() && d.Size() == 0
-	return o
-}
-
-func (a *eraApply) create(ctx context.Context, place pairs.Place, in io.Reader, o apply.Options) (rep apply.Report, err error) {
-	dir, err := apply.OpenDir(place.Folder, place.Path, a.mode)
-	if err != nil {
-		return rep, err
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-	return apply.Create(ctx, dir, in, o)
-}
-
-// discardFor forgets what waits for a target that is gone.
-func discardFor(place pairs.Place, note func(string)) (err error) {
-	dir, err := apply.OpenDir(place.Folder, place.Path, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-	done, err := transaction.Forget(dir)
-	if done {
-		note("discarded a change that was committed")
-	}
-	return err
-}
-
-// update changes a target that exists. It tells note what a crash had left to do.
-func update(ctx context.Context, place pairs.Place, in io.Reader, o apply.Options, note func(string)) (rep apply.Report, err error) {
-	d, err := block.Open(place.Path, block.Options{Write: true, Exclusive: true})
-	if errors.Is(err, unix.EBUSY) {
-		return rep, fmt.Errorf("%w: it is in use", errOutput)
-	}
-	if err != nil {
-		return rep, err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	dir, err := apply.OpenDir(place.Folder, place.Path, 0o600)
-	if err != nil {
-		return rep, err
-	}
-	defer func() { err = errors.Join(err, dir.Close()) }()
-	store, err := apply.Open(transaction.Disk{Device: d}, dir, o)
-	if err != nil {
-		return rep, err
-	}
-	if text := store.Recovered(); text != "" {
-		note(text)
-	}
-	return store.Apply(ctx, in, mayGrow(d, o))
 }

@@ -139,7 +139,7 @@ func called(args []string, stdout, stderr io.Writer) int {
 	if tool, ok := rangeTools()[name]; ok {
 		ctx, stop := withSignals(context.Background())
 		defer stop()
-		return finish(ctx, tool(ctx, args[1:], streams{os.Stdin, stdout, stderr}), stderr)
+		return finish(ctx, tool(ctx, args[1:], stdio{os.Stdin, stdout, stderr}), stderr)
 	}
 	d, ok := dropIns()[name]
 	if !ok {

@@ -19,8 +19,8 @@ import (
 // rangeTools lists the programs that copy changed ranges, by name. They take no
 // options but --progress, first, and those that every program answers; the output of
 // era_copy without a device is read by scripts.
-func rangeTools() map[string]func(ctx context.Context, args []string, std streams) error {
-	return map[string]func(ctx context.Context, args []string, std streams) error{
+func rangeTools() map[string]func(ctx context.Context, args []string, std stdio) error {
+	return map[string]func(ctx context.Context, args []string, std stdio) error{
 		"era_copy": asEraCopy, "era_apply": asEraApply,
 	}
 }
@@ -50,7 +50,7 @@ type rangeCall struct {
 
 // parseRange splits off the options. Any other word that begins with a dash is a
 // mistake, and not the name of a file: ./-x is.
-func parseRange(name, usage string, args []string, std streams) (c rangeCall, err error) {
+func parseRange(name, usage string, args []string, std stdio) (c rangeCall, err error) {
 	for _, a := range args {
 		switch {
 		case a == "-h" || a == "--help":
@@ -78,7 +78,7 @@ func parseRange(name, usage string, args []string, std streams) (c rangeCall, er
 	return c, nil
 }
 
-func asEraCopy(ctx context.Context, args []string, std streams) error {
+func asEraCopy(ctx context.Context, args []string, std stdio) error {
 	c, err := parseRange("era_copy", eraCopyUsage, args, std)
 	if err != nil || c.answered {
 		return err
@@ -117,7 +117,7 @@ func asEraCopy(ctx context.Context, args []string, std streams) error {
 	return err
 }
 
-func asEraApply(ctx context.Context, args []string, std streams) error {
+func asEraApply(ctx context.Context, args []string, std stdio) error {
 	c, err := parseRange("era_apply", eraApplyUsage, args, std)
 	if err != nil || c.answered {
 		return err

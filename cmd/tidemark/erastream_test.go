@@ -52,7 +52,7 @@ func TestTheNamesDoWhatTheOriginalsDid(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out, errs bytes.Buffer
-	if err := asEraCopy(t.Context(), []string{"8", src}, streams{bytes.NewReader(list), &out, &errs}); err != nil {
+	if err := asEraCopy(t.Context(), []string{"8", src}, stdio{bytes.NewReader(list), &out, &errs}); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(out.Bytes(), want) || errs.Len() > 0 {
@@ -61,7 +61,7 @@ func TestTheNamesDoWhatTheOriginalsDid(t *testing.T) {
 	t.Setenv(envStateDir, dir)
 	image := filepath.Join(dir, "image")
 	for range 2 { // new, then old
-		if err := asEraApply(t.Context(), []string{image}, streams{bytes.NewReader(want), &out, &errs}); err != nil {
+		if err := asEraApply(t.Context(), []string{image}, stdio{bytes.NewReader(want), &out, &errs}); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(image)
@@ -254,7 +254,7 @@ func TestCopyAndApplyEndWithTheirContext(t *testing.T) {
 	cancel()
 	nothing, held := io.Pipe()
 	defer held.Close()
-	std := streams{nothing, io.Discard, io.Discard}
+	std := stdio{nothing, io.Discard, io.Discard}
 	if err := asEraCopy(ctx, []string{"8", src}, std); err == nil {
 		t.Error("era_copy read a list that was never written")
 	}

@@ -29,6 +29,7 @@ import (
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/streams"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
@@ -201,6 +202,7 @@ func eraClasses() []class {
 		{dm.ErrNotFound, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
 		{dm.ErrNotSupported, exitError, "load the module or use another kernel"},
 		{errOutput, exitRefused, "give another output"},
+		{streams.ErrRefused, exitRefused, "give another target, or end what uses this one"},
 		{errMetadataInUse, exitBusy, `take a metadata snapshot and use --metadata-snapshot, or remove the device that uses it`},
 		{era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
 		{era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
@@ -225,7 +227,7 @@ func eraClasses() []class {
 		{boot.ErrNotOurs, exitRefused, "move it away"},
 		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{boot.ErrUnsuitable, exitRefused, ""},
-		{boot.ErrHibernation, exitRefused, "give up hibernation: noresume on the kernel's command line (in /etc/default/grub, then update-grub), or RESUME=none in /etc/initramfs-tools/conf.d/resume"},
+		{boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
 		{boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
 	}
 }

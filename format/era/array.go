@@ -10,12 +10,12 @@ type array struct {
 	dev   *device
 	what  string // "era array" or "bitset", for messages
 	width int    // bytes of a value
-	// seen holds the array blocks of this read. No two places of one
-	// consistent set of trees may share one. Nil when someone else counts.
+	// seen holds the array blocks that were read: two places of one
+	// consistent set of trees never share a block. Nil: not checked here.
 	seen bitmap
 	// block gets each wanted array block: its index and its packed values.
 	block func(index uint64, values []byte) error
-	// lost is told which wanted blocks, by index, cannot be read. When it
+	// lost gets the indexes of wanted blocks that cannot be read. When it
 	// is nil the first fault ends the read.
 	lost func(index span, f *Fault) error
 

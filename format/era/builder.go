@@ -43,15 +43,15 @@ func (b *Builder) Begin(h Header) error {
 	if err := checkSuper(0, s.encode(0), s); err != nil {
 		return fmt.Errorf("era: restore: %s: %w", asFault(err).Problem, ErrXML)
 	}
-	if err := b.room(ceilDiv(uint64(h.NrBlocks), erasPerBlock) + 4); err != nil {
+	if err := b.fits(ceilDiv(uint64(h.NrBlocks), erasPerBlock) + 4); err != nil {
 		return err
 	}
 	_, err := b.w.WriteAt(make([]byte, BlockSize), 0)
 	return err
 }
 
-// room fails early when n more blocks cannot fit.
-func (b *Builder) room(n uint64) error {
+// fits fails early when n more blocks cannot fit.
+func (b *Builder) fits(n uint64) error {
 	if need := uint64(b.next) + n; need > b.blocks {
 		return fmt.Errorf("era: restore: needs %d blocks or more, the target has %d: %w", need, b.blocks, ErrNoSpace)
 	}
@@ -70,7 +70,7 @@ func (b *Builder) BeginWriteset(e Era, bits uint32) error {
 	if found {
 		return fmt.Errorf("era: restore: two writesets of era %d: %w", e, ErrXML)
 	}
-	if err := b.room(ceilDiv(uint64(bits), bitsPerBlock) + 1); err != nil {
+	if err := b.fits(ceilDiv(uint64(bits), bitsPerBlock) + 1); err != nil {
 		return err
 	}
 	b.writesets = slices.Insert(b.writesets, at, Writeset{Era: e, Bits: bits})
@@ -102,7 +102,7 @@ func (b *Builder) EndWriteset() error {
 		return fmt.Errorf("era: restore: writeset of era %d has %d bits, want %d: %w", w.Era, b.array.given, w.Bits, ErrXML)
 	}
 	var err error
-	w.Root, err = b.array.finish()
+	w.Root, err = b.array.root()
 	return err
 }
 
@@ -135,7 +135,7 @@ func (b *Builder) EndArray() error {
 		return fmt.Errorf("era: restore: era array of %d blocks, want %d: %w", b.array.given, b.h.NrBlocks, ErrXML)
 	}
 	var err error
-	b.eraArray, err = b.array.finish()
+	b.eraArray, err = b.array.root()
 	return err
 }
 
@@ -179,7 +179,7 @@ func (b *Builder) sync() error {
 // alloc returns the next block, zeroed. It must be filled and sealed before the
 // next call.
 func (b *Builder) alloc() (Addr, []byte, error) {
-	if err := b.room(1); err != nil {
+	if err := b.fits(1); err != nil {
 		return 0, nil, err
 	}
 	if len(b.run) == cap(b.run) {

@@ -40,8 +40,8 @@ func (w *arrayWriter) close() {
 	w.block, w.n = nil, 0
 }
 
-// finish writes the tree over the blocks and returns its root.
-func (w *arrayWriter) finish() (Addr, error) {
+// root writes the tree over the blocks and returns its root.
+func (w *arrayWriter) root() (Addr, error) {
 	w.close()
 	return w.b.tree(childWidth, len(w.addrs), func(i int, value []byte) uint64 {
 		le.PutUint64(value, uint64(w.addrs[i]))
@@ -110,7 +110,7 @@ func (b *Builder) node(flag uint32, valueSize, first, count int, put func(i int,
 // in use once.
 func (b *Builder) spaceMap() (SpaceMapRoot, error) {
 	bitmaps := ceilDiv(b.blocks, bitmapEntries)
-	if err := b.room(bitmaps + 2); err != nil {
+	if err := b.fits(bitmaps + 2); err != nil {
 		return SpaceMapRoot{}, err
 	}
 	refs, err := b.tree(4, 0, nil)

@@ -26,17 +26,17 @@ func (r Range) Bytes(blockBytes int64) (off, length int64) {
 type Query struct {
 	// Since is the first era that counts.
 	Since Era
-	// Damaged, when set, gets each fault, and what the fault hides counts as
-	// written. When nil, the first fault ends the query.
+	// Damaged, when set, gets each fault, and the blocks that a fault hides
+	// count as written. When nil, the first fault ends the query.
 	Damaged func(*Fault)
 }
 
 // Changed calls emit with all blocks written in era q.Since or later, ascending,
 // disjoint, neighbours joined. On a live view that was not closed properly that
-// includes the current writeset. Blocks by which a device grew are not included:
-// nobody has written to them.
+// includes the current writeset. Blocks by which a device grew are not included
+// until they are written.
 //
-// When emit or the query fails, what was emitted before is incomplete.
+// When emit or the query fails, the ranges emitted so far are incomplete.
 func (v *View) Changed(q Query, emit func(Range) error) error {
 	s := newScan(v, q)
 	if err := s.list(); err != nil {
@@ -51,7 +51,7 @@ func (v *View) Changed(q Query, emit func(Range) error) error {
 			return err
 		}
 	}
-	return s.runs.finish(n, emit)
+	return s.runs.end(n, emit)
 }
 
 // scan is one query on its way through the windows.
@@ -210,10 +210,10 @@ func (r *runs) flip(at uint64, emit func(Range) error) error {
 	return emit(Range{Block(r.begin), Block(at)})
 }
 
-// finish emits the run that is still open at end.
-func (r *runs) finish(end uint64, emit func(Range) error) error {
+// end emits the run that is still open at block at.
+func (r *runs) end(at uint64, emit func(Range) error) error {
 	if !r.open {
 		return nil
 	}
-	return r.flip(end, emit)
+	return r.flip(at, emit)
 }

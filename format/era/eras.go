@@ -1,68 +1,59 @@
 package era
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
-// Eras returns, for each of some data blocks in ascending order, the newest era
-// in which it was written; 0 is never. It reads only the metadata that tells
-// about these blocks. It fails for a block beyond the device, and at the first
-// fault.
+// Eras returns, for each of some data blocks in ascending order, the newest era in which
+// the block was written; 0 is never. It reads only the metadata of these blocks. It fails
+// for a block beyond the device, and at the first fault.
 func (v *View) Eras(at []Block) ([]Era, error) {
+	n := v.super.NrBlocks
+	if len(at) > 0 && (!slices.IsSorted(at) || uint32(at[len(at)-1]) >= n) {
+		return nil, fmt.Errorf("era: blocks up to %d: want ascending ones, and the device has %d", at[len(at)-1], n)
+	}
 	writesets, err := v.Writesets()
 	if err != nil {
 		return nil, err
 	}
 	out := make([]Era, len(at))
-	if err := v.arrayEras(at, out); err != nil {
+	array := newArray(&v.dev, "era array", eraWidth, nil)
+	err = array.pick(v.super.EraArray, uint64(n), erasPerBlock, at, func(i int, k uint64, values []byte) {
+		out[i] = Era(le.Uint32(values[k*eraWidth:]))
+	})
+	if err != nil {
 		return nil, err
 	}
 	for _, w := range writesets {
-		if err := v.raiseMarked(w, at, out); err != nil {
+		bits := newArray(&v.dev, "writeset", wordWidth, nil)
+		within, _ := slices.BinarySearch(at, Block(w.Bits))
+		err := bits.pick(w.Root, ceilDiv(uint64(w.Bits), 64), bitsPerBlock, at[:within], func(i int, k uint64, values []byte) {
+			if le.Uint64(values[k/64*wordWidth:])>>(k%64)&1 != 0 {
+				out[i] = max(out[i], w.Era)
+			}
+		})
+		if err != nil {
 			return nil, fmt.Errorf("era: writeset of era %d: %w", w.Era, err)
 		}
 	}
 	return out, nil
 }
 
-// arrayEras fills out with what the era array says.
-func (v *View) arrayEras(at []Block, out []Era) error {
-	a := newArray(&v.dev, "era array", eraWidth, nil)
-	for i := 0; i < len(at); {
-		if at[i] >= Block(v.super.NrBlocks) {
-			return fmt.Errorf("era: block %d: the device has %d", at[i], v.super.NrBlocks)
+// pick reads the array blocks of some data blocks, which ascend and lie inside the array.
+// each gets the index of a data block, its place among the per data blocks of the array
+// block, and the values of that.
+func (a *array) pick(root Addr, length, per uint64, at []Block, each func(i int, k uint64, values []byte)) error {
+	i := 0
+	a.block = func(index uint64, values []byte) error {
+		for ; i < len(at) && uint64(at[i])/per == index; i++ {
+			each(i, uint64(at[i])%per, values)
 		}
-		a.block = func(index uint64, values []byte) error {
-			for ; i < len(at) && uint64(at[i])/erasPerBlock == index; i++ {
-				offset := uint64(at[i]) % erasPerBlock * eraWidth
-				if offset+eraWidth > uint64(len(values)) {
-					return fmt.Errorf("era: block %d: the device has %d", at[i], v.super.NrBlocks)
-				}
-				out[i] = Era(le.Uint32(values[offset:]))
-			}
-			return nil
-		}
-		index := uint64(at[i]) / erasPerBlock
-		if err := a.read(v.super.EraArray, uint64(v.super.NrBlocks), span{index, index + 1}); err != nil {
-			return err
-		}
+		return nil
 	}
-	return nil
-}
-
-// raiseMarked sets out to the writeset's era where it is marked and newer.
-func (v *View) raiseMarked(w Writeset, at []Block, out []Era) error {
-	a := newArray(&v.dev, "writeset", wordWidth, nil)
-	for i := 0; i < len(at) && uint32(at[i]) < w.Bits; {
-		a.block = func(index uint64, values []byte) error {
-			for ; i < len(at) && uint32(at[i]) < w.Bits && uint64(at[i])/bitsPerBlock == index; i++ {
-				bit := uint64(at[i]) % bitsPerBlock
-				if le.Uint64(values[bit/64*wordWidth:])>>(bit%64)&1 != 0 {
-					out[i] = max(out[i], w.Era)
-				}
-			}
-			return nil
-		}
-		index := uint64(at[i]) / bitsPerBlock
-		if err := a.read(w.Root, ceilDiv(uint64(w.Bits), 64), span{index, index + 1}); err != nil {
+	for i < len(at) {
+		index := uint64(at[i]) / per
+		if err := a.read(root, length, span{index, index + 1}); err != nil {
 			return err
 		}
 	}

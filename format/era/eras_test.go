@@ -48,6 +48,9 @@ func TestErasOfSomeBlocksAreThoseOfALogicalDump(t *testing.T) {
 			if _, err := v.Eras([]Block{Block(n)}); err == nil {
 				t.Error("a block beyond the device has an era")
 			}
+			if _, err := v.Eras([]Block{1, 0}); err == nil {
+				t.Error("blocks that descend have eras")
+			}
 		})
 	}
 }

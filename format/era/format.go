@@ -1,15 +1,21 @@
-// Package era reads, checks, dumps, restores and repairs the metadata of
-// Linux's dm-era target, version 1, and computes how much of it a device needs.
+// Package era reads, checks, dumps, restores and repairs the metadata of Linux's dm-era
+// target, version 1, and computes how much of it a device needs.
 //
-// It owns the on-disk format and nothing else: it works on an io.ReaderAt or
-// io.WriterAt and opens no device. It never changes metadata in place but for
-// Stamp; restore and repair write a new image. It refuses blocks whose checksum, own address
-// or type is wrong, pointers that leave the metadata, nodes that overlap or
-// form cycles, and sizes that do not fit, always with the byte offset. Memory
-// stays within a few MiB however large the metadata is.
+// For most uses, call Open on the metadata device, take the held snapshot with
+// Metadata.Snapshot (or Metadata.Live, when no kernel uses the metadata), and ask
+// View.Changed for the blocks that were written since an era. Dump, Restore, Check and
+// Repair do what era_dump, era_restore, era_check and era_repair do; NewPlan says how
+// large the metadata device must be.
 //
-// Values of one Metadata or View may be used by several goroutines at once when
-// the io.ReaderAt allows it; a Sink is used by one.
+// The package owns the on-disk format and nothing else: it works on an io.ReaderAt or an
+// io.WriterAt and opens no device. Only Stamp changes metadata in place; Restore and
+// Repair write a new image. A reader refuses a block whose checksum, own address or type
+// is wrong, a pointer that leaves the metadata, nodes that overlap or form a cycle, and
+// sizes that do not fit. Each error names the byte offset. Memory stays within a few MiB
+// for metadata of any size.
+//
+// One Metadata or View may be used by several goroutines at once when its io.ReaderAt
+// allows that. A Sink is for one goroutine.
 //
 // # Format
 //

@@ -18,10 +18,11 @@ const (
 	identityID = identityAt + len(identityMagic)
 )
 
-// Identity tells metadata from any other, and from what was in the same place
-// before. The zero value says that it has none: the kernel and
-// thin-provisioning-tools write none, and neither do Restore and Repair, for what
-// they write is not the history that the old identity stood for.
+// Identity is a random number that tells the metadata of one device from all other
+// metadata, also from older metadata in the same place. The zero value means that
+// metadata has no identity: the kernel and thin-provisioning-tools write none.
+// Neither do Restore and Repair: their output is not the history that the old
+// identity stood for.
 type Identity [16]byte
 
 // String returns the identity in hexadecimal; it is empty when there is none.
@@ -73,10 +74,10 @@ func (b *Builder) Identify(id Identity) { b.identity = id }
 
 // Stamp gives the metadata in the first size bytes of rw an identity, in place of
 // the one it has. Only the superblock is written, in one write, and synced when rw
-// has a Sync method; a power cut leaves the old or the new where the device writes
-// 4096 bytes as a whole, which is what the kernel relies on at every commit.
+// has a Sync method. A power cut leaves the old superblock or the new, on a device
+// that writes 4096 bytes as a whole; the kernel relies on the same at every commit.
 //
-// No kernel may be using the metadata: it would write over the identity.
+// The kernel must not be using the metadata: it would overwrite the identity.
 func Stamp(rw interface {
 	io.ReaderAt
 	io.WriterAt

@@ -16,8 +16,7 @@ import (
 //
 // marked holds half-open ranges of blocks, era_array those of one era and the era.
 type jsonSink struct {
-	w     io.Writer
-	buf   []byte
+	output
 	count int // elements of the open list
 	sets  int
 	runs  runs
@@ -27,21 +26,7 @@ type jsonSink struct {
 }
 
 // NewJSON returns a Sink that writes a dump as JSON.
-func NewJSON(w io.Writer) Sink { return &jsonSink{w: w} }
-
-func (j *jsonSink) write(s string) error {
-	j.buf = append(j.buf, s...)
-	if len(j.buf) < flushAt {
-		return nil
-	}
-	return j.flush()
-}
-
-func (j *jsonSink) flush() error {
-	_, err := j.w.Write(j.buf)
-	j.buf = j.buf[:0]
-	return err
-}
+func NewJSON(w io.Writer) Sink { return &jsonSink{output: output{w: w}} }
 
 // list adds [numbers...] to the open list.
 func (j *jsonSink) list(numbers ...uint64) error {
@@ -55,7 +40,7 @@ func (j *jsonSink) list(numbers ...uint64) error {
 		open = ','
 		j.buf = strconv.AppendUint(j.buf, n, 10)
 	}
-	return j.write("]")
+	return j.text("]")
 }
 
 func (j *jsonSink) Begin(h Header) error {
@@ -63,7 +48,7 @@ func (j *jsonSink) Begin(h Header) error {
 	if err != nil {
 		return err
 	}
-	return j.write(string(b[:len(b)-1]) + ",\n\"writesets\":[")
+	return j.text(string(b[:len(b)-1]) + ",\n\"writesets\":[")
 }
 
 func (j *jsonSink) BeginWriteset(e Era, bits uint32) error {
@@ -72,7 +57,7 @@ func (j *jsonSink) BeginWriteset(e Era, bits uint32) error {
 	}
 	j.sets++
 	j.at, j.count, j.runs = 0, 0, runs{}
-	return j.write("\n{\"era\":" + strconv.FormatUint(uint64(e), 10) + ",\"nr_bits\":" + strconv.FormatUint(uint64(bits), 10) + ",\"marked\":[")
+	return j.text("\n{\"era\":" + strconv.FormatUint(uint64(e), 10) + ",\"nr_bits\":" + strconv.FormatUint(uint64(bits), 10) + ",\"marked\":[")
 }
 
 func (j *jsonSink) mark(r Range) error { return j.list(uint64(r.Begin), uint64(r.End)) }
@@ -84,15 +69,15 @@ func (j *jsonSink) Bits(words []uint64, n int) error {
 }
 
 func (j *jsonSink) EndWriteset() error {
-	if err := j.runs.finish(j.at, j.mark); err != nil {
+	if err := j.runs.end(j.at, j.mark); err != nil {
 		return err
 	}
-	return j.write("]}")
+	return j.text("]}")
 }
 
 func (j *jsonSink) BeginArray() error {
 	j.at, j.begin, j.count = 0, 0, 0
-	return j.write("],\n\"era_array\":[\n")
+	return j.text("],\n\"era_array\":[\n")
 }
 
 func (j *jsonSink) Eras(eras []Era) error {

@@ -14,9 +14,10 @@ type Metadata struct {
 // Open reads and checks the superblock of the metadata in the first size bytes
 // of r. It fails with ErrNotEra, ErrDamaged or ErrNewer, or with r's error.
 //
-// Everything is read in whole blocks, into memory aligned to BlockSize, so that
-// r may be a file opened with O_DIRECT. While a device is active the kernel writes past the page cache: r must then
-// read the metadata device directly, and only Snapshot gives a stable view.
+// Reads are of whole blocks, into memory aligned to BlockSize, so that r may be a
+// file opened with O_DIRECT. While a device is active the kernel writes past the
+// page cache: then r must read the metadata device directly, and only Snapshot
+// gives a stable view.
 func Open(r io.ReaderAt, size int64) (*Metadata, error) {
 	if size < BlockSize {
 		return nil, fmt.Errorf("era: superblock at byte 0: only %d bytes: %w", size, ErrNotEra)
@@ -69,8 +70,9 @@ type View struct {
 	at    Addr // of the held clone, 0 for the live state
 }
 
-// Superblock returns the fields that hold for this view. For a snapshot Era is
-// the one that began when it was taken: the value to ask for next time.
+// Superblock returns the fields that hold for this view. For a snapshot, Era is
+// the era that began when the snapshot was taken: the value for Query.Since of the
+// next copy.
 func (v *View) Superblock() Superblock { return v.super }
 
 // Clean says that no writeset is open: the device was closed properly, or the
@@ -79,7 +81,7 @@ func (v *View) Clean() bool { return v.super.CurrentRoot == 0 }
 
 // Recheck reads the superblock again and fails with ErrSnapshotGone when the
 // snapshot this view shows is no longer held. Call it after the last use of a
-// snapshot on an active device: what was read before may be trusted only then.
+// snapshot on an active device: its answers count only when Recheck succeeds.
 func (v *View) Recheck() error {
 	if v.at == 0 {
 		return nil

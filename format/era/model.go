@@ -5,11 +5,11 @@ import (
 	"sort"
 )
 
-// model allocates metadata blocks as the kernel does, without their content, to
-// learn how many a device needs. It follows what Linux 6.1 does: a block that
-// was committed is copied before it is changed, and what a transaction frees can
-// be used again only after its commit. So a device needs as many blocks as are
-// at any moment in use now or at the last commit.
+// model allocates metadata blocks as Linux 6.1 does, without their content, to
+// learn how many a device needs. The kernel copies a committed block before it
+// changes it, and uses a block that a transaction has freed only after the commit.
+// So a device needs as many blocks as are, at any moment, in use now or at the last
+// commit.
 type model struct {
 	size    uint64  // blocks of the device, 0 for as many as wanted
 	full    bool    // there was no free block
@@ -100,7 +100,7 @@ func (m *model) take() Addr {
 	return m.got(a)
 }
 
-// takeBeyond lets a model that is full go on to its end.
+// takeBeyond lets a full model go on with its work, without a limit.
 func (m *model) takeBeyond() Addr {
 	m.size = 0
 	return m.take()

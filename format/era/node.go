@@ -34,7 +34,8 @@ func (s span) clip(t span) span { return span{max(s.lo, t.lo), min(s.hi, t.hi)} 
 func (s span) empty() bool      { return s.lo >= s.hi }
 
 // checkNode checks the header and the keys of a node that may hold the keys in
-// bound. Order matters: no accessor is used before what it relies on is known.
+// bound. The order of the checks matters: an accessor is
+// used only after the fields it relies on were checked.
 func checkNode(a Addr, n node, valueSize int, root bool, bound span) error {
 	const o = "btree node"
 	if n.internal() == n.leaf() {

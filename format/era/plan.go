@@ -5,41 +5,43 @@ import (
 	"math"
 )
 
-// PlanOptions says what the metadata must hold. The zero value asks for the
+// PlanOptions describes the load that the metadata must bear. The zero value asks for the
 // usual: ten snapshots, ten undigested eras.
 type PlanOptions struct {
 	Snapshots  int // taken and dropped one after the other; 0 means 10
 	Undigested int // eras waiting to be digested at the worst moment; 0 means 10
 }
 
-// Plan is how much metadata a device needs. All sizes are in bytes, of whole
-// metadata blocks, computed by following the kernel's allocations one by one.
+// Plan is how much metadata a device needs. All sizes are in bytes, of whole metadata
+// blocks, computed by following the kernel's allocations one by one.
 //
-// For devices of 4 MiB to 16 TiB in blocks of 4096 and 8192 sectors, and smaller
-// ones in blocks of 128, Linux 6.1 was tried with these sizes: it creates a device
-// with Create and not with a block less; it does not take and drop ten snapshots, one
-// at once after the other, with a block less than SnapshotsLeast; with Worst it does,
-// and does it between writes and checkpoints.
+// Use Recommended. The other sizes explain it and compare it with Linux 6.1, for devices
+// of 4 MiB to 16 TiB in blocks of 4096 and 8192 sectors, and for smaller devices in blocks
+// of 128:
 //
-// The dm-era tutorial gives what ten snapshots needed on its machine, in KiB for
-// blocks of 4096 sectors: 64 up to 1 GiB, 68 for 2 GiB, … 42388 for 16 TiB. Up to
-// 128 GiB that is SnapshotsLeast, at 8 TiB it is SnapshotsMost, and in between it
-// lies between the two, for the tutorial's kernel had not digested every era when
-// the next snapshot came. Two things make up the rest: at 4 TiB, a kernel before
-// 5.13 left nodes of the era array's tree half empty (7 blocks); and a machine that
-// digests slowly needs more at any size, 104 KiB instead of 96 at 16 GiB. So none of
-// these numbers is safe to use: Recommended is.
+//   - The kernel creates a device with Create, and not with a block less.
+//   - It takes and drops ten snapshots, one after the other, only with SnapshotsLeast or
+//     more.
+//   - With Worst it does so between writes and checkpoints.
+//
+// The dm-era tutorial lists the sizes, in KiB for blocks of 4096 sectors, with which its
+// machine took ten snapshots: 64 up to 1 GiB, 68 for 2 GiB, … 42388 for 16 TiB. They lie
+// between SnapshotsLeast (all of them up to 128 GiB) and SnapshotsMost (8 TiB), because
+// the tutorial's kernel had not digested every era before the next snapshot. At 4 TiB
+// they are 7 blocks above SnapshotsMost: before 5.13 a kernel left nodes of the era
+// array's tree half empty. A machine that digests slowly needs more at any size, as 104
+// KiB instead of 96 at 16 GiB. So the tutorial's sizes are not safe to use.
 type Plan struct {
 	BlockSectors uint32 `json:"block_size"` // of a data block
 	NrBlocks     uint32 `json:"nr_blocks"`  // data blocks
 
 	// Create is the smallest size with which the device can be created.
 	Create int64 `json:"create"`
-	// SnapshotsLeast and SnapshotsMost are the smallest sizes with which the
-	// device can be created and the snapshots taken and dropped, idle:
-	// when the kernel digests each era before the next snapshot, and when
-	// it digests none. A real kernel is between the two, or some blocks above
-	// when it digests while the snapshot is held.
+	// SnapshotsLeast and SnapshotsMost are the smallest sizes with which an
+	// idle device can be created and the snapshots taken and dropped:
+	// SnapshotsLeast when the kernel digests each era before the next
+	// snapshot, SnapshotsMost when it digests none. A real kernel is between
+	// the two, or some blocks above when it digests while a snapshot is held.
 	SnapshotsLeast int64 `json:"snapshots_least"`
 	SnapshotsMost  int64 `json:"snapshots_most"`
 	// Worst is enough for any load while a snapshot is held, as long as no

@@ -8,8 +8,8 @@ import (
 
 // ParseRangesXML reads the list that era_invalidate prints, of 0.9 or 1.x or on
 // one line, and calls each for every range as it comes: nothing is sorted or
-// joined. It fails with ErrXML, and with io.EOF as well when there is no input
-// at all, which is what a failed era_invalidate leaves in a pipe.
+// joined. It fails with ErrXML, and with io.EOF as well for an empty input, which
+// a failed era_invalidate leaves in a pipe.
 func ParseRangesXML(r io.Reader, each func(Range) error) error {
 	p := parser{tagScanner: newTagScanner(r)}
 	if err := p.scan(); err != nil {

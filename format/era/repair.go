@@ -9,7 +9,7 @@ import (
 // m. Blocks whose history is lost count as written in the current era; see
 // DumpOptions.Damaged, which gets each fault. A held snapshot is not kept.
 //
-// m must not be in use by the kernel, and w not be what m reads from.
+// The kernel must not be using m, and w must not be the device that m reads from.
 func Repair(m *Metadata, w io.WriterAt, size int64, damaged func(*Fault)) error {
 	if damaged == nil {
 		damaged = func(*Fault) {}

@@ -1,21 +1,22 @@
 package era
 
-// eraRule knows which eras the era array can have. The kernel digests the
-// oldest writeset first, so an element is older than the oldest writeset, or of
-// its era and in it, half digested. A query for a later era therefore need not
-// read the array, and digestion sets no element back.
+// eraRule knows which eras the era array can have. The kernel digests the oldest
+// writeset first. So each element is older than the oldest writeset, or it has the
+// era of the oldest writeset and its block is marked there (half digested). A query
+// for a later era therefore need not read the array, and digestion sets no element
+// back.
 //
-// An element of the current era is allowed when the current era's writeset has
-// the block as well, for that is how a tolerant dump marks what is lost.
+// An element of the current era is allowed when the writeset of the current era
+// marks the block too: a tolerant dump marks lost blocks in this way.
 //
-// It keeps two writesets, a bit a data block each.
+// The rule keeps two writesets, one bit for each data block.
 type eraRule struct {
 	era    Era // the current one
 	any    bool
 	oldest Era
 	old    bitmap // the oldest writeset
 	now    bitmap // the current era's
-	open   bitmap // the one that is being filled, nil when it does not matter
+	open   bitmap // the writeset that is being filled; nil when the rule needs it not
 }
 
 // begin begins a writeset.

@@ -19,7 +19,7 @@ type tree struct {
 	node func(a Addr, n node, root bool)
 	// leaf sees the entries i to j-1 of each leaf, those with wanted keys.
 	leaf func(n node, i, j int) error
-	// lost is told which wanted keys a fault hides. When it is nil a fault
+	// lost gets the wanted keys that a fault hides. When it is nil a fault
 	// ends the walk.
 	lost func(keys span, f *Fault) error
 }

@@ -16,8 +16,8 @@ func (v *View) Writesets() ([]Writeset, error) {
 	return v.writesets(newBitmap(v.dev.blocks), nil)
 }
 
-// writesets lists the writesets and adds their roots to seen. lost is told
-// which eras a fault hides; when it is nil the first fault is returned.
+// writesets lists the writesets and adds their roots to seen. lost gets the eras
+// that a fault hides; when it is nil the first fault is returned.
 func (v *View) writesets(seen bitmap, lost func(eras span, f *Fault) error) ([]Writeset, error) {
 	l := lister{view: v, seen: seen, lost: lost}
 	t := tree{dev: &v.dev, valueSize: writesetWidth, leaf: l.leaf, lost: l.lose}

@@ -6,28 +6,41 @@ import (
 	"strings"
 )
 
-// flushAt is how many bytes of XML are collected before they are written.
+// flushAt is how many bytes of output are collected before they are written.
 const flushAt = 128 << 10
+
+// output collects text.
+type output struct {
+	w   io.Writer
+	buf []byte
+}
+
+func (o *output) flush() error {
+	_, err := o.w.Write(o.buf)
+	o.buf = o.buf[:0]
+	return err
+}
+
+func (o *output) text(s string) error {
+	o.buf = append(o.buf, s...)
+	if len(o.buf) < flushAt {
+		return nil
+	}
+	return o.flush()
+}
 
 // xmlSink writes the XML of thin-provisioning-tools 0.9, byte for byte. A
 // device of 2^24 blocks with some writesets has 10^8 lines, so it formats by
 // hand.
 type xmlSink struct {
-	w     io.Writer
-	buf   []byte
+	output
 	block decimal
 	tail  []byte // the end of the line for the era last written
 }
 
 // NewXML returns a Sink that writes what era_dump 0.9 prints.
 func NewXML(w io.Writer) Sink {
-	return &xmlSink{w: w, buf: make([]byte, 0, flushAt+128)}
-}
-
-func (x *xmlSink) flush() error {
-	_, err := x.w.Write(x.buf)
-	x.buf = x.buf[:0]
-	return err
+	return &xmlSink{output: output{w, make([]byte, 0, flushAt+128)}}
 }
 
 func (x *xmlSink) attr(name string, v uint64) {
@@ -36,14 +49,6 @@ func (x *xmlSink) attr(name string, v uint64) {
 	x.buf = append(x.buf, `="`...)
 	x.buf = strconv.AppendUint(x.buf, v, 10)
 	x.buf = append(x.buf, '"')
-}
-
-func (x *xmlSink) text(s string) error {
-	x.buf = append(x.buf, s...)
-	if len(x.buf) < flushAt {
-		return nil
-	}
-	return x.flush()
 }
 
 func (x *xmlSink) Begin(h Header) error {
@@ -153,14 +158,11 @@ func (d *decimal) appendNext(buf []byte) []byte {
 }
 
 // RangesXML writes the list that era_invalidate 0.9 prints and era_copy reads.
-type RangesXML struct {
-	w   io.Writer
-	buf []byte
-}
+type RangesXML struct{ output }
 
 // NewRangesXML begins a list.
 func NewRangesXML(w io.Writer) *RangesXML {
-	return &RangesXML{w: w, buf: []byte("<blocks>\n")}
+	return &RangesXML{output{w, []byte("<blocks>\n")}}
 }
 
 // Range adds a range to the list; its method value fits View.Changed.
@@ -174,17 +176,7 @@ func (x *RangesXML) Range(r Range) error {
 		x.buf = append(x.buf, `" end = "`...)
 		x.buf = strconv.AppendUint(x.buf, uint64(r.End), 10)
 	}
-	x.buf = append(x.buf, "\"/>\n"...)
-	if len(x.buf) < flushAt {
-		return nil
-	}
-	return x.flush()
-}
-
-func (x *RangesXML) flush() error {
-	_, err := x.w.Write(x.buf)
-	x.buf = x.buf[:0]
-	return err
+	return x.text("\"/>\n")
 }
 
 // Close ends the list. Without it the list is incomplete, and readers say so.

@@ -1,6 +1,9 @@
 // Package erastream reads and writes the stream of era_copy and era_apply: the
 // changed ranges of a device with their data.
 //
+// For most uses, call Writer.Copy for each range and Writer.Close at the end; and
+// Reader.Next for each record, then read its data from the Reader.
+//
 // The stream has no header, version, checksum or end mark: records follow one
 // another to the end of the file.
 //
@@ -13,13 +16,13 @@
 // The originals write the numbers in the host's byte order; this package reads
 // and writes little endian, that of every machine they are known to run on.
 //
-// The reader refuses what the originals take as it comes: a stream that breaks
-// off inside a record, negative or overflowing numbers, records that overlap or
-// do not ascend, and records past the end of the target. A stream cut off
-// between two records cannot be told from a whole one, and an empty stream is
-// valid: who applies one must know by other means that it is complete.
+// The reader refuses a stream that breaks off inside a record, negative or
+// overflowing numbers, records that overlap or do not ascend, and records past the
+// end of the target. The originals refuse none of these. A stream that is cut off
+// between two records looks like a whole one, and an empty stream is valid: the
+// caller must know by other means that a stream is complete.
 //
-// Memory is constant. A Reader or Writer is used by one goroutine at a time.
+// Memory is constant. A Reader or Writer is for one goroutine at a time.
 package erastream
 
 import (
@@ -82,8 +85,8 @@ type Reader struct {
 	err     error
 }
 
-// NewReader returns a Reader. size is that of the target in bytes; records that
-// reach past it are refused. Negative means that any place is fine.
+// NewReader returns a Reader. size is the size of the target in bytes: records that
+// reach past it are refused with ErrOutOfBounds. A negative size allows any place.
 func NewReader(r io.Reader, size int64) *Reader {
 	if size < 0 {
 		size = math.MaxInt64
@@ -91,15 +94,14 @@ func NewReader(r io.Reader, size int64) *Reader {
 	return &Reader{r: r, size: size}
 }
 
-// Records returns how many records were begun, and Bytes how much of their data
-// was read.
+// Records returns how many records Next has returned.
 func (s *Reader) Records() int64 { return s.records }
 
 // Bytes returns how many bytes of data were read.
 func (s *Reader) Bytes() int64 { return s.bytes }
 
-// Next skips what is left of the current record and returns the next. After the
-// last it returns io.EOF.
+// Next skips the rest of the current record and returns the next. After the last it
+// returns io.EOF. Errors stay: after one every call returns it.
 func (s *Reader) Next() (Record, error) {
 	if s.left > 0 {
 		if _, err := io.Copy(io.Discard, s); err != nil {
@@ -257,7 +259,7 @@ func (s *Writer) Close() error {
 	return s.err
 }
 
-// fail makes an error final: what was written so far is no stream.
+// fail makes an error final: the bytes written so far are no stream.
 func (s *Writer) fail(err error) error {
 	s.err = err
 	return err

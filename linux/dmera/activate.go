@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/dm"
 )
@@ -21,16 +22,18 @@ type ActivateOptions struct {
 	BlockSize  int64  // in bytes; 0 takes what the metadata says, another is refused
 }
 
-// Activate brings up a device that is not there since a reboot or Remove, from its
-// metadata, with discards off. Metadata that has no identity gets one; nothing else
-// of it is changed. Where the data device has grown, the era device is as large as
-// its metadata says it was: Resize makes it larger. When the device is up already, of
-// the same data and metadata, it is only seen to that discards are off, and those
-// that were let through are noted; Adopt gives it an identity.
+// Activate brings up a device after a reboot or Remove, from its metadata, with
+// discards off. Metadata without an identity gets one; nothing else in it changes.
+// Where the data device has grown, the era device has the size that its metadata
+// says; Resize makes it larger.
+//
+// When the device is up already, over the same data and metadata, Activate only
+// switches its discards off and notes those that it took (NoteGaps); Adopt gives it
+// an identity.
 //
 // It refuses with ErrRefused data and metadata that are in use, overlap or are
-// read-only, data that is smaller than the metadata tells of, and a name that
-// another device has. Other errors wrap those of format/era.
+// read-only, data that is smaller than the metadata says, and a name that another
+// device has. Other errors wrap those of format/era.
 func Activate(ctl *dm.Control, o ActivateOptions) (*Device, error) {
 	if d, err := already(ctl, o); d != nil || err != nil {
 		return d, err
@@ -94,8 +97,8 @@ func already(ctl *dm.Control, o ActivateOptions) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	// It is as important that no more are taken as that these are known.
-	err = queueOf(info.Dev()).forbidDiscards()
+	// Switch them off also where the past ones cannot be noted, and the other way round.
+	err = forbidDiscards(info.Dev())
 	if err != nil {
 		err = fmt.Errorf("dmera: %s: %w", o.Name, err)
 	}
@@ -105,8 +108,8 @@ func already(ctl *dm.Control, o ActivateOptions) (*Device, error) {
 	return d, nil
 }
 
-// remember notes the discards of a device that answers, where there is room to: in an
-// initramfs there is none, and there nobody has let any through yet.
+// remember notes the discards of a device that answers, where StateDir is writable. In
+// an initramfs it is not, and there no discards were switched on yet.
 func (d *Device) remember() error {
 	_, err := d.NoteGaps(context.Background())
 	if errors.Is(err, ErrSuspended) || errors.Is(err, ErrFailed) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
@@ -115,13 +118,13 @@ func (d *Device) remember() error {
 	return err
 }
 
-// same refuses a table that is of other devices.
+// same refuses a table over other devices.
 func (t table) same(o ActivateOptions) error {
 	for _, want := range []struct {
 		what, path string
 		dev        dm.Dev
 	}{{"data", o.Data, t.data}, {"metadata", o.Meta, t.meta}} {
-		if !isNode(want.path, want.dev) {
+		if id, err := block.Identify(want.path); err != nil || id.Dev() != want.dev {
 			return refused("%s: %w, with %s on %s, not on %s", o.Name, dm.ErrExists, want.what, want.dev, want.path)
 		}
 	}
@@ -131,10 +134,10 @@ func (t table) same(o ActivateOptions) error {
 	return nil
 }
 
-// Remove takes the device down, and closes it. The metadata is left as after a
-// clean shutdown, a held snapshot stays in it. Discards that were let through are
-// noted before, or the device stays. The error wraps dm.ErrBusy when the
-// device is in use; nothing was changed then, and d is still open.
+// Remove takes the device down and closes d. The metadata is left as after a clean
+// shutdown; a held snapshot stays in it. Remove first notes the discards that the
+// device took; when that fails the device stays up. The error wraps dm.ErrBusy when
+// the device is in use: nothing was changed then, and d is still open.
 func (d *Device) Remove() error {
 	if err := d.remember(); err != nil {
 		return err

@@ -1,9 +1,11 @@
 package dmera
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,25 +14,24 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/format/era"
+	"tidemark/linux/atomicfile"
 )
 
-// A claim is the ownership of a device's metadata snapshot. Who has it holds a
-// lock, which the kernel takes away when the process dies, and has written down
-// what tells his snapshot from another program's, before he takes it:
+// A claim is the ownership of a device's metadata snapshot. Its owner holds a lock, which
+// the kernel takes away when the process dies. Before it takes a snapshot it writes down
+// what tells this snapshot from another program's:
 //
-//	RunDir/era/NAME.lock    locked while the claim is held; never removed
-//	RunDir/era/NAME.json    the record
-//	StateDir/era/NAME.json  the same, for after a reboot; best effort
+//	RunDir/era/NAME.lock    locked while the claim is held; its content is the record
+//	StateDir/era/NAME.json  the record, for after a reboot; best effort
 //
-// A held snapshot is ours when the lock is free, the record is of this metadata,
-// and the snapshot is the one that the record tells of, or is younger than a record
-// that does not tell yet because its process died before it could. So one that
-// another program took after a process of ours had died between Prepare and its
-// snapshot counts as ours, once, and is dropped; the other program's reads fail then.
+// A held snapshot is ours when the lock is free, the record names this metadata, and the
+// record names the snapshot's era. A record names no era yet when its process died before
+// it could: then each younger snapshot is ours. So a snapshot that another program takes
+// after a process of ours died between Prepare and TakeSnapshot counts as ours, once, and
+// is dropped; the reads of that program fail then.
 type claim struct {
 	lock *os.File
-	run  string // path of the record
-	keep string // path of its copy
+	keep string // path of the record's copy
 	rec  record
 	old  *record // of the process before
 }
@@ -47,69 +48,67 @@ type record struct {
 
 const recordVersion = 1
 
+// lockSize is the length of a lock file with a record, in bytes. One write replaces all
+// of it, so that a process that is killed leaves the old record or the new.
+const lockSize = 1024
+
 // newClaim takes the lock.
 func (d *Device) newClaim() (*claim, error) {
-	dir := filepath.Join(d.o.RunDir, "era")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	base := filepath.Join("era", strings.ReplaceAll(d.Name(), "/", "_"))
+	path := filepath.Join(d.o.RunDir, base+".lock")
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
-	base := strings.ReplaceAll(d.Name(), "/", "_")
-	c := &claim{
-		run:  filepath.Join(dir, base+".json"),
-		keep: filepath.Join(d.o.StateDir, "era", base+".json"),
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, base+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	lock, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
-	c.lock = lock
-	if c.old, err = c.read(); err != nil {
-		return nil, errors.Join(fmt.Errorf("dmera: %s: %w", d.Name(), err), lock.Close())
-	}
+	c := &claim{lock: lock, keep: filepath.Join(d.o.StateDir, base+".json")}
 	err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	switch {
-	case errors.Is(err, unix.EWOULDBLOCK):
-		err = fmt.Errorf("dmera: %s: %w by process %d", d.Name(), ErrHeld, c.holder())
-	case err != nil:
-		err = fmt.Errorf("dmera: %s: lock %s: %w", d.Name(), lock.Name(), err)
-	default:
-		// Who held the lock may have written since.
+	locked := err == nil
+	if locked || errors.Is(err, unix.EWOULDBLOCK) {
 		c.old, err = c.read()
 	}
+	if err == nil && !locked {
+		holder := 0
+		if c.old != nil {
+			holder = c.old.PID
+		}
+		err = fmt.Errorf("%w by process %d", ErrHeld, holder)
+	}
 	if err != nil {
-		return nil, errors.Join(err, lock.Close())
+		return nil, errors.Join(fmt.Errorf("dmera: %s: %w", d.Name(), err), lock.Close())
 	}
 	return c, nil
 }
 
-func (c *claim) holder() int {
-	if c.old == nil {
-		return 0
-	}
-	return c.old.PID
-}
-
 // read returns the record that is there, nil when there is none that can be
-// understood: then nothing that is held counts as ours.
+// understood: then no held snapshot counts as ours.
 func (c *claim) read() (*record, error) {
-	for _, path := range []string{c.run, c.keep} {
-		b, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		var r record
-		if json.Unmarshal(b, &r) == nil && r.Version == recordVersion {
-			return &r, nil
-		}
+	inLock := make([]byte, lockSize)
+	n, err := c.lock.ReadAt(inLock, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
 	}
-	return nil, nil
+	var r record
+	if json.Unmarshal(inLock[:n], &r) == nil && r.Version == recordVersion {
+		return &r, nil
+	}
+	var kept record
+	err = atomicfile.ReadJSON(c.keep, &kept)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, atomicfile.ErrDamaged):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case kept.Version != recordVersion:
+		return nil, nil
+	}
+	return &kept, nil
 }
 
-// took says whether the snapshot with that superblock was taken by the process that
-// left the record.
+// took reports whether the process that left the record took the snapshot with that
+// superblock.
 func (c *claim) took(s era.Superblock) bool {
 	r := c.old
 	switch {
@@ -125,80 +124,61 @@ func (c *claim) took(s era.Superblock) bool {
 func (c *claim) write(r record) error {
 	r.Version, r.PID = recordVersion, os.Getpid()
 	c.rec = r
-	if err := replace(c.run, r, false); err != nil {
-		return fmt.Errorf("dmera: %s: %w", r.Device, err)
+	if err := c.writeLock(); err != nil {
+		return err
 	}
-	// Where this is not to be had (an initramfs, a root that is read-only), a
-	// snapshot that a power cut leaves counts as another program's.
-	_ = replace(c.keep, r, true)
+	// Where StateDir is not writable (an initramfs, a read-only root), a snapshot that
+	// a power cut leaves counts as another program's.
+	_ = replace(c.keep, r)
 	return nil
 }
 
-// taken adds the era of the snapshot to the record; 0 says again that it is not known
-// yet. It may be called under a freeze, so it writes only to memory; elsewhere the
-// record never tells.
+func (c *claim) writeLock() error {
+	b, err := json.Marshal(c.rec)
+	if err == nil && len(b) > lockSize {
+		err = fmt.Errorf("a record of %d bytes, the limit is %d", len(b), lockSize)
+	}
+	if err == nil {
+		_, err = c.lock.WriteAt(append(b, bytes.Repeat([]byte("\n"), lockSize-len(b))...), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("dmera: %s: %s: %w", c.rec.Device, c.lock.Name(), err)
+	}
+	return nil
+}
+
+// taken sets the era of the snapshot in the lock file's record; 0 means that it is not
+// known yet. A caller may hold filesystems frozen, and a write to one of these would wait
+// for ever: taken writes only to a RunDir in memory. In another RunDir the record names
+// no era.
 func (c *claim) taken(e era.Era) error {
 	if c.rec.Held == e {
 		return nil
 	}
 	c.rec.Held = e
 	var st unix.Statfs_t
-	if err := unix.Statfs(filepath.Dir(c.run), &st); err != nil || st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
+	if err := unix.Fstatfs(int(c.lock.Fd()), &st); err != nil || st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC {
 		return nil
 	}
-	if err := replace(c.run, c.rec, false); err != nil {
-		return fmt.Errorf("dmera: %s: %w", c.rec.Device, err)
-	}
-	return nil
+	return c.writeLock()
 }
 
 // release removes the record and then gives the lock up.
 func (c *claim) release() error {
-	var errs []error
-	for _, path := range []string{c.run, c.keep} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) && (path == c.run || !errors.Is(err, unix.EROFS)) {
-			errs = append(errs, fmt.Errorf("dmera: %w", err))
-		}
+	err := os.Remove(c.keep)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
+		err = nil
 	}
-	return errors.Join(append(errs, c.lock.Close())...)
+	if err = errors.Join(err, c.lock.Truncate(0), c.lock.Close()); err != nil {
+		return fmt.Errorf("dmera: %w", err)
+	}
+	return nil
 }
 
-// replace writes a record in one step. A record that shall survive a power cut is
-// synced, and so is its folder.
-func replace(path string, r any, durable bool) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// replace writes a record in one step, durably.
+func replace(path string, r any) error {
+	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(dir, ".record-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	if !durable {
-		return nil
-	}
-	return syncFolder(dir)
-}
-
-func syncFolder(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return atomicfile.WriteJSON(path, atomicfile.Options{Durable: true}, r)
 }

@@ -107,7 +107,7 @@ func TestRecordThatCannotBeUnderstood(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(o.RunDir, "era"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(o.RunDir, "era", "a b.json"), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(o.RunDir, "era", "a b.lock"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		c := claimed(t, o)

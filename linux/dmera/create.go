@@ -12,6 +12,7 @@ import (
 	"tidemark/format/era"
 	"tidemark/linux/dm"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
 // CreateOptions describe a new era device. All but Force must be given.
@@ -20,13 +21,13 @@ type CreateOptions struct {
 	Name       string
 	Data, Meta string // paths of block devices
 	BlockSize  int64  // unit in which writes are remembered, in bytes: a multiple of 4096
-	// Force overwrites what is on the metadata device. It does not make a device
-	// usable that somebody uses.
+	// Force overwrites the content of the metadata device. A device that is in use
+	// is refused all the same.
 	Force bool
 }
 
-// Create writes fresh metadata with an identity of its own, and makes a device of
-// all of Data, with discards off. What is on Data stays as it is.
+// Create writes new metadata with an identity of its own, and makes a device of
+// all of Data, with discards off. The content of Data does not change.
 //
 // It refuses, with ErrRefused and before anything is written, devices that are in
 // use, overlap or are read-only, a metadata device that is too small for any load
@@ -48,7 +49,7 @@ func Create(ctx context.Context, ctl *dm.Control, o CreateOptions) (*Device, err
 	if err != nil {
 		return nil, refused("data %s: %w", o.Data, err)
 	}
-	if err := roomFor(plan, p.meta.Size()); err != nil {
+	if err := largeEnough(plan, p.meta.Size()); err != nil {
 		return nil, refused("metadata %s: %w", o.Meta, err)
 	}
 	if !o.Force {
@@ -63,7 +64,7 @@ func Create(ctx context.Context, ctl *dm.Control, o CreateOptions) (*Device, err
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dmera: metadata %s: %w", o.Meta, err), unformat(o.Meta, id))
 	}
-	// It is of the metadata that was there before, and would make marks lost in vain.
+	// The gap record belongs to the metadata that was there before.
 	_ = os.Remove(gapPath(o.withDefaults().StateDir, o.Name))
 	t := table{sectors: uint64(p.data.Size() / sectorSize), meta: p.metaD, data: p.dataDev, blockSectors: plan.BlockSectors}
 	if err := p.Close(); err != nil {
@@ -87,8 +88,8 @@ func nameFree(ctl *dm.Control, name string) error {
 	return fmt.Errorf("dmera: %w", err)
 }
 
-// roomFor refuses a metadata device that can become full.
-func roomFor(plan era.Plan, size int64) error {
+// largeEnough refuses a metadata device that can become full.
+func largeEnough(plan era.Plan, size int64) error {
 	blocks := usableBlocks(size)
 	if need := plan.Worst / era.BlockSize; blocks < need {
 		return fmt.Errorf("%w: %d KiB, and %d data blocks of %d sectors need %d KiB, better %d KiB",
@@ -135,8 +136,7 @@ func refuseContent(meta *block.Device) error {
 	return nil
 }
 
-// inAligned reads into aligned memory, as direct I/O demands, for those who have
-// other.
+// inAligned reads through aligned memory, as direct I/O demands, into any.
 type inAligned struct{ dev *block.Device }
 
 // ReadAt implements io.ReaderAt.
@@ -146,7 +146,7 @@ func (a inAligned) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, b[:n]), err
 }
 
-// format writes metadata of a device that was never written to, and checks it.
+// format writes the metadata of a device without any writes, and checks it.
 func format(ctx context.Context, meta *block.Device, plan era.Plan) (era.Identity, error) {
 	var id era.Identity
 	rand.Read(id[:])
@@ -195,8 +195,8 @@ func unformat(path string, id era.Identity) error {
 	return errors.Join(err, dev.Close())
 }
 
-// uuidOf returns the UUID of a device with metadata of that identity: the kernel
-// refuses a second device with it.
+// uuidOf returns the device-mapper UUID for metadata of that identity. The kernel
+// refuses a second device with the same UUID.
 func uuidOf(id era.Identity) string {
 	if id == (era.Identity{}) {
 		return ""
@@ -204,15 +204,15 @@ func uuidOf(id era.Identity) string {
 	return "TIDEMARK-ERA-" + id.String()
 }
 
-// Programs such as udev open devices for moments: patience is for one that was just
-// made, removePatience for one that a user may well have in use.
+// Programs such as udev open a device for a moment. Removing one that was just made
+// waits for patience; removing one that users may have in use, for removePatience.
 const (
 	patience       = 10 * time.Second
 	removePatience = 2 * time.Second
 )
 
-// activate makes the device. Until discards are off it is held, so that nothing can
-// be mounted from it, and udev is told of it.
+// activate makes the device. It holds the device exclusively until discards are off, so
+// that nothing can be mounted from it, and tells udev only then.
 func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	info, err := ctl.Create(name, uuid)
 	if err != nil {
@@ -226,7 +226,7 @@ func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	if _, err := ctl.Load(name, []dm.Target{t.target()}, dm.LoadOptions{}); err != nil {
 		return fmt.Errorf("dmera: %w", err)
 	}
-	node, err := nodeOf(info.Dev())
+	node, err := sysfs.Node(info.Dev())
 	if err != nil {
 		return fmt.Errorf("dmera: %s: %w", name, err)
 	}
@@ -238,7 +238,7 @@ func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	if err != nil {
 		return errors.Join(fmt.Errorf("dmera: %w", err), held.Close())
 	}
-	err = queueOf(info.Dev()).forbidDiscards()
+	err = forbidDiscards(info.Dev())
 	if err != nil {
 		err = fmt.Errorf("dmera: %s: %w", name, err)
 	}

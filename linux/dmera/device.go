@@ -11,6 +11,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // Device is an active era device.
@@ -41,10 +42,10 @@ func Open(ctl *dm.Control, nameOrPath string, o Options) (*Device, error) {
 	if d.table, err = readTable(ctl, info.Name); err != nil {
 		return nil, err
 	}
-	if d.dataPath, err = nodeOf(d.table.data); err != nil {
+	if d.dataPath, err = sysfs.Node(d.table.data); err != nil {
 		return nil, fmt.Errorf("dmera: %s: data device: %w", info.Name, err)
 	}
-	if d.metaPath, err = nodeOf(d.table.meta); err != nil {
+	if d.metaPath, err = sysfs.Node(d.table.meta); err != nil {
 		return nil, fmt.Errorf("dmera: %s: metadata device: %w", info.Name, err)
 	}
 	d.meta, err = openMetadata(d.metaPath)
@@ -166,16 +167,13 @@ func parseTable(t dm.Target) (table, error) {
 	if len(words) != 3 {
 		return table{}, fmt.Errorf("table %q: want three words", t.Params)
 	}
-	meta, err := parseDev(words[0])
-	if err != nil {
+	meta, err1 := sysfs.ParseDev(words[0])
+	data, err2 := sysfs.ParseDev(words[1])
+	sectors, err3 := strconv.ParseUint(words[2], 10, 32)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return table{}, fmt.Errorf("table %q: %w", t.Params, err)
 	}
-	data, err := parseDev(words[1])
-	if err != nil {
-		return table{}, fmt.Errorf("table %q: %w", t.Params, err)
-	}
-	sectors, err := strconv.ParseUint(words[2], 10, 32)
-	if err != nil || sectors == 0 || sectors%8 != 0 {
+	if sectors == 0 || sectors%8 != 0 {
 		return table{}, fmt.Errorf("table %q: block size %q", t.Params, words[2])
 	}
 	return table{sectors: t.Len, meta: meta, data: data, blockSectors: uint32(sectors)}, nil
@@ -184,20 +182,4 @@ func parseTable(t dm.Target) (table, error) {
 // target is the opposite of parseTable.
 func (t table) target() dm.Target {
 	return dm.Target{Len: t.sectors, Type: targetType, Params: fmt.Sprintf("%s %s %d", t.meta, t.data, t.blockSectors)}
-}
-
-func parseDev(s string) (d dm.Dev, err error) {
-	major, minor, ok := strings.Cut(s, ":")
-	if !ok {
-		return d, fmt.Errorf("device %q: want MAJOR:MINOR", s)
-	}
-	a, err := strconv.ParseUint(major, 10, 32)
-	if err != nil {
-		return d, fmt.Errorf("device %q: %w", s, err)
-	}
-	b, err := strconv.ParseUint(minor, 10, 32)
-	if err != nil {
-		return d, fmt.Errorf("device %q: %w", s, err)
-	}
-	return dm.Dev{Major: uint32(a), Minor: uint32(b)}, nil
 }

@@ -2,31 +2,31 @@ package dmera
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"tidemark/block"
 	"tidemark/format/era"
+	"tidemark/linux/atomicfile"
+	"tidemark/linux/sysfs"
 )
 
-// Gap is a time of which the metadata does not tell all: what changed since an era
-// before its end cannot be told.
+// Gap is a time in which the metadata missed writes: a list of changes since an era
+// before its end is not complete.
 type Gap struct {
-	// End is the first era that began after it; 0 when none was seen.
+	// End is the first era that began after the gap; 0 when there is none.
 	End era.Era
 	// Why is ErrDiscards or ErrPast.
 	Why error
 }
 
-// gapRecord is the newest gap of a device that was seen, and how far its discards were
-// counted: the kernel's count begins anew at every activation. It is in
-// StateDir/era/NAME.gap.json.
+// gapRecord is the newest gap of a device, and the count of its discards so far: the
+// kernel's own count begins anew at every activation. It is in StateDir/era/NAME.gap.json,
+// apart from the record of a claim, for other processes write it while a claim is held.
 type gapRecord struct {
 	Version  int          `json:"version"`
 	Identity era.Identity `json:"identity"`
@@ -39,8 +39,8 @@ type gapRecord struct {
 	Count   uint64 `json:"count,omitempty"`
 }
 
-// notEnded is the end of a gap of metadata that could not be read: every mark is lost
-// until it can be, when NoteGaps or NotePast put an era in its place.
+// notEnded is the end of a gap whose metadata could not be read. Every mark is lost until
+// NoteGaps or NotePast can read the metadata and put an era in its place.
 const notEnded era.Era = math.MaxUint32
 
 func (r gapRecord) gap() Gap {
@@ -50,13 +50,13 @@ func (r gapRecord) gap() Gap {
 	return Gap{r.End, ErrDiscards}
 }
 
-// NoteGaps returns the newest gap in what the device's metadata tells, as far as it was
-// seen. A new one is written down durably before it returns, so call it when nothing is
-// frozen, and before the kernel's count of discards is lost: Activate and Remove do.
-// Discards that are on count as one that was just now.
+// NoteGaps returns the newest gap that was seen. It writes a new gap down, durably, before
+// it returns: call it when nothing is frozen, and before the kernel's count of discards is
+// lost. Activate and Remove call it. Discards that are switched on count as a discard at
+// this moment.
 //
-// Not seen are discards that another program let through and took the device down
-// after, or that the end of the system has cut off.
+// NoteGaps does not see discards that another program switched on when that program also
+// took the device down, or when the system ended, before the next call.
 func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
 	id, err := d.Identity()
 	if err != nil {
@@ -72,7 +72,7 @@ func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
 		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	// First the count and then the era: the next one begins after what was counted.
-	if now.Count, err = queueOf(d.info.Dev()).discards(); err != nil {
+	if now.Count, err = discards(d.info.Dev()); err != nil {
 		return Gap{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	st, err := d.Status(ctx)
@@ -83,14 +83,14 @@ func (d *Device) NoteGaps(ctx context.Context) (Gap, error) {
 	if !changed {
 		return now.gap(), nil
 	}
-	if err := replace(path, now, true); err != nil {
+	if err := replace(path, now); err != nil {
 		return Gap{}, fmt.Errorf("dmera: %s: its gap, with %d discards counted, cannot be written down: %w", d.Name(), now.Count, err)
 	}
 	return now.gap(), nil
 }
 
-// next returns the record that follows, of what now counted in an activation and st
-// said then, and whether it is another one.
+// next returns the record that follows r, and whether it differs. now has the activation
+// and its count of discards, st the status that was read after the count.
 func (r gapRecord) next(now gapRecord, st Status) (gapRecord, bool) {
 	seen := uint64(0)
 	if r.Boot == now.Boot && r.DiskSeq == now.DiskSeq && r.Number == now.Number && now.DiskSeq != 0 {
@@ -99,20 +99,21 @@ func (r gapRecord) next(now gapRecord, st Status) (gapRecord, bool) {
 	if st.DiscardsDisabled && now.Count == seen && r.End != notEnded {
 		return r, false
 	}
-	// What was past the device was before it came up, and so before this era ends.
+	// Writes past the device came before it was up, and so before this era ends.
 	now.End, now.Past = st.Era+1, r.End == notEnded
 	return now, true
 }
 
-// NotePast writes down, durably, that the data of the era device of that name may be
-// written to while the device is not up, with its metadata on the device at meta: what
-// changed before it is up again cannot be told. Metadata that is all zero needs no
-// note. Where it cannot be read, because its disk is not there or fails, that is no
-// reason to believe it later: the note is of any metadata, and of all eras so far.
+// NotePast writes down, durably, that the data of an era device may be written to while
+// the device is not up. Its metadata is on the device at path meta. Marks from before the
+// next activation are lost then.
+//
+// Metadata that is all zero needs no note. When the metadata cannot be read, because its
+// disk is missing or fails, the note holds for any metadata and for all eras so far.
 func NotePast(name, meta string, o Options) error {
 	s, err := readMetadata(meta)
 	if errors.Is(err, era.ErrNotEra) {
-		return nil // nobody believes it
+		return nil // no mark counts from it
 	}
 	// The next activation ends the era that the metadata is in.
 	now := gapRecord{Version: recordVersion, Identity: s.Identity, End: s.Era + 1, Past: true}
@@ -122,7 +123,7 @@ func NotePast(name, meta string, o Options) error {
 	path := gapPath(o.withDefaults().StateDir, name)
 	was, err := readGap(path, now.Identity)
 	if err == nil && (!was.Past || was.End != now.End) {
-		err = replace(path, now, true)
+		err = replace(path, now)
 	}
 	if err != nil {
 		return fmt.Errorf("dmera: %s: it is not up, and that cannot be written down: %w", name, err)
@@ -130,8 +131,8 @@ func NotePast(name, meta string, o Options) error {
 	return nil
 }
 
-// readMetadata returns the superblock of metadata that the kernel does not use. A disk
-// that was pulled may still be there, without a size: its error is not ErrNotEra.
+// readMetadata returns the superblock of metadata that the kernel does not use. The
+// device of a pulled disk may still be there, with size 0: that is not ErrNotEra.
 func readMetadata(path string) (era.Superblock, error) {
 	dev, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
@@ -152,21 +153,18 @@ func gapPath(stateDir, name string) string {
 	return filepath.Join(stateDir, "era", strings.ReplaceAll(name, "/", "_")+".gap.json")
 }
 
-// readGap returns the record of metadata of that identity, the zero value when there is
-// none. One of metadata without an identity may be of any.
+// readGap returns the record for metadata of that identity, the zero value when there is
+// none. A record without an identity holds for any metadata.
 func readGap(path string, id era.Identity) (was gapRecord, err error) {
-	b, err := os.ReadFile(path)
+	err = atomicfile.ReadJSON(path, &was)
 	if errors.Is(err, fs.ErrNotExist) {
 		return was, nil
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &was)
-	}
 	if err == nil && was.Version != recordVersion {
-		err = fmt.Errorf("version %d, this program knows %d", was.Version, recordVersion)
+		err = fmt.Errorf("%s: version %d, this program knows %d", path, was.Version, recordVersion)
 	}
 	if err != nil {
-		return was, fmt.Errorf("%s: %w", path, err)
+		return was, err
 	}
 	if was.Identity != id && was.Identity != (era.Identity{}) {
 		return gapRecord{}, nil
@@ -177,13 +175,12 @@ func readGap(path string, id era.Identity) (was gapRecord, err error) {
 // activation tells this life of the device in the kernel from every other; diskseq
 // is 0 before Linux 5.15, where it does not.
 func (d *Device) activation() (boot string, diskseq uint64, err error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
+	if boot, err = sysfs.BootID(); err != nil {
 		return "", 0, err
 	}
-	diskseq, err = readNumber(filepath.Join(string(queueOf(d.info.Dev())), "diskseq"))
+	diskseq, err = sysfs.Uint(filepath.Join(d.info.Dev().Dir(), "diskseq"))
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return strings.TrimSpace(string(b)), diskseq, err
+	return boot, diskseq, err
 }

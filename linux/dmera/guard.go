@@ -10,17 +10,18 @@ import (
 	"tidemark/block"
 	"tidemark/linux/dm"
 	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
 )
 
-// pair is a data and a metadata device that are held, so that nobody else can
-// begin to use them exclusively.
+// pair is a data and a metadata device, opened exclusively: no other program can mount
+// them or open them exclusively.
 type pair struct {
 	data, meta     *block.Device
 	dataDev, metaD dm.Dev
 }
 
-// claimPair holds two devices for an era device to be made of, when both are block
-// devices that nobody uses and that share no byte. Data is only read.
+// claimPair opens the two devices of a new era device. It refuses devices that are not
+// block devices, are in use, or share a byte. Data is only read.
 func claimPair(ctl *dm.Control, data, meta string) (*pair, error) {
 	dataID, err := identify("data", data)
 	if err != nil {
@@ -36,11 +37,11 @@ func claimPair(ctl *dm.Control, data, meta string) (*pair, error) {
 	if err := errors.Join(usable("data", dataID), usable("metadata", metaID)); err != nil {
 		return nil, err
 	}
-	p := &pair{dataDev: numberOf(dataID), metaD: numberOf(metaID)}
-	if p.data, err = hold("data", data, block.Options{Exclusive: true}); err != nil {
+	p := &pair{dataDev: dataID.Dev(), metaD: metaID.Dev()}
+	if p.data, err = hold("data", dataID, block.Options{Exclusive: true}); err != nil {
 		return nil, err
 	}
-	if p.meta, err = hold("metadata", meta, block.Options{Exclusive: true, Direct: true, Write: true}); err != nil {
+	if p.meta, err = hold("metadata", metaID, block.Options{Exclusive: true, Direct: true, Write: true}); err != nil {
 		return nil, errors.Join(err, p.data.Close())
 	}
 	return p, nil
@@ -57,8 +58,6 @@ func (p *pair) Close() error {
 	}
 	return errors.Join(errs...)
 }
-
-func numberOf(id block.Identity) dm.Dev { return dm.Dev{Major: id.Major, Minor: id.Minor} }
 
 // refused is an error that wraps ErrRefused.
 func refused(format string, args ...any) error {
@@ -82,7 +81,7 @@ func usable(what string, id block.Identity) error {
 	if id.Zoned {
 		return refused("%s %s: a zoned device, which dm-era cannot take", what, path)
 	}
-	ro, err := readNumber(filepath.Join("/sys/dev/block", numberOf(id).String(), "ro"))
+	ro, err := sysfs.Uint(filepath.Join(id.Dev().Dir(), "ro"))
 	if err != nil {
 		return fmt.Errorf("dmera: %s %s: %w", what, path, err)
 	}
@@ -103,13 +102,18 @@ func usable(what string, id block.Identity) error {
 	return nil
 }
 
-func hold(what, path string, o block.Options) (*block.Device, error) {
+// hold opens the device with that identity.
+func hold(what string, id block.Identity, o block.Options) (*block.Device, error) {
+	path := id.Path
 	dev, err := block.Open(path, o)
 	if errors.Is(err, unix.EBUSY) {
 		return nil, refused("%s %s: in use", what, path)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("dmera: %s: %w", what, err)
+	}
+	if opened := dev.Identity(); opened.Dev() != id.Dev() || opened.DiskSeq != id.DiskSeq {
+		return nil, errors.Join(refused("%s %s: another device has taken the name", what, path), dev.Close())
 	}
 	if dev.Size() < sectorSize {
 		return nil, errors.Join(refused("%s %s: empty", what, path), dev.Close())

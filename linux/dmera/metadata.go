@@ -10,8 +10,8 @@ import (
 	"tidemark/format/era"
 )
 
-// metadata reads the metadata device while the kernel uses it: past the page cache,
-// as the kernel writes.
+// metadata reads the metadata device while the kernel uses it. It reads past the page
+// cache, because the kernel writes past it.
 type metadata struct {
 	dev *block.Device
 	ctx context.Context // ends reading; nil: nothing does
@@ -25,8 +25,8 @@ func openMetadata(path string) (*metadata, error) {
 	return &metadata{dev: dev}, nil
 }
 
-// ReadAt implements io.ReaderAt. The superblock may be written at any time, and a
-// disk may be read in the middle of that: it is read until it is twice the same.
+// ReadAt implements io.ReaderAt. The kernel may write the superblock during a read, and
+// the read may see half of that: ReadAt repeats it until two reads are the same.
 func (m *metadata) ReadAt(p []byte, off int64) (int, error) {
 	if m.ctx != nil && m.ctx.Err() != nil {
 		return 0, context.Cause(m.ctx)
@@ -57,8 +57,8 @@ func (m *metadata) superblock() (era.Superblock, error) {
 	return md.Superblock(), nil
 }
 
-// held returns the held snapshot, nil when there is none. That it is held to the
-// end is the caller's to know.
+// held returns the held snapshot, nil when there is none. The caller must check that it
+// is still held after its last read.
 func (m *metadata) held() (*era.View, error) {
 	md, err := m.open()
 	if err == nil {

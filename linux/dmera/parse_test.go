@@ -25,7 +25,7 @@ func TestParseStatus(t *testing.T) {
 	if _, err := parseStatus("Error"); !errors.Is(err, ErrFailed) {
 		t.Errorf("Error: %v, want %v", err, ErrFailed)
 	}
-	for _, bad := range []string{"", "8", "8 18 3 -", "8 18/2048 3", "8 18/2048 -1 -", "8 18/2048 3 x", "8 18/2048 4294967296 -", "a 1/2 3 -"} {
+	for _, bad := range []string{"", "8", "8 18 3 -", "8 18/2048 3", "8 18/2048 -1 -", "8 18/2048 3 x", "8 18/2048 3 73x", "8 18/2048 4294967296 -", "a 1/2 3 -"} {
 		if s, err := parseStatus(bad); err == nil {
 			t.Errorf("%q was taken for %+v", bad, s)
 		}
@@ -90,10 +90,10 @@ func TestSpansOverlapWhereBytesAreShared(t *testing.T) {
 		a, b span
 		want bool
 	}{
-		{span{"f", "", 0, 100}, span{"f", "", 0, 100}, true},
-		{span{"f", "", 0, 100}, span{"g", "", 0, 100}, false},
-		{span{"f", "", 0, 4096}, span{"f", "", 4096, 8192}, false},
-		{span{"f", "", 0, 4097}, span{"f", "", 4096, 8192}, true},
+		{span{"f", 0, 100}, span{"f", 0, 100}, true},
+		{span{"f", 0, 100}, span{"g", 0, 100}, false},
+		{span{"f", 0, 4096}, span{"f", 4096, 8192}, false},
+		{span{"f", 0, 4097}, span{"f", 4096, 8192}, true},
 	} {
 		if c.a.overlaps(c.b) != c.want || c.b.overlaps(c.a) != c.want {
 			t.Errorf("%+v and %+v: want %v", c.a, c.b, c.want)

@@ -11,6 +11,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // change is what reload changes; zero values leave things as they are.
@@ -20,8 +21,8 @@ type change struct {
 }
 
 // reload suspends the device, changes it, and resumes it with discards off. The era
-// target reads its metadata when a table is loaded, so it must be suspended before:
-// what the old table still wrote would be lost to the new one otherwise.
+// target reads its metadata when a table is loaded. So the device must be suspended
+// before that: the new table would miss what the old one still wrote.
 func reload(ctl *dm.Control, info dm.Info, c change) error {
 	t, err := readTable(ctl, info.Name)
 	if err != nil {
@@ -44,12 +45,12 @@ func reload(ctl *dm.Control, info dm.Info, c change) error {
 		failed = fmt.Errorf("%w; the device is suspended: when the reason is gone, resume it with \"dmsetup resume %s\"", failed, info.Name)
 		return errors.Join(err, failed)
 	}
-	return errors.Join(err, queueOf(info.Dev()).forbidDiscards(), pending.Settle())
+	return errors.Join(err, forbidDiscards(info.Dev()), pending.Settle())
 }
 
 // stamp gives the metadata of a suspended device an identity.
 func stamp(meta dm.Dev, id era.Identity) error {
-	path, err := nodeOf(meta)
+	path, err := sysfs.Node(meta)
 	if err != nil {
 		return err
 	}
@@ -60,10 +61,9 @@ func stamp(meta dm.Dev, id era.Identity) error {
 	return errors.Join(era.Stamp(dev, dev.Size(), id), dev.Close())
 }
 
-// Adopt makes a device that another program made one of ours: its metadata gets an
-// identity if it has none, and discards are switched off. The device may be in use:
-// it is suspended for a moment, by a process of its own as for Drain. It returns the
-// identity. Marks can be bound to the metadata from then on.
+// Adopt gives the metadata of a device that another program made an identity, if it has
+// none, switches discards off, and returns the identity. Marks are bound to the identity.
+// The device may be in use: a process of its own suspends it for a moment, as for Drain.
 func (d *Device) Adopt(ctx context.Context) (era.Identity, error) {
 	if err := d.answering(ctx); err != nil {
 		return era.Identity{}, err
@@ -73,24 +73,21 @@ func (d *Device) Adopt(ctx context.Context) (era.Identity, error) {
 		return id, err
 	}
 	if id != (era.Identity{}) {
-		if err := queueOf(d.info.Dev()).forbidDiscards(); err != nil {
+		if err := forbidDiscards(d.info.Dev()); err != nil {
 			return id, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 		}
 		return id, nil
 	}
-	if err := d.onlyTable(); err != nil {
+	rand.Read(id[:])
+	if err := d.runStep(stepAdopt, id.String()); err != nil {
 		return era.Identity{}, err
 	}
-	rand.Read(id[:])
-	if err := runStep(stepAdopt, d.Name(), d.info.Dev(), id.String()); err != nil {
-		return era.Identity{}, fmt.Errorf("dmera: %s: adopt: %w", d.Name(), err)
-	}
-	return id, d.remember() // what was noted was of metadata without an identity
+	return id, d.remember() // earlier notes are for metadata without an identity
 }
 
-// Resize makes the device as large as its data device is now. What it has grown by
-// is written in no era. The device may be in use: it is suspended for a moment, by
-// a process of its own as for Drain.
+// Resize makes the device as large as its data device is now. The new blocks are in no
+// era. The device may be in use: a process of its own suspends it for a moment, as for
+// Drain.
 //
 // It refuses with ErrRefused when the data device has become smaller, and when the
 // metadata is too small for the new size, or too full to hold it now.
@@ -109,14 +106,11 @@ func (d *Device) Resize(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.roomToGrow(st, size); err != nil {
+	if err := d.canGrow(st, size); err != nil {
 		return err
 	}
-	if err := d.onlyTable(); err != nil {
+	if err := d.runStep(stepResize, strconv.FormatInt(size/sectorSize, 10)); err != nil {
 		return err
-	}
-	if err := runStep(stepResize, d.Name(), d.info.Dev(), strconv.FormatInt(size/sectorSize, 10)); err != nil {
-		return fmt.Errorf("dmera: %s: resize: %w", d.Name(), err)
 	}
 	if d.table, err = readTable(d.ctl, d.Name()); err != nil {
 		return err
@@ -128,19 +122,19 @@ func (d *Device) Resize(ctx context.Context) error {
 	return err
 }
 
-// roomToGrow refuses to grow where the kernel could fail on the way: the device
-// would stay suspended.
-func (d *Device) roomToGrow(st Status, size int64) error {
+// canGrow refuses to grow a device when the kernel could run out of metadata on the
+// way: the device would stay suspended.
+func (d *Device) canGrow(st Status, size int64) error {
 	plan, err := era.NewPlan(size, d.table.blockSectors, era.PlanOptions{})
 	if err != nil {
 		return refused("%s: %w", d.Name(), err)
 	}
 	total := int64(st.TotalMetadataBlocks) * era.BlockSize
-	if err := roomFor(plan, total); err != nil {
+	if err := largeEnough(plan, total); err != nil {
 		return refused("%s: metadata %s: %w", d.Name(), d.metaPath, err)
 	}
-	// At once the kernel needs the new part of the array and nodes over it, the old
-	// ones until the commit, and writesets; as much again is left for the rest.
+	// At the same time the kernel needs the new part of the array, new nodes over it,
+	// the old nodes until the commit, and writesets. As much again is for the rest.
 	added := int64(plan.NrBlocks) - (d.Size()+d.BlockSize()-1)/d.BlockSize()
 	need := 2*(added/erasPerBlock+4*int64(plan.NrBlocks)/bitsPerBlock) + 64
 	if free := int64(st.TotalMetadataBlocks - st.UsedMetadataBlocks); free < need {
@@ -157,7 +151,7 @@ const (
 
 // DataSize returns the size of the data device now, in bytes.
 func (d *Device) DataSize() (int64, error) {
-	n, err := readNumber(filepath.Join(string(queueOf(d.table.data)), "size"))
+	n, err := sysfs.Uint(filepath.Join(d.table.data.Dir(), "size"))
 	if err != nil {
 		return 0, fmt.Errorf("dmera: %s: data device: %w", d.Name(), err)
 	}

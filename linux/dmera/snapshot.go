@@ -9,14 +9,14 @@ import (
 	"tidemark/format/era"
 )
 
-// Prepare makes ready for TakeSnapshot all that writes a file: it locks the
-// ownership of the device's snapshot, drops a snapshot that a dead process of ours
-// has left, and writes down that the next one is ours. After it TakeSnapshot is one
-// message to the kernel and two reads. Call it before a freeze; otherwise
-// TakeSnapshot calls it. Calling it again does nothing.
+// Prepare does all work of TakeSnapshot that writes a file: it locks the ownership of the
+// device's snapshot, drops a snapshot that a dead process of ours has left, and writes
+// down that the next one is ours. After it TakeSnapshot is one message to the kernel and
+// two reads. Call Prepare before a freeze; otherwise TakeSnapshot calls it. A second call
+// does nothing.
 //
-// The error wraps ErrHeld when a snapshot is held by a process that lives, or by a
-// program that is not ours; that one is left alone.
+// The error wraps ErrHeld when a living process or another program holds a snapshot,
+// which stays.
 func (d *Device) Prepare(ctx context.Context) error {
 	if d.claim != nil {
 		return nil
@@ -49,8 +49,8 @@ func (d *Device) prepare(ctx context.Context, c *claim) error {
 	return c.write(record{Device: d.Name(), Identity: id, Era: st.Era})
 }
 
-// dropLeft drops a held snapshot when it is ours: the lock says that its process is
-// dead, the record that it was ours.
+// dropLeft drops a held snapshot when it is ours: the lock is free, so its process is
+// dead, and the record names it.
 func (d *Device) dropLeft(ctx context.Context, c *claim, st Status) error {
 	v, err := d.meta.held()
 	if err != nil {
@@ -64,7 +64,7 @@ func (d *Device) dropLeft(ctx context.Context, c *claim, st Status) error {
 
 func (d *Device) drop(ctx context.Context) error { return d.message(ctx, "drop_metadata_snap") }
 
-// release gives the ownership up, and with it what was written down of it.
+// release gives the ownership up and removes its record.
 func (d *Device) release() error {
 	if d.claim == nil {
 		return nil
@@ -74,16 +74,17 @@ func (d *Device) release() error {
 	return c.release()
 }
 
-// TakeSnapshot ends the current era and takes the metadata snapshot of what came
-// before; see the package comment for what it tells. There is one for a device:
-// Close it soon, for as long as it is held no space in the metadata becomes free.
+// TakeSnapshot ends the current era and takes the metadata snapshot of all eras before;
+// the package comment says what it tells. A device has one snapshot at a time. Close it
+// soon: while it is held no space in the metadata becomes free.
 //
-// It may be called while filesystems are frozen, when Prepare was called before.
+// TakeSnapshot may be called while filesystems are frozen, when Prepare was called before.
 func (d *Device) TakeSnapshot(ctx context.Context) (*Snapshot, error) {
 	if err := d.Prepare(ctx); err != nil {
 		return nil, err
 	}
-	// What is written down of an earlier one must not make this one another's.
+	// With the era of an earlier snapshot in the record, this one would count as another
+	// program's.
 	if err := d.claim.taken(0); err != nil {
 		return nil, err
 	}
@@ -105,8 +106,7 @@ func (d *Device) TakeSnapshot(ctx context.Context) (*Snapshot, error) {
 	return s, nil
 }
 
-// explain tells a snapshot that was taken by somebody else in between from other
-// failures.
+// explain adds ErrHeld when another program has taken a snapshot in between.
 func (d *Device) explain(ctx context.Context, err error) error {
 	if st, failed := d.Status(ctx); failed == nil && st.HeldSnapshot != 0 {
 		return fmt.Errorf("%w: %w by another program, in block %d", err, ErrHeld, st.HeldSnapshot)
@@ -124,13 +124,13 @@ type Snapshot struct {
 // Era returns the era that began when the snapshot was taken.
 func (s *Snapshot) Era() era.Era { return s.view.Superblock().Era }
 
-// Metadata returns the state of the metadata that is held, read from the metadata
-// device as it is asked for. It is good until Close; call its Recheck after the
-// last use, for any other program can drop the snapshot.
+// Metadata returns the held state of the metadata; it reads the metadata device when it
+// is asked. It is valid until Close. Call its Recheck after the last use: any program can
+// drop the snapshot.
 func (s *Snapshot) Metadata() *era.View { return s.view }
 
-// Changed returns the parts of the device with a write counted in the era since or
-// later, up to the moment of the snapshot, in whole blocks, clipped to the size of
+// Changed returns the extents of the device, in bytes, with a write counted in the era
+// since or later, up to the moment of the snapshot: whole blocks, clipped to the size of
 // the device when it was opened. The error wraps ErrFuture when since is above Era,
 // and era.ErrSnapshotGone when the snapshot was dropped meanwhile.
 func (s *Snapshot) Changed(ctx context.Context, since era.Era) (extent.Set, error) {
@@ -165,15 +165,40 @@ func (s *Snapshot) Close() error {
 	s.closed = true
 	err := s.d.drop(context.Background())
 	if err != nil {
-		// It stays written down as ours: who comes next drops it.
+		// The record stays: the next owner drops the snapshot.
 		return errors.Join(err, s.d.forget())
 	}
 	return s.d.release()
 }
 
-// forget gives the lock up and leaves what was written down.
+// forget gives the lock up and leaves the record.
 func (d *Device) forget() error {
 	c := d.claim
 	d.claim = nil
 	return c.lock.Close()
 }
+
+// Retake drops the snapshot and takes a new one in its place. Unlike Close and
+// TakeSnapshot it keeps the ownership and creates no file, so that it may be called while
+// filesystems are frozen. When the kernel does not drop the snapshot, it is still held,
+// and Close tries again. After any other error nothing is held: Close does nothing, and
+// Unprepare or Device.Close give the ownership up.
+func (s *Snapshot) Retake(ctx context.Context) error {
+	if s.closed {
+		return fmt.Errorf("dmera: %s: %w", s.d.Name(), era.ErrSnapshotGone)
+	}
+	if err := s.d.drop(ctx); err != nil {
+		return err
+	}
+	s.closed = true
+	next, err := s.d.TakeSnapshot(ctx)
+	if err != nil {
+		return err
+	}
+	s.view, s.closed = next.view, false
+	return nil
+}
+
+// Unprepare undoes Prepare when no snapshot was taken since. It writes to the folders in
+// Options.
+func (d *Device) Unprepare() error { return d.release() }

@@ -2,13 +2,13 @@ package dmera
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
 
 	"tidemark/format/era"
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 )
 
 // Status is what the kernel says of an era device.
@@ -17,22 +17,22 @@ type Status struct {
 	Era era.Era `json:"era"`
 	// MetadataBlockSize is in bytes.
 	MetadataBlockSize int64 `json:"metadata_block_size"`
-	// UsedMetadataBlocks and TotalMetadataBlocks count metadata blocks. What the
-	// last commit made free is free already.
+	// UsedMetadataBlocks and TotalMetadataBlocks count metadata blocks. Blocks that
+	// the last commit freed count as free.
 	UsedMetadataBlocks  uint64 `json:"used_metadata_blocks"`
 	TotalMetadataBlocks uint64 `json:"total_metadata_blocks"`
 	// HeldSnapshot is the block of the held metadata snapshot, 0 when there is none.
 	HeldSnapshot era.Addr `json:"held_snapshot"`
 	// DiscardsDisabled says that the device takes no discards now.
 	DiscardsDisabled bool `json:"discards_disabled"`
-	// Discards counts those that the device took since it was made. One of them is
-	// enough for a block that changed and is in no era. It stays 0 where somebody
-	// has switched the device's statistics off (queue/iostats).
+	// Discards counts the discards that the device took since its activation. After a
+	// single one, a changed block may be in no era. It stays 0 while the device's
+	// statistics (queue/iostats) are switched off.
 	Discards uint64 `json:"discards"`
 }
 
-// Status asks the kernel. It makes the kernel commit the metadata, so it fails as
-// that does; the error wraps ErrFailed then, ErrSuspended for a suspended device.
+// Status asks the kernel, which commits the metadata first. The error wraps ErrFailed
+// when the kernel cannot commit, and ErrSuspended for a suspended device.
 func (d *Device) Status(ctx context.Context) (Status, error) {
 	if err := d.answering(ctx); err != nil {
 		return Status{}, err
@@ -48,13 +48,12 @@ func (d *Device) Status(ctx context.Context) (Status, error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
-	q := queueOf(d.info.Dev())
-	most, err := q.discardMax()
+	most, err := sysfs.Uint(discardLimit(d.info.Dev()))
 	if err != nil {
 		return Status{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	s.DiscardsDisabled = most == 0
-	if s.Discards, err = q.discards(); err != nil {
+	if s.Discards, err = discards(d.info.Dev()); err != nil {
 		return Status{}, fmt.Errorf("dmera: %s: %w", d.Name(), err)
 	}
 	return s, nil
@@ -63,28 +62,21 @@ func (d *Device) Status(ctx context.Context) (Status, error) {
 // parseStatus reads "BLOCKSIZE USED/TOTAL ERA HELD", block size in sectors, HELD a
 // block or "-".
 func parseStatus(line string) (Status, error) {
-	bad := func() (Status, error) { return Status{}, fmt.Errorf("status %q cannot be understood", line) }
-	words := strings.Fields(line)
-	if len(words) == 1 && words[0] == "Error" {
+	if strings.TrimSpace(line) == "Error" {
 		return Status{}, fmt.Errorf("status %q: %w", line, ErrFailed)
 	}
-	if len(words) < 4 {
-		return bad()
+	var s Status
+	var sectors uint16
+	var held string
+	_, err := fmt.Sscanf(line, "%d %d/%d %d %s", &sectors, &s.UsedMetadataBlocks, &s.TotalMetadataBlocks, &s.Era, &held)
+	if err == nil && held != "-" {
+		var at uint64
+		at, err = strconv.ParseUint(held, 10, 64)
+		s.HeldSnapshot = era.Addr(at)
 	}
-	used, total, ok := strings.Cut(words[1], "/")
-	sectors, err1 := strconv.ParseUint(words[0], 10, 16)
-	u, err2 := strconv.ParseUint(used, 10, 64)
-	n, err3 := strconv.ParseUint(total, 10, 64)
-	e, err4 := strconv.ParseUint(words[2], 10, 32)
-	held, err5 := uint64(0), error(nil)
-	if words[3] != "-" {
-		held, err5 = strconv.ParseUint(words[3], 10, 64)
+	if err != nil {
+		return Status{}, fmt.Errorf("status %q cannot be understood: %w", line, err)
 	}
-	if !ok || errors.Join(err1, err2, err3, err4, err5) != nil {
-		return bad()
-	}
-	return Status{
-		Era: era.Era(e), MetadataBlockSize: int64(sectors) * sectorSize,
-		UsedMetadataBlocks: u, TotalMetadataBlocks: n, HeldSnapshot: era.Addr(held),
-	}, nil
+	s.MetadataBlockSize = int64(sectors) * sectorSize
+	return s, nil
 }

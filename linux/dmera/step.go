@@ -12,14 +12,12 @@ import (
 	"tidemark/linux/reexec"
 )
 
-// A step is what must not be left half done: while a device is suspended, whoever
-// uses it hangs. A process of its own makes it: its own session, so that nobody
-// kills it along with the one that waits for it, deaf to signals, the last to be
-// killed for memory, and locked in memory, because the device may be where its
-// program lies.
+// A step suspends a device and resumes it. It must not be left half done: while the device
+// is suspended its users wait. So a hardened process of its own makes the step (see
+// reexec.Harden): the program may lie on the device.
 
-// Step is the part of this program that makes a step, for reexec.Main. What goes wrong
-// is said on standard error.
+// Step is the part of this program that makes a step, for reexec.Main. It writes an error
+// to standard error.
 var Step = reexec.Part{Name: "tidemark-era-step", Run: runPart}
 
 // The steps.
@@ -79,14 +77,34 @@ func step(what, name string, args []string) error {
 	return fmt.Errorf("unknown step %q %q", what, args)
 }
 
-// runStep starts a process for the step and waits until it has been made.
-func runStep(what, name string, dev dm.Dev, args ...string) error {
-	var said strings.Builder
-	p := reexec.Command(Step, append([]string{what, name, dev.String()}, args...)...)
-	p.Stderr = &said
-	err := p.Run()
-	if said := strings.TrimSpace(said.String()); err != nil && said != "" {
-		return errors.New(said)
+// onlyTable refuses a device with a second table loaded: a resume would put that table
+// in the place of the era device's own.
+func onlyTable(info dm.Info) error {
+	if info.InactiveTable {
+		return refused("%s: another table waits for it, and would take the place of its own when it is resumed; \"dmsetup clear %s\" drops that table", info.Name, info.Name)
 	}
-	return err
+	return nil
+}
+
+// runStep starts a process for the step and waits until it has been made. What the
+// process would refuse is refused here, so that the error says so.
+func (d *Device) runStep(what string, args ...string) error {
+	info, err := d.ctl.Info(d.Name())
+	if err != nil {
+		return fmt.Errorf("dmera: %w", err)
+	}
+	if err := onlyTable(info); err != nil {
+		return err
+	}
+	var said strings.Builder
+	p := reexec.Command(Step, append([]string{what, d.Name(), d.info.Dev().String()}, args...)...)
+	p.Stderr = &said
+	err = p.Run()
+	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
+		err = errors.New(text)
+	}
+	if err != nil {
+		return fmt.Errorf("dmera: %s: %s: %w", d.Name(), what, err)
+	}
+	return nil
 }

@@ -66,7 +66,6 @@ func (w *watchdog) harden() {
 	// neither be frozen nor thawed.
 	freeze(w.conn)
 	call(w.conn, fiThaw)
-	populateText()
 	reexec.Harden()
 }
 

@@ -79,6 +79,8 @@ func Harden() {
 		f.Close()
 	}
 	debug.SetGCPercent(-1)
-	// MCL_ONFAULT: the address space is far larger than what is in use.
+	lockProgram()
+	// MCL_ONFAULT: the address space is far larger than what is in use. The flag alone
+	// leaves code that was not used yet on the disk, which lockProgram has read.
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT) // best effort
 }

@@ -2,12 +2,17 @@ package vm
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"tidemark/boot"
 )
 
 // bootTimeout is for a Debian that is emulated while the machine does other things.
@@ -60,13 +65,42 @@ func newRootOnEra(t *testing.T, k Kernel, g Generator, program Program, command 
 	} else {
 		d.Chroot("update-initramfs", "-c", "-k", d.Release)
 	}
-	host(t, command, "boot", "status", "--root", d.Dir) // fails unless the image is current
+	imageState(t, command, d.Dir, initrd, "current")
+	table := filepath.Join(d.Dir, "etc/tidemark/era.conf")
+	before, err := os.ReadFile(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Write("/etc/tidemark/era.conf", string(before)+"# changed\n")
+	imageState(t, command, d.Dir, initrd, "stale")
+	d.Write("/etc/tidemark/era.conf", string(before))
+	host(t, "cp", filepath.Join(d.Dir, initrd), d.Dir+"/boot/initrd.img-cut")
+	host(t, "truncate", "--size=-1M", d.Dir+"/boot/initrd.img-cut")
+	imageState(t, command, d.Dir, "/boot/initrd.img-cut", "unknown")
+	host(t, "rm", d.Dir+"/boot/initrd.img-cut")
+	host(t, command, "boot", "status", "--root", d.Dir)
 	m := &rootOnEra{kernel: k, copy: NewDisk(t, "copy", RootSize), state: NewDisk(t, "state", 64<<20)}
 	m.system, m.root = d.Disk(initrd)
 	m.root.Volatile, m.root.Seed = true, uint64(time.Now().UnixNano())
 	t.Log("seed", m.root.Seed)
 	host(t, "mkfs.ext4", "-q", m.state.Path)
 	return m
+}
+
+// imageState fails unless "boot status" says that of an initramfs of the system in dir.
+func imageState(t *testing.T, command, dir, image, want string) {
+	t.Helper()
+	out, err := exec.Command(command, "boot", "status", "--root", dir, "--json").Output()
+	var status boot.Status
+	if jsonErr := json.Unmarshal(out, &status); jsonErr != nil {
+		t.Fatalf("%v, %v: %s", err, jsonErr, out)
+	}
+	for _, i := range status.Images {
+		if i.Path == image && string(i.State) == want {
+			return
+		}
+	}
+	t.Errorf("%s is not %s: %+v", image, want, status.Images)
 }
 
 // boot boots once, until the system has shut down or its power is cut.

@@ -103,47 +103,45 @@ type Store struct {
 // Open opens a target, and first brings to an end what a crash interrupted: a change that
 // was not committed is discarded, and one that was as o.Waiting says. An error that wraps
 // ErrPending is one of transaction.Recover: the committed change waits still.
-func Open(target transaction.Target, folder transaction.Folder, o Options) (*Store, error) {
-	s := &Store{target: target, folder: folder}
-	if err := s.open(o); err != nil {
-		return nil, fmt.Errorf("apply: %w", err)
+func Open(target transaction.Target, folder transaction.Folder, o Options) (_ *Store, err error) {
+	defer explain(&err)
+	done, err := transaction.Recover(target, folder, o.Waiting, transaction.Steps{Progress: o.writing})
+	if err != nil {
+		if pending, perr := transaction.Pending(folder); pending || perr != nil {
+			err = fmt.Errorf("%w: %w", ErrPending, err)
+		}
+		return nil, err
 	}
-	return s, nil
+	if err := folder.Remove(imageFile); err == nil && done == transaction.Nothing {
+		done = transaction.Uncommitted
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	now, err := target.Stamp()
+	if err != nil {
+		return nil, err
+	}
+	return &Store{target: target, folder: folder, seen: now.Size, recovered: done}, nil
+}
+
+// explain says in an error what failed.
+func explain(err *error) {
+	if *err != nil {
+		*err = fmt.Errorf("apply: %w", *err)
+	}
 }
 
 // Recovered tells in words what Open found to finish or discard, "" if nothing.
-func (s *Store) Recovered() string { return s.recovered.String() }
-
-func (s *Store) open(o Options) error {
-	done, err := transaction.Recover(s.target, s.folder, o.Waiting, transaction.Steps{Progress: o.writing})
-	if err != nil {
-		if pending, perr := transaction.Pending(s.folder); pending || perr != nil {
-			err = fmt.Errorf("%w: %w", ErrPending, err)
-		}
-		return err
-	}
-	if err := s.folder.Remove(imageFile); err == nil && done == transaction.Nothing {
-		done = transaction.Uncommitted
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	s.recovered = done
-	now, err := s.target.Stamp()
-	s.seen = now.Size
-	return err
-}
+func (s *Store) Recovered() string { return string(s.recovered) }
 
 // Check reads a stream to its end and reports what it holds, and the errors that
 // applying it to a target of size bytes would meet before anything is written.
 // Size is negative for a target that does not exist.
 func Check(ctx context.Context, r io.Reader, size int64, o Options) (Report, error) {
 	rep, err := pump(ctx, r, o.limit(size), nothing{}, o)
-	if err != nil {
-		return rep, fmt.Errorf("apply: %w", err)
-	}
-	rep.Created = size < 0
-	rep.Size = o.sizeAfter(size, rep.end)
-	return rep, nil
+	rep.Created, rep.Size = size < 0, o.sizeAfter(size, rep.end)
+	explain(&err)
+	return rep, err
 }
 
 // limit returns where records must end in a target of size bytes, or negative.

@@ -15,26 +15,19 @@ import (
 // where the stream has nothing, or zeros. Until it returns nil there is no target,
 // unless the error came after the target appeared; then the error says so. The
 // errors are those of Apply, and that of Publish when there is a target by then.
-func Create(ctx context.Context, place Place, r io.Reader, o Options) (Report, error) {
-	rep, err := create(ctx, place, r, o)
-	if err != nil {
-		return rep, fmt.Errorf("apply: %w", err)
-	}
-	return rep, nil
-}
-
-func create(ctx context.Context, place Place, r io.Reader, o Options) (Report, error) {
+func Create(ctx context.Context, place Place, r io.Reader, o Options) (rep Report, err error) {
+	defer explain(&err)
 	switch pending, err := transaction.Pending(place); {
 	case err != nil:
-		return Report{}, err
+		return rep, err
 	case pending:
-		return Report{}, fmt.Errorf("%w: it is gone", ErrPending)
+		return rep, fmt.Errorf("%w: it is gone", ErrPending)
 	}
 	f, err := place.Open(imageFile, true)
 	if err != nil {
-		return Report{}, err
+		return rep, err
 	}
-	rep, err := fillImage(ctx, f, r, o)
+	rep, err = fillImage(ctx, f, r, o)
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = place.Publish(imageFile)
 	}

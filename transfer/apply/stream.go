@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"bufio"
 	"context"
 	"io"
 
@@ -11,15 +10,16 @@ import (
 )
 
 const (
-	batchSize = 2 << 20
-	batches   = 3 // in flight: one is filled, one waits, one is written
+	// pieceSize is how much of a record is handed on at once, in bytes.
+	pieceSize = 2 << 20
+	// chunkSize and chunks bound what is read of a stream ahead of its use, in bytes.
+	chunkSize = 256 << 10
+	chunks    = 16
 	// pageSize is what direct I/O wants offsets to be a multiple of, in bytes.
 	pageSize = 4096
 	// zeroRun is the least run of zeros that becomes a hole, and where it begins
 	// is a multiple of it, in bytes.
 	zeroRun = 64 << 10
-	// readAhead is read at once where records are small, in bytes.
-	readAhead = 64 << 10
 )
 
 // sink takes the content of a stream in order; a transaction.Txn is one.
@@ -28,130 +28,110 @@ type sink interface {
 	Zero(e extent.Extent) error
 }
 
-// batch is a part of the stream.
-type batch struct {
-	buf    []byte
-	used   int
-	pieces []piece
-	err    error // of the reader, io.EOF at the end of the stream
-	report Report
+// ahead reads a stream ahead of its use. It is itself a reader, which ends with the cause
+// of ctx when that ends, also while a Read below does not return.
+type ahead struct {
+	ctx  context.Context
+	full chan chunk
+	free chan []byte
+	now  chunk
+	rest []byte // of now
 }
 
-// piece is data of one record; data lies at the same place in a page of the buffer
-// as in one of the target.
-type piece struct {
-	off  int64
-	data []byte
+type chunk struct {
+	buf []byte
+	n   int
+	err error
 }
 
-// pump reads a stream to its end into a sink. Records past limit are refused,
-// unless it is negative. A Read that never returns is left behind when ctx ends;
-// nothing may use r after an error.
-func pump(ctx context.Context, r io.Reader, limit int64, to sink, o Options) (Report, error) {
-	full, free := make(chan *batch, batches), make(chan *batch, batches)
-	for range batches {
-		free <- &batch{buf: block.AlignedBuffer(batchSize)}
+// readAhead begins to read r. The reading ends with ctx, but for a Read that never
+// returns: nothing may use r afterwards.
+func readAhead(ctx context.Context, r io.Reader) *ahead {
+	a := &ahead{ctx: ctx, full: make(chan chunk, chunks), free: make(chan []byte, chunks)}
+	for range chunks {
+		a.free <- make([]byte, chunkSize)
 	}
-	quit := make(chan struct{})
-	defer close(quit)
-	go fill(erastream.NewReader(bufio.NewReaderSize(r, readAhead), limit), full, free, quit)
-	var rep Report
-	for {
-		var b *batch
-		select {
-		case b = <-full:
-		case <-ctx.Done():
-			return rep, context.Cause(ctx)
-		}
-		zeros := rep.Zeros
-		rep = b.report
-		rep.Zeros = zeros
-		for _, p := range b.pieces {
-			n, err := p.split(to)
-			rep.Zeros += n
-			if err != nil {
-				return rep, err
+	go func() {
+		for {
+			select {
+			case buf := <-a.free:
+				n, err := r.Read(buf)
+				a.full <- chunk{buf, n, err} // there is room for all
+				if err != nil {
+					return
+				}
+			case <-ctx.Done():
+				return
 			}
 		}
-		if b.err == io.EOF {
+	}()
+	return a
+}
+
+func (a *ahead) Read(p []byte) (int, error) {
+	for len(a.rest) == 0 {
+		if a.now.err != nil {
+			return 0, a.now.err
+		}
+		if a.now.buf != nil {
+			a.free <- a.now.buf
+		}
+		select {
+		case a.now = <-a.full:
+			a.rest = a.now.buf[:a.now.n]
+		case <-a.ctx.Done():
+			a.now = chunk{err: context.Cause(a.ctx)}
+		}
+	}
+	n := copy(p, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// pump reads a stream to its end into a sink. Records past limit are refused, unless it is
+// negative. Nothing may use r after an error.
+func pump(ctx context.Context, r io.Reader, limit int64, to sink, o Options) (rep Report, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := erastream.NewReader(readAhead(ctx, r), limit)
+	buf := block.AlignedBuffer(pieceSize)
+	for told := int64(0); ; {
+		rec, err := s.Next()
+		for err == nil && rec.Len > 0 {
+			rep.end = rec.End()
+			at := rec.Off % pageSize // data lies at the same place in a page as in the target
+			data := buf[at:][:min(pieceSize-at, rec.Len)]
+			if _, err = io.ReadFull(s, data); err == nil {
+				err = split(rec.Off, data, to, &rep.Zeros)
+			}
+			rec.Off, rec.Len = rec.Off+int64(len(data)), rec.Len-int64(len(data))
+		}
+		if rep.Records, rep.Bytes = s.Records(), s.Bytes(); rep.Bytes-told >= pieceSize {
+			told = rep.Bytes
+			o.progress(PhaseRead, told, -1)
+		}
+		if err == io.EOF {
 			return rep, nil
 		}
-		if b.err != nil {
-			return rep, b.err
-		}
-		o.progress(PhaseRead, rep.Bytes, -1)
-		free <- b
-	}
-}
-
-// fill reads the stream into batches until it ends.
-func fill(s *erastream.Reader, full chan<- *batch, free <-chan *batch, quit <-chan struct{}) {
-	var rep Report
-	var rest erastream.Record // of the record that was begun
-	for {
-		var b *batch
-		select {
-		case b = <-free:
-		case <-quit:
-			return
-		}
-		b.used, b.pieces = 0, b.pieces[:0]
-		for b.err == nil && b.room(rest.Off) {
-			if rest.Len > 0 {
-				rest, b.err = b.read(s, rest)
-				continue
-			}
-			if rest, b.err = s.Next(); b.err == nil && rest.Len > 0 {
-				rep.end = rest.End()
-			}
-		}
-		rep.Records, rep.Bytes = s.Records(), s.Bytes()
-		b.report = rep
-		full <- b // there is room for all batches
-		if b.err != nil {
-			return
+		if err != nil {
+			return rep, err
 		}
 	}
 }
 
-// room reports whether the batch can take more data for off.
-func (b *batch) room(off int64) bool {
-	return b.place(off) < len(b.buf) && len(b.pieces) < cap(b.buf)/512
-}
-
-// place returns where in the buffer data for off begins.
-func (b *batch) place(off int64) int {
-	return b.used + int((off-int64(b.used))%pageSize+pageSize)%pageSize
-}
-
-// read reads as much of a record as fits, and returns what is left of it.
-func (b *batch) read(s *erastream.Reader, rec erastream.Record) (erastream.Record, error) {
-	at := b.place(rec.Off)
-	n := int(min(int64(len(b.buf)-at), rec.Len))
-	data := b.buf[at : at+n]
-	if _, err := io.ReadFull(s, data); err != nil {
-		return rec, err
-	}
-	b.pieces = append(b.pieces, piece{rec.Off, data})
-	b.used = at + n
-	return erastream.Record{Off: rec.Off + int64(n), Len: rec.Len - int64(n)}, nil
-}
-
-// split hands a piece over as data and runs of zeros, and returns how many bytes
-// were zeros.
-func (p piece) split(to sink) (zeros int64, err error) {
-	off, data := p.off, p.data
+// split hands data for off over as data and runs of zeros, and counts the zeros.
+func split(off int64, data []byte, to sink, zeros *int64) (err error) {
 	for len(data) > 0 && err == nil {
 		n, zero := nextRun(off, data)
 		if zero {
-			zeros += int64(n)
+			*zeros += int64(n)
 			err = to.Zero(extent.Extent{Off: off, Len: int64(n)})
 		} else {
 			err = to.Data(off, data[:n])
 		}
 		off, data = off+int64(n), data[n:]
 	}
-	return zeros, err
+	return err
 }
 
 // nextRun returns the length of what is all zeros, or all not, at the start of

@@ -13,20 +13,13 @@ import (
 // erastream.ErrNotStream, ErrDamaged or ErrOutOfBounds for a stream that is refused,
 // transaction.ErrChanged, the cause of ctx, or that of a device; unless it wraps ErrPending
 // the target is as it was before. When ctx ends after the commit, the change is finished.
-func (s *Store) Apply(ctx context.Context, r io.Reader, o Options) (Report, error) {
-	rep, err := s.apply(ctx, r, o)
-	if err != nil {
-		err = fmt.Errorf("apply: %w", err)
-	}
-	return rep, err
-}
-
-func (s *Store) apply(ctx context.Context, r io.Reader, o Options) (Report, error) {
+func (s *Store) Apply(ctx context.Context, r io.Reader, o Options) (rep Report, err error) {
+	defer explain(&err)
 	t, err := transaction.Begin(ctx, s.target, s.folder)
 	if err != nil {
-		return Report{}, err
+		return rep, err
 	}
-	rep, err := s.commit(ctx, t, r, o)
+	rep, err = s.commit(ctx, t, r, o)
 	if t.Committed() {
 		if err == nil {
 			err = t.Finish(ctx, transaction.Steps{Progress: o.writing})

@@ -145,7 +145,7 @@ func (s *Store) Exists() bool { return s.exists }
 func (s *Store) State() state.State { return s.state }
 
 // Recovered tells in words what Open found to finish or discard, "" if nothing.
-func (s *Store) Recovered() string { return s.recovered.String() }
+func (s *Store) Recovered() string { return string(s.recovered) }
 
 // Suspect tells in words why the target may hold something else than the checksums say,
 // as it was when it was opened; "" when there is no sign of it. Check finds out.
@@ -178,13 +178,18 @@ func (s *Store) Copied() int64 {
 
 // Distrust has the next run hold every block against its checksum, because the target was
 // found to hold something else.
-func (s *Store) Distrust() error {
+func (s *Store) Distrust() (err error) {
+	defer explain(&err, "distrust")
 	next := s.state
 	next.Target = state.Target{}
-	if err := s.saveState(next); err != nil {
-		return fmt.Errorf("mirror: distrust: %w", err)
+	return s.saveState(next)
+}
+
+// explain says in an error what failed.
+func explain(err *error, what string) {
+	if *err != nil {
+		*err = fmt.Errorf("mirror: %s: %w", what, *err)
 	}
-	return nil
 }
 
 // Close closes the files of the folder; target and folder stay the caller's.
@@ -200,14 +205,8 @@ func (s *Store) Close() error {
 // Init makes a new mirror of size bytes, which counts as not yet copied. foreign says that
 // the target may hold anything; otherwise it has never been written to and reads as zeros.
 // What an earlier mirror in the folder knew is forgotten, and so is an update that waits.
-func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) error {
-	if err := s.init(size, blockSize, source, foreign); err != nil {
-		return fmt.Errorf("mirror: %w", err)
-	}
-	return nil
-}
-
-func (s *Store) init(size, blockSize int64, source state.Source, foreign bool) error {
+func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) (err error) {
+	defer explain(&err, "begin")
 	if err := s.Close(); err != nil {
 		return err
 	}

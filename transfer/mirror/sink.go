@@ -40,21 +40,13 @@ func (s *Sink) Have() transfer.Have {
 
 // Begin implements transfer.Sink. The set it returns are the blocks of a target that
 // somebody else wrote to.
-func (s *Sink) Begin(ctx context.Context, size int64, tell func(transfer.Event)) (transfer.Txn, extent.Set, error) {
-	t, bad, err := s.begin(ctx, size, tell)
-	if err != nil {
-		return nil, bad, fmt.Errorf("mirror: %w", err)
-	}
-	return t, bad, nil
-}
-
-func (s *Sink) begin(ctx context.Context, size int64, tell func(transfer.Event)) (*txn, extent.Set, error) {
+func (s *Sink) Begin(ctx context.Context, size int64, tell func(transfer.Event)) (_ transfer.Txn, bad extent.Set, err error) {
+	defer explain(&err, "begin")
 	st := s.Store
 	if !st.state.Complete && size != st.state.Size {
-		return nil, extent.Set{}, fmt.Errorf("%w before the first copy ended: %d bytes, not %d", transfer.ErrResized, size, st.state.Size)
+		return nil, bad, fmt.Errorf("%w before the first copy ended: %d bytes, not %d", transfer.ErrResized, size, st.state.Size)
 	}
 	var change *transaction.Txn
-	var err error
 	if st.state.Complete {
 		if change, err = transaction.Begin(ctx, st.target, st.folder); err == nil {
 			st.seen, _ = change.Seen()
@@ -63,10 +55,9 @@ func (s *Sink) begin(ctx context.Context, size int64, tell func(transfer.Event))
 		transaction.Reread(st.target, st.sumsFile) // what is there is compared, and left where it is the same
 		st.seen, err = st.target.Stamp()
 	}
-	if err != nil {
-		return nil, extent.Set{}, err
+	if err == nil {
+		bad, err = s.check(ctx, tell)
 	}
-	bad, err := s.check(ctx, tell)
 	if err != nil {
 		return nil, bad, err
 	}
@@ -77,10 +68,13 @@ func (s *Sink) begin(ctx context.Context, size int64, tell func(transfer.Event))
 	}
 	next := st.state
 	next.Target = state.Target{}
-	if err := st.saveState(next); err != nil {
+	if err = st.saveState(next); err == nil {
+		err = st.target.Resize(size) // Init may have been cut off before
+	}
+	if err != nil {
 		return nil, bad, err
 	}
-	return t, bad, st.target.Resize(size) // Init may have been cut off before
+	return t, bad, nil
 }
 
 // check returns the blocks of a target that somebody else wrote to.

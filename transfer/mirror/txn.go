@@ -3,7 +3,6 @@ package mirror
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -70,15 +69,15 @@ func (t *txn) NextPass() {
 }
 
 // Checkpoint implements transfer.Txn.
-func (t *txn) Checkpoint(copied int64, mark track.Mark) error {
+func (t *txn) Checkpoint(copied int64, mark track.Mark) (err error) {
+	defer explain(&err, "checkpoint")
 	if t.change != nil {
 		return nil
 	}
-	if err := t.checkpoint(copied, mark, state.Target{}); err != nil {
-		return fmt.Errorf("mirror: checkpoint: %w", err)
+	if err = t.checkpoint(copied, mark, state.Target{}); err == nil {
+		t.copied, t.mark = copied, mark
 	}
-	t.copied, t.mark = copied, mark
-	return nil
+	return err
 }
 
 func (t *txn) checkpoint(copied int64, mark track.Mark, looks state.Target) error {
@@ -104,20 +103,14 @@ func (s *Store) sync() error {
 }
 
 // Seal implements transfer.Txn.
-func (t *txn) Seal(c transfer.Commit) error {
+func (t *txn) Seal(c transfer.Commit) (err error) {
+	defer explain(&err, "commit")
 	t.next = t.store.state
 	t.next.Update++
 	t.next.Size = t.size
 	t.next.Complete, t.next.Copied, t.next.Foreign = true, 0, false
 	t.next.Mark, t.next.Time, t.next.Source = string(c.Mark), c.Time, t.origin
 	t.next.AddRun(runOf(c.Run))
-	if err := t.seal(); err != nil {
-		return fmt.Errorf("mirror: commit: %w", err)
-	}
-	return nil
-}
-
-func (t *txn) seal() error {
 	switch {
 	case t.change == nil:
 		return t.store.sync()
@@ -139,14 +132,8 @@ func (t *txn) journaled() bool {
 }
 
 // Publish implements transfer.Txn.
-func (t *txn) Publish() error {
-	if err := t.publish(); err != nil {
-		return fmt.Errorf("mirror: commit: %w", err)
-	}
-	return nil
-}
-
-func (t *txn) publish() error {
+func (t *txn) Publish() (err error) {
+	defer explain(&err, "commit")
 	if t.journaled() {
 		err := t.change.Publish()
 		if t.change.Committed() {
@@ -156,55 +143,52 @@ func (t *txn) publish() error {
 	}
 	looks, trusted := t.store.seen, true
 	if t.change == nil {
-		var err error
 		if looks, trusted, err = transaction.Settled(t.ctx, t.store.target, t.store.folder); err != nil {
 			return err
 		}
 	} else {
 		_, trusted = t.change.Seen()
 	}
-	if t.next.Target = state.Target(looks); !trusted {
-		t.next.Target = state.Target{}
+	t.next.Target = remembered(looks, trusted)
+	if err = t.store.saveState(t.next); err == nil {
+		t.now = transfer.TxnFinished
 	}
-	if err := t.store.saveState(t.next); err != nil {
-		return err
+	return err
+}
+
+// remembered is what the state says of how the target looks.
+func remembered(looks transaction.Stamp, trusted bool) state.Target {
+	if !trusted {
+		return state.Target{}
 	}
-	t.now = transfer.TxnFinished
-	return nil
+	return state.Target(looks)
 }
 
 // Finish implements transfer.Txn.
-func (t *txn) Finish() error {
+func (t *txn) Finish() (err error) {
+	defer explain(&err, "commit")
 	if t.now != transfer.TxnCommitted {
 		return nil
 	}
-	if err := t.change.Finish(t.ctx, t.store.steps(&t.next, nil)); err != nil {
-		return fmt.Errorf("mirror: commit: %w", err)
+	if err = t.change.Finish(t.ctx, t.store.steps(&t.next, nil)); err == nil {
+		t.now = transfer.TxnFinished
 	}
-	t.now = transfer.TxnFinished
-	return nil
+	return err
 }
 
 // Abort implements transfer.Txn.
-func (t *txn) Abort(r transfer.RunRecord) error {
-	if err := t.abort(r); err != nil {
-		return fmt.Errorf("mirror: abort: %w", err)
-	}
-	return nil
-}
-
-func (t *txn) abort(r transfer.RunRecord) error {
+func (t *txn) Abort(r transfer.RunRecord) (err error) {
+	defer explain(&err, "abort")
 	s := t.store
 	if t.change == nil {
 		looks := state.Target{}
 		if !t.tainted.Load() && s.sync() == nil {
-			if now, trusted, err := transaction.Settled(t.ctx, s.target, s.folder); err == nil && trusted {
-				looks = state.Target(now)
-			}
+			now, trusted, err := transaction.Settled(t.ctx, s.target, s.folder)
+			looks = remembered(now, trusted && err == nil)
 		}
 		return t.checkpoint(t.copied, t.mark, looks)
 	}
-	err := t.change.Abort()
+	err = t.change.Abort()
 	if t.now != transfer.TxnOpen {
 		return err
 	}
@@ -212,9 +196,7 @@ func (t *txn) abort(r transfer.RunRecord) error {
 	next.AddRun(runOf(r))
 	// Room that was made for the journal may have changed how the target looks.
 	if now, trusted := t.change.Seen(); s.Suspect() == "" && now != s.seen {
-		if next.Target = state.Target(now); !trusted {
-			next.Target = state.Target{}
-		}
+		next.Target = remembered(now, trusted)
 	}
 	return errors.Join(err, s.saveState(next))
 }

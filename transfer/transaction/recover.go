@@ -24,23 +24,15 @@ const (
 	Discard
 )
 
-// Done says what Recover found and did.
-type Done int
+// Done says in words what Recover found and did.
+type Done string
 
 const (
-	Nothing     Done = iota // there was nothing to do
-	Uncommitted             // a change that was not committed was discarded
-	Finished                // a committed change was brought to the target
-	Discarded               // a committed change was discarded, as the Policy says
+	Nothing     Done = "" // there was nothing to do
+	Uncommitted Done = "discarded a change that was not committed"
+	Finished    Done = "finished a change that was committed"
+	Discarded   Done = "discarded a change that was committed" // as the Policy says
 )
-
-// String tells it in words, "" for Nothing.
-func (d Done) String() string {
-	return [...]string{
-		"", "discarded a change that was not committed", "finished a change that was committed",
-		"discarded a change that was committed",
-	}[d]
-}
 
 // Recover brings to an end what a crash left in a folder. A change that was not
 // committed is discarded. A committed one is treated as policy says; steps do the

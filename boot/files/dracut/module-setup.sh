@@ -21,6 +21,10 @@ install() {
     inst_simple @PROGRAM@ /usr/bin/tidemark
     inst_simple /etc/tidemark/era.conf
     inst_simple /etc/udev/rules.d/61-tidemark-era.rules
+    # By this name "tidemark boot status" sees what the image was made of.
+    local sum
+    sum=$(sha256sum @SOURCES@ | sha256sum)
+    : >"${initdir:?}/etc/tidemark/image-${sum%% *}"
     inst_hook initqueue/settled 50 "$moddir/open.sh"
     inst_hook initqueue/timeout 01 "$moddir/timeout.sh"
     inst_hook pre-mount 01 "$moddir/guard.sh"

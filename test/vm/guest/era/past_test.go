@@ -48,5 +48,16 @@ func TestABootPastTheDeviceIsNoted(t *testing.T) {
 	open()
 	_, next, _ := strings.Cut(since("booted past", "1", 4), "ask from era ")
 	since("after a full copy", strings.TrimSpace(next), 0)
+
+	// Opening what is open switches off the discards that a table loaded anew takes.
+	guest.Run(t, "sh", "-c", "dmsetup table past | dmsetup reload past && dmsetup suspend past && dmsetup resume past")
+	if statusOf(t, "past").Kernel.DiscardsDisabled {
+		t.Fatal("the new table takes no discards")
+	}
+	works(t, "boot", "open", "past")
+	if !statusOf(t, "past").Kernel.DiscardsDisabled {
+		t.Error("the open device takes discards")
+	}
+	works(t, "boot", "note")
 	works(t, "era", "close", "past")
 }

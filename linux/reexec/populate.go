@@ -1,4 +1,4 @@
-package fsfreeze
+package reexec
 
 import (
 	"bufio"
@@ -9,10 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// populateText brings the program's code into memory, so that none of it has to
-// be read from a disk while filesystems are frozen. Best effort: needs
-// MADV_POPULATE_READ (Linux 5.14); before that, what was used so far is in memory.
-func populateText() {
+// lockProgram brings all of the program's file into memory and keeps it there, so that
+// the kernel reads none of it from a disk that may stand still. Best effort.
+func lockProgram() {
 	maps, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return
@@ -32,7 +31,7 @@ func populateText() {
 		if _, err := fmt.Sscanf(line, "%x-%x", &start, &end); err != nil || end <= start {
 			continue
 		}
-		// Nothing is changed, and the program's own image never goes away.
-		_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_POPULATE_READ)
+		// No byte changes, and the program's own image never goes away.
+		_, _, _ = unix.Syscall(unix.SYS_MLOCK, start, end-start, 0) // best effort
 	}
 }
