@@ -164,7 +164,7 @@ func (o Options) discard(place pairs.Place) (err error) {
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	done, err := transaction.Forget(dir)
 	if done {
-		o.note(transaction.Discarded.String())
+		o.note(string(transaction.Discarded))
 	}
 	return err
 }
