@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"runtime"
 	"sync"
 
@@ -35,8 +36,7 @@ type piece struct {
 	extent.Extent
 	record extent.Extent // that it begins; empty inside of one
 	buf    []byte
-	done   chan struct{}
-	err    error
+	read   chan error
 }
 
 // Write reads the extents of a set from src and writes them to w, each as one
@@ -44,21 +44,24 @@ type piece struct {
 // cause of ctx when that ends, but not before a Write that is under way.
 func Write(ctx context.Context, w io.Writer, src io.ReaderAt, set extent.Set, progress func(bytes int64)) (Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	readers := 2 * runtime.GOMAXPROCS(0)
-	todo, order := make(chan *piece, readers), make(chan *piece, readers)
-	free := make(chan []byte, 2*readers)
-	for range cap(free) {
+	ahead := 4 * runtime.GOMAXPROCS(0)
+	order, free := make(chan *piece, ahead), make(chan []byte, ahead)
+	for range ahead {
 		free <- block.AlignedBuffer(pieceSize)
 	}
 	var running sync.WaitGroup
-	running.Go(func() { produce(ctx, set, todo, order, free) })
-	for range readers {
-		running.Go(func() {
-			for p := range todo {
-				p.read(src)
+	running.Go(func() {
+		defer close(order)
+		for p := range pieces(set) {
+			select {
+			case p.buf = <-free:
+			case <-ctx.Done():
+				return
 			}
-		})
-	}
+			running.Go(func() { p.read <- p.fetch(src) })
+			order <- p // there is room for all that have a buffer
+		}
+	})
 	rep, err := write(ctx, w, order, free, progress)
 	cancel()
 	running.Wait()
@@ -68,48 +71,38 @@ func Write(ctx context.Context, w io.Writer, src io.ReaderAt, set extent.Set, pr
 	return rep, nil
 }
 
-// produce cuts the set into pieces and hands each to the readers and, in order, to
-// the writer.
-func produce(ctx context.Context, set extent.Set, todo, order chan<- *piece, free <-chan []byte) {
-	defer close(order)
-	defer close(todo)
-	for _, e := range set.Extents() {
-		for at := e.Off; at < e.End(); at += pieceSize {
-			p := &piece{Extent: extent.Extent{Off: at, Len: min(pieceSize, e.End()-at)}, done: make(chan struct{})}
-			if at == e.Off {
-				p.record = e
-			}
-			select {
-			case p.buf = <-free:
-			case <-ctx.Done():
-				return
-			}
-			todo <- p // the readers never stop
-			select {
-			case order <- p:
-			case <-ctx.Done():
-				return
+// pieces cuts a set into pieces, in order.
+func pieces(set extent.Set) iter.Seq[*piece] {
+	return func(yield func(*piece) bool) {
+		for _, e := range set.Extents() {
+			for at := e.Off; at < e.End(); at += pieceSize {
+				p := &piece{Extent: extent.Extent{Off: at, Len: min(pieceSize, e.End()-at)}, read: make(chan error, 1)}
+				if at == e.Off {
+					p.record = e
+				}
+				if !yield(p) {
+					return
+				}
 			}
 		}
 	}
 }
 
-func (p *piece) read(src io.ReaderAt) {
-	defer close(p.done)
+func (p *piece) fetch(src io.ReaderAt) error {
 	n, err := src.ReadAt(p.buf[:p.Len], p.Off)
 	if int64(n) == p.Len {
-		return
+		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		err = fmt.Errorf("source ends at byte %d: %w", p.Off+int64(n), io.ErrUnexpectedEOF)
 	}
-	p.err = err
+	return err
 }
 
 func write(ctx context.Context, w io.Writer, order <-chan *piece, free chan<- []byte, progress func(int64)) (rep Report, err error) {
 	out := erastream.NewWriter(w)
 	for p := range order {
-		<-p.done
+		rerr := <-p.read
 		if err := context.Cause(ctx); err != nil {
 			return rep, err
 		}
@@ -119,8 +112,8 @@ func write(ctx context.Context, w io.Writer, order <-chan *piece, free chan<- []
 			}
 			rep.Records++
 		}
-		if p.err != nil {
-			return rep, p.err
+		if rerr != nil {
+			return rep, rerr
 		}
 		if _, err := out.Write(p.buf[:p.Len]); err != nil {
 			return rep, err
