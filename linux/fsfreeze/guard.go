@@ -25,6 +25,8 @@ type Guard struct {
 	broken      chan struct{} // closed when a freeze ended without being asked
 	done        chan struct{} // closed when nothing is frozen and the watchdog is reaped
 
+	abandon sync.Once
+
 	mu       sync.Mutex
 	state    []state
 	isBroken bool
