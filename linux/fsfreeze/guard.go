@@ -123,6 +123,11 @@ func (g *Guard) listen() (left bool) {
 	buf := make([]byte, reportSize+1)
 	for {
 		n, err := g.conn.Read(buf)
+		if errors.Is(err, unix.ECONNRESET) {
+			// The watchdog ended with an order unread: a second one to thaw. The kernel
+			// says so once, ahead of the reports that are still there to be read.
+			continue
+		}
 		if err != nil || n == 0 {
 			return left
 		}
