@@ -75,11 +75,8 @@ func (g *Guard) cause(err error) error {
 // Abandon tells the watchdog to thaw and end, without waiting for it: a call into
 // the kernel may hold the watchdog up. It can be used instead of Thaw or Close.
 func (g *Guard) Abandon() {
-	// A second order that the watchdog does not read any more would have the kernel reset
-	// the connection, and take the watchdog's last word with it.
-	g.abandon.Do(func() {
-		_ = g.order(order{cmd: cmdThaw}) // when the watchdog is gone, keep has thawed or is about to
-	})
+	// When the watchdog is gone, keep has thawed or is about to.
+	_ = g.order(order{cmd: cmdThaw})
 }
 
 // Thaw thaws all filesystems and returns when that is done and the watchdog has ended.

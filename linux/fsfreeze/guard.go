@@ -25,8 +25,6 @@ type Guard struct {
 	broken      chan struct{} // closed when a freeze ended without being asked
 	done        chan struct{} // closed when nothing is frozen and the watchdog is reaped
 
-	abandon sync.Once
-
 	mu       sync.Mutex
 	state    []state
 	isBroken bool

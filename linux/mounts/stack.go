@@ -77,7 +77,7 @@ func (n node) partitions() ([]node, error) {
 	return nodes, nil
 }
 
-// escapeGlob guards names like "cciss!c0d0" and folders with brackets.
+// escapeGlob quotes names like "cciss!c0d0" and folders with brackets.
 func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
@@ -118,9 +118,9 @@ func (n node) span() (start, end int64, err error) {
 	return int64(first) * sector, int64(first+size) * sector, nil
 }
 
-// Above returns d and every device that a write to changes d: partitions and
-// devices made of it or of one above it, those that share bytes with it, loop
-// devices over these. Loop devices over files on its filesystems are not meant.
+// Above returns d and every device whose writes reach d: its partitions, the devices made
+// of it, the devices that share bytes with it, loop devices over these, and all devices
+// above those. Loop devices over files on its filesystems do not count.
 func (t *Table) Above(d sysfs.Dev) (map[sysfs.Dev]bool, error) {
 	set := map[sysfs.Dev]bool{}
 	if err := t.above(d, set); err != nil {
@@ -167,8 +167,8 @@ func (t *Table) above(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	return nil
 }
 
-// overlapping adds what shares bytes with a partition without being above it:
-// the whole disk, when that is used directly, and partitions laid over it.
+// overlapping adds the devices that share bytes with a partition without being above it:
+// the whole disk, which may be used directly, and partitions laid over it.
 func (t *Table) overlapping(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	n, err := t.sys.node(d)
 	if err != nil || !n.partition {
@@ -201,8 +201,8 @@ func (t *Table) overlapping(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	return nil
 }
 
-// below adds to set everything that a write to d passes through: its disk, its
-// slaves, and what a loop device lies on if that is a device.
+// below adds to set the devices that a write to d passes through: its disk, its slaves,
+// and the device that a loop device lies on.
 func (t *Table) below(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	if set[d] {
 		return nil

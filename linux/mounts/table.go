@@ -93,7 +93,7 @@ func (t *Table) addMounts(r io.Reader, pid int) error {
 	return nil
 }
 
-// readOnly looks for the flag that the kernel writes first.
+// readOnly looks for the flag that the kernel puts first.
 func readOnly(options string) bool {
 	first, _, _ := strings.Cut(options, ",")
 	return first == "ro"
@@ -145,7 +145,7 @@ func (s system) otherNamespaces() []int {
 	return pids
 }
 
-// absent says that a device has gone: its folder with it, or only what is in it.
+// absent reports whether err says that a device has gone, or its folder in sysfs.
 func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
 }
