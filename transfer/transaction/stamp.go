@@ -145,6 +145,10 @@ func Settled(ctx context.Context, target Target, folder Folder) (s Stamp, truste
 	if !ok {
 		return s, false, nil
 	}
+	changed := s.CTime // MTime may be in the future, because somebody has set it
+	if changed == 0 {
+		changed = s.MTime
+	}
 	ctx, cancel := context.WithTimeout(ctx, clockLimit)
 	defer cancel()
 	for step := time.Millisecond; ; step = min(2*step, clockStep) {
@@ -152,7 +156,7 @@ func Settled(ctx context.Context, target Target, folder Folder) (s Stamp, truste
 		if !ok {
 			return s, false, nil
 		}
-		if now > max(s.MTime, s.CTime) {
+		if now > changed {
 			return s, true, nil
 		}
 		select {

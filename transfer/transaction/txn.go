@@ -142,10 +142,13 @@ func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
 	if t.sealed, err = redo.NewReader(t.file, t.journal.Len()); err != nil {
 		return err
 	}
+	// Making room may change the target's times, but not its content.
 	if err := reserve(t.target, t.sealed); err != nil {
-		return err
+		var serr error
+		t.seen, t.sure, serr = Settled(ctx, t.target, t.folder)
+		return errors.Join(err, serr)
 	}
-	// Room for it may have changed the target's times, but not its content.
+	t.sure = false // until the clock has moved on, see below
 	if t.seen, err = t.target.Stamp(); err != nil {
 		return err
 	}
