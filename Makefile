@@ -15,8 +15,8 @@ SLOW := tidemark/test/|tidemark/bench
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
-.PHONY: help build demo test setup setup-vm generate man bench vuln fmt lint clean \
-	check-fmt check-vet check-shape check-static check-fix check-generated \
+.PHONY: help build demo test soak setup setup-vm generate man bench vuln fmt lint clean \
+	check-fmt check-vet check-shape check-static check-fix check-generated check-tidy \
 	test-race test-fuzz test-slow
 
 .DEFAULT_GOAL := build
@@ -28,6 +28,9 @@ demo: setup build ## show a live incremental mirror on a loop device (root)
 	scripts/demo.sh
 
 test: setup setup-vm lint test-race test-fuzz test-slow ## everything CI runs (root)
+
+soak: setup ## the random tests for hours, with more steps and new seeds (root; see scripts/soak)
+	scripts/as-root env SEQUENCES=$(SEQUENCES) CHECKS=$(CHECKS) ROUNDS=$(ROUNDS) RUNS=$(RUNS) FUZZTIME=$(if $(filter file,$(origin FUZZTIME)),,$(FUZZTIME)) scripts/soak
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 10
@@ -61,7 +64,7 @@ fmt: ## format the code
 clean:
 	rm -rf bin
 
-lint: check-fmt check-vet check-shape check-static check-fix check-generated
+lint: check-fmt check-vet check-shape check-static check-fix check-generated check-tidy
 
 check-fmt:
 	@bad=$$($(TOOL) gofumpt -l .); [[ -z $$bad ]] || { echo "not formatted (make fmt):" $$bad; exit 1; }
@@ -80,6 +83,10 @@ check-fix:
 
 check-generated:
 	scripts/check-generated
+
+check-tidy:
+	go mod tidy -diff
+	cd tools && go mod tidy -diff
 
 test-race:
 	tool=$$(scripts/bench-tools); scripts/as-root env CGO_ENABLED=1 ERA_TOOLS_1="$${tool%/*}" go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')

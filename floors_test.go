@@ -7,6 +7,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -149,6 +150,20 @@ func TestImportsRunDownTheFloors(t *testing.T) {
 			if forbidden(p.dir, dir) {
 				t.Errorf("%s imports %s, which it must not know", p.dir, dir)
 			}
+		}
+	}
+}
+
+// An importer of package track gets the interface, the marks and the errors, and links
+// nothing that talks to the kernel.
+func TestTrackLinksNoKernelPackage(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", module+"/track").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dep := range strings.FieldsSeq(string(out)) {
+		if strings.HasPrefix(dep, module+"/linux/") || strings.Contains(dep, "cilium") || strings.Contains(dep, "golang.org/x/sys") {
+			t.Errorf("track links %s", dep)
 		}
 	}
 }

@@ -120,6 +120,19 @@ func TestDirectReadsOfLargeSectorsMayBeginAnywhere(t *testing.T) {
 	}
 }
 
+func TestTheSmallestDiskHasCounters(t *testing.T) {
+	for _, direct := range []bool{true, false} {
+		d, err := block.Open(loop(t, image(t, 512)), block.Options{Direct: direct})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if _, err := d.Counters(); err != nil {
+			t.Errorf("direct %v: %v", direct, err)
+		}
+	}
+}
+
 func TestADeviceIsIdentifiedByWhatIsOpen(t *testing.T) {
 	one, two := loop(t, image(t, 1<<20)), loop(t, image(t, 2<<20))
 	link := filepath.Join(t.TempDir(), "disk")

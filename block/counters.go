@@ -44,7 +44,7 @@ func (d *Device) Counters() (Counters, error) {
 	return Counters{Read: after.SectorsRead(), Written: after.SectorsWritten(), Discarded: after.SectorsDiscarded()}, nil
 }
 
-// readPastCache reads the first bytes of a device from its disk.
+// readPastCache reads the first sector of a device from its disk.
 func (d *Device) readPastCache() error {
 	f := d.f
 	if !d.direct {
@@ -56,6 +56,6 @@ func (d *Device) readPastCache() error {
 		f = os.NewFile(uintptr(fd), d.Path())
 		defer f.Close()
 	}
-	_, err := f.ReadAt(AlignedBuffer(max(bufferAlign, d.sector)), 0)
+	_, err := f.ReadAt(AlignedBuffer(d.sector), 0)
 	return err
 }

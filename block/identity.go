@@ -56,10 +56,10 @@ func Identify(path string) (Identity, error) {
 }
 
 // IdentifyDev reads the identity of the block device with that number. Path is where
-// the kernel has its node.
+// the kernel has its node, or empty where /dev has none.
 func IdentifyDev(d sysfs.Dev) (Identity, error) {
 	path, err := sysfs.Node(d)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Identity{}, fmt.Errorf("identify: %w", err)
 	}
 	return identify(path, d)
@@ -72,7 +72,7 @@ func identify(path string, d sysfs.Dev) (Identity, error) {
 		err = id.readSysfs(dir)
 	}
 	if err != nil {
-		return Identity{}, fmt.Errorf("identify: %s: %w", path, err)
+		return Identity{}, fmt.Errorf("identify: device %s %s: %w", d, path, err)
 	}
 	return id, nil
 }

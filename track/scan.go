@@ -7,13 +7,15 @@ import (
 )
 
 const (
+	// KindScan is the kind of a Scan.
+	KindScan = "scan"
 	scanMark = Mark(KindScan)
-	// scanBlock is the unit in which a scan compares, as a Live's smallest.
+	// scanBlock is the unit in which a scan compares, the smallest of all trackers.
 	scanBlock = 4096
 )
 
-// Scan is the tracker of a source that nobody watched: nothing is known to be
-// unchanged. Right for any source, an image file included; never fast.
+// Scan is the tracker of a source that no backend follows: nothing is known to be
+// unchanged. It is right for any source, an image file included, and never fast.
 type Scan struct{ size int64 }
 
 // NewScan returns the tracker of a source of size bytes.
@@ -25,22 +27,29 @@ func (s *Scan) Kind() string { return KindScan }
 // Granularity returns 4096.
 func (s *Scan) Granularity() int64 { return scanBlock }
 
+// Traits returns none.
+func (s *Scan) Traits() Traits { return Traits{} }
+
 // Cut returns a mark from which nothing can be told later.
 func (s *Scan) Cut(context.Context) (Cut, error) { return Cut{Mark: scanMark}, nil }
 
-// Changes returns the whole source when since is empty. Every other mark is
-// lost.
-func (s *Scan) Changes(_ context.Context, since, _ Mark) (extent.Set, error) {
-	if since != "" {
-		return extent.Set{}, &LostError{Mark: since, Reason: "the source is not tracked, only compared"}
+// Changes returns the whole source when since is empty. Every other mark is lost.
+func (s *Scan) Changes(ctx context.Context, since, _ Mark) (extent.Set, error) {
+	if err := s.Vouch(ctx, since); err != nil {
+		return extent.Set{}, err
 	}
 	return extent.NewSet(extent.Extent{Len: s.size}), nil
 }
 
-// Traits say that changes cannot be named.
-func (s *Scan) Traits() Traits { return Traits{} }
+// Vouch returns nil for the empty mark. Every other mark is lost.
+func (s *Scan) Vouch(_ context.Context, m Mark) error {
+	if m == "" {
+		return nil
+	}
+	return &LostError{Mark: m, Reason: "the source is not tracked, only compared"}
+}
 
-// Drain does nothing.
+// Drain does nothing: Changes names whatever a write in flight changes.
 func (s *Scan) Drain(context.Context) error { return nil }
 
 // Persist does nothing.

@@ -197,6 +197,11 @@ func (s *watcher) Changes(_ context.Context, since, until track.Mark) (extent.Se
 	return extent.NewSet(exts...), nil
 }
 
+func (s *watcher) Vouch(ctx context.Context, m track.Mark) error {
+	_, err := s.Changes(ctx, m, "")
+	return err
+}
+
 func (s *watcher) Keep(_ context.Context, _ string, m track.Mark, quiet bool) error {
 	if quiet {
 		s.settled[string(m)] = true

@@ -53,23 +53,17 @@ func Choose(ctx context.Context, kind string, o Options) (Provider, string, erro
 // unseen names the devices whose holders cannot be seen; beside an error, as far as
 // that could be told.
 func (s *scene) unseen(ctx context.Context) ([]string, error) {
-	var all []string
-	var failed error
+	var names []string
 	for _, src := range s.sources {
-		hidden, err := s.table.Hidden(src.name())
-		if err != nil {
-			failed = err
-		}
-		for _, h := range hidden {
-			if h == src.name() {
-				h = src.Path()
-			}
-			if !slices.Contains(all, h) {
-				all = append(all, h)
-			}
+		names = append(names, src.name())
+	}
+	hidden, err := s.table.Hidden(ctx, names...)
+	for i, h := range hidden {
+		if at := slices.Index(names, h); at >= 0 {
+			hidden[i] = s.sources[at].Path()
 		}
 	}
-	return all, failed
+	return hidden, err
 }
 
 // refuseUnseen is for what unseen returned.

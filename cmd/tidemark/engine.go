@@ -4,14 +4,14 @@ import (
 	"context"
 
 	"tidemark/extent"
-	"tidemark/track"
+	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
 	"tidemark/view"
 )
 
-func (g *globals) trackOptions() track.Options {
-	return track.Options{RunDir: g.runDir, BPFFS: g.bpffs}
+func (g *globals) trackOptions() bpf.Options {
+	return bpf.Options{RunDir: g.runDir, BPFFS: g.bpffs}
 }
 
 // options turns the command line into what package pairs is told.

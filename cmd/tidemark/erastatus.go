@@ -147,7 +147,7 @@ func (s *eraState) judgeData(d *dmera.Device) error {
 	}
 	own := fmt.Sprintf("dm-%d", d.Number().Minor)
 	use.Holders = slices.DeleteFunc(use.Holders, func(h string) bool { return h == own })
-	above, err := table.On(mounts.Dev(d.Number()))
+	above, err := table.On(d.Number())
 	if err != nil {
 		return err
 	}

@@ -13,17 +13,19 @@ import (
 
 	"tidemark/block"
 	"tidemark/boot"
-	"tidemark/format/changes"
+	"tidemark/format/epochs"
 	"tidemark/format/era"
 	"tidemark/format/erastream"
 	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
-	"tidemark/linux/bpf"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
 	"tidemark/track"
+	"tidemark/track/bpf"
+	eratrack "tidemark/track/era"
+	"tidemark/track/history"
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
@@ -153,9 +155,9 @@ func mirrorClasses() []class {
 		{errDifferent, exitDifferent, ""},
 		{track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
 		{track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
-		{track.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
-		{track.ErrEraUnfit, exitRefused, "--tracker bpf does without the metadata"},
-		{track.ErrNotTracked, exitError, `"tidemark track start" starts it`},
+		{eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
+		{eratrack.ErrUnfit, exitRefused, "--tracker bpf does without the metadata"},
+		{bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
 		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
@@ -177,8 +179,8 @@ func mirrorClasses() []class {
 		{sums.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
 		{state.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
 		{sums.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
-		{changes.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
-		{changes.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+		{epochs.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
+		{epochs.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
 	}
 }
 
@@ -238,6 +240,7 @@ func machineClasses() []class {
 		{errNotReady, exitError, ""},
 		{syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
 		{syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 	}
 }

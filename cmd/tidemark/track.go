@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"text/tabwriter"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/track"
+	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
 )
@@ -74,33 +76,30 @@ func printStarted(w io.Writer, s started, asJSON bool) error {
 	return err
 }
 
-func startTracking(ctx context.Context, device string, o track.Options) (s started, err error) {
+func startTracking(ctx context.Context, device string, o bpf.Options) (s started, err error) {
 	o.Drain = func(ctx context.Context) error { return pairs.Drain(ctx, device, transfer.DefaultMaxFreeze) }
-	live, err := track.OpenLive(ctx, device, o)
+	source, err := block.Open(device, block.Options{})
 	if err != nil {
+		return s, fmt.Errorf("track: %w", err)
+	}
+	live, mark, err := bpf.Start(ctx, source, o)
+	if err := errors.Join(err, source.Close()); err != nil {
 		return s, err
 	}
-	defer func() { err = errors.Join(err, live.Close()) }()
-	cut, err := live.Cut(ctx)
-	if err != nil {
-		return s, err
-	}
-	if err := live.Remember(ctx, cut.Mark); err != nil {
-		return s, err
-	}
-	return started{device, cut.Mark, live.Granularity()}, live.Persist(ctx)
+	return started{device, mark, live.Granularity()}, live.Close()
 }
 
 func newTrackStop(g *globals) *cobra.Command {
 	return command{
 		use: "stop DEVICE...", short: "Stop tracking; all marks of the devices are lost",
+		long:    `Stops tracking the disk of each DEVICE; all its marks are lost. What a start of tracking that was killed has left in the kernel, of any disk, is removed as well; "tidemark track status" tells of it.`,
 		example: "tidemark track stop /dev/vdb",
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, device := range args {
-				err := track.Stop(cmd.Context(), device, g.trackOptions())
-				if errors.Is(err, track.ErrNotTracked) {
+				err := bpf.Stop(cmd.Context(), device, g.trackOptions())
+				if errors.Is(err, bpf.ErrNotTracked) {
 					err = hinted{err, `"tidemark track status" lists what is tracked`}
 				}
 				errs = append(errs, err)
@@ -121,6 +120,9 @@ func newTrackStatus(g *globals) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := noteLeftovers(cmd.Context(), cmd.ErrOrStderr(), g.trackOptions()); err != nil {
+				return err
+			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), all)
 			}
@@ -132,27 +134,27 @@ func newTrackStatus(g *globals) *cobra.Command {
 }
 
 // statusOf tells of the disks of the devices, or of all without any.
-func statusOf(ctx context.Context, devices []string, o track.Options) ([]track.Status, error) {
-	all, err := track.List(ctx, o)
+func statusOf(ctx context.Context, devices []string, o bpf.Options) ([]bpf.Status, error) {
+	all, err := bpf.List(ctx, o)
 	if err != nil || len(devices) == 0 {
 		return all, err
 	}
-	chosen := []track.Status{}
+	chosen := []bpf.Status{}
 	for _, device := range devices {
 		id, err := block.Identify(device)
 		if err != nil {
 			return nil, err
 		}
-		i := slices.IndexFunc(all, func(s track.Status) bool { return s.Disk == id.Disk })
+		i := slices.IndexFunc(all, func(s bpf.Status) bool { return s.Disk == id.Disk })
 		if i < 0 {
-			return nil, fmt.Errorf("track: status: %s: %w", device, track.ErrNotTracked)
+			return nil, fmt.Errorf("track: status: %s: %w", device, bpf.ErrNotTracked)
 		}
 		chosen = append(chosen, all[i])
 	}
 	return chosen, nil
 }
 
-func printTracked(w io.Writer, all []track.Status) error {
+func printTracked(w io.Writer, all []bpf.Status) error {
 	for _, s := range all {
 		if _, err := fmt.Fprintf(w, "/dev/%s: %s, in blocks of %s\n", s.Disk, size(s.Size), size(s.Granularity)); err != nil {
 			return err
@@ -173,6 +175,17 @@ func printTracked(w io.Writer, all []track.Status) error {
 		}
 	}
 	return nil
+}
+
+// noteLeftovers tells of what interrupted starts have left in the kernel.
+func noteLeftovers(ctx context.Context, w io.Writer, o bpf.Options) error {
+	left, err := bpf.Leftovers(ctx, o)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "tidemark: note: a start of tracking did not end: %d objects in %s belong to no tracked disk; \"tidemark track stop\" of any device removes them\n",
+		len(left), filepath.Dir(left[0]))
+	return err
 }
 
 // changed is what "track changes" says.
@@ -220,18 +233,19 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 // changesSince asks without starting anything: where nothing is tracked, every
 // mark is lost. The mark of this moment is kept when it is to be told; the other one
 // is renewed, so that it can be asked from any number of times.
-func changesSince(ctx context.Context, device string, since track.Mark, tell bool, o track.Options) (c changed, err error) {
+func changesSince(ctx context.Context, device string, since track.Mark, tell bool, o bpf.Options) (c changed, err error) {
 	if !since.Valid() {
 		return c, fmt.Errorf("--since %q: %w", since, track.ErrBadMark)
 	}
-	if _, err := statusOf(ctx, []string{device}, o); errors.Is(err, track.ErrNotTracked) {
+	source, err := block.Open(device, block.Options{})
+	if err != nil {
+		return c, fmt.Errorf("track: %w", err)
+	}
+	live, err := bpf.Attach(ctx, source, o)
+	if err := errors.Join(err, source.Close()); errors.Is(err, bpf.ErrNotTracked) {
 		return c, &track.LostError{Mark: since, Reason: device + " is not tracked"}
 	} else if err != nil {
-		return c, err
-	}
-	live, err := track.OpenLive(ctx, device, o)
-	if err != nil {
-		return c, err
+		return c, track.About(since, err)
 	}
 	defer func() { err = errors.Join(err, live.Close()) }()
 	cut, err := live.Cut(ctx)
@@ -242,7 +256,7 @@ func changesSince(ctx context.Context, device string, since track.Mark, tell boo
 	if err != nil {
 		return c, err
 	}
-	if err := live.Renew(ctx, since); err != nil {
+	if err := live.Remember(ctx, since); err != nil {
 		return c, err
 	}
 	if tell {

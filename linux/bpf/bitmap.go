@@ -41,7 +41,7 @@ const (
 )
 
 // Header is the part of a bitmap's header page that user space writes. Package
-// track gives it meaning.
+// track/bpf gives it meaning.
 type Header struct {
 	Epoch        uint64
 	BaseQueue    uint64 // Misses when the epoch began

@@ -1,7 +1,7 @@
 // Package bpf installs and operates the eBPF programs that see every change of
 // a block device. It owns the objects pinned in bpffs (programs, links, maps)
 // and the bitmaps; it decides nothing: which disks to track, when an epoch ends
-// and what a mark is worth is the business of package track.
+// and what a mark is worth is the business of package track/bpf.
 //
 // # Two marks for one write
 //
@@ -57,7 +57,7 @@
 // are refused with [ErrNotSupported].
 //
 // A Facility and a Bitmap may be used by several goroutines; the header of a
-// bitmap is written under the lock of whoever flips (package track).
+// bitmap is written under the lock of whoever flips (package track/bpf).
 package bpf
 
 import (
@@ -177,7 +177,7 @@ func (f *Facility) load() error {
 
 // Install loads the programs, attaches them and pins everything in dir, which
 // must not exist; its parents are created. A crash leaves either all or nothing
-// at dir.
+// at dir, an error nothing.
 func Install(dir string) (*Facility, error) {
 	staging := dir + stagingEnd
 	if err := os.RemoveAll(staging); err != nil {
@@ -192,7 +192,11 @@ func Install(dir string) (*Facility, error) {
 	if err := os.Rename(staging, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("bpf: install: %w", err), os.RemoveAll(staging))
 	}
-	return Load(dir)
+	f, err := Load(dir)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return f, nil
 }
 
 func pinAll(dir string) error {

@@ -65,8 +65,8 @@ func place(dev uint32, f func(at uint32) bool) {
 	}
 }
 
-// Put begins the tracking of the disk d.Dev with b as its first bitmap. The
-// machine's lock must be held.
+// Put begins the tracking of the disk d.Dev with b as its first bitmap. When it fails,
+// nothing has changed. The machine's lock must be held.
 func (f *Facility) Put(d Disk, b *Bitmap) error {
 	if _, known, err := f.Get(d.Dev); err != nil || known {
 		return errors.Join(err, f.inUse(d.Dev, known))
@@ -75,7 +75,10 @@ func (f *Facility) Put(d Disk, b *Bitmap) error {
 	if err != nil {
 		return err
 	}
-	return inOrder(f.putting(at, d, b))
+	if err := inOrder(f.putting(at, d, b)); err != nil {
+		return errors.Join(err, f.clear(at, d))
+	}
+	return nil
 }
 
 // putting is what Put does, in steps. The device number comes last, with the grace
@@ -193,6 +196,11 @@ func (f *Facility) Drop(dev uint32) error {
 	if err != nil || !known {
 		return err
 	}
+	return f.clear(at, d)
+}
+
+// clear empties the entry of a disk, and its slot.
+func (f *Facility) clear(at uint32, d Disk) error {
 	d.Dev = devGone
 	if err := f.setDisk(at, d); err != nil {
 		return err
@@ -201,10 +209,37 @@ func (f *Facility) Drop(dev uint32) error {
 	if err := f.maps[mapActive].Delete(d.Slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("bpf: empty slot %d: %w", d.Slot, err)
 	}
-	if d.Flags&DiskBio == 0 {
-		return nil
+	if d.Flags&DiskBio != 0 {
+		if err := errors.Join(f.dropFlights(d.Slot), f.detachBio()); err != nil {
+			return err
+		}
 	}
-	return errors.Join(f.dropFlights(d.Slot), f.detachBio())
+	return f.setDisk(at, Disk{Dev: devGone})
+}
+
+// Sweep undoes what a Put that was killed has done. The machine's lock must be held.
+func (f *Facility) Sweep() error {
+	living, err := f.Disks()
+	if err != nil {
+		return err
+	}
+	used := map[uint32]bool{}
+	for _, d := range living {
+		used[d.Slot] = true
+	}
+	for at := range uint32(tableSize) {
+		var d Disk
+		if err := f.maps[mapDisks].Lookup(at, &d); err != nil {
+			return fmt.Errorf("bpf: look up disk: %w", err)
+		}
+		if d.Dev != devGone || d.Sectors == 0 || used[d.Slot] {
+			continue
+		}
+		if err := f.clear(at, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // detachBio detaches the programs for bio-based disks when there are none.

@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -169,6 +170,55 @@ func TestDisksComeAndGo(t *testing.T) {
 	}
 	if _, known, err := f.Active(5); known || err != nil {
 		t.Errorf("the slot is not empty: %v %v", known, err)
+	}
+}
+
+// Of a Put that fails, or is killed, at any step nothing is left.
+func TestNothingIsLeftOfADiskThatWasNotAdded(t *testing.T) {
+	f := install(t)
+	b := newBitmap(t, 100)
+	other := Disk{Dev: DevT(4000, 6), Sectors: 800, Slot: 4}
+	d := Disk{Dev: DevT(4000, 7), Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
+	if err := f.Put(other, newBitmap(t, 100)); err != nil {
+		t.Fatal(err)
+	}
+	wantNothing := func(what string) {
+		t.Helper()
+		links, err := filepath.Glob(filepath.Join(f.Dir(), pinnedLink+"*"))
+		if err != nil || len(links) != len(reqProgs()) {
+			t.Errorf("%s: attached: %v, %v", what, links, err)
+		}
+		if _, active, err := f.Active(d.Slot); active || err != nil {
+			t.Errorf("%s: the slot is not empty: %v", what, err)
+		}
+		if disks, err := f.Disks(); len(disks) != 1 || err != nil {
+			t.Errorf("%s: disks: %v, %v", what, disks, err)
+		}
+		if _, active, err := f.Active(other.Slot); !active || err != nil {
+			t.Errorf("%s: the slot of another disk is empty: %v", what, err)
+		}
+	}
+	// What is in the way of one link fails the step half-way.
+	if err := os.Symlink("nowhere", filepath.Join(f.Dir(), pinnedLink+progBioDone)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Put(d, b); err == nil {
+		t.Fatal("a program was attached although its pin was in the way")
+	}
+	wantNothing("failed")
+	// All steps but the last two: from then on there is an entry, which Drop finds.
+	for n := range len(f.putting(0, d, b)) - 1 {
+		at, err := f.freePlace(d.Dev)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := inOrder(f.putting(at, d, b)[:n]); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Sweep(); err != nil {
+			t.Fatal(err)
+		}
+		wantNothing(fmt.Sprintf("killed after %d steps", n))
 	}
 }
 

@@ -99,7 +99,7 @@ enum req_op {
 #define OP(name) bpf_core_enum_value(enum req_op, name)
 #define REQ_OP_MASK 0xff // include/linux/blk_types.h: REQ_OP_BITS 8
 
-// The layout below is shared with layout.go; a test compares them.
+// The layout below is shared with bitmap.go and disks.go; a test compares them.
 
 #define PAGE_SIZE 4096
 #define PAGE_WORDS (PAGE_SIZE / 8)

@@ -126,16 +126,6 @@ const messageHeadSize = 8
 // align is what the kernel aligns everything in a buffer to.
 func align(n int) int { return (n + 7) &^ 7 }
 
-// devOf takes a number apart as the kernel's huge_decode_dev does.
-func devOf(n uint64) Dev {
-	return Dev{Major: uint32(n>>8) & 0xfff, Minor: uint32(n&0xff | n>>12&0xfff00)}
-}
-
-// number is the kernel's huge_encode_dev.
-func numberOf(d Dev) uint64 {
-	return uint64(d.Minor&0xff) | uint64(d.Major)<<8 | uint64(d.Minor&^0xff)<<12
-}
-
 // put writes a struct of this file to the start of buf, which has room for it.
 func put(buf []byte, v any) {
 	if _, err := binary.Encode(buf, binary.NativeEndian, v); err != nil {

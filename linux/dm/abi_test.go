@@ -11,6 +11,10 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // structs are the structs of abi.go and, by field, what the header calls them.
@@ -119,7 +123,7 @@ func TestStructsHaveNoHiddenPadding(t *testing.T) {
 }
 
 func TestDeviceNumbersAreThoseOfTheKernel(t *testing.T) {
-	for _, d := range []Dev{
+	for _, d := range []sysfs.Dev{
 		{Major: 8, Minor: 1},
 		{Major: 253, Minor: 0},
 		{Major: 253, Minor: 255},
@@ -127,11 +131,11 @@ func TestDeviceNumbersAreThoseOfTheKernel(t *testing.T) {
 		{Major: 4095, Minor: 0xfffff},
 		{Major: 1, Minor: 0x12345},
 	} {
-		if got := devOf(numberOf(d)); got != d {
+		if got := sysfs.DevOf(unix.Mkdev(d.Major, d.Minor)); got != d {
 			t.Errorf("%v became %v", d, got)
 		}
 	}
-	if n := numberOf(Dev{Major: 253, Minor: 0x123}); n != 0x10fd23 {
+	if n := unix.Mkdev(253, 0x123); n != 0x10fd23 {
 		t.Errorf("%#x, the kernel has 0x10fd23", n)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // Entry is a device in the list of all.
@@ -21,7 +23,7 @@ type Entry struct {
 }
 
 // Dev returns the device's number.
-func (e Entry) Dev() Dev { return Dev{Major: e.Major, Minor: e.Minor} }
+func (e Entry) Dev() sysfs.Dev { return sysfs.Dev{Major: e.Major, Minor: e.Minor} }
 
 // List returns all devices, in the kernel's order.
 func (c *Control) List() ([]Entry, error) {
@@ -78,8 +80,8 @@ func (c *Control) stateFor(r *request) (Info, error) {
 // Find returns the state of the device with a number. The error wraps ErrNotFound
 // when that is another kind of device, or none.
 func (c *Control) Find(major, minor uint32) (Info, error) {
-	dev := Dev{Major: major, Minor: minor}
-	if dev == (Dev{}) {
+	dev := sysfs.Dev{Major: major, Minor: minor}
+	if dev == (sysfs.Dev{}) {
 		return Info{}, fmt.Errorf("dm: look at %v: %w", dev, ErrNotFound)
 	}
 	return c.runInfo(&request{op: "look at", cmd: cmdDevStatus, dev: dev})
@@ -132,9 +134,9 @@ type SuspendOptions struct {
 // Suspend holds back all requests to a device, from the moment when those under way
 // have completed, until Resume. A device that is suspended stays so.
 //
-// Whoever suspends a device must take care not to need it: a process that writes to
-// a filesystem on it stops until Resume. Some targets answer neither Status nor
-// Message meanwhile: they wait for Resume, and cannot be interrupted (era).
+// The caller must not need the device until Resume: a process that writes to a
+// filesystem on it waits. Some targets (era) answer neither Status nor Message
+// meanwhile; the call waits for Resume and cannot be interrupted.
 func (c *Control) Suspend(name string, o SuspendOptions) (Info, error) {
 	r, err := onDevice("suspend", cmdDevSuspend, name)
 	if err != nil {
@@ -158,20 +160,21 @@ func (c *Control) Resume(name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return info, p.Settle()
+	return info, p.Wait()
 }
 
 // Pending is a change that udev may not have dealt with yet.
 type Pending struct {
-	settle func() error
+	wait func() error
 }
 
-// Settle waits until udev has dealt with the change. It must be called once.
-func (p *Pending) Settle() error { return p.settle() }
+// Wait returns when udev has dealt with the change, or has not answered within half a
+// minute. It must be called once.
+func (p *Pending) Wait() error { return p.wait() }
 
 // StartResume is Resume without the wait for udev, which Pending does. To resume
-// several devices that were suspended together, start with all of them and then
-// settle them: udev may need one to deal with the other.
+// several devices that were suspended together, start all of them and then wait for
+// each: udev may need one device to deal with another.
 func (c *Control) StartResume(name string) (Info, *Pending, error) {
 	r, err := onDevice("resume", cmdDevSuspend, name)
 	if err != nil {
@@ -191,17 +194,17 @@ func (c *Control) StartResume(name string) (Info, *Pending, error) {
 		cookie.end()
 		return Info{}, nil, fmt.Errorf("dm: resume %q: %w", name, err)
 	}
-	settle := func() error {
+	wait := func() error {
 		cookie.wait(got.Flags&flagUeventGenerated != 0)
 		if err := c.nodes.make(info); err != nil {
 			return fmt.Errorf("dm: resume %q: it runs, but: %w", name, err)
 		}
 		return nil
 	}
-	return info, &Pending{settle}, nil
+	return info, &Pending{wait}, nil
 }
 
-// resumeFailed adds what is known of a device that would not resume.
+// resumeFailed adds the reason why a device would not resume, as far as it can be told.
 func (c *Control) resumeFailed(name string, err error, log kernelLog) error {
 	info, ierr := c.Info(name)
 	if ierr != nil {
@@ -221,10 +224,10 @@ func (c *Control) resumeFailed(name string, err error, log kernelLog) error {
 type RemoveOptions struct {
 	// Deferred removes a device that is in use when the last user closes it;
 	// Info.DeferredRemove says so until then. The message "@cancel_deferred_remove"
-	// takes it back. Nobody but udev then removes the node in /dev/mapper.
+	// takes it back. Only udev then removes the node in /dev/mapper.
 	Deferred bool
 	// Patience is how long to try again while the device is in use: udev and
-	// others open devices for moments.
+	// other programs open devices for moments.
 	Patience time.Duration
 }
 

@@ -1,35 +1,38 @@
 // Package dm controls the kernel's device-mapper through /dev/mapper/control. It
 // needs neither dmsetup nor libdevmapper, and agrees with both.
 //
-// It owns the ioctl interface (include/uapi/linux/dm-ioctl.h, version 4), names as
+// For most uses, call [Open], then [Control.Create], [Control.Load] and [Control.Resume]
+// to make a device, and [Control.Remove] to take it away.
+//
+// The package owns the ioctl interface (include/uapi/linux/dm-ioctl.h, version 4), names as
 // libdevmapper writes them, and the nodes in /dev/mapper. A device has two slots
-// for tables: Load fills the inactive one, Resume makes it the active one.
+// for tables: Load fills the inactive slot, Resume makes its table the active one.
 //
 // # Names
 //
-// A name is as people read it: "a b". The kernel and /dev/mapper have it with every
-// byte outside of letters, digits and #+-.:=@_ written as \xNN ("a\x20b"), as udev
-// wants it and libdevmapper does it; a name that is already written so is taken as
-// it is. A device that a program named without this is listed, and found by its
-// number, but not by name.
+// Callers write a name as people read it: "a b". The kernel and /dev/mapper have every
+// byte outside of letters, digits and #+-.:=@_ as \xNN ("a\x20b"), which udev expects and
+// libdevmapper writes. A name that is already written so is taken as it is. List shows
+// devices that a program named without these escapes, and Find finds them by number; by
+// name they cannot be reached.
 //
 // # udev
 //
 // Where udevd runs with device-mapper's rules, Resume, Remove and Rename return
 // after udev has dealt with the change, so that /dev/mapper/NAME and the links to
-// the device are there, or gone, and udev does not hold the device open. They tell
-// udev by a cookie, as libdevmapper does. Elsewhere, and when udev does not answer
-// within half a minute, they make or remove /dev/mapper/NAME themselves.
+// the device are there, or gone, and udev does not hold the device open. Udev answers
+// through a cookie, as for libdevmapper. Elsewhere, and when udev does not answer
+// within half a minute, this package makes or removes /dev/mapper/NAME itself.
 //
 // # What it refuses
 //
 // Names with a slash, a NUL, too long, or taken by the system; tables with gaps,
 // overlaps or empty targets; any reply of the kernel whose offsets or lengths do
-// not fit the buffer. It does not look at what is in a table's devices: whoever
-// loads a table answers for it.
+// not fit the buffer. It does not look at the content of a table's devices: the caller
+// answers for the table.
 //
-// Errors name the operation, the device and, where there is one, the target; what
-// the kernel logged about a table that it refused is part of the error.
+// Errors name the operation, the device and, where there is one, the target. When the
+// kernel refuses a table, the error repeats the kernel's log about it.
 //
 // A Control may be used by several goroutines at once.
 package dm
@@ -64,7 +67,7 @@ type Version struct{ Major, Minor, Patch uint32 }
 // String returns the version as dmsetup writes it, "4.48.0".
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
 
-// Dev is the number of a block device.
+// Dev is sysfs.Dev.
 type Dev = sysfs.Dev
 
 // Info is the state of a device.
@@ -85,7 +88,7 @@ type Info struct {
 }
 
 // Dev returns the device's number.
-func (i Info) Dev() Dev { return Dev{Major: i.Major, Minor: i.Minor} }
+func (i Info) Dev() sysfs.Dev { return sysfs.Dev{Major: i.Major, Minor: i.Minor} }
 
 // Path returns where the device's node is, "/dev/mapper/NAME".
 func (i Info) Path() string { return filepath.Join(mapperDir, kernelNameOf(i.Name)) }

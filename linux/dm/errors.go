@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// failed says what a call failed at. The kernel's error is wrapped, and the one of
-// this package that it means for most calls.
+// failed wraps the kernel's error of a call, and the error of this package that it means
+// for most calls.
 func (r *request) failed(err error) error {
 	switch {
 	case errors.Is(err, unix.ENXIO):
@@ -30,7 +30,7 @@ func (r *request) failed(err error) error {
 	return fmt.Errorf("dm: %s: %w", r.what(), err)
 }
 
-// users says who holds a device, as far as the kernel tells: ", opened 2 times, part
+// users describes the holders of a device, as far as the kernel tells: ", opened 2 times, part
 // of dm-3".
 func (c *Control) users(name string) string {
 	info, err := c.Info(name)
@@ -41,7 +41,7 @@ func (c *Control) users(name string) string {
 	if info.OpenCount > 0 {
 		said = fmt.Sprintf(", opened %d times", info.OpenCount)
 	}
-	holders, err := os.ReadDir(filepath.Join("/sys/dev/block", info.Dev().String(), "holders"))
+	holders, err := os.ReadDir(filepath.Join(info.Dev().Dir(), "holders"))
 	if err != nil || len(holders) == 0 {
 		return said
 	}
@@ -67,8 +67,7 @@ func (c *Control) unknownType(table []Target) (int, bool) {
 	return 0, false
 }
 
-// blame names the target that a failure belongs to, if only one can be meant, and
-// otherwise the types of all.
+// blame names the target that a failure belongs to; of several targets it lists the types.
 func blame(table []Target) string {
 	if len(table) == 1 {
 		return "target 0 (" + table[0].Type + ")"

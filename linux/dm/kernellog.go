@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // kernelLog reads what the kernel logs from the moment it was opened: the only
@@ -31,7 +33,7 @@ func (l kernelLog) close() {
 }
 
 // about returns what was logged of the tables of a device, as "; the kernel says: …".
-func (l kernelLog) about(dev Dev) string {
+func (l kernelLog) about(dev sysfs.Dev) string {
 	if l < 0 {
 		return ""
 	}

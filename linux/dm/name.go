@@ -36,8 +36,7 @@ func escape(s string) string {
 	return out.String()
 }
 
-// unescape takes \xNN back; false when something else than that or plain bytes is
-// in s.
+// unescape takes \xNN back; false when s has any other byte that is not plain.
 func unescape(s string) (string, bool) {
 	var out strings.Builder
 	for i := 0; i < len(s); i++ {

@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
-// nodes keeps /dev/mapper where udev does not. What udev has done is left as it is.
+// nodes keeps /dev/mapper where udev does not. It leaves alone what udev has made.
 type nodes struct {
 	dev string // "/dev"
 }
@@ -75,7 +77,7 @@ func (n nodes) remove(info Info) error {
 }
 
 // leads reports whether path is, or leads to, the block device of that number.
-func (n nodes) leads(path string, dev Dev) bool {
+func (n nodes) leads(path string, dev sysfs.Dev) bool {
 	var st unix.Stat_t
 	err := unix.Stat(path, &st)
 	return err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && unix.Major(st.Rdev) == dev.Major && unix.Minor(st.Rdev) == dev.Minor

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+
+	"tidemark/linux/sysfs"
 )
 
 // errReply says that the kernel's reply makes no sense. It never should.
@@ -57,7 +59,7 @@ func (r *reply) info() (Info, error) {
 	if !ok {
 		return Info{}, fmt.Errorf("%w: the UUID has no end", errReply)
 	}
-	dev := devOf(r.Dev)
+	dev := sysfs.DevOf(r.Dev)
 	return Info{
 		Name: demangle(name), UUID: demangle(uuid), Major: dev.Major, Minor: dev.Minor,
 		OpenCount: r.OpenCount, EventNr: r.EventNr, TargetCount: r.TargetCount,
@@ -129,7 +131,7 @@ func parseEntries(data []byte, minor uint32) ([]Entry, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: device %d", err, len(all))
 		}
-		dev := devOf(head.Dev)
+		dev := sysfs.DevOf(head.Dev)
 		e.Major, e.Minor = dev.Major, dev.Minor
 		all = append(all, e)
 		at = end
@@ -191,7 +193,7 @@ func parseVersions(data []byte) ([]TargetType, error) {
 }
 
 // parseDeps reads a list of device numbers.
-func parseDeps(data []byte) ([]Dev, error) {
+func parseDeps(data []byte) ([]sysfs.Dev, error) {
 	var head depsHead
 	if !get(data, &head) {
 		return nil, fmt.Errorf("%w: %d bytes of devices", errReply, len(data))
@@ -200,11 +202,11 @@ func parseDeps(data []byte) ([]Dev, error) {
 	if uint64(head.Count)*8 > uint64(len(rest)) {
 		return nil, fmt.Errorf("%w: %d devices in %d bytes", errReply, head.Count, len(rest))
 	}
-	all := make([]Dev, head.Count)
+	all := make([]sysfs.Dev, head.Count)
 	for i := range all {
 		var n uint64
 		get(rest[8*i:], &n)
-		all[i] = devOf(n)
+		all[i] = sysfs.DevOf(n)
 	}
 	return all, nil
 }

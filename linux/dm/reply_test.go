@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // asReplied changes an encoded table to what the kernel returns: offsets count from
@@ -50,7 +52,7 @@ func entries(all []Entry) []byte {
 	var data []byte
 	for i, e := range all {
 		one := make([]byte, nameEntrySize)
-		put(one, &nameEntry{Dev: numberOf(e.Dev())})
+		put(one, &nameEntry{Dev: unix.Mkdev(e.Major, e.Minor)})
 		one = append(append(one, e.Name...), 0)
 		one = append(one, make([]byte, align(len(one))-len(one)+8)...)
 		binary.NativeEndian.PutUint32(one[len(one)-8:], e.EventNr)

@@ -1,6 +1,12 @@
 package dm
 
-import "fmt"
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
+)
 
 // Sizes of the buffer for replies of unknown length, in bytes. The first is what
 // libdevmapper begins with; the kernel itself ends at 1 GiB.
@@ -15,10 +21,10 @@ const (
 type request struct {
 	op      string // for messages, "resume"
 	cmd     command
-	name    string // of the device, for people; "": none
-	kernel  string // the name as the kernel has it; "": none
-	uuid    string // as the kernel has it; "": none
-	dev     Dev    // instead of a name
+	name    string    // of the device, for people; "": none
+	kernel  string    // the name as the kernel has it; "": none
+	uuid    string    // as the kernel has it; "": none
+	dev     sysfs.Dev // instead of a name
 	flags   uint32
 	eventNr uint32
 	targets uint32 // in data
@@ -27,7 +33,7 @@ type request struct {
 }
 
 // run makes the call, with a larger buffer as long as the kernel asks for one. Its
-// errors are those of the kernel, untranslated but for the ones of every call.
+// errors are those of failed.
 func (c *Control) run(r *request) (reply, error) {
 	size := max(r.size, headerSize+align(len(r.data)))
 	if r.size == 0 {
@@ -60,7 +66,7 @@ func (r *request) encode(buf []byte) {
 		TargetCount: r.targets,
 		Flags:       r.flags,
 		EventNr:     r.eventNr,
-		Dev:         numberOf(r.dev),
+		Dev:         unix.Mkdev(r.dev.Major, r.dev.Minor), // as huge_encode_dev
 	}
 	copy(h.Name[:], r.kernel)
 	copy(h.UUID[:], r.uuid)
@@ -68,12 +74,12 @@ func (r *request) encode(buf []byte) {
 	copy(buf[headerSize:], r.data)
 }
 
-// what names the call and its object for messages.
+// what describes the call and its object for messages.
 func (r *request) what() string {
 	switch {
 	case r.name != "":
 		return fmt.Sprintf("%s %q", r.op, r.name)
-	case r.dev != Dev{}:
+	case r.dev != sysfs.Dev{}:
 		return fmt.Sprintf("%s %v", r.op, r.dev)
 	}
 	return r.op

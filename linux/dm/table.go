@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/sysfs"
 )
 
 // Target is one target of a table: what a range of the device's sectors maps to. As
@@ -55,7 +57,7 @@ func (c *Control) Load(name string, table []Target, o LoadOptions) (Info, error)
 	return info, nil
 }
 
-// loadFailed adds what is known of a table that would not load.
+// loadFailed adds the reason why a table would not load, as far as it can be told.
 func (c *Control) loadFailed(name string, table []Target, err error, log kernelLog) error {
 	info, ierr := c.Info(name)
 	if ierr != nil {
@@ -66,7 +68,7 @@ func (c *Control) loadFailed(name string, table []Target, err error, log kernelL
 		t := table[i].Type
 		return fmt.Errorf("dm: load table of %q: target %d (%s): %w: no such target (modprobe dm-%s)%s", name, i, t, ErrNotSupported, t, said)
 	}
-	// A device in the table that is missing is not the one whose table it is.
+	// ErrNotFound would say that the device itself is missing, not a device in its table.
 	cause := errors.Unwrap(err)
 	if errors.Is(err, ErrNotFound) {
 		cause = fmt.Errorf("a device in it is missing: %w", unix.ENXIO)
@@ -74,7 +76,7 @@ func (c *Control) loadFailed(name string, table []Target, err error, log kernelL
 	return fmt.Errorf("dm: load table of %q: %s: %w%s", name, blame(table), cause, said)
 }
 
-// checkTable finds what the kernel refuses without saying where.
+// checkTable finds the faults that the kernel refuses without saying where.
 func checkTable(table []Target) error {
 	if len(table) == 0 {
 		return errors.New("it has no targets")
@@ -139,9 +141,8 @@ type StatusOptions struct {
 	NoFlush bool // thin and cache: do not commit first, so that the status may be stale
 }
 
-// Status returns what the targets of the active table say of themselves, in the
-// Params of each. It may have to wait for a target, for good when that is suspended
-// (era).
+// Status returns the status of each target of the active table, in its Params. The call
+// waits for the target to answer: era does not answer while it is suspended.
 func (c *Control) Status(name string, o StatusOptions) ([]Target, Info, error) {
 	flags := uint32(0)
 	if o.NoFlush {
@@ -171,7 +172,7 @@ func (c *Control) targets(op, name string, flags uint32) ([]Target, Info, error)
 
 // Deps returns the devices that the active table uses, each once, in the kernel's
 // order.
-func (c *Control) Deps(name string) ([]Dev, error) {
+func (c *Control) Deps(name string) ([]sysfs.Dev, error) {
 	r, err := onDevice("list devices below", cmdTableDeps, name)
 	if err != nil {
 		return nil, err
@@ -182,7 +183,7 @@ func (c *Control) Deps(name string) ([]Dev, error) {
 	}
 	data, err := got.data()
 	if err == nil {
-		var deps []Dev
+		var deps []sysfs.Dev
 		if deps, err = parseDeps(data); err == nil {
 			return deps, nil
 		}
@@ -223,7 +224,7 @@ func (c *Control) Message(name string, sector uint64, message string) (string, e
 	return answer, nil
 }
 
-// messageFailed adds which target refused a message.
+// messageFailed names the target that refused a message.
 func (c *Control) messageFailed(name string, sector uint64, err error) error {
 	table, _, terr := c.Table(name)
 	if terr != nil {
@@ -237,8 +238,8 @@ func (c *Control) messageFailed(name string, sector uint64, err error) error {
 	return fmt.Errorf("%w: no target at sector %d", err, sector)
 }
 
-// Targets returns the kinds of target that are loaded into the kernel. Others may be
-// had as modules: TargetVersion loads them.
+// Targets returns the kinds of target that are loaded into the kernel. TargetVersion
+// loads the module of a further one.
 func (c *Control) Targets() ([]TargetType, error) {
 	r, err := c.run(&request{op: "list target types", cmd: cmdListVersions})
 	if err != nil {

@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What udev's rules for device-mapper and libdevmapper agree upon (libdevmapper.h of
-// LVM2). The upper half of a call's event number are flags, the lower half of a
+// The protocol between libdevmapper and udev's rules for device-mapper (libdevmapper.h of
+// LVM2). The upper half of a call's event number holds flags, the lower half that of a
 // cookie; the kernel hands both to udev with the event. The cookie is the key of a
-// semaphore. The last of the rules decrements it.
+// semaphore, which the last of the rules decrements.
 const (
 	cookieMagic = 0x0d4d << 16
 	cookieMask  = 0xffff
-	// flagPrimary says that an event is not one of those that udev makes up.
+	// flagPrimary marks the kernel's own events, as against those that udev makes up.
 	flagPrimary = 0x0040 << 16
 )
 
@@ -28,7 +28,7 @@ const (
 	udevMaxPause = 20 * time.Millisecond
 )
 
-// udev knows whether udev tells us when it is done, and how long to wait for it.
+// udev knows whether udev answers, and how long to wait for it.
 type udev struct {
 	control  string   // the socket that exists while udevd runs
 	rules    []string // where the rule that decrements the semaphore may be
@@ -67,8 +67,8 @@ type cookie struct {
 	patience time.Duration
 }
 
-// begin makes a cookie for one call. Where udev does not answer, or there are no
-// semaphores to be had, it is none.
+// begin makes a cookie for one call. Where udev does not answer, or the kernel has no
+// semaphore left, the cookie is empty.
 func (u udev) begin() cookie {
 	if !u.answers() {
 		return cookie{}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Wait waits until a device has had an event since Info.EventNr was event: its
-// target had something to say, it got another table or name. It returns the state
+// Wait waits until a device has had an event since Info.EventNr was event: its target
+// reported something, or the device got another table or name. It returns the state
 // after it, an error wrapping ErrNotFound when the device is removed meanwhile, or
 // the context's when that ends first. It needs Linux 4.13.
 func (c *Control) Wait(ctx context.Context, name string, event uint32) (Info, error) {

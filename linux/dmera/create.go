@@ -242,5 +242,5 @@ func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	if err != nil {
 		err = fmt.Errorf("dmera: %s: %w", name, err)
 	}
-	return errors.Join(err, held.Close(), pending.Settle())
+	return errors.Join(err, held.Close(), pending.Wait())
 }

@@ -45,7 +45,7 @@ func reload(ctl *dm.Control, info dm.Info, c change) error {
 		failed = fmt.Errorf("%w; the device is suspended: when the reason is gone, resume it with \"dmsetup resume %s\"", failed, info.Name)
 		return errors.Join(err, failed)
 	}
-	return errors.Join(err, forbidDiscards(info.Dev()), pending.Settle())
+	return errors.Join(err, forbidDiscards(info.Dev()), pending.Wait())
 }
 
 // stamp gives the metadata of a suspended device an identity.

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sync writes out what the filesystems hold in memory, so that a freeze after it
-// is short. It returns as soon as ctx ends; the watchdog may then still be busy.
+// Sync flushes the filesystems to disk, so that a freeze after it is short. It returns
+// as soon as ctx ends; the watchdog may then still be busy.
 func (g *Guard) Sync(ctx context.Context) error {
 	if err := g.order(order{cmd: cmdSync}); err != nil {
 		return err
@@ -30,10 +30,10 @@ func (g *Guard) Sync(ctx context.Context) error {
 }
 
 // Freeze freezes all filesystems, for at most limit from the moment when it begins
-// (0: until Thaw). Those that cannot be frozen at all are passed over and returned
-// by name; any other failure thaws the rest and is returned, wrapping ErrBusy or
-// the error of the system call. When ctx ends first, Freeze returns at once; what
-// is being frozen then thaws as soon as the call is through. It may be called once.
+// (0: until Thaw). Filesystems of a kind that cannot be frozen are passed over and returned
+// by name; after any other failure the watchdog thaws the rest, and the error wraps ErrBusy
+// or that of the system call. When ctx ends first, Freeze returns at once, and a filesystem
+// whose call is under way thaws as soon as that returns. Freeze may be called once.
 func (g *Guard) Freeze(ctx context.Context, limit time.Duration) (passed []string, err error) {
 	g.mu.Lock()
 	g.began = time.Now()
@@ -62,7 +62,7 @@ func (g *Guard) Freeze(ctx context.Context, limit time.Duration) (passed []strin
 	}
 }
 
-// cause prefers what the watchdog said to the fact that it is gone.
+// cause returns the error that the watchdog reported, if it did, instead of err.
 func (g *Guard) cause(err error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -72,16 +72,16 @@ func (g *Guard) cause(err error) error {
 	return err
 }
 
-// Abandon tells the watchdog to thaw and leave, without waiting for it: a call into
-// the kernel may hold it up. It can be used instead of Thaw or Close.
+// Abandon tells the watchdog to thaw and end, without waiting for it: a call into
+// the kernel may hold the watchdog up. It can be used instead of Thaw or Close.
 func (g *Guard) Abandon() {
-	// If the watchdog is gone, keep has thawed or is about to.
+	// When the watchdog is gone, keep has thawed or is about to.
 	_ = g.order(order{cmd: cmdThaw})
 }
 
-// Thaw thaws everything and waits until that is done and the watchdog has gone. It
-// returns an error wrapping ErrBroken when one of the filesystems was thawed before
-// this call, whoever did it. A second call returns the same.
+// Thaw thaws all filesystems and returns when that is done and the watchdog has ended.
+// The error wraps ErrBroken when one of the filesystems was thawed before this call, by
+// any program. A second call returns the same.
 func (g *Guard) Thaw() error {
 	g.Abandon()
 	for waiting := true; waiting; {
@@ -89,8 +89,8 @@ func (g *Guard) Thaw() error {
 		case <-g.done:
 			waiting = false
 		case <-time.After(thawPatience):
-			// It may have been stopped. Killing it would gain nothing: only a call
-			// into the kernel can hold it up otherwise.
+			// The watchdog may have been stopped. Otherwise only a call into the
+			// kernel holds it up, and killing it would gain nothing.
 			_ = g.process.Process.Signal(unix.SIGCONT)
 		}
 	}
@@ -104,7 +104,7 @@ func (g *Guard) Thaw() error {
 func (g *Guard) Close() error { return g.Thaw() }
 
 // Broken is closed when a freeze ends without Thaw having been called: the time was
-// up, or the watchdog was killed. It is not closed when somebody else thaws; only
+// up, or the watchdog was killed. It is not closed when another program thaws; only
 // Thaw can tell.
 func (g *Guard) Broken() <-chan struct{} { return g.broken }
 

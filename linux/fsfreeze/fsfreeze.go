@@ -1,22 +1,23 @@
 // Package fsfreeze freezes mounted filesystems, and makes sure that they thaw.
 //
-// It owns the FIFREEZE and FITHAW calls and the watchdog. The watchdog is a second
-// process, the same program started anew, that makes the calls: it is in a session
-// of its own, locked in memory, and thaws what it froze when it is told to, when
-// the time is up, or when the process that started it dies, however that dies. A
-// FIFREEZE that blocks for long holds up nobody but the watchdog; it thaws as soon
-// as the call is through. If the watchdog is killed instead, the process that
-// started it thaws at once.
-//
-// What it cannot survive is that both processes are killed at the same moment, as
-// by cgroup.kill: nobody is left to thaw then (echo j >/proc/sysrq-trigger does).
-//
-// It refuses to thaw what somebody else froze, and to freeze without a watchdog.
+// For most uses, call [Arm] with the filesystems, then [Guard.Sync], [Guard.Freeze] with a
+// time limit, and [Guard.Thaw], whose error says whether they stayed frozen until then.
 // The program's main must begin with
 //
 //	reexec.Main(fsfreeze.Watchdog)
 //
-// A Guard may be used by several goroutines at once, but freezes once.
+// The package owns the FIFREEZE and FITHAW calls and the watchdog. The watchdog is a
+// second process of the same program, in a session of its own and locked in memory. It
+// makes the calls. It thaws the filesystems when the caller says so, when the time limit
+// is over, and when the process that started it dies for any reason. A FIFREEZE that
+// blocks holds up only the watchdog, which thaws as soon as the call returns. When the
+// watchdog is killed, the process that started it thaws at once.
+//
+// When both processes are killed at the same moment, as by cgroup.kill, the filesystems
+// stay frozen (echo j >/proc/sysrq-trigger thaws them).
+//
+// The package refuses to thaw a filesystem that another program froze, and to freeze
+// without a watchdog. A Guard may be used by several goroutines at once, but freezes once.
 package fsfreeze
 
 import (
@@ -30,7 +31,7 @@ import (
 
 // Errors that callers act on.
 var (
-	// ErrBusy says that somebody else has frozen a filesystem already.
+	// ErrBusy says that another program has frozen a filesystem already.
 	ErrBusy = errors.New("frozen by someone else")
 	// ErrNotSupported says that a kind of filesystem cannot be frozen.
 	ErrNotSupported = errors.New("filesystem cannot be frozen")
@@ -38,7 +39,7 @@ var (
 	ErrBroken = errors.New("freeze broken")
 	// ErrExpired says that a filesystem thawed because its time was up.
 	ErrExpired = fmt.Errorf("%w: the time was up", ErrBroken)
-	// ErrNoWatchdog says that the watchdog did not come up; nothing was frozen.
+	// ErrNoWatchdog says that the watchdog did not start; nothing was frozen.
 	ErrNoWatchdog = errors.New("no watchdog")
 )
 
@@ -48,13 +49,13 @@ const (
 	fiThaw   = 0xc0045878
 )
 
-// Filesystem is one to freeze.
+// Filesystem is a filesystem to freeze.
 type Filesystem struct {
 	Name string   // for messages
 	Dir  *os.File // any file or directory on it, open for reading
 }
 
-// A step is what was being done to a filesystem when it failed.
+// stepError is the error of one step, "sync", "freeze" or "thaw", on a filesystem.
 func stepError(step, name string, errno unix.Errno) error {
 	cause := error(errno)
 	switch {
@@ -83,8 +84,8 @@ func call(fd int, request uint) unix.Errno {
 	}
 }
 
-// How often, and how long, a thaw that fails for a reason that may pass is tried
-// again. A filesystem whose device fails to write its superblock stays frozen.
+// A thaw that fails for a reason that may pass is tried again, thawTries times with a
+// pause between. A filesystem whose device fails to write its superblock stays frozen.
 const (
 	thawPause = 50 * time.Millisecond
 	thawTries = 200

@@ -8,8 +8,8 @@ import "golang.org/x/sys/unix"
 // cut of an epoch: they are most of the time that users wait (docs/design/0006).
 const gracePath = "/sys/kernel/rcu_expedited"
 
-// grace is the open switch for short grace periods; -1 where it is left alone: nobody may
-// write to it, or somebody else has switched it on.
+// grace is the open switch for short grace periods; -1 where it is left alone, because it
+// cannot be written to or is on already.
 type grace int
 
 // openGrace opens the switch while nothing is frozen yet.
@@ -27,8 +27,8 @@ func openGrace(path string) grace {
 }
 
 // shorten switches short grace periods on or off. It is best effort: without them a freeze
-// takes longer. Whoever has found them off switches them off again, so that two freezes at
-// once leave them off.
+// takes longer. A guard that has found them off switches them off again, so that two freezes
+// at once leave them off.
 func (g grace) shorten(on bool) {
 	value := []byte("0")
 	if on {

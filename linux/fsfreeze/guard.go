@@ -23,7 +23,7 @@ type Guard struct {
 	grace       grace         // to be reset in the watchdog's place
 	events      chan report   // from the watchdog; closed when it is gone
 	broken      chan struct{} // closed when a freeze ended without being asked
-	done        chan struct{} // closed when nothing is frozen and nobody is left to reap
+	done        chan struct{} // closed when nothing is frozen and the watchdog is reaped
 
 	mu       sync.Mutex
 	state    []state
@@ -41,10 +41,10 @@ const (
 	thawPatience = time.Second
 )
 
-// Arm starts a watchdog for the filesystems; nothing is frozen yet. It takes the
-// filesystems' files over, also when it fails. They are frozen in the order given
-// and thawed in the opposite one. The error wraps ErrNoWatchdog. Close the Guard
-// when done.
+// Arm starts a watchdog for the filesystems and freezes nothing yet. It takes the
+// filesystems' files over, also when it fails. Freeze goes through them in the order
+// given, Thaw in the opposite order. The error wraps ErrNoWatchdog. Close the Guard when
+// done.
 func Arm(ctx context.Context, filesystems []Filesystem) (*Guard, error) {
 	g := &Guard{
 		filesystems: filesystems,
@@ -62,7 +62,7 @@ func Arm(ctx context.Context, filesystems []Filesystem) (*Guard, error) {
 	defer cancel()
 	r, err := g.next(ctx)
 	if err == nil && r.event != evReady {
-		err = fmt.Errorf("first word %q", r.event)
+		err = fmt.Errorf("first report %q", r.event)
 	}
 	if err != nil {
 		g.kill()
@@ -95,13 +95,13 @@ func (g *Guard) start() error {
 	return nil
 }
 
-// keep hears the watchdog until it is gone, reaps it, and does its duty when it
-// left something undone. It outlives a Freeze that was given up.
+// keep reads the watchdog's reports until the watchdog is gone, reaps it, and thaws what
+// it left frozen. It outlives a Freeze whose context ended.
 func (g *Guard) keep() {
 	defer close(g.done)
 	left := g.listen()
 	g.conn.Close()
-	_ = g.process.Wait() // what it has to say, it said on the socket
+	_ = g.process.Wait() // its reports came over the socket
 	if !left {
 		g.takeOver()
 		g.grace.shorten(false)
@@ -121,6 +121,11 @@ func (g *Guard) listen() (left bool) {
 	buf := make([]byte, reportSize+1)
 	for {
 		n, err := g.conn.Read(buf)
+		if errors.Is(err, unix.ECONNRESET) {
+			// The watchdog ended with an order unread: a second one to thaw. The kernel
+			// says so once, ahead of the reports that are still there to be read.
+			continue
+		}
 		if err != nil || n == 0 {
 			return left
 		}
@@ -130,16 +135,16 @@ func (g *Guard) listen() (left bool) {
 			return left
 		}
 		left = left || r.event == evLeaving
-		g.note(r)
+		g.record(r)
 		select {
 		case g.events <- r:
-		default: // nobody waits for so many
+		default: // no caller waits for so many
 		}
 	}
 }
 
-// note keeps the books on what is frozen.
-func (g *Guard) note(r report) {
+// record updates the guard by a report.
+func (g *Guard) record(r report) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch r.event {
@@ -166,9 +171,9 @@ func (g *Guard) note(r report) {
 	}
 }
 
-// takeOver thaws what a watchdog that died has left frozen. A freeze that was just
-// being made may have been turned down because of somebody else's, and is thawed
-// all the same: rather that than a machine that hangs.
+// takeOver thaws the filesystems that a dead watchdog left frozen. A call that was under
+// way may have failed because another program had frozen the filesystem; takeOver thaws it
+// all the same, since otherwise the machine might hang.
 func (g *Guard) takeOver() {
 	g.mu.Lock()
 	held := false
@@ -213,7 +218,7 @@ func (g *Guard) closeFiles() {
 	}
 }
 
-// next waits for the watchdog's next word.
+// next returns the watchdog's next report.
 func (g *Guard) next(ctx context.Context) (report, error) {
 	select {
 	case r, ok := <-g.events:
@@ -234,7 +239,7 @@ func (g *Guard) order(o order) error {
 	return nil
 }
 
-// kill ends a watchdog that did not come up; nothing is frozen then.
+// kill ends a watchdog that did not start in time; nothing is frozen then.
 func (g *Guard) kill() {
 	_ = g.process.Process.Kill() // it may be gone already
 }

@@ -55,7 +55,7 @@ const (
 	evSyncEnd  event = 'S' // all of them
 	evFreezing event = 'b' // the call is about to be made
 	evFrozen   event = 'f' // the call is through, with its errno
-	evStill    event = 'F' // all that can be are frozen
+	evStill    event = 'F' // all filesystems that can be frozen are
 	evThawed   event = 't' // one filesystem, with its errno
 	evExpired  event = 'x' // the time was up: it is thawing
 	evLeaving  event = 'q' // nothing is frozen any more

@@ -58,8 +58,8 @@ type watchdog struct {
 	failed  bool // a thaw did not work
 }
 
-// harden makes it hard to disturb. Each step is best effort: without one of them
-// the watchdog still works.
+// harden protects the watchdog (see reexec.Harden). Each step is best effort: the watchdog
+// works without it.
 func (w *watchdog) harden() {
 	// Every path is walked once with a file that nothing happens to, so that its
 	// code and its threads are there: the socket lies on a filesystem that can
@@ -73,7 +73,7 @@ func (w *watchdog) run() int {
 	orders := make(chan order)
 	go w.receive(orders)
 	w.send(report{event: evReady})
-	work := make(chan report) // what the worker has to say when it is through
+	work := make(chan report) // the worker's last report
 	var deadline <-chan time.Time
 	busy, leaving := false, false
 	for {
@@ -95,7 +95,7 @@ func (w *watchdog) run() int {
 			orders, deadline, leaving = nil, nil, true
 			w.thawAll()
 		case r := <-work:
-			// Not before this may the next order come: it would be turned down.
+			// The caller sends the next order after this report; a busy watchdog drops it.
 			busy = false
 			if r.event != 0 {
 				w.send(r)
@@ -118,7 +118,7 @@ func after(d time.Duration) <-chan time.Time {
 // worker makes the calls that may block.
 func (w *watchdog) worker(do func() report, done chan<- report) { done <- do() }
 
-// leave says that nothing is frozen any more, if that is so.
+// leave reports that nothing is frozen any more, if that is so.
 func (w *watchdog) leave() int {
 	w.grace.shorten(false)
 	w.mu.Lock()
@@ -130,8 +130,8 @@ func (w *watchdog) leave() int {
 	return 0
 }
 
-// receive turns packets into orders until the other process is gone. A packet
-// that cannot be understood counts as its death.
+// receive turns packets into orders until the other process is gone. A malformed packet
+// counts as its death.
 func (w *watchdog) receive(orders chan<- order) {
 	defer close(orders)
 	buf := make([]byte, orderSize+1)
@@ -154,8 +154,8 @@ func (w *watchdog) receive(orders chan<- order) {
 	}
 }
 
-// send never blocks and never fails: a reader that is stopped or gone must not
-// keep the watchdog from its work.
+// send never blocks and never fails: a reader that is stopped or gone must not hold up
+// the watchdog.
 func (w *watchdog) send(r report) {
 	_ = unix.Sendto(w.conn, r.encode(), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
 }
@@ -168,8 +168,8 @@ func (w *watchdog) syncAll() report {
 	return report{event: evSyncEnd}
 }
 
-// freezeAll freezes in order. One that cannot be frozen at all is passed over;
-// after any other failure the rest is thawed.
+// freezeAll freezes in order. It passes over filesystems of a kind that cannot be frozen;
+// after any other failure it thaws the rest.
 func (w *watchdog) freezeAll() report {
 	w.grace.shorten(true)
 	for i := range w.dirs {
@@ -204,15 +204,15 @@ func (w *watchdog) freezeOne(i int) (errno unix.Errno, more bool) {
 	w.mu.Unlock()
 	w.send(report{evFrozen, i, errno})
 	if stopped {
-		// Told to stop while the call was running. Whoever said so may be waiting
+		// The order to thaw came while the call was running. thawAll may be waiting
 		// for a filesystem that lies on this one: thaw it here and now.
 		w.thawOne(i)
 	}
 	return errno, !stopped
 }
 
-// thawAll thaws everything that is frozen, the last one first, and keeps anything
-// more from being frozen.
+// thawAll thaws all that is frozen, the last filesystem first, and prevents further
+// freezes.
 func (w *watchdog) thawAll() {
 	w.mu.Lock()
 	w.stopped = true

@@ -9,15 +9,15 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// btrfs is one mounted btrfs: its superblock carries an anonymous number, so its
-// devices are told by sysfs alone.
+// btrfs is one mounted btrfs. Its superblock carries an anonymous number, so that only
+// sysfs shows its devices.
 type btrfs struct {
 	id      string // UUID
 	devices []sysfs.Dev
 }
 
-func (s System) readBtrfs() ([]btrfs, error) {
-	dirs, err := filepath.Glob(filepath.Join(escapeGlob(s.sys()), "fs/btrfs/*/devices"))
+func (s system) readBtrfs() ([]btrfs, error) {
+	dirs, err := filepath.Glob(filepath.Join(escapeGlob(s.sys), "fs/btrfs/*/devices"))
 	if err != nil {
 		return nil, err
 	}
@@ -71,10 +71,10 @@ func cutAny(s string, prefixes ...string) (string, bool) {
 	return "", false
 }
 
-// btrfsMembers takes the filesystem whose devices include the mount's source. A
-// source that cannot be resolved (a node that is not in this root) is taken to be
-// any of those that no other mount has claimed: rather one too many than a write
-// that nobody stopped.
+// btrfsMembers takes the filesystem whose devices include the mount's source. For a
+// source that cannot be resolved (its node is not in this root) it takes the devices of
+// every btrfs that no other mount belongs to: one filesystem too many is frozen rather
+// than one too few.
 func (t *Table) btrfsMembers(f *Filesystem) []sysfs.Dev {
 	source := t.sourceDevices(f.Source)
 	if b := t.btrfsOn(source); b != nil {
@@ -108,7 +108,7 @@ func (t *Table) btrfsOn(devs []sysfs.Dev) *btrfs {
 }
 
 // sourceDevices resolves the source of a mount, one path or several with colons
-// between them, to block devices. What is no path (tmpfs, a share) has none.
+// between them, to block devices. A source that is no path (tmpfs, a share) has none.
 func (t *Table) sourceDevices(source string) []sysfs.Dev {
 	if !strings.HasPrefix(source, "/") {
 		return nil
@@ -125,22 +125,22 @@ func (t *Table) sourceDevices(source string) []sysfs.Dev {
 	return devs
 }
 
-// sourceDevice resolves one path: by its node, else by the kernel's name for it,
-// else by the name that device-mapper has.
+// sourceDevice resolves one path: by its node, else by its kernel name, else by its
+// device-mapper name.
 func (t *Table) sourceDevice(path string) (sysfs.Dev, bool) {
 	if d, err := DeviceOf(path); err == nil {
 		return d, true
 	}
-	if n, err := nodeAt(filepath.Join(t.sys.sys(), "class/block", filepath.Base(path))); err == nil {
+	if n, err := nodeAt(filepath.Join(t.sys.sys, "class/block", filepath.Base(path))); err == nil {
 		return n.dev, true
 	}
-	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys()), "block/dm-*/dm/name"))
+	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys), "block/dm-*/dm/name"))
 	if err != nil {
 		return sysfs.Dev{}, false
 	}
 	for _, p := range names {
-		b, err := os.ReadFile(p)
-		if err != nil || strings.TrimSpace(string(b)) != filepath.Base(path) {
+		name, err := sysfs.Text(p)
+		if err != nil || name != filepath.Base(path) {
 			continue
 		}
 		if n, err := nodeAt(filepath.Dir(filepath.Dir(p))); err == nil {

@@ -1,8 +1,10 @@
 package mounts
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -20,78 +22,96 @@ const (
 	claimPoll  = 20 * time.Millisecond
 )
 
-// Hidden returns the devices, of that at path and all that store data there (for
-// an image file, of the loop devices over it), which somebody holds exclusively who
-// is not in the table: no filesystem, swap area or device made of it. That is a
-// filesystem whose mounts cannot be seen (lazily unmounted but still in use, of a
-// mount namespace that no process shows), one of a kind that is not known to span
-// devices, or a program that uses the device raw. A loop device that was attached
-// read-only is passed over: whoever holds it cannot write.
+// Hidden returns the devices that somebody holds exclusively who is not in the table: no
+// filesystem, swap area or device made of it. It looks at the devices and image files at
+// paths, and at all that store data there (loop devices over an image file included).
+// Such a holder is a filesystem whose mounts cannot be seen (lazily unmounted but still in
+// use, of a mount namespace that no process shows), one of a kind that is not known to
+// span devices, or a program that uses the device raw. A loop device that was attached
+// read-only is passed over: its holder cannot write.
 //
-// Each device is claimed for a moment, as a mount would. One without a node in
-// /dev is passed over. An error says that one of them could not be claimed; what was
-// found on the others is returned beside it.
-func (t *Table) Hidden(path string) ([]string, error) {
-	roots, err := t.LoopsOver(path)
-	if err != nil {
-		return nil, err
-	}
-	d, err := DeviceOf(path)
-	if err == nil {
-		roots = append(roots, d)
-	} else if !errors.Is(err, unix.ENOTBLK) {
-		return nil, err
+// Each device is claimed for a moment, as a mount would. One without a node in /dev is
+// passed over. An error says that one of them could not be claimed; what was found on the
+// others is returned beside it. Devices that are held are watched for up to a second, all
+// at the same time; a context that ends before returns its cause and no devices.
+func (t *Table) Hidden(ctx context.Context, paths ...string) ([]string, error) {
+	given := map[sysfs.Dev]string{} // where a device may have its only node
+	var roots []sysfs.Dev
+	for _, path := range paths {
+		loops, err := t.LoopsOver(path)
+		if err != nil {
+			return nil, err
+		}
+		roots = append(roots, loops...)
+		d, err := DeviceOf(path)
+		if err == nil {
+			roots, given[d] = append(roots, d), path
+		} else if !errors.Is(err, unix.ENOTBLK) {
+			return nil, err
+		}
 	}
 	set, err := t.stack(roots)
 	if err != nil {
 		return nil, err
 	}
-	var hidden []string
+	suspects := map[node]string{}
 	var failed error
 	for dev := range set {
-		at := ""
-		if dev == d {
-			at = path // may have no other node
-		}
-		name, err := t.hidden(dev, at)
-		if absent(err) {
-			continue // taken apart in between
-		}
-		if err != nil {
+		n, path, err := t.unexplained(dev, given[dev])
+		switch {
+		case absent(err): // taken apart in between
+		case err != nil:
 			failed = fmt.Errorf("mounts: %w", err)
-		}
-		if name != "" {
-			hidden = append(hidden, name)
+		case path != "":
+			suspects[n] = path
 		}
 	}
-	slices.Sort(hidden)
-	return hidden, failed
+	hidden, err := stillHeld(ctx, suspects)
+	return hidden, errors.Join(failed, err)
 }
 
-// hidden returns the path of d when it is held by somebody unseen. An empty path
-// stands for where its node usually is.
-func (t *Table) hidden(d sysfs.Dev, path string) (string, error) {
+// unexplained returns the device d and its path, which is empty when the table has
+// somebody who may hold it, or when its holder cannot write. An empty path given stands
+// for where its node usually is.
+func (t *Table) unexplained(d sysfs.Dev, path string) (node, string, error) {
 	n, err := t.sys.node(d)
 	if err != nil {
-		return "", err
+		return n, "", err
 	}
 	known, err := t.explained(n)
 	if known || err != nil {
-		return "", err
+		return n, "", err
 	}
 	if path == "" {
 		path = n.path()
 	}
 	if n.readOnlyLoop(path) {
-		return "", nil
+		path = ""
 	}
-	for end := time.Now().Add(briefClaim); ; time.Sleep(claimPoll) {
-		held, err := n.claimed(path)
-		if !held || err != nil {
-			return "", err
+	return n, path, nil
+}
+
+// stillHeld returns the paths of the devices that are held for longer than a program
+// holds that only looks.
+func stillHeld(ctx context.Context, suspects map[node]string) ([]string, error) {
+	var failed error
+	for end := time.Now().Add(briefClaim); ; {
+		for n, path := range suspects {
+			held, err := n.claimed(path)
+			if !held {
+				delete(suspects, n)
+			}
+			if err != nil && !absent(err) {
+				failed = fmt.Errorf("mounts: %w", err)
+			}
 		}
-		if time.Now().After(end) {
-			return path, nil
+		if len(suspects) == 0 || time.Now().After(end) {
+			return slices.Sorted(maps.Values(suspects)), failed
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(claimPoll):
 		}
 	}
 }
@@ -161,7 +181,7 @@ func (n node) readOnlyLoop(path string) bool {
 }
 
 // path returns where udev and devtmpfs have the device's node.
-func (n node) path() string { return "/dev/" + strings.ReplaceAll(n.name(), "!", "/") }
+func (n node) path() string { return sysfs.DevPath(n.name()) }
 
 // claimed is claimed for the device n at path. A node that is not there, or is
 // another device's, says no; so does a device that nobody can open now: without a

@@ -16,7 +16,7 @@ type loop struct {
 	dev    sysfs.Dev
 	name   string    // "loop0"
 	path   string    // of the backing file, as the kernel last knew it
-	device sysfs.Dev // what it lies on, when that is a block device
+	device sysfs.Dev // the backing device, when it lies on one
 	file   sysfs.Dev // st_dev of the backing file; zero when not known
 	inode  uint64
 }
@@ -24,8 +24,8 @@ type loop struct {
 // deletedSuffix is what the kernel appends to the path of an unlinked file.
 const deletedSuffix = " (deleted)"
 
-func (s System) readLoops() ([]loop, error) {
-	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys()), "block/loop*/loop/backing_file"))
+func (s system) readLoops() ([]loop, error) {
+	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys), "block/loop*/loop/backing_file"))
 	if err != nil {
 		return nil, err
 	}
@@ -49,9 +49,9 @@ func (s System) readLoops() ([]loop, error) {
 	return loops, nil
 }
 
-// identify finds what the loop device lies on. The kernel's own answer holds for
-// files that were unlinked or belong to another namespace; the path is for
-// systems where the device node cannot be opened.
+// identify finds the file or device that the loop device lies on. The driver's answer
+// holds for files that were unlinked or belong to another namespace; the path serves where
+// the device node cannot be opened.
 func (l *loop) identify() {
 	var st unix.Stat_t
 	known := unix.Stat(l.path, &st) == nil
@@ -62,7 +62,7 @@ func (l *loop) identify() {
 	if known {
 		l.file, l.inode = sysfs.DevOf(st.Dev), st.Ino
 	}
-	f, err := os.OpenFile("/dev/"+l.name, os.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(sysfs.DevPath(l.name), os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return
 	}

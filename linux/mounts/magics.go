@@ -1,6 +1,6 @@
 package mounts
 
-// magics is where libblkid (util-linux 2.40, libblkid/src/superblocks and
+// magics holds the places where libblkid (util-linux 2.40, libblkid/src/superblocks and
 // partitions) looks for each owner. Entries of two bytes carry a check.
 var magics = concat(filesystems, members, swaps(), tables, zfsLabels())
 

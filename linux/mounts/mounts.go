@@ -1,16 +1,19 @@
 // Package mounts answers which mounted filesystems live on a block device, and
 // what else uses one.
 //
-// It owns the reading of mountinfo, swaps, the stacking of block devices in
-// sysfs, and the signatures that filesystems, volume managers and partition
-// tables leave on a disk. A device is followed through its partitions, through
-// holders (device-mapper, md, bcache), through loop devices over it or over a
-// file on one of its filesystems, and through the members of a btrfs. Mounts of
-// other mount namespaces are seen as far as /proc shows them.
+// For most uses, take a [Table] with [Read] and ask [Table.UseOf] about a path; for the
+// filesystems to freeze, in order, ask [Table.On].
 //
-// It refuses to guess: what is held by something it cannot see (a lazily
-// unmounted filesystem, a ZFS pool) is reported as claimed, without a name.
-// Nothing here writes to a device or changes a mount that others can see.
+// The package owns the reading of mountinfo and swaps, the stacking of block devices in
+// sysfs, and the signatures that filesystems, volume managers and partition tables leave
+// on a disk. It follows a device through its partitions, through holders (device-mapper,
+// md, bcache), through loop devices over it or over a file on one of its filesystems, and
+// through the members of a btrfs. It sees the mounts of other mount namespaces as far as
+// /proc shows them.
+//
+// It refuses to guess: a device whose holder it cannot see (a lazily unmounted filesystem,
+// a ZFS pool) is reported as claimed, without a name. It writes to no device and changes
+// no mount.
 //
 // A Table is a snapshot and never changes; it may be used by several goroutines
 // at once. It grows old as soon as something is mounted: read a new one.
@@ -25,30 +28,13 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// System says where the kernel's view of itself is mounted. The zero value is
-// this machine; a container that has the host's trees elsewhere names them.
-type System struct {
-	Proc string // "" is /proc
-	Sys  string // "" is /sys
-}
-
-func (s System) proc() string { return orDefault(s.Proc, "/proc") }
-func (s System) sys() string  { return orDefault(s.Sys, "/sys") }
-
-func orDefault(s, d string) string {
-	if s == "" {
-		return d
-	}
-	return s
-}
-
-// Dev is the number of a block device, or of a filesystem that lies on none.
-type Dev = sysfs.Dev
+// system says where the kernel's view of itself is mounted.
+type system struct{ proc, sys string }
 
 // Filesystem is one mounted superblock, however often it is mounted.
 type Filesystem struct {
-	// Dev is what mountinfo shows. It is an anonymous number for a btrfs, and
-	// never equals st_dev of its files there.
+	// Dev is the number in mountinfo. For a btrfs it is an anonymous number, which never
+	// equals st_dev of its files.
 	Dev sysfs.Dev
 	// Type is the kernel's name, "ext4".
 	Type string
@@ -92,7 +78,7 @@ func (f Filesystem) String() string {
 }
 
 // DeviceOf returns the number of the block device at path. The error wraps
-// unix.ENOTBLK when path is something else.
+// unix.ENOTBLK when path leads to another kind of file.
 func DeviceOf(path string) (sysfs.Dev, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

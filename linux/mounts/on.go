@@ -47,8 +47,8 @@ func (t *Table) stack(devs []sysfs.Dev) (map[sysfs.Dev]bool, error) {
 }
 
 // On returns the mounted filesystems that store data on any of the devices, each
-// once, in the order in which they must be frozen: what lies on another one
-// (through a loop device) before that one, and otherwise the last mounted first.
+// once, in the order in which they must be frozen: a filesystem that lies on another
+// (through a loop device) before that other, and otherwise the last mounted first.
 // Thaw in the opposite order. A partition does not bring in the filesystems of
 // the other partitions; a whole disk brings in all.
 func (t *Table) On(devs ...sysfs.Dev) ([]Filesystem, error) {
@@ -99,8 +99,8 @@ func (t *Table) freezeOrder(list []*Filesystem) ([]Filesystem, error) {
 	return out, nil
 }
 
-// through adds the filesystems that a write to device d passes through: those of
-// the files behind loop devices, and what is below them.
+// through adds the filesystems that a write to device d passes through: those that hold
+// the files behind loop devices, and the filesystems below these.
 func (t *Table) through(d sysfs.Dev, set map[*Filesystem]bool) error {
 	devs := map[sysfs.Dev]bool{}
 	if err := t.below(d, devs); err != nil {
@@ -131,7 +131,7 @@ func (t *Table) throughFilesystem(f *Filesystem, set map[*Filesystem]bool) error
 	return t.throughOverlay(f, set)
 }
 
-// throughOverlay follows an overlay to where its writes go.
+// throughOverlay follows an overlay to the filesystem that its writes go to.
 func (t *Table) throughOverlay(f *Filesystem, set map[*Filesystem]bool) error {
 	if f.Type != "overlay" {
 		return nil
@@ -152,11 +152,11 @@ func (t *Table) throughOverlay(f *Filesystem, set map[*Filesystem]bool) error {
 	return nil
 }
 
-// Through returns the filesystems that a write to path passes through: the one it
-// lies on first, then those that hold the files or devices behind that one. A
-// path that does not exist yet counts as its nearest existing parent; for a block
-// device it is what the device lies on. The answer cannot follow a network or a
-// FUSE server back to this machine.
+// Through returns the filesystems that a write to path passes through: first the
+// filesystem that path lies on, then those that hold the files behind its devices. A path
+// that does not exist yet counts as its nearest existing parent; for a block device the
+// answer begins with the filesystems below the device. Through cannot follow a network or
+// a FUSE server back to this machine.
 func (t *Table) Through(path string) ([]Filesystem, error) {
 	set := map[*Filesystem]bool{}
 	if d, err := DeviceOf(path); err == nil {
@@ -175,26 +175,17 @@ func (t *Table) Through(path string) ([]Filesystem, error) {
 	return values(set, f), nil
 }
 
-// values puts first in front and orders the rest by mount.
+// values puts first in front, unless it is nil, and orders the rest by mount.
 func values(set map[*Filesystem]bool, first *Filesystem) []Filesystem {
-	var list []*Filesystem
+	var out []Filesystem
 	for f := range set {
-		if f != nil {
-			list = append(list, f)
+		if f != first {
+			out = append(out, *f)
 		}
 	}
-	slices.SortFunc(list, func(a, b *Filesystem) int {
-		if (a == first) != (b == first) {
-			if a == first {
-				return -1
-			}
-			return 1
-		}
-		return b.order - a.order
-	})
-	var out []Filesystem
-	for _, f := range list {
-		out = append(out, *f)
+	slices.SortFunc(out, func(a, b Filesystem) int { return b.order - a.order })
+	if first != nil {
+		out = slices.Insert(out, 0, *first)
 	}
 	return out
 }

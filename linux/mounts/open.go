@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -13,7 +13,7 @@ import (
 
 // ErrUnreachable says that every mountpoint of a filesystem is covered by another
 // mount, or lies in a mount namespace that this process cannot enter.
-var ErrUnreachable = errors.New("no mountpoint can be reached")
+var ErrUnreachable = errors.New("no mountpoint can be reached: mount the filesystem once more elsewhere, or unmount what covers it")
 
 // Open opens a directory (or, where only a file is bind-mounted, that file) of
 // the filesystem for reading, by whichever of its mounts can be reached. What is
@@ -22,17 +22,7 @@ var ErrUnreachable = errors.New("no mountpoint can be reached")
 func (t *Table) Open(f Filesystem) (*os.File, error) {
 	var last error
 	for _, m := range f.Mounts {
-		file, err := f.openAt(m.Path(), func(id int) bool { return f.hasMount(id) })
-		if err == nil {
-			return file, nil
-		}
-		last = err
-	}
-	for _, m := range f.Mounts {
-		if m.PID != 0 {
-			continue
-		}
-		file, err := f.uncover(m)
+		file, err := f.openAt(m.Path())
 		if err == nil {
 			return file, nil
 		}
@@ -42,17 +32,12 @@ func (t *Table) Open(f Filesystem) (*os.File, error) {
 }
 
 func (f Filesystem) hasMount(id int) bool {
-	for _, m := range f.Mounts {
-		if m.ID == id {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(f.Mounts, func(m Mount) bool { return m.ID == id })
 }
 
-// openAt opens path when it leads to a mount that ours accepts. The file is looked
-// at through O_PATH first: opening a device node or a pipe would have effects.
-func (f Filesystem) openAt(path string, ours func(mountID int) bool) (*os.File, error) {
+// openAt opens path when it leads to a mount of the filesystem. The file is looked at
+// through O_PATH first: opening a device node or a pipe would have effects.
+func (f Filesystem) openAt(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
@@ -68,7 +53,7 @@ func (f Filesystem) openAt(path string, ours func(mountID int) bool) (*os.File, 
 	}
 	kind := st.Mode & unix.S_IFMT
 	switch {
-	case !ours(id), f.Type != "btrfs" && sysfs.DevOf(st.Dev) != f.Dev:
+	case !f.hasMount(id), f.Type != "btrfs" && sysfs.DevOf(st.Dev) != f.Dev:
 		return nil, &os.PathError{Op: "open", Path: path, Err: errCovered}
 	case kind != unix.S_IFDIR && kind != unix.S_IFREG:
 		return nil, &os.PathError{Op: "open", Path: path, Err: unix.ENOTDIR}
@@ -81,17 +66,3 @@ func (f Filesystem) openAt(path string, ours func(mountID int) bool) (*os.File, 
 }
 
 var errCovered = errors.New("covered by another mount")
-
-// pathPrefixes returns "/", "/a", "/a/b" for "/a/b".
-func pathPrefixes(path string) []string {
-	prefixes := []string{"/"}
-	for i := 1; i < len(path); i++ {
-		if path[i] == '/' {
-			prefixes = append(prefixes, path[:i])
-		}
-	}
-	if strings.TrimRight(path, "/") != "" {
-		prefixes = append(prefixes, path)
-	}
-	return prefixes
-}

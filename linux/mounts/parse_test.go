@@ -66,7 +66,7 @@ func FuzzMountinfo(f *testing.F) {
 	f.Add("30 27 0:30 /sub /srv\\040x ro shared:1 - btrfs /dev/sda1 rw,subvol=/sub\n")
 	f.Add("36 35 98:0 /m /n rw - xfs /dev/sdb ro,logdev=/dev/sdc,rtdev=/dev/sdd\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		table := &Table{sys: System{Proc: "/nowhere/proc", Sys: "/nowhere/sys"}}
+		table := &Table{sys: system{proc: "/nowhere/proc", sys: "/nowhere/sys"}}
 		if table.addMounts(strings.NewReader(text), 0) != nil {
 			return
 		}
@@ -80,21 +80,6 @@ func FuzzMountinfo(f *testing.F) {
 		ordered, err := table.freezeOrder(all)
 		if err != nil || len(ordered) != len(table.filesystems) {
 			t.Errorf("%d of %d filesystems ordered, %v", len(ordered), len(table.filesystems), err)
-		}
-	})
-}
-
-func FuzzPathPrefixes(f *testing.F) {
-	f.Add("/a/b c/d")
-	f.Add("/")
-	f.Fuzz(func(t *testing.T, path string) {
-		if !strings.HasPrefix(path, "/") {
-			return
-		}
-		for _, p := range pathPrefixes(path) {
-			if !strings.HasPrefix(path, p) || p == "" {
-				t.Errorf("%q is no prefix of %q", p, path)
-			}
 		}
 	})
 }
@@ -173,7 +158,7 @@ func newFakeSys(t *testing.T) fakeSys {
 func (f fakeSys) read(mountinfo string) *Table {
 	f.t.Helper()
 	f.write("proc/self/mountinfo", mountinfo)
-	table, err := System{Proc: f.root + "/proc", Sys: f.root + "/sys"}.Read()
+	table, err := system{proc: f.root + "/proc", sys: f.root + "/sys"}.read()
 	if err != nil {
 		f.t.Fatal(err)
 	}

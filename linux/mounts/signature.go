@@ -6,9 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
-// Kind says what sort of owner a signature speaks of.
+// Kind is the sort of owner that left a signature.
 type Kind string
 
 // The kinds of signature.
@@ -19,8 +20,7 @@ const (
 	KindSwap       Kind = "swap area"
 )
 
-// Signature is a mark that something has left on a device to say that it is its
-// own.
+// Signature is the magic number by which an owner marks a device as its own.
 type Signature struct {
 	Kind Kind
 	Name string // as blkid calls it: "ext4" is "ext", "LVM2_member"
@@ -31,9 +31,9 @@ type Signature struct {
 func (s Signature) String() string { return s.Name + " " + string(s.Kind) }
 
 // Probe looks for the signatures of filesystems, volume managers and partition
-// tables on a device of size bytes. It is meant for refusing a target, not for
-// telling versions apart: it would rather find one too many. r needs no alignment
-// of its own; reads are whole 4 KiB blocks at multiples of 4 KiB, cut at size.
+// tables on a device of size bytes. It serves to refuse a target, not to tell versions
+// apart, and may find a signature too many. Reads from r are whole 4 KiB blocks at
+// multiples of 4 KiB, cut at size.
 func Probe(r io.ReaderAt, size int64) ([]Signature, error) {
 	p := &prober{r: r, size: size}
 	var found []Signature
@@ -42,20 +42,11 @@ func Probe(r io.ReaderAt, size int64) ([]Signature, error) {
 		if err != nil {
 			return nil, err
 		}
-		if ok && !contains(found, m.name) {
+		if ok && !slices.ContainsFunc(found, func(s Signature) bool { return s.Name == m.name }) {
 			found = append(found, Signature{Kind: m.kind, Name: m.name, Off: m.at(size)})
 		}
 	}
 	return found, nil
-}
-
-func contains(found []Signature, name string) bool {
-	for _, s := range found {
-		if s.Name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // A magic is one place where a signature may stand.
@@ -76,7 +67,7 @@ func (m magic) at(size int64) int64 {
 
 const probeBlock = 4096
 
-// A prober reads what the probes look at, one block at a time.
+// A prober reads the device for the probes, one block at a time.
 type prober struct {
 	r     io.ReaderAt
 	size  int64
@@ -98,7 +89,7 @@ func (p *prober) matches(m magic) (bool, error) {
 }
 
 // bytes returns n bytes at off, valid until the next call; false when they are
-// not all on the device. They never straddle a block: no table entry does.
+// not all on the device. No entry of the table straddles a block.
 func (p *prober) bytes(off int64, n int) ([]byte, bool, error) {
 	if off < 0 || off > p.size-int64(n) {
 		return nil, false, nil
@@ -127,7 +118,7 @@ func (p *prober) load(index int64) error {
 	return nil
 }
 
-// u32 returns a little-endian number, 0 when it is off the device.
+// u32 returns a little-endian number, 0 for an offset past the device.
 func (p *prober) u32(off int64) (uint32, error) {
 	b, ok, err := p.bytes(off, 4)
 	if err != nil || !ok {

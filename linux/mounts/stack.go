@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"tidemark/linux/sysfs"
@@ -20,13 +19,17 @@ type node struct {
 	partition bool
 }
 
-func (s System) node(d sysfs.Dev) (node, error) {
-	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys(), "dev/block", d.String()))
+func (s system) node(d sysfs.Dev) (node, error) {
+	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys, "dev/block", d.String()))
 	if err != nil {
 		return node{}, fmt.Errorf("device %s: %w", d, err)
 	}
-	_, err = os.Stat(filepath.Join(dir, "partition"))
-	return node{dev: d, dir: dir, partition: err == nil}, nil
+	return newNode(d, dir), nil
+}
+
+func newNode(d sysfs.Dev, dir string) node {
+	_, err := os.Stat(filepath.Join(dir, "partition"))
+	return node{dev: d, dir: dir, partition: err == nil}
 }
 
 func (n node) name() string { return filepath.Base(n.dir) }
@@ -36,16 +39,15 @@ func nodeAt(dir string) (node, error) {
 	if err != nil {
 		return node{}, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, "dev"))
+	number, err := sysfs.Text(filepath.Join(dir, "dev"))
 	if err != nil {
 		return node{}, err
 	}
-	d, err := sysfs.ParseDev(string(b))
+	d, err := sysfs.ParseDev(number)
 	if err != nil {
 		return node{}, fmt.Errorf("%s: %w", dir, err)
 	}
-	_, err = os.Stat(filepath.Join(dir, "partition"))
-	return node{dev: d, dir: dir, partition: err == nil}, nil
+	return newNode(d, dir), nil
 }
 
 // disk returns the whole disk that a partition is a slice of.
@@ -75,13 +77,13 @@ func (n node) partitions() ([]node, error) {
 	return nodes, nil
 }
 
-// escapeGlob guards names like "cciss!c0d0" and folders with brackets.
+// escapeGlob quotes names like "cciss!c0d0" and folders with brackets.
 func escapeGlob(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
 }
 
 // linked follows the links in one of a device's folders, "holders" or "slaves".
-func (s System) linked(n node, folder string) ([]node, error) {
+func (s system) linked(n node, folder string) ([]node, error) {
 	entries, err := os.ReadDir(filepath.Join(n.dir, folder))
 	if absent(err) {
 		return nil, nil
@@ -91,7 +93,7 @@ func (s System) linked(n node, folder string) ([]node, error) {
 	}
 	var nodes []node
 	for _, e := range entries {
-		other, err := nodeAt(filepath.Join(s.sys(), "class/block", e.Name()))
+		other, err := nodeAt(filepath.Join(s.sys, "class/block", e.Name()))
 		if absent(err) {
 			continue // taken apart in between
 		}
@@ -105,32 +107,20 @@ func (s System) linked(n node, folder string) ([]node, error) {
 
 // span returns the bytes of the disk [start, end) that a partition covers.
 func (n node) span() (start, end int64, err error) {
-	first, err := readNumber(filepath.Join(n.dir, "start"))
+	first, err := sysfs.Uint(filepath.Join(n.dir, "start"))
 	if err != nil {
 		return 0, 0, err
 	}
-	size, err := readNumber(filepath.Join(n.dir, "size"))
+	size, err := sysfs.Uint(filepath.Join(n.dir, "size"))
 	if err != nil {
 		return 0, 0, err
 	}
-	return first * sector, (first + size) * sector, nil
+	return int64(first) * sector, int64(first+size) * sector, nil
 }
 
-func readNumber(path string) (int64, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
-	}
-	return n, nil
-}
-
-// Above returns d and every device that a write to changes d: partitions and
-// devices made of it or of one above it, those that share bytes with it, loop
-// devices over these. Loop devices over files on its filesystems are not meant.
+// Above returns d and every device whose writes reach d: its partitions, the devices made
+// of it, the devices that share bytes with it, loop devices over these, and all devices
+// above those. Loop devices over files on its filesystems do not count.
 func (t *Table) Above(d sysfs.Dev) (map[sysfs.Dev]bool, error) {
 	set := map[sysfs.Dev]bool{}
 	if err := t.above(d, set); err != nil {
@@ -177,8 +167,8 @@ func (t *Table) above(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	return nil
 }
 
-// overlapping adds what shares bytes with a partition without being above it:
-// the whole disk, when that is used directly, and partitions laid over it.
+// overlapping adds the devices that share bytes with a partition without being above it:
+// the whole disk, which may be used directly, and partitions laid over it.
 func (t *Table) overlapping(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	n, err := t.sys.node(d)
 	if err != nil || !n.partition {
@@ -211,8 +201,8 @@ func (t *Table) overlapping(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	return nil
 }
 
-// below adds to set everything that a write to d passes through: its disk, its
-// slaves, and what a loop device lies on if that is a device.
+// below adds to set the devices that a write to d passes through: its disk, its slaves,
+// and the device that a loop device lies on.
 func (t *Table) below(d sysfs.Dev, set map[sysfs.Dev]bool) error {
 	if set[d] {
 		return nil

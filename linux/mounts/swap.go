@@ -19,8 +19,8 @@ type Swap struct {
 	File bool // a file on a filesystem, not a device
 }
 
-func (s System) readSwaps() ([]Swap, error) {
-	f, err := os.Open(filepath.Join(s.proc(), "swaps"))
+func (s system) readSwaps() ([]Swap, error) {
+	f, err := os.Open(filepath.Join(s.proc, "swaps"))
 	if absent(err) {
 		return nil, nil // a kernel without swap
 	}
@@ -68,8 +68,8 @@ func unescapeOctal(s string) string {
 	return b.String()
 }
 
-// SwapsOn returns the swap areas in use on the devices, directly or through what
-// is stacked on them, as files or as devices.
+// SwapsOn returns the swap areas in use, as files or as devices, on the devices and on all
+// that is stacked on them.
 func (t *Table) SwapsOn(devs ...sysfs.Dev) ([]Swap, error) {
 	set, err := t.stack(devs)
 	if err != nil {

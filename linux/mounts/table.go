@@ -19,7 +19,7 @@ import (
 
 // Table is what was mounted, and which swap areas were in use, when it was read.
 type Table struct {
-	sys         System
+	sys         system
 	filesystems []*Filesystem // in mount order
 	swaps       []Swap
 	btrfs       []btrfs
@@ -27,10 +27,9 @@ type Table struct {
 }
 
 // Read takes a snapshot of this machine's mounts.
-func Read() (*Table, error) { return System{}.Read() }
+func Read() (*Table, error) { return system{"/proc", "/sys"}.read() }
 
-// Read takes a snapshot of the mounts that s shows.
-func (s System) Read() (*Table, error) {
+func (s system) read() (*Table, error) {
 	t := &Table{sys: s}
 	if err := t.readMounts(); err != nil {
 		return nil, fmt.Errorf("mounts: %w", err)
@@ -52,7 +51,7 @@ func (s System) Read() (*Table, error) {
 }
 
 func (t *Table) readMounts() error {
-	b, err := os.ReadFile(filepath.Join(t.sys.proc(), "self/mountinfo"))
+	b, err := os.ReadFile(filepath.Join(t.sys.proc, "self/mountinfo"))
 	if err != nil {
 		return err
 	}
@@ -61,7 +60,7 @@ func (t *Table) readMounts() error {
 	}
 	for _, pid := range t.sys.otherNamespaces() {
 		// The process may be gone, and its namespace with it.
-		b, err := os.ReadFile(filepath.Join(t.sys.proc(), strconv.Itoa(pid), "mountinfo"))
+		b, err := os.ReadFile(filepath.Join(t.sys.proc, strconv.Itoa(pid), "mountinfo"))
 		if err != nil {
 			continue
 		}
@@ -94,7 +93,7 @@ func (t *Table) addMounts(r io.Reader, pid int) error {
 	return nil
 }
 
-// readOnly looks for the flag that the kernel writes first.
+// readOnly looks for the flag that the kernel puts first.
 func readOnly(options string) bool {
 	first, _, _ := strings.Cut(options, ",")
 	return first == "ro"
@@ -113,23 +112,21 @@ func (t *Table) byDev(d sysfs.Dev) *Filesystem {
 // the number of the device where the mount belongs to a namespace that is not.
 func (t *Table) byMount(id int, dev sysfs.Dev) *Filesystem {
 	for _, f := range t.filesystems {
-		for _, m := range f.Mounts {
-			if m.ID == id {
-				return f
-			}
+		if f.hasMount(id) {
+			return f
 		}
 	}
 	return t.byDev(dev)
 }
 
 // otherNamespaces returns one process for every mount namespace but our own.
-func (s System) otherNamespaces() []int {
-	own, err := os.Readlink(filepath.Join(s.proc(), "self/ns/mnt"))
+func (s system) otherNamespaces() []int {
+	own, err := os.Readlink(filepath.Join(s.proc, "self/ns/mnt"))
 	if err != nil {
 		return nil
 	}
 	seen := map[string]bool{own: true}
-	entries, err := os.ReadDir(s.proc())
+	entries, err := os.ReadDir(s.proc)
 	if err != nil {
 		return nil
 	}
@@ -139,7 +136,7 @@ func (s System) otherNamespaces() []int {
 		if err != nil {
 			continue
 		}
-		ns, err := os.Readlink(filepath.Join(s.proc(), e.Name(), "ns/mnt"))
+		ns, err := os.Readlink(filepath.Join(s.proc, e.Name(), "ns/mnt"))
 		if err == nil && !seen[ns] {
 			seen[ns] = true
 			pids = append(pids, pid)
@@ -148,7 +145,7 @@ func (s System) otherNamespaces() []int {
 	return pids
 }
 
-// absent says that a device has gone: its folder with it, or only what is in it.
+// absent reports whether err says that a device has gone, or its folder in sysfs.
 func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
 }

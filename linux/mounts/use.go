@@ -11,17 +11,17 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// Use is who else uses a block device or a file. The zero value is nobody.
+// Use lists the users of a block device or a file. The zero value lists none.
 type Use struct {
 	Filesystems []Filesystem // mounted from it, through whatever is stacked on it
 	Swaps       []Swap
 	Holders     []string // devices made of it: "dm-0", "md1", "loop3"
-	// Claimed says that somebody holds it exclusively; where nothing else is
-	// listed it is one whom this process cannot see.
+	// Claimed says that a filesystem, device or program holds it exclusively. Where the
+	// other fields are empty, this process cannot see the holder.
 	Claimed bool
 }
 
-// InUse says whether anything at all was found.
+// InUse reports whether there is any user.
 func (u Use) InUse() bool {
 	return len(u.Filesystems) > 0 || len(u.Swaps) > 0 || len(u.Holders) > 0 || u.Claimed
 }
@@ -44,7 +44,7 @@ func (u Use) String() string {
 	return strings.Join(words, "; ")
 }
 
-// UseOf tells who uses the block device or regular file at path. For a whole disk
+// UseOf returns the users of the block device or regular file at path. For a whole disk
 // that counts its partitions, for a partition what overlaps it, for a file the
 // loop devices over it.
 func (t *Table) UseOf(path string) (Use, error) {

@@ -1,6 +1,8 @@
 package mounts_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -84,9 +86,9 @@ func TestHiddenUserStillClaims(t *testing.T) {
 }
 
 // hidden returns what is held by somebody unseen.
-func hidden(t *testing.T, path string) []string {
+func hidden(t *testing.T, paths ...string) []string {
 	t.Helper()
-	list, err := read(t).Hidden(path)
+	list, err := read(t).Hidden(t.Context(), paths...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,6 +129,17 @@ func TestHiddenNamesTheDeviceThatNobodySeenHolds(t *testing.T) {
 		if got := hidden(t, path); !slices.Equal(got, want) {
 			t.Errorf("%s: %q, want %q", path, got, want)
 		}
+	}
+	want := []string{inner, parts[1]}
+	slices.Sort(want)
+	if got := hidden(t, parts...); !slices.Equal(got, want) {
+		t.Errorf("all at once: %q, want %q", got, want)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := errors.New("ended by the test")
+	cancel(ended)
+	if got, err := read(t).Hidden(ctx, disk); !errors.Is(err, ended) || got != nil {
+		t.Errorf("after its context ended: %q, %v", got, err)
 	}
 }
 

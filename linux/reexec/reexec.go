@@ -11,7 +11,7 @@
 //
 // A part runs in a session of its own and does not depend on the file that the program
 // was started from, which may have been replaced since. Functions may be called by
-// several goroutines at once.
+// several goroutines at once, but Main, which is called before there are any.
 package reexec
 
 import (
@@ -25,8 +25,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrNoMain says that this process was itself started for a part that its main does not
-// know: it would start itself for ever.
+// ErrNoMain says that the program's main did not call Main with the part. Started anew,
+// such a program would do from the beginning what it does anyway.
 var ErrNoMain = errors.New("this program's main does not call reexec.Main with all parts")
 
 // Part is a job that the program starts itself for.
@@ -38,9 +38,16 @@ type Part struct {
 // marker is set in the environment of a process that was started for a part.
 const marker = "TIDEMARK_PART"
 
+// known are the names of the parts that Main was called with. Only Main writes it, before
+// the program does anything else.
+var known = map[string]bool{}
+
 // Main runs the part that this process was started for, if it was started for one, and
 // ends the process. Otherwise it returns.
 func Main(parts ...Part) {
+	for _, p := range parts {
+		known[p.Name] = true
+	}
 	name := os.Getenv(marker)
 	if name == "" || len(os.Args) < 2 || os.Args[1] != name {
 		return
@@ -53,7 +60,7 @@ func Main(parts ...Part) {
 }
 
 // Command returns the command that starts a part, in a session of its own and with an
-// empty environment. Starting it fails with ErrNoMain where Main was not called.
+// empty environment. Starting it fails with ErrNoMain unless Main was called with p.
 func Command(p Part, args ...string) *exec.Cmd {
 	cmd := &exec.Cmd{
 		Path:        "/proc/self/exe",
@@ -62,7 +69,7 @@ func Command(p Part, args ...string) *exec.Cmd {
 		Dir:         "/",
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
-	if os.Getenv(marker) != "" {
+	if !known[p.Name] {
 		cmd.Err = ErrNoMain
 	}
 	return cmd

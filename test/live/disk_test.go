@@ -36,6 +36,12 @@ func scratch(t testing.TB) string {
 // loop attaches a new sparse image of size bytes.
 func loop(t testing.TB, dir string, size int64) string {
 	t.Helper()
+	return loopWith(t, dir, size)
+}
+
+// loopWith is loop with arguments for losetup.
+func loopWith(t testing.TB, dir string, size int64, args ...string) string {
+	t.Helper()
 	image := filepath.Join(dir, "source.img")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -43,7 +49,7 @@ func loop(t testing.TB, dir string, size int64) string {
 	if err := os.Truncate(image, size); err != nil {
 		t.Fatal(err)
 	}
-	dev := must(t, "losetup", "--find", "--show", "--direct-io=on", image)
+	dev := must(t, "losetup", append(args, "--find", "--show", "--direct-io=on", image)...)
 	t.Cleanup(func() { must(t, "losetup", "--detach", dev) })
 	return dev
 }

@@ -55,6 +55,28 @@ func TestSourceThatWasResizedIsComparedAndFollowed(t *testing.T) {
 	}
 }
 
+// Logical sectors of more than 4096 bytes came with Linux 6.15.
+func TestDisksWithLargeSectorsAreMirrored(t *testing.T) {
+	for _, sector := range []string{"4096", "16384"} {
+		for _, target := range []string{"image", "device"} {
+			t.Run(target+" "+sector, func(t *testing.T) {
+				dir := scratch(t)
+				m := mirrored{newProgram(t, dir), dir, loopWith(t, dir, 64*mib, "--sector-size", sector), filepath.Join(dir, "mirror.img")}
+				if target == "device" {
+					m.image = loopWith(t, folder(t, dir, "target"), 64*mib, "--sector-size", sector)
+				}
+				fill(t, m.dev, 0, 32*mib)
+				m.mirror(t, m.dev, m.image)
+				fill(t, m.dev, 5*mib, 16<<10)
+				fill(t, m.dev, 64*mib-16<<10, 16<<10)
+				m.recovers(t, "incremental")
+				m.exits(t, exitOK, nil, "verify", m.image)
+				m.exits(t, exitOK, nil, "verify", m.dev, "--against", m.image)
+			})
+		}
+	}
+}
+
 func TestSourceResizedDuringARunLeavesTheOldMirror(t *testing.T) {
 	for _, size := range []int64{48 * mib, 96 * mib} {
 		dir := scratch(t)

@@ -12,7 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/format/state"
-	"tidemark/track"
+	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/transaction"
@@ -96,7 +96,7 @@ func (f fingerprint) compare(t *testing.T, copied fingerprint) {
 // be witnessed.
 type rig struct {
 	source, image, folder string
-	track                 track.Options
+	track                 bpf.Options
 }
 
 // run makes one run, proves the copy, and returns the report.
@@ -119,7 +119,7 @@ func (r *rig) run(t *testing.T) transfer.Report {
 		_, err = v.Close()
 		return err
 	}
-	live, err := track.OpenLive(ctx, r.source, opts)
+	live, err := bpf.Open(ctx, source, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func (r *rig) run(t *testing.T) transfer.Report {
 }
 
 // tracking returns options of a tracking that nothing else on the machine shares.
-func tracking(t *testing.T, dir string) track.Options {
+func tracking(t *testing.T, dir string) bpf.Options {
 	t.Helper()
 	bpffs := filepath.Join(dir, "bpf")
 	if err := os.MkdirAll(bpffs, 0o700); err != nil {
@@ -179,7 +179,7 @@ func tracking(t *testing.T, dir string) track.Options {
 	}
 	must(t, "mount", "-t", "bpf", "bpf", bpffs)
 	t.Cleanup(func() { must(t, "umount", bpffs) })
-	return track.Options{RunDir: filepath.Join(dir, "run"), BPFFS: bpffs}
+	return bpf.Options{RunDir: filepath.Join(dir, "run"), BPFFS: bpffs}
 }
 
 func TestMirrorsOfBusyFilesystemsEqualOneInstant(t *testing.T) {
@@ -201,7 +201,7 @@ func TestMirrorsOfBusyFilesystemsEqualOneInstant(t *testing.T) {
 				track: tracking(t, dir),
 			}
 			t.Cleanup(func() {
-				if err := track.Stop(context.WithoutCancel(t.Context()), dev, r.track); err != nil {
+				if err := bpf.Stop(context.WithoutCancel(t.Context()), dev, r.track); err != nil {
 					t.Error(err)
 				}
 			})

@@ -26,7 +26,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"tidemark/track"
+	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/view"
 )
@@ -61,10 +61,10 @@ type Pair struct{ Source, Target string }
 
 // Options say how to mirror. The zero value works.
 type Options struct {
-	StateDir string        // DefaultStateDir when empty
-	Track    track.Options // where and how to track
-	Tracker  string        // "auto" (or ""), "bpf", "era" or "scan"
-	View     string        // "auto" (or ""), "freeze" or "offline"
+	StateDir string      // DefaultStateDir when empty
+	Track    bpf.Options // where and how to track
+	Tracker  string      // "auto" (or ""), "bpf", "era" or "scan"
+	View     string      // "auto" (or ""), "freeze" or "offline"
 	Hooks    view.Hooks
 	// MaxFreeze bounds the frozen time; 0 stands for transfer.DefaultMaxFreeze.
 	// ForceFreeze goes on when it is over.

@@ -11,6 +11,7 @@ import (
 	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/track"
+	"tidemark/track/era"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
 	"tidemark/view"
@@ -21,9 +22,9 @@ type session struct {
 	o       Options
 	dry     bool // nothing is started, made or written
 	ends    []*ends
-	eras    map[string]*track.Era // by disk: a device answers one at a time
-	frozen  time.Duration         // that starting to track has cost the sources' users
-	closers []func() error        // to be called in reverse
+	eras    map[string]*era.Tracker // by disk: a device answers one at a time
+	frozen  time.Duration           // that starting to track has cost the sources' users
+	closers []func() error          // to be called in reverse
 }
 
 // ends are the source and the target of one pair.

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/linux/bpf"
 	"tidemark/linux/dmera"
 	"tidemark/linux/sysfs"
 	"tidemark/track"
+	"tidemark/track/bpf"
+	"tidemark/track/era"
 	"tidemark/view"
 )
 
@@ -34,11 +34,11 @@ func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (
 		s.frozen += frozen
 		return err
 	}
-	live, err := track.OpenLive(ctx, src.Path(), o)
+	live, err := bpf.Open(ctx, src.Device, o)
 	switch {
 	case err == nil:
 		return live, nil
-	case s.o.Tracker == track.KindLive || !errors.Is(err, bpf.ErrNotSupported):
+	case s.o.Tracker == bpf.Kind || !errors.Is(err, bpf.ErrNotSupported):
 		return nil, err
 	}
 	s.o.note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
@@ -48,26 +48,28 @@ func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (
 // attach returns the tracker of a source that is tracked already, or one that says that
 // it is not.
 func (s *session) attach(ctx context.Context, src *source) (track.Tracker, error) {
-	on, err := s.o.tracked(ctx, src)
-	if err != nil {
+	live, err := bpf.Attach(ctx, src.Device, s.o.Track)
+	switch {
+	case errors.Is(err, bpf.ErrNotTracked):
+		return notStarted{track.NewScan(src.Size()), src.Path() + " is not tracked"}, nil
+	case errors.Is(err, track.ErrMarkLost):
+		return notStarted{track.NewScan(src.Size()), err.Error()}, nil
+	case err != nil:
 		return nil, err
 	}
-	if !on {
-		return notStarted{track.NewScan(src.Size()), src.Path()}, nil
-	}
-	return track.OpenLive(ctx, src.Path(), s.o.Track)
+	return live, nil
 }
 
 // notStarted is a tracker that a run would start.
 type notStarted struct {
 	*track.Scan
-	source string
+	why string
 }
 
-func (notStarted) Kind() string { return track.KindLive }
+func (notStarted) Kind() string { return bpf.Kind }
 
 func (n notStarted) Changes(_ context.Context, since, _ track.Mark) (extent.Set, error) {
-	return extent.Set{}, &track.LostError{Mark: since, Reason: n.source + " is not tracked"}
+	return extent.Set{}, &track.LostError{Mark: since, Reason: n.why}
 }
 
 // era returns the tracker of a dm-era device, the same for all pairs; nil where
@@ -81,7 +83,7 @@ func (s *session) era(ctx context.Context, src *source, stored track.Mark) (trac
 		return nil, err
 	}
 	if s.eras == nil {
-		s.eras = map[string]*track.Era{}
+		s.eras = map[string]*era.Tracker{}
 	}
 	s.eras[src.Identity().Disk] = e
 	return e, nil
@@ -92,9 +94,9 @@ func (o Options) automatic() bool { return o.Tracker == "" || o.Tracker == "auto
 
 // era returns the tracker of a dm-era device when it is asked for, or can be used
 // and no other one has the mirror's mark; otherwise nil.
-func (o Options) era(ctx context.Context, src *source, stored track.Mark) (*track.Era, error) {
+func (o Options) era(ctx context.Context, src *source, stored track.Mark) (*era.Tracker, error) {
 	switch {
-	case o.Tracker == track.KindEra:
+	case o.Tracker == era.Kind:
 		return o.openEra(ctx, src)
 	case !o.automatic() || !isMapped(src):
 		return nil, nil
@@ -103,7 +105,7 @@ func (o Options) era(ctx context.Context, src *source, stored track.Mark) (*trac
 	switch {
 	case errors.Is(err, dmera.ErrNotEra):
 		return nil, nil
-	case errors.Is(err, track.ErrDiscards), errors.Is(err, track.ErrEraUnfit), errors.Is(err, dmera.ErrFailed):
+	case errors.Is(err, era.ErrDiscards), errors.Is(err, era.ErrUnfit), errors.Is(err, dmera.ErrFailed):
 		o.note("%s: not using its eras: %v", src.Path(), err)
 		return nil, nil
 	case err != nil:
@@ -121,22 +123,17 @@ func (o Options) era(ctx context.Context, src *source, stored track.Mark) (*trac
 
 // liveHas reports whether tracking by eBPF is on and can vouch for the mark.
 func (o Options) liveHas(ctx context.Context, src *source, m track.Mark) (has bool, err error) {
-	if m.Kind() != track.KindLive {
+	if m.Kind() != bpf.Kind {
 		return false, nil
 	}
-	if on, err := o.tracked(ctx, src); !on || err != nil {
-		return false, err
+	live, err := bpf.Attach(ctx, src.Device, o.Track)
+	if err == nil {
+		err = errors.Join(live.Vouch(ctx, m), live.Close())
 	}
-	live, err := track.OpenLive(ctx, src.Path(), o.Track)
-	if err != nil {
-		return false, err
+	if errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) {
+		return false, nil
 	}
-	_, err = live.Changes(ctx, m, "")
-	has = err == nil
-	if errors.Is(err, track.ErrMarkLost) {
-		err = nil
-	}
-	return has, errors.Join(err, live.Close())
+	return err == nil, err
 }
 
 // isMapped reports whether a source is a device of device-mapper.
@@ -146,8 +143,8 @@ func isMapped(src *source) bool {
 
 // openEra opens the tracker of a dm-era device, unless freezing the device would
 // stop the writes to its metadata as well.
-func (o Options) openEra(ctx context.Context, src *source) (*track.Era, error) {
-	e, err := track.OpenEra(ctx, src.Path(), track.EraOptions{
+func (o Options) openEra(ctx context.Context, src *source) (*era.Tracker, error) {
+	e, err := era.Open(ctx, src.Device, era.Options{
 		RunDir: o.Track.RunDir, StateDir: o.StateDir, StableName: lastingName,
 	})
 	if err != nil {
@@ -155,7 +152,7 @@ func (o Options) openEra(ctx context.Context, src *source) (*track.Era, error) {
 	}
 	covered, err := view.Covered([]*block.Device{src.Device}, e.MetaPath())
 	if err == nil && len(covered) > 0 {
-		err = fmt.Errorf("%w: its metadata %s lies on a filesystem of its own", track.ErrEraUnfit, e.MetaPath())
+		err = fmt.Errorf("%w: its metadata %s lies on a filesystem of its own", era.ErrUnfit, e.MetaPath())
 	}
 	if err != nil {
 		return nil, errors.Join(err, e.Close())
@@ -173,15 +170,6 @@ func lastingName(path string) string {
 		return name
 	}
 	return ""
-}
-
-// tracked reports whether the source's disk is tracked by eBPF now.
-func (o Options) tracked(ctx context.Context, src *source) (bool, error) {
-	if !src.IsDevice() || o.Tracker == track.KindScan {
-		return false, nil
-	}
-	all, err := track.List(ctx, o.Track)
-	return slices.ContainsFunc(all, func(s track.Status) bool { return s.Disk == src.Identity().Disk && s.Lost == "" }), err
 }
 
 // Drain freezes and thaws what is mounted from a device, within limit; when it
@@ -219,5 +207,5 @@ func idle(ctx context.Context, device string) error {
 	if err != nil {
 		return err
 	}
-	return track.WaitIdle(ctx, id.Disk, idleFrozen)
+	return bpf.WaitIdle(ctx, id.Disk, idleFrozen)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 	"tidemark/test/vm/guest"
 )
 
@@ -159,11 +160,11 @@ func lines(table []dm.Target) string {
 var number = regexp.MustCompile(`\((\d+)[:,] ?(\d+)\)`)
 
 // numbers are the device numbers in dmsetup's output.
-func numbers(t *testing.T, said string) []dm.Dev {
+func numbers(t *testing.T, said string) []sysfs.Dev {
 	t.Helper()
-	all := []dm.Dev{}
+	all := []sysfs.Dev{}
 	for _, m := range number.FindAllStringSubmatch(said, -1) {
-		var d dm.Dev
+		var d sysfs.Dev
 		_, err := fmt.Sscan(m[1]+" "+m[2], &d.Major, &d.Minor)
 		must(t, nil, err)
 		all = append(all, d)

@@ -14,7 +14,6 @@ import (
 	"tidemark/block"
 	"tidemark/linux/dmera"
 	"tidemark/test/vm/guest"
-	"tidemark/track"
 )
 
 // What is written past the filesystem that is mounted from the device is waited for as
@@ -37,7 +36,7 @@ func TestDrainWaitsForWritesPastTheFilesystem(t *testing.T) {
 	for _, args := range [][]string{{"reload", "slow", "--table", delay}, {"suspend", "slow"}, {"resume", "slow"}} {
 		guest.Run(t, "dmsetup", args...)
 	}
-	tracker, err := track.OpenEra(t.Context(), s.path(), s.options())
+	tracker, err := s.opened(t)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
-	"tidemark/track"
+	"tidemark/track/era"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/transaction"
@@ -119,8 +119,19 @@ func (s *source) disk(t *testing.T) string {
 	return id.Disk
 }
 
-func (s *source) options() track.EraOptions {
-	return track.EraOptions{StateDir: s.stateDir()}
+// opened opens the device and its tracker, for the time of the test.
+func (s *source) opened(t *testing.T) (*era.Tracker, error) {
+	t.Helper()
+	disk, err := block.Open(s.path(), block.Options{Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closed(t, disk) })
+	return era.Open(t.Context(), disk, s.options())
+}
+
+func (s *source) options() era.Options {
+	return era.Options{StateDir: s.stateDir()}
 }
 
 // seen is a view that reads the whole source once more just before it is released:
@@ -182,7 +193,7 @@ func (s *source) mirrored(t *testing.T, mode string) transfer.Report {
 		t.Fatal(err)
 	}
 	defer disk.Close()
-	tracker, err := track.OpenEra(ctx, s.path(), s.options())
+	tracker, err := era.Open(ctx, disk, s.options())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,7 +12,7 @@ import (
 	"testing"
 
 	"tidemark/test/vm/guest"
-	"tidemark/track"
+	"tidemark/track/era"
 	"tidemark/transfer"
 )
 
@@ -158,7 +158,7 @@ func TestDiscardsAreRefused(t *testing.T) {
 	if most, err := os.ReadFile(queue); err != nil || strings.TrimSpace(string(most)) == "0" {
 		t.Fatalf("the rig's disk takes no discards: %s, %v", most, err)
 	}
-	if _, err := track.OpenEra(t.Context(), s.path(), s.options()); !errors.Is(err, track.ErrDiscards) {
+	if _, err := s.opened(t); !errors.Is(err, era.ErrDiscards) {
 		t.Fatalf("a device that takes discards: %v", err)
 	}
 	refused(t, s, "takes discards", "--tracker", "era", s.path())

@@ -74,7 +74,7 @@ func (j *journal) write(t *testing.T, path string, stop <-chan struct{}) {
 // checkpoints and the device is suspended and resumed.
 func TestNoWriteIsMissing(t *testing.T) {
 	s := made(t, "set", t.TempDir())
-	e, err := track.OpenEra(t.Context(), s.path(), s.options())
+	e, err := s.opened(t)
 	if err != nil {
 		t.Fatal(err)
 	}

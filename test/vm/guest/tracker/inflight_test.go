@@ -12,6 +12,7 @@ import (
 	"tidemark/extent"
 	"tidemark/test/vm/guest"
 	"tidemark/track"
+	"tidemark/track/bpf"
 )
 
 // A copy that is made while the disk is in use, pass by pass from the changes since
@@ -46,7 +47,7 @@ func TestCopyWhileInUse(t *testing.T) {
 
 // copier keeps a copy of a device.
 type copier struct {
-	l     *track.Live
+	l     *bpf.Tracker
 	d     *block.Device
 	image *picture
 	since track.Mark

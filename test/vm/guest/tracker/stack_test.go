@@ -14,7 +14,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/test/vm/guest"
-	"tidemark/track"
+	"tidemark/track/bpf"
 )
 
 // TestMain keeps one disk tracked all the time, so that the programs are loaded once.
@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			log.Fatal(err)
 		}
-		l, err := track.OpenLive(context.Background(), disk, track.Options{})
+		l, err := openPath(context.Background(), disk, bpf.Options{})
 		if err != nil {
 			log.Fatalf("%+v", err)
 		}

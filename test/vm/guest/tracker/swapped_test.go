@@ -14,6 +14,7 @@ import (
 	"tidemark/extent"
 	"tidemark/test/vm/guest"
 	"tidemark/track"
+	"tidemark/track/bpf"
 	"tidemark/transfer/pairs"
 )
 
@@ -46,7 +47,7 @@ func TestReplacedTableLosesTheMarks(t *testing.T) {
 			if _, err := l.Cut(t.Context()); !errors.Is(err, track.ErrMarkLost) {
 				t.Errorf("cut: %v", err)
 			}
-			again, err := track.OpenLive(t.Context(), dev, track.Options{})
+			again, err := openPath(t.Context(), dev, bpf.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,8 +86,8 @@ func TestTrackingOfARawDiskBeginsWithoutWritesInFlight(t *testing.T) {
 }
 
 // drained are the options of a mirror.
-func drained(dev string) track.Options {
-	return track.Options{Drain: func(ctx context.Context) error { return pairs.Drain(ctx, dev, time.Minute) }}
+func drained(dev string) bpf.Options {
+	return bpf.Options{Drain: func(ctx context.Context) error { return pairs.Drain(ctx, dev, time.Minute) }}
 }
 
 // A write that a device above sends on as it is (md raid0) is not queued again on the

@@ -14,19 +14,30 @@ import (
 	"tidemark/extent"
 	"tidemark/test/vm/guest"
 	"tidemark/track"
+	"tidemark/track/bpf"
 )
 
 const granule = 4096
 
-func openTracker(t *testing.T, dev string) *track.Live {
-	t.Helper()
-	// A bio-based disk settles when no write is in flight; nobody else writes here.
-	return openTrackerWith(t, dev, track.Options{Drain: func(context.Context) error { return nil }})
+// openPath is bpf.Open of the device at a path.
+func openPath(ctx context.Context, path string, opts bpf.Options) (*bpf.Tracker, error) {
+	d, err := block.Open(path, block.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return bpf.Open(ctx, d, opts)
 }
 
-func openTrackerWith(t *testing.T, dev string, opts track.Options) *track.Live {
+func openTracker(t *testing.T, dev string) *bpf.Tracker {
 	t.Helper()
-	l, err := track.OpenLive(t.Context(), dev, opts)
+	// A bio-based disk settles when no write is in flight; nobody else writes here.
+	return openTrackerWith(t, dev, bpf.Options{Drain: func(context.Context) error { return nil }})
+}
+
+func openTrackerWith(t *testing.T, dev string, opts bpf.Options) *bpf.Tracker {
+	t.Helper()
+	l, err := openPath(t.Context(), dev, opts)
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
@@ -34,14 +45,14 @@ func openTrackerWith(t *testing.T, dev string, opts track.Options) *track.Live {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := track.Stop(context.Background(), dev, opts); err != nil {
+		if err := bpf.Stop(context.Background(), dev, opts); err != nil {
 			t.Error(err)
 		}
 	})
 	return l
 }
 
-func cut(t *testing.T, l *track.Live) track.Mark {
+func cut(t *testing.T, l *bpf.Tracker) track.Mark {
 	t.Helper()
 	c, err := l.Cut(t.Context())
 	if err != nil {
@@ -53,7 +64,7 @@ func cut(t *testing.T, l *track.Live) track.Mark {
 	return c.Mark
 }
 
-func changes(t *testing.T, l *track.Live, since, until track.Mark) extent.Set {
+func changes(t *testing.T, l *bpf.Tracker, since, until track.Mark) extent.Set {
 	t.Helper()
 	s, err := l.Changes(t.Context(), since, until)
 	if err != nil {
