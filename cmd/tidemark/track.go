@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
@@ -180,6 +181,10 @@ func printTracked(w io.Writer, all []bpf.Status) error {
 // noteLeftovers tells of what interrupted starts have left in the kernel.
 func noteLeftovers(ctx context.Context, w io.Writer, o bpf.Options) error {
 	left, err := bpf.Leftovers(ctx, o)
+	if errors.Is(err, fs.ErrPermission) {
+		_, err = fmt.Fprintln(w, "tidemark: note: whether a start of tracking left something behind is told to root only")
+		return err
+	}
 	if err != nil || len(left) == 0 {
 		return err
 	}
