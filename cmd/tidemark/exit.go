@@ -219,7 +219,7 @@ func eraClasses() []class {
 		{redo.ErrDamaged, exitDamaged, "the target is neither old nor new: copy all of it, and remove the folder beside it"},
 		{redo.ErrOldMirror, exitDamaged, `let the tidemark that wrote it finish it, or overwrite the target with "tidemark mirror --force", which compares everything`},
 		{redo.ErrNotOurs, exitDamaged, "another program has left it in the folder beside the target"},
-		{transaction.ErrForeign, exitRefused, `"tidemark mirror" finishes the change of a mirror, "tidemark era apply" that of a stream`},
+		{transaction.ErrOtherOwner, exitRefused, `"tidemark mirror" finishes the change of a mirror, "tidemark era apply" that of a stream`},
 		{transaction.ErrOther, exitRefused, `put the target back, or overwrite this one: "tidemark mirror --force" compares everything, "tidemark era apply --discard" forgets what waits`},
 		{transaction.ErrChanged, exitRefused, "see who else writes to the target"},
 		{apply.ErrPending, exitError, `"tidemark era apply --finish" brings it to the target, --discard forgets it`},

@@ -44,7 +44,7 @@ func (c Change) Crash(t *testing.T, seed uint64) {
 			break
 		}
 		w.Restart()
-		isNew := c.settle(t, w, rng, "seed %d cut %d", seed, n)
+		isNew := c.calm(t, w, rng, "seed %d cut %d", seed, n)
 		sawOld, sawNew = sawOld || !isNew, sawNew || isNew
 	}
 	if !bytes.Equal(c.Old, c.New) && !(sawOld && sawNew) {
@@ -90,19 +90,19 @@ func (c Change) failThenCut(t *testing.T, rng *rand.Rand, seed uint64, n, m int)
 	w.CutAfter(m)
 	if err := c.Recover(w); err == nil {
 		w.Calm()
-		c.settle(t, w, rng, "seed %d fail %d", seed, n)
+		c.calm(t, w, rng, "seed %d fail %d", seed, n)
 		return false
 	} else if !w.IsOff() {
 		t.Fatalf("seed %d fail %d cut %d: recover: %v", seed, n, m, err)
 	}
 	w.Restart()
-	c.settle(t, w, rng, "seed %d fail %d cut %d", seed, n, m)
+	c.calm(t, w, rng, "seed %d fail %d cut %d", seed, n, m)
 	return true
 }
 
-// settle brings the disk to rest, with more cuts and failures on the way, and reports
+// calm brings the disk to rest, with more cuts and failures on the way, and reports
 // whether it holds the new content.
-func (c Change) settle(t *testing.T, w *World, rng *rand.Rand, when string, args ...any) bool {
+func (c Change) calm(t *testing.T, w *World, rng *rand.Rand, when string, args ...any) bool {
 	t.Helper()
 	for i := range 3 {
 		if n := rng.IntN(16); i%2 == 0 {

@@ -7,6 +7,8 @@
 // renames and removals that were not synced any first part. That is more than a
 // real disk does to us, and nothing less.
 //
+// Change.Crash does all of that to a change of a target, at every operation.
+//
 // It serves one goroutine's plan: the operations themselves may come from
 // several.
 package faultdisk

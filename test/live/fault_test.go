@@ -180,6 +180,17 @@ func TestCommittedUpdateIsFinishedByTheNextRun(t *testing.T) {
 	m.exits(t, exitOK, []string{"pending: committed, and finished when"}, "status", m.image)
 }
 
+// What waits for an image would spoil a copy that was restored in its place.
+func TestCommittedUpdateIsNotForAnotherImage(t *testing.T) {
+	m := halfApplied(t)
+	must(t, "sh", "-c", "cp "+m.image+" "+m.dir+"/x && mv "+m.dir+"/x "+m.image)
+	was := look(t, m.beside()...)
+	m.exits(t, exitRefused, []string{"not the target that the change was made for", "hint: ", "--force"}, "mirror", m.dev, m.image)
+	untouched(t, was, m.beside()...)
+	m.exits(t, exitOK, nil, "mirror", "--force", m.dev, m.image)
+	m.recovers(t, "incremental")
+}
+
 // The power may go when the state counts an update already and its journal is still
 // there: nothing waits to be finished then.
 func TestJournalOfACountedUpdateIsNotPending(t *testing.T) {

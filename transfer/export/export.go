@@ -1,8 +1,8 @@
 // Package export writes parts of a device or image as a stream (package
 // erastream) that package apply, and era_apply, bring to a copy of it.
 //
-// It owns the reading: several parts at once and ahead of the writer, which gets
-// them in order. It refuses a source that ends before a part does; the stream is
+// For most uses, call Write. It reads several parts at once and ahead of the writer, which
+// gets them in order. It refuses a source that ends before a part does; the stream is
 // then left inside a record, so that nobody takes it for a whole one. It holds a
 // few MiB, whatever the size. Functions may be called by several goroutines at
 // once.

@@ -126,14 +126,14 @@ func (s *Store) open() error {
 func (s *Store) fromJournal(blob []byte) (state.State, error) {
 	next, err := decodeBlob(blob)
 	if err == nil && (next.ID != s.state.ID || next.BlockSize != s.state.BlockSize) {
-		err = fmt.Errorf("%w: it is of mirror %x, not %x", transaction.ErrForeign, next.ID, s.state.ID)
+		err = fmt.Errorf("%w: it is of mirror %x, not %x", transaction.ErrOtherOwner, next.ID, s.state.ID)
 	}
 	return next, err
 }
 
 func decodeBlob(blob []byte) (state.State, error) {
 	if len(blob) == 0 {
-		return state.State{}, transaction.ErrForeign
+		return state.State{}, transaction.ErrOtherOwner
 	}
 	return state.Decode(blob)
 }

@@ -143,7 +143,7 @@ func (t *txn) Publish() (err error) {
 	}
 	looks, trusted := t.store.seen, true
 	if t.change == nil {
-		if looks, trusted, err = transaction.Settled(t.ctx, t.store.target, t.store.folder); err != nil {
+		if looks, trusted, err = transaction.Look(t.ctx, t.store.target, t.store.folder); err != nil {
 			return err
 		}
 	} else {
@@ -183,7 +183,7 @@ func (t *txn) Abort(r transfer.RunRecord) (err error) {
 	if t.change == nil {
 		looks := state.Target{}
 		if !t.tainted.Load() && s.sync() == nil {
-			now, trusted, err := transaction.Settled(t.ctx, s.target, s.folder)
+			now, trusted, err := transaction.Look(t.ctx, s.target, s.folder)
 			looks = remembered(now, trusted && err == nil)
 		}
 		return t.checkpoint(t.copied, t.mark, looks)

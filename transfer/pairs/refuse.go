@@ -165,7 +165,7 @@ func (t *target) refuseOther(src *source) error {
 func cannotBeUsed(err error) bool {
 	for _, class := range []error{
 		state.ErrDamaged, state.ErrNotOurs, sums.ErrDamaged, sums.ErrNotOurs, redo.ErrDamaged, redo.ErrNotOurs,
-		transaction.ErrOther, transaction.ErrForeign,
+		transaction.ErrOther, transaction.ErrOtherOwner,
 	} {
 		if errors.Is(err, class) {
 			return true

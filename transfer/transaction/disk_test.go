@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/mounts/mountstest"
 	"tidemark/transfer/transaction"
 )
@@ -58,6 +59,21 @@ func image(t *testing.T, at string, content []byte) (transaction.Disk, *transact
 
 func TestAnImageOnEveryFilesystemBecomesNew(t *testing.T) {
 	for name, at := range filesystems(t) {
+		t.Run(name+" shares blocks", func(t *testing.T) {
+			disk, dir := image(t, at, make([]byte, 1<<16))
+			f, err := dir.Open("journal", true)
+			if err == nil {
+				_, err = f.WriteAt(make([]byte, 1<<16), 0)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			can := name == "xfs" || name == "btrfs"
+			if disk.Clone(f, 8192, extent.Extent{Off: 4096, Len: 4096}) != can {
+				t.Errorf("it can, or cannot, though it should: %v", can)
+			}
+		})
 		for _, unit := range []int{512, 4096, 128 << 10} {
 			t.Run(name, func(t *testing.T) {
 				p := newPlan(rand.New(rand.NewPCG(1, 2)), 8<<20, unit)
@@ -143,7 +159,7 @@ func showsAt(t *testing.T, at string, change func(path string, mapped []byte) er
 	if err := disk.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	was, trusted, err := transaction.Settled(t.Context(), disk, dir)
+	was, trusted, err := transaction.Look(t.Context(), disk, dir)
 	if err != nil || !trusted {
 		t.Fatalf("trusted %v, %v", trusted, err)
 	}

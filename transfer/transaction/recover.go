@@ -38,7 +38,7 @@ const (
 // committed is discarded. A committed one is treated as policy says; steps do the
 // owner's part, and get no stamp, because nobody knows what happened to the target since
 // the crash. When a committed change is refused, or spoilt, nothing has been written to the
-// target by this call; the error wraps ErrOther, ErrChanged, ErrForeign, redo.ErrDamaged,
+// target by this call; the error wraps ErrOther, ErrChanged, ErrOtherOwner, redo.ErrDamaged,
 // redo.ErrNotOurs or redo.ErrNewer, and the journal stays.
 func Recover(target Target, folder Folder, policy Policy, steps Steps) (Done, error) {
 	done, err := recoverReady(target, folder, policy, steps)
@@ -113,7 +113,7 @@ func inspect(f File, steps Steps) (j *redo.Reader, known bool, err error) {
 	case steps.Check != nil:
 		known, err = steps.Check(j.After, blob)
 	case len(blob) > 0:
-		err = ErrForeign
+		err = ErrOtherOwner
 	}
 	return j, known, err
 }

@@ -29,7 +29,7 @@ type Stamp struct {
 // Telling reports whether a stamp changes when somebody writes to the target.
 func (s Stamp) Telling() bool { return s.Kind == Image || s.MTime != 0 || s.BootID != "" }
 
-// same reports whether two stamps may be of one file. The inode number changes when
+// sameFile reports whether two stamps may be of one file. The inode number changes when
 // some filesystems (FAT) are mounted anew, but then the time of birth stays.
 func (s Stamp) sameFile(now Stamp) bool {
 	if s.BTime != 0 && now.BTime != 0 {
@@ -131,12 +131,12 @@ const (
 	clockStep  = 50 * time.Millisecond
 )
 
-// Settled returns how a target looks. trusted says that whoever writes to it after
-// Settled has returned changes that. Times have the steps of the filesystem's clock, and
-// a write within the step of the stamp would leave the same times: Settled waits until
-// that clock has moved on, 2.5 seconds at most and not longer than ctx. The clock is that
-// of the filesystem, which may not be on this machine.
-func Settled(ctx context.Context, target Target, folder Folder) (s Stamp, trusted bool, err error) {
+// Look returns how a target looks. trusted says that every write to it after Look has
+// returned changes that stamp. Times have the steps of the filesystem's clock, and a write
+// within the step of the stamp would leave the same times. Look therefore waits until that
+// clock has moved on, 2.5 seconds at most and not longer than ctx. The clock is that of the
+// filesystem, which may be on another machine.
+func Look(ctx context.Context, target Target, folder Folder) (s Stamp, trusted bool, err error) {
 	s, err = target.Stamp()
 	if err != nil || s.Kind != Image {
 		return s, s.Telling(), err
@@ -145,6 +145,10 @@ func Settled(ctx context.Context, target Target, folder Folder) (s Stamp, truste
 	if !ok {
 		return s, false, nil
 	}
+	changed := s.CTime // MTime may be in the future, because somebody has set it
+	if changed == 0 {
+		changed = s.MTime
+	}
 	ctx, cancel := context.WithTimeout(ctx, clockLimit)
 	defer cancel()
 	for step := time.Millisecond; ; step = min(2*step, clockStep) {
@@ -152,7 +156,7 @@ func Settled(ctx context.Context, target Target, folder Folder) (s Stamp, truste
 		if !ok {
 			return s, false, nil
 		}
-		if now > max(s.MTime, s.CTime) {
+		if now > changed {
 			return s, true, nil
 		}
 		select {

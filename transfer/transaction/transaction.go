@@ -69,9 +69,9 @@ var (
 	ErrChanged = errors.New("target was changed by someone else")
 	// ErrOther says that a journal was made for another target than this one.
 	ErrOther = errors.New("it is not the target that the change was made for")
-	// ErrForeign says that a journal belongs to another owner: to a mirror, to a
+	// ErrOtherOwner says that a journal belongs to another owner: to a mirror, to a
 	// stream that was being applied, or to another mirror.
-	ErrForeign = errors.New("the journal that waits for this target is of another kind, or of another mirror")
+	ErrOtherOwner = errors.New("the journal that waits for this target is of another kind, or of another mirror")
 )
 
 // Folder is the place beside a target where its files lie. What Rename and Remove did,

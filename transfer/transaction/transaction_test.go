@@ -228,7 +228,7 @@ func TestAChangeIsForItsTargetAlone(t *testing.T) {
 		}
 	}
 	w := waiting(t, p)
-	if _, err := transaction.Recover(w.Target(), w.Folder(), transaction.Finish, transaction.Steps{}); !errors.Is(err, transaction.ErrForeign) {
+	if _, err := transaction.Recover(w.Target(), w.Folder(), transaction.Finish, transaction.Steps{}); !errors.Is(err, transaction.ErrOtherOwner) {
 		t.Errorf("a journal with a blob that nobody looked at: %v", err)
 	}
 	if done, err := transaction.Recover(w.Target(), w.Folder(), transaction.Discard, transaction.Steps{}); err != nil || done != transaction.Discarded {

@@ -33,7 +33,7 @@ type Txn struct {
 func Begin(ctx context.Context, target Target, folder Folder) (*Txn, error) {
 	t := &Txn{target: target, folder: folder}
 	var err error
-	if t.seen, t.sure, err = Settled(ctx, target, folder); err != nil {
+	if t.seen, t.sure, err = Look(ctx, target, folder); err != nil {
 		return nil, fmt.Errorf("transaction: begin: %w", err)
 	}
 	return t, nil
@@ -142,10 +142,13 @@ func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
 	if t.sealed, err = redo.NewReader(t.file, t.journal.Len()); err != nil {
 		return err
 	}
+	// Making room may change the target's times, but not its content.
 	if err := reserve(t.target, t.sealed); err != nil {
-		return err
+		var serr error
+		t.seen, t.sure, serr = Look(ctx, t.target, t.folder)
+		return errors.Join(err, serr)
 	}
-	// Room for it may have changed the target's times, but not its content.
+	t.sure = false // until the clock has moved on, see below
 	if t.seen, err = t.target.Stamp(); err != nil {
 		return err
 	}
@@ -156,7 +159,7 @@ func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
 		return err
 	}
 	// The clock may have moved on while the journal was synced: this seldom waits.
-	now, t.sure, err = Settled(ctx, t.target, t.folder)
+	now, t.sure, err = Look(ctx, t.target, t.folder)
 	if err != nil {
 		return err
 	}
@@ -247,7 +250,7 @@ func (t *Txn) finish(ctx context.Context, steps Steps) error {
 	trusted := t.sure && t.seen.moved(now) == ""
 	c := &carrier{target: t.target, folder: t.folder, file: t.file, journal: t.sealed, steps: steps}
 	if err := c.carry(func() (Stamp, error) {
-		looks, ok, err := Settled(ctx, t.target, t.folder)
+		looks, ok, err := Look(ctx, t.target, t.folder)
 		if !ok || !trusted {
 			looks = Stamp{}
 		}
