@@ -17,7 +17,7 @@ const (
 	overheadWindow = 300 * time.Millisecond
 )
 
-// overhead measures what tracking costs a writer: the writes that one fio gets done
+// overhead measures the cost of tracking for a writer: the writes that one fio gets done
 // with tracking on and off, in turns, and the kernel's own count of the time spent in
 // the programs. Fio is not started anew for each turn, because where the scheduler
 // happens to put it and the loop device's worker matters more than tracking.

@@ -3,7 +3,6 @@ package block
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -48,12 +47,10 @@ func (d *Device) Counters() (Counters, error) {
 func (d *Device) readPastCache() error {
 	f := d.f
 	if !d.direct {
-		// By descriptor, which cannot be another device by now.
-		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", d.f.Fd()), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open past the page cache", Path: d.Path(), Err: err}
+		var err error
+		if f, err = d.openDirect(unix.O_RDONLY); err != nil {
+			return err
 		}
-		f = os.NewFile(uintptr(fd), d.Path())
 		defer f.Close()
 	}
 	_, err := f.ReadAt(AlignedBuffer(d.sector), 0)

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tidemark/linux/fsfreeze"
 	"tidemark/linux/mounts/mountstest"
 	"tidemark/view"
 )
@@ -66,18 +65,6 @@ func TestFailingPreHookFreezesNothing(t *testing.T) {
 	}
 	wantThawed(t, dir)
 	wantLogged(t, log, "post")
-}
-
-func TestPostHookRunsWhenTheFreezeFails(t *testing.T) {
-	dev, dir := mounted(t, "ext4")
-	log := t.TempDir() + "/log"
-	o := sources(t, dev)
-	o.Hooks = view.Hooks{Pre: "fsfreeze --freeze " + dir, Post: "fsfreeze --unfreeze " + dir + " && " + logHook(log, "post")}
-	if _, err := view.Freeze(o).Take(t.Context(), anyInstant); !errors.Is(err, fsfreeze.ErrBusy) {
-		t.Errorf("hold: %v", err)
-	}
-	wantLogged(t, log, "post")
-	wantThawed(t, dir)
 }
 
 func TestFailingPostHookIsReportedWithoutBreakingTheView(t *testing.T) {

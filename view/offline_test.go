@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
@@ -204,18 +205,26 @@ func TestCoveredPathsAreThoseThatWouldWaitForTheThaw(t *testing.T) {
 // asks for it is told.
 func wantUnseen(t *testing.T, path, dev string) {
 	t.Helper()
-	_, _, err := view.Choose(t.Context(), "auto", sources(t, path))
-	if !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), dev) {
-		t.Errorf("auto on %s: %v", path, err)
+	o := sources(t, path)
+	var offline view.Provider
+	synctest.Test(t, func(t *testing.T) { // the claims are waited for in the test alone
+		_, _, err := view.Choose(t.Context(), "auto", o)
+		if !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), dev) {
+			t.Errorf("auto on %s: %v", path, err)
+		}
+		if _, err := view.Offline(o).Take(t.Context(), anyInstant); !errors.Is(err, view.ErrUnseen) {
+			t.Errorf("hold of %s: %v", path, err)
+		}
+		var why string
+		offline, why, err = view.Choose(t.Context(), "offline", o)
+		if err != nil || !strings.Contains(why, "WARNING: "+dev) {
+			t.Fatalf("offline on %s: %q, %v", path, why, err)
+		}
+	})
+	if t.Failed() {
+		return
 	}
-	if _, err := view.Offline(sources(t, path)).Take(t.Context(), anyInstant); !errors.Is(err, view.ErrUnseen) {
-		t.Errorf("hold of %s: %v", path, err)
-	}
-	p, why, err := view.Choose(t.Context(), "offline", sources(t, path))
-	if err != nil || !strings.Contains(why, "WARNING: "+dev) {
-		t.Fatalf("offline on %s: %q, %v", path, why, err)
-	}
-	if err := hold(t, p).Release(); err != nil {
+	if err := hold(t, offline).Release(); err != nil {
 		t.Error(err)
 	}
 }
@@ -276,12 +285,15 @@ func TestRawUserBesideAMountedFilesystemIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer raw.Close()
-	if _, _, err := view.Choose(t.Context(), "auto", sources(t, disk)); !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), parts[1]) {
-		t.Errorf("auto: %v", err)
-	}
-	if _, why, err := view.Choose(t.Context(), "freeze", sources(t, disk)); err != nil || !strings.Contains(why, "WARNING: "+parts[1]) {
-		t.Errorf("freeze: %q, %v", why, err)
-	}
+	o := sources(t, disk)
+	synctest.Test(t, func(t *testing.T) { // the claims are waited for in the test alone
+		if _, _, err := view.Choose(t.Context(), "auto", o); !errors.Is(err, view.ErrUnseen) || !strings.Contains(err.Error(), parts[1]) {
+			t.Errorf("auto: %v", err)
+		}
+		if _, why, err := view.Choose(t.Context(), "freeze", o); err != nil || !strings.Contains(why, "WARNING: "+parts[1]) {
+			t.Errorf("freeze: %q, %v", why, err)
+		}
+	})
 	if _, why, err := view.Choose(t.Context(), "auto", sources(t, parts[0])); err != nil || !strings.Contains(why, dir) {
 		t.Errorf("the partition beside it: %q, %v", why, err)
 	}

@@ -207,13 +207,16 @@ func TestFreezeIsBrokenWhenTheTimeIsUp(t *testing.T) {
 	}
 }
 
-func TestFrozenByOthersIsBusy(t *testing.T) {
+func TestFrozenByOthersIsBusyAndThePostHookRuns(t *testing.T) {
 	dev, dir := mounted(t, "ext4")
-	mountstest.Run(t, "fsfreeze", "--freeze", dir)
-	_, err := view.Freeze(sources(t, dev)).Take(t.Context(), anyInstant)
+	log := t.TempDir() + "/log"
+	o := sources(t, dev)
+	o.Hooks = view.Hooks{Pre: "fsfreeze --freeze " + dir, Post: logHook(log, "post")}
+	_, err := view.Freeze(o).Take(t.Context(), anyInstant)
 	if !errors.Is(err, fsfreeze.ErrBusy) {
 		t.Errorf("hold: %v, want busy", err)
 	}
+	wantLogged(t, log, "post")
 	wantFrozen(t, dir)
 	mountstest.Run(t, "fsfreeze", "--unfreeze", dir)
 	wantThawed(t, dir)

@@ -79,14 +79,14 @@ func (w *World) Content() []byte { return append([]byte(nil), w.target.now...) }
 // Coarse gives the clock steps, each as long as n changes of the target.
 func (w *World) Coarse(n int64) { w.tick = n }
 
-// Replace puts a copy of the target in its place, as someone else would.
+// Replace puts a copy of the target in its place, as another program would.
 func (w *World) Replace() {
 	w.inode++
 	w.touch()
 	w.synced = w.mtime
 }
 
-// Scribble changes the target as someone else would.
+// Scribble changes the target as another program would.
 func (w *World) Scribble(off int, p []byte) {
 	w.target.apply(write{off: int64(off), data: append([]byte(nil), p...), size: -1})
 	w.target.keep()
@@ -94,7 +94,7 @@ func (w *World) Scribble(off int, p []byte) {
 	w.synced = w.mtime
 }
 
-// Stretch gives the target another size as someone else would.
+// Stretch gives the target another size as another program would.
 func (w *World) Stretch(size int) {
 	w.target.apply(write{size: int64(size)})
 	w.target.keep()

@@ -122,8 +122,9 @@ func (g *Guard) listen() (left bool) {
 	for {
 		n, err := g.conn.Read(buf)
 		if errors.Is(err, unix.ECONNRESET) {
-			// The watchdog ended with an order unread: a second one to thaw. The kernel
-			// says so once, ahead of the reports that are still there to be read.
+			// The watchdog ended with an order unread: one to thaw, after another one or
+			// after its time was up. The kernel says so once, ahead of the reports that
+			// are still to be read.
 			continue
 		}
 		if err != nil || n == 0 {

@@ -8,7 +8,7 @@ import (
 	"tidemark/linux/mounts"
 )
 
-// Whether an image file may be written to: nobody mounts it, and it holds nothing.
+// Whether an image file may be written to: it has no user and no content.
 func Example() {
 	image, err := os.CreateTemp("", "example-*.img")
 	if err != nil {

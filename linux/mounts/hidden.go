@@ -15,25 +15,26 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// A claim that lasts no longer than this is one of a program that looks: mkfs,
-// fsck, a mount that fails, another one asking what Hidden asks.
+// A program that only looks claims a device for no longer than briefClaim: mkfs, fsck, a
+// mount that fails, another call of Hidden.
 const (
 	briefClaim = time.Second
 	claimPoll  = 20 * time.Millisecond
 )
 
-// Hidden returns the devices that somebody holds exclusively who is not in the table: no
-// filesystem, swap area or device made of it. It looks at the devices and image files at
-// paths, and at all that store data there (loop devices over an image file included).
-// Such a holder is a filesystem whose mounts cannot be seen (lazily unmounted but still in
-// use, of a mount namespace that no process shows), one of a kind that is not known to
-// span devices, or a program that uses the device raw. A loop device that was attached
-// read-only is passed over: its holder cannot write.
+// Hidden returns the devices that a holder outside the table has claimed: no filesystem,
+// swap area or device in the table explains the claim. It looks at the devices and image
+// files at paths, and at all devices that store data there (loop devices over an image file
+// included). Such a holder is a filesystem whose mounts cannot be seen (lazily unmounted but
+// still in use, of a mount namespace that no process shows), a filesystem of a kind that is
+// not known to span devices, or a program that uses the device raw. A loop device that was
+// attached read-only is passed over: its holder cannot write.
 //
-// Each device is claimed for a moment, as a mount would. One without a node in /dev is
-// passed over. An error says that one of them could not be claimed; what was found on the
-// others is returned beside it. Devices that are held are watched for up to a second, all
-// at the same time; a context that ends before returns its cause and no devices.
+// Hidden claims each device for a moment, as a mount would, and asks again for up to a
+// second, for all devices together, while a claim fails. It passes over a device without a
+// node in /dev. The error wraps the cause of ctx when that ends first, and no devices are
+// returned; any other error says that a device could not be claimed, and the devices that
+// were found are returned beside it.
 func (t *Table) Hidden(ctx context.Context, paths ...string) ([]string, error) {
 	given := map[sysfs.Dev]string{} // where a device may have its only node
 	var roots []sysfs.Dev
@@ -70,9 +71,9 @@ func (t *Table) Hidden(ctx context.Context, paths ...string) ([]string, error) {
 	return hidden, errors.Join(failed, err)
 }
 
-// unexplained returns the device d and its path, which is empty when the table has
-// somebody who may hold it, or when its holder cannot write. An empty path given stands
-// for where its node usually is.
+// unexplained returns the device d and its path. The path is empty when the table explains
+// a claim on the device, and when its holder cannot write. An empty path given stands for
+// the usual place of the node.
 func (t *Table) unexplained(d sysfs.Dev, path string) (node, string, error) {
 	n, err := t.sys.node(d)
 	if err != nil {
@@ -91,8 +92,7 @@ func (t *Table) unexplained(d sysfs.Dev, path string) (node, string, error) {
 	return n, path, nil
 }
 
-// stillHeld returns the paths of the devices that are held for longer than a program
-// holds that only looks.
+// stillHeld returns the paths of the devices that stay claimed for longer than briefClaim.
 func stillHeld(ctx context.Context, suspects map[node]string) ([]string, error) {
 	var failed error
 	for end := time.Now().Add(briefClaim); ; {
@@ -110,13 +110,13 @@ func stillHeld(ctx context.Context, suspects map[node]string) ([]string, error) 
 		}
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, fmt.Errorf("mounts: look for hidden users: %w", context.Cause(ctx))
 		case <-time.After(claimPoll):
 		}
 	}
 }
 
-// explained reports whether a claim on n is that of somebody in the table.
+// explained reports whether a claim on n is that of a user in the table.
 func (t *Table) explained(n node) (bool, error) {
 	if known, err := t.user(n); known || err != nil {
 		return known, err
@@ -134,7 +134,7 @@ func (t *Table) explained(n node) (bool, error) {
 	}
 	for _, p := range parts {
 		// A claim on a partition is one on its disk as well (bd_may_claim in
-		// block/bdev.c). Whoever holds it is looked for there.
+		// block/bdev.c); its holder is looked for on the partition.
 		if held, err := p.claimed(p.path()); held || err != nil && !absent(err) {
 			return held, err
 		}
@@ -142,7 +142,7 @@ func (t *Table) explained(n node) (bool, error) {
 	return false, nil
 }
 
-// user reports whether the table has somebody who holds exactly n.
+// user reports whether the table has a user of exactly n.
 func (t *Table) user(n node) (bool, error) {
 	only := map[sysfs.Dev]bool{n.dev: true}
 	for _, f := range t.filesystems {
@@ -180,12 +180,12 @@ func (n node) readOnlyLoop(path string) bool {
 	return err == nil && info.Flags&unix.LO_FLAGS_READ_ONLY != 0
 }
 
-// path returns where udev and devtmpfs have the device's node.
+// path returns the place of the device's node with udev and devtmpfs.
 func (n node) path() string { return sysfs.DevPath(n.name()) }
 
-// claimed is claimed for the device n at path. A node that is not there, or is
-// another device's, says no; so does a device that nobody can open now: without a
-// medium, or a DRBD device in the secondary role (drbd_open).
+// claimed reports whether the device n, whose node is at path, is claimed. It says no for
+// a node that is missing or belongs to another device, and for a device that no program
+// can open now: without a medium, or a DRBD device in the secondary role (drbd_open).
 func (n node) claimed(path string) (bool, error) {
 	if d, err := DeviceOf(path); err != nil || d != n.dev {
 		return false, nil

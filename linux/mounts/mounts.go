@@ -1,8 +1,9 @@
 // Package mounts answers which mounted filesystems live on a block device, and
 // what else uses one.
 //
-// For most uses, take a [Table] with [Read] and ask [Table.UseOf] about a path; for the
-// filesystems to freeze, in order, ask [Table.On].
+// For most uses, call [Read], and ask the [Table] for the filesystems on a device
+// (Table.On) or for all its users (Table.UseOf). Before writing to a device without users,
+// call [Probe].
 //
 // The package owns the reading of mountinfo and swaps, the stacking of block devices in
 // sysfs, and the signatures that filesystems, volume managers and partition tables leave

@@ -16,9 +16,9 @@ import (
 var ErrUnreachable = errors.New("no mountpoint can be reached: mount the filesystem once more elsewhere, or unmount what covers it")
 
 // Open opens a directory (or, where only a file is bind-mounted, that file) of
-// the filesystem for reading, by whichever of its mounts can be reached. What is
-// opened is proved to be of this filesystem. The error wraps ErrUnreachable, or
-// that of the system call.
+// the filesystem for reading, by any of its mounts that can be reached. Open proves that
+// the file is of this filesystem. The error wraps ErrUnreachable and that of the last
+// system call.
 func (t *Table) Open(f Filesystem) (*os.File, error) {
 	var last error
 	for _, m := range f.Mounts {

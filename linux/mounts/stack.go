@@ -9,9 +9,6 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// sector is the unit of offsets and sizes in sysfs, whatever the disk's own.
-const sector = 512
-
 // A node is one block device in sysfs.
 type node struct {
 	dev       sysfs.Dev
@@ -105,17 +102,13 @@ func (s system) linked(n node, folder string) ([]node, error) {
 	return nodes, nil
 }
 
-// span returns the bytes of the disk [start, end) that a partition covers.
-func (n node) span() (start, end int64, err error) {
-	first, err := sysfs.Uint(filepath.Join(n.dir, "start"))
-	if err != nil {
+// span returns the sectors of the disk [start, end) that a partition covers.
+func (n node) span() (start, end uint64, err error) {
+	if start, err = sysfs.Uint(filepath.Join(n.dir, "start")); err != nil {
 		return 0, 0, err
 	}
 	size, err := sysfs.Uint(filepath.Join(n.dir, "size"))
-	if err != nil {
-		return 0, 0, err
-	}
-	return int64(first) * sector, int64(first+size) * sector, nil
+	return start, start + size, err
 }
 
 // Above returns d and every device whose writes reach d: its partitions, the devices made

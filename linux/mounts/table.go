@@ -34,14 +34,11 @@ func (s system) read() (*Table, error) {
 	if err := t.readMounts(); err != nil {
 		return nil, fmt.Errorf("mounts: %w", err)
 	}
-	var err error
-	if t.swaps, err = s.readSwaps(); err != nil {
-		return nil, fmt.Errorf("mounts: %w", err)
-	}
-	if t.btrfs, err = s.readBtrfs(); err != nil {
-		return nil, fmt.Errorf("mounts: %w", err)
-	}
-	if t.loops, err = s.readLoops(); err != nil {
+	var errs [3]error
+	t.swaps, errs[0] = s.readSwaps()
+	t.btrfs, errs[1] = s.readBtrfs()
+	t.loops, errs[2] = s.readLoops()
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("mounts: %w", err)
 	}
 	for _, f := range t.filesystems {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -122,25 +124,38 @@ func TestHiddenNamesTheDeviceThatNobodySeenHolds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer claim.Close()
-	for path, want := range map[string][]string{
-		disk: {inner, parts[1]}, parts[0]: {inner}, parts[1]: {parts[1]}, parts[2]: nil, inner: {inner},
+	both := []string{inner, parts[1]}
+	slices.Sort(both)
+	for _, c := range []struct{ paths, want []string }{
+		{[]string{disk}, both},
+		{parts, both},
+		{parts[:1], []string{inner}},
+		{parts[1:2], parts[1:2]},
+		{parts[2:], nil},
+		{[]string{inner}, []string{inner}},
 	} {
-		slices.Sort(want)
-		if got := hidden(t, path); !slices.Equal(got, want) {
-			t.Errorf("%s: %q, want %q", path, got, want)
+		synctest.Test(t, func(t *testing.T) { // the time passes in the test alone
+			start := time.Now()
+			if got := hidden(t, c.paths...); !slices.Equal(got, c.want) {
+				t.Errorf("%q: %q, want %q", c.paths, got, c.want)
+			}
+			if took := time.Since(start); took >= 2*time.Second {
+				t.Errorf("%q: %v, but all claims together get one second", c.paths, took)
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		ended := errors.New("ended by the test")
+		cancel(ended)
+		start := time.Now()
+		if got, err := read(t).Hidden(ctx, disk); !errors.Is(err, ended) || got != nil {
+			t.Errorf("after its context ended: %q, %v", got, err)
 		}
-	}
-	want := []string{inner, parts[1]}
-	slices.Sort(want)
-	if got := hidden(t, parts...); !slices.Equal(got, want) {
-		t.Errorf("all at once: %q, want %q", got, want)
-	}
-	ctx, cancel := context.WithCancelCause(t.Context())
-	ended := errors.New("ended by the test")
-	cancel(ended)
-	if got, err := read(t).Hidden(ctx, disk); !errors.Is(err, ended) || got != nil {
-		t.Errorf("after its context ended: %q, %v", got, err)
-	}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("it waited for %v after its context had ended", took)
+		}
+	})
 }
 
 // snapd keeps its old base in such a namespace: a squashfs in a file of the source.
@@ -181,9 +196,11 @@ func TestHiddenHolderOfADiskThatWasMadeReadOnlyIsNamed(t *testing.T) {
 	defer claim.Close()
 	mountstest.Run(t, "blockdev", "--setro", disk)
 	t.Cleanup(func() { mountstest.Run(t, "blockdev", "--setrw", disk) })
-	if got := hidden(t, disk); !slices.Equal(got, []string{disk}) {
-		t.Errorf("%q, want %s", got, disk)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		if got := hidden(t, disk); !slices.Equal(got, []string{disk}) {
+			t.Errorf("%q, want %s", got, disk)
+		}
+	})
 }
 
 func TestSwapIsFoundOnItsDeviceAndThroughItsFile(t *testing.T) {

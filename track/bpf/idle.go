@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -93,7 +95,7 @@ func countsInFlight(disk string) error {
 // requests count all the same, or have done a write when they return.
 func mayNotCount(disk string) (string, error) {
 	dir := sysfs.DiskDir(disk)
-	if _, err := sysfs.Text(filepath.Join(dir, "md", "level")); err == nil || sysfs.IsMapped(disk) {
+	if _, err := os.Stat(filepath.Join(dir, "md")); !errors.Is(err, fs.ErrNotExist) || sysfs.IsMapped(disk) {
 		return dir, nil
 	}
 	paths, err := nvmePaths(disk)

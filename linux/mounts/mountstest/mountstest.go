@@ -124,8 +124,8 @@ func MountAt(t testing.TB, dev, dir string, options ...string) {
 	t.Cleanup(func() { Unmount(t, dir) })
 }
 
-// Unmount takes the topmost mount on dir away, if one is left, and waits until
-// nobody uses it.
+// Unmount takes the topmost mount on dir away, if one is left, and waits until it has no
+// user.
 func Unmount(t testing.TB, dir string) {
 	t.Helper()
 	Eventually(t, "unmounting "+dir, func() bool {

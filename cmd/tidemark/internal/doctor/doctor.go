@@ -1,9 +1,9 @@
-// Package doctor finds out what this kernel and this user can do for tidemark,
-// and says of each thing what follows from it.
+// Package doctor checks what this kernel and this user can do for tidemark, and
+// reports the consequence of each check.
 //
-// It tries things rather than compare versions, and changes nothing on the
+// It tries features rather than compare versions, and changes nothing on the
 // machine: no filesystem is frozen, nothing is mounted, no program stays loaded. At
-// most the kernel loads modules of its own that it is asked for.
+// most the kernel loads a module that a check needs.
 // Its functions may be called from several goroutines at once.
 package doctor
 
@@ -78,8 +78,8 @@ func Run(o Options) Report {
 	return rep
 }
 
-// detailOf says what is missing. What a user who may not do a thing is told by
-// libraries and by the kernel is about their workings.
+// detailOf describes the error of a check. To a user without the right to do it, the
+// errors of libraries and of the kernel would describe only their own workings.
 func detailOf(err error) string {
 	for _, refusal := range []error{unix.EPERM, unix.EACCES} {
 		if errors.Is(err, refusal) {
