@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"tidemark/extent"
 	"tidemark/internal/sinktest"
 	"tidemark/transfer"
@@ -56,7 +58,9 @@ func (b *bench) run() ([]transfer.Report, error) {
 	if o.View == nil {
 		o.View = together{b.views}
 	}
-	return transfer.Run(b.t.Context(), pairs, o)
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute) // a wait that does not end is an error
+	defer cancel()
+	return transfer.Run(ctx, pairs, o)
 }
 
 func (b *bench) mustRun() []transfer.Report {
@@ -301,6 +305,17 @@ func TestAViewThatTookTooLongIsTakenAgain(t *testing.T) {
 			t.Errorf("%d views of %d, frozen for %v: %v", v.taken, left+1, reports[0].Frozen, err)
 		}
 	}
+}
+
+// A limit on what is read must not make users wait.
+func TestALimitIsForTheTimeInWhichNobodyWaits(t *testing.T) {
+	b := newBench(t, 1)
+	b.mustRun()
+	b.o.HoldBytes = 1 // past memory, by the same way as while the source is in use
+	b.o.View = &late{b.views[0], 0}
+	b.o.Limit = rate.NewLimiter(rate.Every(time.Hour), 1)
+	b.o.Limit.AllowN(time.Now(), 1)
+	b.mustRun() // or it takes an hour for each byte
 }
 
 // While users wait nothing is told and nothing is put where that could wait for them.

@@ -38,8 +38,10 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 		return false, err
 	}
 	h := &held{room: r.o.HoldBytes}
+	r.waited = r.traits.Stops
 	err = r.copyView(ctx, v, h)
 	report, closeErr := v.Close()
+	r.waited = false
 	r.frozen += report.Frozen
 	r.postHook = report.PostHook
 	switch {
@@ -165,7 +167,7 @@ func (r *runner) unload(h *held, rest int64) error {
 func (*runner) copyAside(ctx context.Context, r *runner, j *job, from Source) error {
 	total, done := j.todo.Bytes(), int64(0)
 	return r.copyJob(ctx, j, from, func(bytes int64) {
-		if done += bytes; !r.traits.Stops {
+		if done += bytes; !r.waited {
 			r.o.Progress(Event{Phase: "copy", Pass: 1, Done: done, Total: total})
 		}
 	})

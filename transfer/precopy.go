@@ -183,7 +183,7 @@ func (j *job) follow(ended <-chan finished, every int64, progress func(int64), s
 
 // throttle keeps to the limit on the bytes read while nobody waits.
 func (r *runner) throttle(ctx context.Context, n int) error {
-	if r.o.Limit == nil {
+	if r.o.Limit == nil || r.waited {
 		return nil
 	}
 	for n > 0 {

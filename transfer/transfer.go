@@ -158,6 +158,7 @@ type runner struct {
 	jobs     []*job
 	began    time.Time
 	frozen   time.Duration
+	waited   bool  // users wait for the view
 	postHook error // of the view that was committed
 	speed    speed
 }

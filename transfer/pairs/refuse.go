@@ -59,8 +59,7 @@ func (t *target) judge(src *source, overwrite bool) error {
 	return nil
 }
 
-// refuseUsed protects the sources from being written to, and whoever uses the
-// target.
+// refuseUsed protects the sources from being written to, and the users of the target.
 func (t *target) refuseUsed(sources []*source) error {
 	if !t.exists {
 		return nil

@@ -201,7 +201,8 @@ func drain(ctx context.Context, device string, limit time.Duration) (time.Durati
 // frozen: what they may have under way then are discards.
 const idleFrozen = time.Second
 
-// idle waits for those who write past the filesystems, to another partition say.
+// idle waits until writes that went past the filesystems have ended, as to another
+// partition.
 func idle(ctx context.Context, device string) error {
 	id, err := block.Identify(device)
 	if err != nil {
