@@ -24,32 +24,24 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 		return bad, 0, err
 	}
 	defer t.close()
-	if _, err := knownIn(t.folder, path); err != nil {
+	if err := t.lock(false); err != nil {
 		return bad, 0, err
 	}
-	if t.disk, err = block.Open(t.path, block.Options{Direct: true}); err != nil {
-		return bad, 0, fmt.Errorf("target: %w", err)
-	}
-	if t.dir, err = transaction.OpenDir(t.folder, false); err != nil {
-		return bad, 0, fmt.Errorf("target: %w", err)
-	}
-	known, err := knownIn(t.folder, path) // again, now that the folder is locked
+	known, err := knownIn(t.folder, path)
 	if err != nil {
 		return bad, 0, err
 	}
 	if known.Pending {
 		return bad, 0, fmt.Errorf("target: %s: %w", t.path, ErrPending)
 	}
+	if t.disk, err = block.Open(t.path, block.Options{Direct: true}); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
 	if t.store, err = mirror.Open(transaction.Disk{Device: t.disk}, t.dir); err != nil {
 		return bad, 0, fmt.Errorf("target: %s: %w", t.path, err)
 	}
-	st := t.store.State()
-	checked = st.Size
-	if !st.Complete {
-		checked = st.Copied
-	}
-	count := counter("verify", checked, o)
-	bad, err = t.store.Check(ctx, count)
+	checked = t.store.Copied()
+	bad, err = t.store.Check(ctx, counter("verify", checked, o))
 	if misfit := t.store.Misfit(); !misfit.Empty() {
 		bad, checked = bad.Union(extent.NewSet(misfit)), max(checked, misfit.End())
 	}
