@@ -140,7 +140,8 @@ func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
 		return err
 	}
 	if t.sealed, err = redo.NewReader(t.file, t.journal.Len()); err != nil {
-		return err
+		// Not %w: what waits is not damaged, there is nothing that waits.
+		return fmt.Errorf("the journal does not read back as it was written (does its disk lose writes?): %v", err)
 	}
 	// Making room may change the target's times, but not its content.
 	if err := reserve(t.target, t.sealed); err != nil {
