@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
-	"sync"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
