@@ -44,15 +44,17 @@ func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.File.ReadAt(p, off)
 }
 
-// WriteAt implements io.WriterAt, for one goroutine at a time. A filesystem for which p
-// is not aligned enough answers EINVAL.
+// WriteAt implements io.WriterAt; of a file that is open twice for one goroutine at a
+// time. A filesystem for which p is not aligned enough answers EINVAL.
 func (f *osFile) WriteAt(p []byte, off int64) (int, error) {
 	if f.fits(p, off) {
 		if n, err := f.direct.WriteAt(p, off); !errors.Is(err, unix.EINVAL) {
 			return n, err
 		}
 	}
-	f.direct = nil
+	if f.direct != nil {
+		f.direct = nil
+	}
 	return f.File.WriteAt(p, off)
 }
 
