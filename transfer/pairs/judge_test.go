@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -80,6 +81,35 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 	device := &target{path: "/target", exists: true, device: true, size: judged - 512, stateErr: ErrNoMirror}
 	if err := device.judge(src, true); !errors.Is(err, ErrTooSmall) {
 		t.Errorf("a device that is too small: %v", err)
+	}
+}
+
+// Between the look at a target and its lock another run makes it a mirror: what it holds
+// by then is not taken for nothing.
+func TestATargetIsJudgedAgainOnceItIsLocked(t *testing.T) {
+	src := openImage(t, judged)
+	if err := os.WriteFile(src.Path(), bytes.Repeat([]byte{7}, judged), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := mountstest.Image(t, 0)
+	pair := []Pair{{Source: src.Path(), Target: path}}
+	late := &session{o: Options{StateDir: t.TempDir()}.withDefaults()}
+	defer late.close()
+	if _, err := late.look(t.Context(), pair); err != nil {
+		t.Fatal(err)
+	}
+	if is := late.ends[0].target.is; is != fresh {
+		t.Fatalf("it is %d", is)
+	}
+	if _, err := Mirror(t.Context(), pair, late.o); err != nil {
+		t.Fatal(err)
+	}
+	ready, err := late.open(t.Context(), late.ends[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if have := ready.Sink.Have(); !have.Complete || late.ends[0].target.is != ours {
+		t.Errorf("it is %d, with %+v", late.ends[0].target.is, have)
 	}
 }
 

@@ -98,13 +98,13 @@ func (s *session) judge(e *ends, sources []*source) error {
 			return err
 		}
 	}
-	if err := t.read(); err != nil {
-		return err
+	if s.dry {
+		if err := t.read(); err != nil {
+			return err
+		}
+		return t.judge(e.source, s.o.Overwrite)
 	}
-	if t.pending && !s.dry && !t.empty() {
-		return nil // judged once that is finished
-	}
-	return t.judge(e.source, s.o.Overwrite)
+	return t.rejudge(e.source, s.o.Overwrite)
 }
 
 // view chooses what makes the sources stand still, and finds out which targets
@@ -143,7 +143,7 @@ func (s *session) open(ctx context.Context, e *ends) (*transfer.Pair, error) {
 	s.later(tracker.Close)
 	sink, err := e.target.open(e.source, tracker.Granularity(), s.o)
 	if err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return nil, err
 	}
 	return e.pair(tracker, sink), nil
 }

@@ -182,15 +182,23 @@ func (t *target) place(sources []*block.Device, o Options) error {
 // open opens the mirror, or makes one. What it opened is closed by close, also
 // after an error.
 func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, error) {
+	locked := t.dir != nil
 	if err := t.openDisk(src.Size()); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("target: %w", err)
 	}
 	if err := t.lock(true); err != nil {
 		return nil, err
 	}
 	t.dir.LeaveRoom = t.freezes
+	// Before the lock another run may have made it a mirror, or somebody filled it.
+	if size := t.disk.Size(); !locked || size != t.size {
+		t.size = size
+		if err := t.rejudge(src, o.Overwrite); err != nil {
+			return nil, err
+		}
+	}
 	if err := t.openStore(src, o); err != nil {
-		return nil, fmt.Errorf("%s: %w", t.path, err)
+		return nil, err
 	}
 	if told := t.store.Recovered(); told != "" {
 		o.note("%s: %s", t.path, told)
@@ -201,10 +209,23 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin}
 	if t.is.begins() {
 		if err := t.store.Init(src.Size(), blockSize(granularity), src.origin(), !t.empty()); err != nil {
-			return nil, fmt.Errorf("%s: %w", t.path, err)
+			return nil, fmt.Errorf("target: %s: %w", t.path, err)
 		}
 	}
 	return sink, nil
+}
+
+// rejudge judges the target by what is known of it now. One with an update that waits is
+// judged when that is finished.
+func (t *target) rejudge(src *source, overwrite bool) error {
+	if err := t.read(); err != nil {
+		return err
+	}
+	if t.pending && !t.empty() {
+		t.is = unjudged
+		return nil
+	}
+	return t.judge(src, overwrite)
 }
 
 // openStore opens what is known of the mirror, and judges the target again where that
@@ -220,8 +241,11 @@ func (t *target) openStore(src *source, o Options) (err error) {
 		t.is, t.store = unusable, mirror.New(disk, t.dir)
 		return nil
 	}
-	if err != nil || !t.pending {
-		return err
+	if err != nil {
+		return fmt.Errorf("target: %s: %w", t.path, err)
+	}
+	if !t.pending {
+		return nil
 	}
 	t.state, t.size = t.store.State(), t.disk.Size()
 	return t.judge(src, o.Overwrite)
