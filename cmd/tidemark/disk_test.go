@@ -1,10 +1,13 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -69,7 +72,16 @@ func undisk(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: undisk NAME")
 	}
-	tool(ts, "losetup", "-d", ts.Getenv(args[0]))
+	dev := ts.Getenv(args[0])
+	tool(ts, "losetup", "-d", dev)
+	// The kernel detaches it when the last program that looks at it has closed it.
+	backing := filepath.Join("/sys/block", filepath.Base(dev), "loop/backing_file")
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(backing); errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+	}
+	ts.Fatalf("%s is still attached", dev)
 }
 
 // mkfs makes a filesystem: mkfs DEVICE TYPE.
