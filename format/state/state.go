@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"strings"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -111,8 +112,13 @@ type Run struct {
 	Outcome  string    `json:"outcome"`
 }
 
+// maxOutcome bounds what a run's outcome may take, in bytes: a hook may have said much, and
+// JSON may take six bytes for one. MaxRuns of them leave the state below Max.
+const maxOutcome = 1 << 10
+
 // AddRun appends r to the history and drops what is older than MaxRuns runs.
 func (s *State) AddRun(r Run) {
+	r.Outcome = strings.ToValidUTF8(r.Outcome[:min(len(r.Outcome), maxOutcome)], "")
 	s.Runs = append(s.Runs[:len(s.Runs):len(s.Runs)], r)
 	if n := len(s.Runs); n > MaxRuns {
 		s.Runs = s.Runs[n-MaxRuns:]

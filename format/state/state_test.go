@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,4 +103,19 @@ func FuzzState(f *testing.F) {
 			t.Fatalf("a state does not read back as written: %v", err)
 		}
 	})
+}
+
+// What hooks say goes into the history, and may be anything.
+func TestTheHistoryStaysBelowTheLimit(t *testing.T) {
+	s := sample(1, 8192)
+	for range state.MaxRuns + 1 {
+		s.AddRun(state.Run{Outcome: strings.Repeat("\x1b\xff", 4096)})
+	}
+	b, err := s.Encode()
+	if err != nil || len(b) > state.Max {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if _, err := state.Decode(b); err != nil {
+		t.Error(err)
+	}
 }

@@ -305,6 +305,9 @@ func (s suite) concurrent(t *testing.T) {
 				}
 			})
 		}
+		if err := c.txn.Checkpoint(0, ""); err != nil { // Puts behind it are under way
+			t.Error(err)
+		}
 		running.Wait()
 		mark := track.Mark(fmt.Sprint("m:", i))
 		if err := errors.Join(commit(c.txn, mark), c.closer()); err != nil {

@@ -90,6 +90,7 @@ func (g *Guard) start() error {
 		g.process.ExtraFiles = append(g.process.ExtraFiles, f.Dir)
 	}
 	if err := g.process.Start(); err != nil {
+		g.grace.close()
 		return errors.Join(err, g.conn.Close())
 	}
 	return nil

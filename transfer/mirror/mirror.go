@@ -210,10 +210,11 @@ func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) (
 	if err := s.Close(); err != nil {
 		return err
 	}
-	if err := s.folder.Remove(StateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// The update that waits goes first: without a state it would be taken for damage.
+	if _, err := transaction.Recover(s.target, s.folder, transaction.Discard, transaction.Steps{}); err != nil {
 		return err
 	}
-	if _, err := transaction.Recover(s.target, s.folder, transaction.Discard, transaction.Steps{}); err != nil {
+	if err := s.folder.Remove(StateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := s.folder.Sync(); err != nil {

@@ -29,7 +29,7 @@ func (t *txn) Put(chunks []transfer.Chunk) (written int64, err error) {
 		}
 	}()
 	pieces := make([]piece, len(chunks))
-	bs := t.store.state.BlockSize
+	bs := t.blockSize
 	for i, c := range chunks {
 		pieces[i].Chunk = c
 		if c.Data == nil {
@@ -58,7 +58,7 @@ const spanBlocks = 16 << 10
 // readOld fetches the checksums that the target has. Those of scattered blocks are read in
 // one go where they lie near enough.
 func (t *txn) readOld(pieces []piece) error {
-	bs := t.store.state.BlockSize
+	bs := t.blockSize
 	for i := 0; i < len(pieces); {
 		first, end, next := pieces[i].Off, pieces[i].End(), i+1
 		for next < len(pieces) && pieces[next].Off >= end && (pieces[next].End()-first)/bs <= spanBlocks {
@@ -187,7 +187,7 @@ func runs(differs []bool, all []sums.Sum) []run {
 
 // extentOf returns the bytes of the target that a run of blocks of p covers.
 func (t *txn) extentOf(p piece, r run) extent.Extent {
-	bs := t.store.state.BlockSize
+	bs := t.blockSize
 	off := p.Off + int64(r.from)*bs
 	return extent.Extent{Off: off, Len: min(int64(r.to-r.from)*bs, p.End()-off)}
 }

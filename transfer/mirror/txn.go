@@ -17,8 +17,11 @@ import (
 type txn struct {
 	store  *Store
 	origin state.Source
-	size   int64           // of the target afterwards, bytes
-	ctx    context.Context // of Begin: bounds the waits for a filesystem's clock
+	size   int64 // of the target afterwards, bytes
+	// blockSize (bytes) is that of the state, which Checkpoint replaces while Puts are
+	// under way.
+	blockSize int64
+	ctx       context.Context // of Begin: bounds the waits for a filesystem's clock
 	// change is nil in a first copy: blocks go straight to the target.
 	change *transaction.Txn
 	now    transfer.TxnState
@@ -45,7 +48,7 @@ func newTxn(ctx context.Context, s *Sink, size int64, bad extent.Set) *txn {
 		whole.Len = whole.Len / bs * bs // the last block was short, or becomes so
 	}
 	t := &txn{
-		store: st, origin: s.Origin, size: size, ctx: ctx, copied: st.state.Copied, mark: track.Mark(st.state.Mark),
+		store: st, origin: s.Origin, size: size, blockSize: bs, ctx: ctx, copied: st.state.Copied, mark: track.Mark(st.state.Mark),
 		known: extent.NewSet(whole).Subtract(bad.Align(bs, st.state.Size)),
 	}
 	t.tainted.Store(!bad.Empty())

@@ -30,7 +30,7 @@ func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (
 	}
 	o := s.o.Track
 	o.Drain = func(ctx context.Context) error {
-		frozen, err := drain(ctx, src.Path(), s.o.MaxFreeze)
+		frozen, err := drain(ctx, src.Device, s.o.MaxFreeze)
 		s.frozen += frozen
 		return err
 	}
@@ -176,22 +176,24 @@ func lastingName(path string) string {
 // returns nil, no write from before is in flight. The error wraps
 // view.ErrNothingToFreeze where nothing is mounted that could be frozen.
 func Drain(ctx context.Context, device string, limit time.Duration) error {
-	_, err := drain(ctx, device, limit)
+	d, err := block.Open(device, block.Options{})
+	if err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
+	defer d.Close()
+	_, err = drain(ctx, d, limit)
 	return err
 }
 
-// drain is Drain; it tells for how long anything was frozen.
-func drain(ctx context.Context, device string, limit time.Duration) (time.Duration, error) {
-	d, err := block.Open(device, block.Options{})
-	if err != nil {
-		return 0, fmt.Errorf("drain: %w", err)
-	}
-	defer d.Close()
+// drain is Drain of a device that is open; it tells for how long anything was frozen.
+// Within the freeze it waits until writes that went past the filesystems have ended, as to
+// another partition.
+func drain(ctx context.Context, d *block.Device, limit time.Duration) (time.Duration, error) {
 	v, err := view.Freeze(view.Options{Sources: []*block.Device{d}, MaxFreeze: limit}).Take(ctx, func(ctx context.Context) error {
-		return idle(ctx, device)
+		return bpf.WaitIdle(ctx, d.Identity().Disk, idleFrozen)
 	})
 	if err != nil {
-		return 0, fmt.Errorf("drain: %s: %w", device, err)
+		return 0, fmt.Errorf("drain: %s: %w", d.Path(), err)
 	}
 	report, err := v.Close()
 	return report.Frozen, err
@@ -200,13 +202,3 @@ func drain(ctx context.Context, device string, limit time.Duration) (time.Durati
 // idleFrozen is how long writes in flight are waited for while filesystems are
 // frozen: what they may have under way then are discards.
 const idleFrozen = time.Second
-
-// idle waits until writes that went past the filesystems have ended, as to another
-// partition.
-func idle(ctx context.Context, device string) error {
-	id, err := block.Identify(device)
-	if err != nil {
-		return err
-	}
-	return bpf.WaitIdle(ctx, id.Disk, idleFrozen)
-}

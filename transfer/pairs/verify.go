@@ -28,6 +28,9 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 		return bad, 0, err
 	}
 	known, err := knownIn(t.folder, path)
+	if err == nil && t.dir == nil {
+		err = fmt.Errorf("%s: %w: it is being made just now", path, ErrNoMirror)
+	}
 	if err != nil {
 		return bad, 0, err
 	}

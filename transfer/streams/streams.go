@@ -102,13 +102,8 @@ func find(path string, in io.Reader, o Options) (pairs.Place, error) {
 	if err != nil {
 		return place, err
 	}
-	switch _, err := pairs.Status(place.Path, o.StateDir); {
-	case err == nil:
-		return place, ErrMirror
-	case !errors.Is(err, pairs.ErrNoMirror):
+	if err := refuseMirror(place, o.StateDir); err != nil || !place.Exists {
 		return place, err
-	case !place.Exists:
-		return place, nil
 	}
 	if f, ok := in.(*os.File); ok {
 		same, err := isFile(place.Path, f)
@@ -128,6 +123,18 @@ func find(path string, in io.Reader, o Options) (pairs.Place, error) {
 		err = fmt.Errorf("%w: it is in use (%s)", ErrRefused, use)
 	}
 	return place, err
+}
+
+// refuseMirror refuses a mirror. It is asked first, and again when the folder is locked:
+// another run may have made one meanwhile.
+func refuseMirror(place pairs.Place, stateDir string) error {
+	switch _, err := pairs.Status(place.Path, stateDir); {
+	case err == nil:
+		return ErrMirror
+	case !errors.Is(err, pairs.ErrNoMirror):
+		return err
+	}
+	return nil
 }
 
 // isFile reports whether path leads to an open file.
@@ -152,6 +159,9 @@ func (o Options) create(ctx context.Context, place pairs.Place, in io.Reader) (r
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := refuseMirror(place, o.StateDir); err != nil {
+		return rep, err
+	}
 	return apply.Create(ctx, dir, in, o.Options)
 }
 
@@ -184,6 +194,9 @@ func (o Options) update(ctx context.Context, place pairs.Place, in io.Reader) (r
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
+	if err := refuseMirror(place, o.StateDir); err != nil {
+		return rep, err
+	}
 	store, err := apply.Open(transaction.Disk{Device: d}, dir, o.Options)
 	if err != nil {
 		return rep, err

@@ -46,7 +46,7 @@ func OpenDir(path string, create bool) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	lock, err := lockIn(path)
+	lock, err := lockIn(dir)
 	if err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
@@ -54,11 +54,16 @@ func OpenDir(path string, create bool) (*Dir, error) {
 	return &Dir{path: path, dir: dir, lock: lock}, nil
 }
 
-func lockIn(path string) (*os.File, error) {
-	lock, err := os.OpenFile(filepath.Join(path, LockFile), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+// lockIn locks the folder that is open, whatever its path leads to by now.
+func lockIn(dir *os.File) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), LockFile, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, ErrBusy // the process that had it has just removed the folder
 	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir.Name(), LockFile), Err: err}
+	}
+	lock := os.NewFile(uintptr(fd), filepath.Join(dir.Name(), LockFile))
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {

@@ -126,12 +126,9 @@ func (t *Txn) Seal(ctx context.Context, after int64, blob []byte) error {
 }
 
 func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
-	now, err := t.target.Stamp()
+	now, err := t.unmoved()
 	if err != nil {
 		return err
-	}
-	if why := t.seen.moved(now); why != "" {
-		return fmt.Errorf("%w: %s", ErrChanged, why)
 	}
 	if err := t.open(); err != nil {
 		return err
@@ -143,7 +140,11 @@ func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
 		// Not %w: what waits is not damaged, there is nothing that waits.
 		return fmt.Errorf("the journal does not read back as it was written (does its disk lose writes?): %v", err)
 	}
-	// Making room may change the target's times, but not its content.
+	if _, err = t.unmoved(); err != nil {
+		return err
+	}
+	// Making room may change the target's times, but not its content. A write by another
+	// program just then is not told from that.
 	if err := reserve(t.target, t.sealed); err != nil {
 		var serr error
 		t.seen, t.sure, serr = Look(ctx, t.target, t.folder)
@@ -168,6 +169,19 @@ func (t *Txn) seal(ctx context.Context, after int64, blob []byte) error {
 		return fmt.Errorf("%w: %s", ErrChanged, why)
 	}
 	return nil
+}
+
+// unmoved returns how the target looks, and an error wrapping ErrChanged when somebody else
+// wrote to it since it was seen last.
+func (t *Txn) unmoved() (Stamp, error) {
+	now, err := t.target.Stamp()
+	if err != nil {
+		return now, err
+	}
+	if why := t.seen.moved(now); why != "" {
+		return now, fmt.Errorf("%w: %s", ErrChanged, why)
+	}
+	return now, nil
 }
 
 // reserve makes sure that the target has room for the data of a journal: a full disk is
