@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"tidemark/linux/atomicfile"
 )
 
 // writeText lets fill write to the file at path, or to stdout when path is
@@ -66,44 +68,21 @@ func writeStream(path string, fill func(io.Writer) error) error {
 	return errors.Join(buffered(f, fill), f.Close())
 }
 
-// replaceFile writes beside path, syncs and renames. info is that of the file
-// that is there, nil without one.
-func replaceFile(path string, info fs.FileInfo, fill func(io.Writer) error) (err error) {
-	temp := fmt.Sprintf("%s.%d.tmp", path, os.Getpid())
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return fmt.Errorf("era: output: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(temp))
+// replaceFile replaces the file at path. info is that of the file that is there, nil
+// without one.
+func replaceFile(path string, info fs.FileInfo, fill func(io.Writer) error) error {
+	err := atomicfile.Write(path, atomicfile.Options{Mode: 0o666, Durable: true}, func(f *os.File) error {
+		if info != nil {
+			if err := f.Chmod(info.Mode().Perm()); err != nil {
+				return err
+			}
 		}
-	}()
-	if info != nil {
-		err = f.Chmod(info.Mode().Perm())
-	}
-	if err == nil {
-		err = buffered(f, fill)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("era: output: %w", err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes the new name survive a power cut.
-func syncDir(path string) error {
-	dir, err := os.Open(path)
+		return buffered(f, fill)
+	})
 	if err != nil {
 		return fmt.Errorf("era: output: %w", err)
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return nil
 }
 
 // jsonList writes one object with a list in it, an element a line, without

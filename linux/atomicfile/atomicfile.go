@@ -12,6 +12,7 @@ package atomicfile
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ const MaxJSON = 1 << 20
 // Options say how a file is replaced. The zero value makes a file for its owner alone
 // that a power cut may lose.
 type Options struct {
-	Mode    fs.FileMode // of the new file; 0 stands for 0600
+	Mode    fs.FileMode // of the new file, before the umask; 0 stands for 0600
 	Durable bool        // the new file survives a power cut once the call has returned
 }
 
@@ -41,11 +42,11 @@ func Write(path string, o Options, fill func(*os.File) error) error {
 	if o.Mode == 0 {
 		o.Mode = 0o600
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), ".tmp-"+rand.Text()), os.O_RDWR|os.O_CREATE|os.O_EXCL, o.Mode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	err = errors.Join(fill(f), f.Chmod(o.Mode))
+	err = fill(f)
 	if err == nil && o.Durable {
 		err = f.Sync()
 	}
