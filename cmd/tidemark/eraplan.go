@@ -49,7 +49,7 @@ func newEraPlan() *cobra.Command {
 	p := &eraPlan{block: diskSize{planBlockSize}}
 	cmd := command{
 		use: "plan --size SIZE", short: "Compute how large the metadata of a device must be",
-		long: `Computes how much metadata a device of SIZE needs, by following the kernel's allocations one by one. Nothing is read or written.
+		long: `Computes how much metadata a device of SIZE needs, from how Linux 6.1 allocates it. Nothing is read or written.
 
 Printed are the least size with which the device can be created; the range of the least with which snapshots can be taken and dropped on an idle device, from when the kernel digests all eras in between to when it digests none; and what is enough for any load while a snapshot is held. The last is recommended, rounded up to a MiB: dm-era cannot grow its metadata device; an era device whose metadata is full fails writes, and Linux 6.1 may stop with a BUG in dm-bufio when it is removed.
 
@@ -63,8 +63,6 @@ tidemark era plan --size 500G --block-size 4096s --json`,
 				return errors.New("--size SIZE is needed")
 			case p.block.byteSize%(8*era.SectorSize) != 0 || p.block.byteSize/era.SectorSize >= 1<<32:
 				return fmt.Errorf("--block-size: %d bytes is no multiple of 4KiB below 2TiB", int64(p.block.byteSize))
-			case p.options.Snapshots < 0 || p.options.Undigested < 0:
-				return errors.New("--snapshots and --undigested must not be negative")
 			}
 			return cobra.NoArgs(cmd, args)
 		},

@@ -1,8 +1,8 @@
 package era
 
 import (
+	"cmp"
 	"fmt"
-	"math"
 )
 
 // PlanOptions describes the load that the metadata must bear. The zero value asks for the
@@ -13,7 +13,9 @@ type PlanOptions struct {
 }
 
 // Plan is how much metadata a device needs. All sizes are in bytes, of whole metadata
-// blocks, computed by following the kernel's allocations one by one.
+// blocks. Up to 63 MiB, which one bitmap of the space map counts, no size is a block more
+// than needed; above that Create, SnapshotsLeast and SnapshotsMost may have a block too
+// much for each bitmap.
 //
 // Use Recommended. The other sizes explain it and compare it with Linux 6.1, for devices
 // of 4 MiB to 16 TiB in blocks of 4096 and 8192 sectors, and for smaller devices in blocks
@@ -75,114 +77,94 @@ func NewPlan(deviceBytes int64, blockSectors uint32, o PlanOptions) (Plan, error
 		least := ceilDiv(ceilDiv(uint64(deviceBytes)/SectorSize, maxNrBlocks-1), 8) * 8
 		return Plan{}, fmt.Errorf("era: plan: %d data blocks, the limit is %d: use blocks of %d sectors or more", n, maxNrBlocks-1, least)
 	}
-	if o.Snapshots == 0 {
-		o.Snapshots = 10
-	}
-	if o.Undigested == 0 {
-		o.Undigested = 10
+	o.Snapshots, o.Undigested = cmp.Or(o.Snapshots, 10), cmp.Or(o.Undigested, 10)
+	for _, eras := range [...]int{o.Snapshots, o.Undigested} {
+		if eras < 0 || eras > MaxMetadataBlocks {
+			return Plan{}, fmt.Errorf("era: plan: %d snapshots or undigested eras: want 0 to %d", eras, MaxMetadataBlocks)
+		}
 	}
 	p := Plan{BlockSectors: blockSectors, NrBlocks: uint32(n)}
-	p.Create = leastSize(n, func(*model) {})
-	p.SnapshotsMost = leastSize(n, func(m *model) { m.snapshots(o.Snapshots, false) })
-	p.SnapshotsLeast = leastSize(n, func(m *model) { m.snapshots(o.Snapshots, true) })
-	p.Worst = leastSize(n, func(m *model) { m.worst(o.Undigested) })
-	p.Recommended = int64(ceilDiv(uint64(p.Worst), 1<<20)) << 20
-	if (p.Recommended/BlockSize)%bitmapEntries == 0 {
-		p.Recommended += 1 << 20
-	}
-	p.explain(o)
+	p.compute(o)
 	if p.Worst > MaxMetadataBlocks*BlockSize {
 		return p, fmt.Errorf("era: plan: needs %d bytes of metadata, the kernel uses %d at most: use larger data blocks", p.Worst, int64(MaxMetadataBlocks)*BlockSize)
 	}
 	return p, nil
 }
 
-// snapshots takes and drops snapshots one after the other.
-func (m *model) snapshots(count int, digested bool) {
-	for range count {
-		m.takeSnapshot()
-		m.dropSnapshot()
-		if digested {
-			m.digest()
-		}
-	}
-}
+// compute fills in the sizes and what Worst is made of.
+//
+// The kernel copies a committed block before it changes it, and uses a block that a
+// transaction has freed only after the commit. So a device needs as many blocks as are, at
+// any moment, in use now or at the last commit:
+//
+//   - While it is created: the superblock, the reference count tree, the era array, a
+//     writeset and an empty tree of writesets.
+//   - While a snapshot is taken: a further writeset for each era that is not digested, and
+//     the tree of writesets as it was, where the new one differs. When each era is digested
+//     before the next snapshot, the writeset of the one before is free only after a commit.
+//   - At worst: eras wait, a snapshot holds one copy of the era array, the live one is
+//     another, and a transaction copies that once more.
+func (p *Plan) compute(o PlanOptions) {
+	a, w := ceilDiv(uint64(p.NrBlocks), erasPerBlock), ceilDiv(uint64(p.NrBlocks), bitsPerBlock)
+	arrayNodes, _ := treeNodes(a, childWidth)
+	writesetNodes, _ := treeNodes(w, childWidth)
+	array, writeset := a+arrayNodes, w+writesetNodes
 
-// worst is the largest need: eras wait, a snapshot holds one copy of the era
-// array, the live one is another, and a transaction copies it once more.
-func (m *model) worst(undigested int) {
-	for range undigested {
-		m.rollover()
-		m.commit()
+	snapshots := func(undigested int) int64 {
+		nodes, _ := treeNodes(uint64(undigested), writesetWidth)
+		_, copied := treeNodes(uint64(undigested-1), writesetWidth)
+		size, _ := withSpaceMap(2 + array + uint64(undigested+1)*writeset + nodes + copied)
+		return size
 	}
-	m.takeSnapshot()
-	m.rewriteArray()
-	m.rewriteArray()
-}
+	p.Create, _ = withSpaceMap(2 + array + writeset + 1)
+	p.SnapshotsLeast, p.SnapshotsMost = snapshots(min(o.Snapshots, 2)), snapshots(o.Snapshots)
 
-// leastSize returns the smallest size in bytes with which the device can be
-// created and then do what work does.
-func leastSize(nrBlocks uint64, work func(*model)) int64 {
-	run := func(size, bitmaps uint64) *model {
-		m := newModel(size, bitmaps, nrBlocks)
-		m.activate()
-		work(m)
-		return m
-	}
-	blocks := run(0, 1).peak
-	for {
-		bitmaps := ceilDiv(blocks, bitmapEntries)
-		if bitmaps == 1 && blocks%bitmapEntries != 0 {
-			return int64(blocks) * BlockSize
-		}
-		// Which bitmaps a transaction touches depends on the size.
-		if m := run(blocks, bitmaps); m.full || blocks%bitmapEntries == 0 {
-			// The kernel never searches the last bitmap when it is whole
-			// (sm_ll_find_free_block), so such a size is no use.
-			blocks = max(blocks+1, m.peak)
-			continue
-		}
-		return int64(blocks) * BlockSize
-	}
-}
-
-// explain lists what Worst is made of. The last part is what the sum of the
-// others leaves: half-filled nodes, and blocks between two commits.
-func (p *Plan) explain(o PlanOptions) {
-	n := uint64(p.NrBlocks)
-	a, w := ceilDiv(n, erasPerBlock), ceilDiv(n, bitsPerBlock)
 	sets := uint64(o.Undigested) + 2
-	bitmaps := ceilDiv(uint64(p.Worst)/BlockSize, bitmapEntries)
+	archive, _ := treeNodes(sets-1, writesetWidth)
+	var bitmaps uint64
+	p.Worst, bitmaps = withSpaceMap(2 + 3*array + sets*writeset + 1 + archive)
+	p.Recommended = int64(ceilDiv(uint64(p.Worst), 1<<20)) << 20
+	if (p.Recommended/BlockSize)%bitmapEntries == 0 {
+		p.Recommended += 1 << 20
+	}
 	p.Parts = []PlanPart{
 		{2, "superblock and the snapshot's copy of it"},
 		{a, fmt.Sprintf("era array, %d eras of 4 bytes in each block", erasPerBlock)},
 		{a, "the era array as the snapshot holds it, when all of it has changed since"},
 		{a, "the era array once more: one transaction may copy all of it before it frees the old"},
-		{sets * (w + treeNodes(w)), fmt.Sprintf("%d writesets, %d bits in each block: %d undigested, the snapshot's and the current", sets, bitsPerBlock, o.Undigested)},
-		{3 * treeNodes(a), "btree over the three era arrays"},
+		{sets * writeset, fmt.Sprintf("%d writesets, %d bits in each block: %d undigested, the snapshot's and the current", sets, bitsPerBlock, o.Undigested)},
+		{3 * arrayNodes, "btree over the three era arrays"},
 		{2 * (bitmaps + 1), fmt.Sprintf("space map, %d blocks counted in each bitmap, before and after a commit", bitmapEntries)},
-		{4, "reference count tree, writeset trees"},
-	}
-	sum := uint64(0)
-	for _, part := range p.Parts {
-		sum += part.Blocks
-	}
-	if total := uint64(p.Worst) / BlockSize; total > sum {
-		p.Parts = append(p.Parts, PlanPart{total - sum, "nodes in the middle of a change"})
+		{1 + archive, "reference count tree, writeset tree"},
 	}
 }
 
-// treeNodes returns how many nodes the kernel's btree over count array blocks
-// has: keys come in ascending order, and a node is left with 248 of 252.
-func treeNodes(count uint64) uint64 {
-	full := uint64(maxEntries(childWidth))
-	if count <= full {
-		return 1
+// withSpaceMap returns the size in bytes of metadata with that many blocks beside the
+// bitmaps of the space map and its index, of which a transaction may copy all, and how many
+// bitmaps there are. The kernel never searches the last bitmap when it is whole
+// (sm_ll_find_free_block), so such a size is no use.
+func withSpaceMap(blocks uint64) (size int64, bitmaps uint64) {
+	for bitmaps = 1; ; bitmaps++ {
+		if n := blocks + 2*(bitmaps+1); n < bitmaps*bitmapEntries {
+			return int64(n) * BlockSize, bitmaps
+		}
 	}
-	nodes := uint64(0)
-	for count > full {
-		count = uint64(math.Ceil(float64(count-4) / float64(full-4)))
-		nodes += count
+}
+
+// treeNodes returns how many nodes and levels the kernel's btree over count entries has,
+// whose keys come in ascending order. A full node first gives half of its entries away to a
+// new one on its right, and then takes back from that one when it is full, as long as it
+// has room for 8 or more itself (SPACE_THRESHOLD).
+func treeNodes(count uint64, valueSize int) (nodes, depth uint64) {
+	most := uint64(maxEntries(valueSize))
+	kept := most / 2
+	for most-kept >= 8 {
+		kept = (kept + most) / 2
 	}
-	return nodes + 1
+	if count <= most {
+		return 1, 1
+	}
+	level := ceilDiv(count-(most-kept), kept)
+	nodes, depth = treeNodes(level, childWidth)
+	return level + nodes, depth + 1
 }
