@@ -4,7 +4,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+
+	"tidemark/block"
 )
 
 // resize gives the disk below a loop device another size.
@@ -152,22 +156,29 @@ func TestPassingWritersAreNoticedWhileFrozen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stop, done := make(chan struct{}), make(chan struct{})
-	quit := func() { close(stop); <-done }
-	go func() { // past the filesystem, which lies on the other partition
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				fill(t, disk+"p1", 4*mib, 4096)
+	// Past the filesystem, which lies on the other partition. A freeze lasts some
+	// milliseconds: the writers must be there in every one of them.
+	passing, err := block.Open(disk+"p1", block.Options{Write: true, Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer passing.Close()
+	var stop atomic.Bool
+	var writers sync.WaitGroup
+	for n := range int64(4) {
+		writers.Go(func() {
+			for buf := block.AlignedBuffer(4096); !stop.Load(); buf[0]++ {
+				if _, err := passing.WriteAt(buf, (4+n)*mib); err != nil {
+					t.Error(err)
+					return
+				}
 			}
-		}
-	}()
+		})
+	}
 	f := m.run(t, "mirror", disk, m.image)
 	scan := m.run(t, "mirror", "--tracker", "scan", disk, m.image)
-	quit()
+	stop.Store(true)
+	writers.Wait()
 	for _, f := range []finished{f, scan} {
 		f.want(t, exitError)
 		if !strings.Contains(f.err, "stood still") && !strings.Contains(f.err, "stand still") {
