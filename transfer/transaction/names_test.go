@@ -25,6 +25,10 @@ type syncLog struct {
 	folders []string
 }
 
+func (n *synced) WrapChild(context.Context, fs.InodeEmbedder) fs.InodeEmbedder {
+	return &synced{LoopbackNode: fs.LoopbackNode{RootData: n.RootData}, log: n.log}
+}
+
 func (n *synced) OpendirHandle(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	return openFolder{n}, 0, 0
 }
@@ -44,10 +48,7 @@ func (f openFolder) Fsyncdir(context.Context, uint32) syscall.Errno {
 func TestNamesAreMadeDurable(t *testing.T) {
 	log := &syncLog{}
 	root := &fs.LoopbackRoot{Path: t.TempDir()}
-	root.NewNode = func(data *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &synced{LoopbackNode: fs.LoopbackNode{RootData: data}, log: log}
-	}
-	root.RootNode = root.NewNode(root, nil, "", nil)
+	root.RootNode = &synced{LoopbackNode: fs.LoopbackNode{RootData: root}, log: log}
 	at := t.TempDir()
 	server, err := fs.Mount(at, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{DirectMount: true}})
 	if err != nil {
