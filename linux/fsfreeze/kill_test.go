@@ -101,7 +101,7 @@ func startWriter(t *testing.T, dir string) *atomic.Int64 {
 	return &count
 }
 
-const kills = 60
+const kills = 30
 
 func TestFreezerKilledAnywhereLeavesNothingFrozen(t *testing.T) {
 	a, b := disk(t, "ext4"), disk(t, "xfs")
