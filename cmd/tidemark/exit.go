@@ -159,6 +159,7 @@ func mirrorClasses() []class {
 		{eratrack.ErrUnfit, exitRefused, "--tracker bpf does without the metadata"},
 		{bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
+		{pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
 		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
 		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
 		{pairs.ErrOwnSource, exitRefused, "give a target on another disk"},

@@ -89,19 +89,18 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err error) {
 	var sources []*source
 	for _, p := range pairs {
-		_, err := settle(ctx, p.Source, false, s.o)
-		switch {
-		case errors.Is(err, ErrPending) && !s.dry:
-			waiting = append(waiting, p.Source)
-		case err != nil:
-			return nil, fmt.Errorf("source: %w", err)
-		}
 		src, err := openSource(p.Source)
 		if err != nil {
 			return nil, err
 		}
 		s.later(src.Close)
 		sources = append(sources, src)
+		switch _, err := settle(ctx, p.Source, false, s.o); {
+		case errors.Is(err, ErrPending) && !s.dry:
+			waiting = append(waiting, p.Source)
+		case err != nil:
+			return nil, fmt.Errorf("source: %w", err)
+		}
 	}
 	for i, p := range pairs {
 		t, err := findTarget(p.Target, s.o.StateDir)

@@ -81,9 +81,9 @@ func (t *target) known() (Known, error) {
 	lost, jerr := mirror.PendingAfter(t.folder, state.State{})
 	switch {
 	case lost:
-		err = fmt.Errorf("target: %s: a committed journal without a state: %w", t.path, state.ErrDamaged)
+		err = fmt.Errorf("%s: a committed journal without a state: %w", t.path, state.ErrDamaged)
 	case jerr != nil:
-		err = fmt.Errorf("target: %s: %w", t.path, jerr)
+		err = fmt.Errorf("%s: %w", t.path, jerr)
 	}
 	return k, err
 }

@@ -63,6 +63,9 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 // ended.
 func Compare(ctx context.Context, path, against string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
+	if err := CheckPath(against); err != nil {
+		return bad, 0, fmt.Errorf("source: %w", err)
+	}
 	if _, err := settle(ctx, path, false, o); err != nil && !errors.Is(err, ErrIncomplete) {
 		return bad, 0, fmt.Errorf("target: %w", err)
 	}
