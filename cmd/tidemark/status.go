@@ -71,7 +71,7 @@ func completeness(s pairs.Known) string {
 	case !s.Complete:
 		return fmt.Sprintf("incomplete: %s of %s copied; run mirror again", size(s.Copied), size(s.Size))
 	case s.Pending:
-		return "between the copy of " + s.Time.Local().Format(time.DateTime) + " and a newer one that is committed; the next mirror run finishes it"
+		return "between the copy of " + s.Time.Local().Format(time.DateTime) + " and a newer one that is committed; the next mirror run finishes it, and so does \"tidemark recover\""
 	}
 	return "a copy of " + s.Time.Local().Format(time.DateTime)
 }

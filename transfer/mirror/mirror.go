@@ -243,6 +243,36 @@ func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) (
 	return s.saveState(next)
 }
 
+// Discard forgets the update that waits in the folder of a mirror. The target, which it
+// leaves alone, may be between old and new: it counts as a first copy over what the target
+// holds, of which nothing has been copied.
+func Discard(folder transaction.Folder) error {
+	s := New(nil, folder)
+	err := s.loadState()
+	if err == nil && s.exists {
+		next := s.state
+		next.Complete, next.Copied, next.Foreign = false, 0, true
+		next.Mark, next.Target = "", state.Target{}
+		err = s.saveState(next) // until the next step the update is finished by the next Open
+	}
+	if err == nil {
+		_, err = transaction.Recover(nil, folder, transaction.Discard, transaction.Steps{})
+	}
+	explain(&err, "discard")
+	return err
+}
+
+// Forget removes all that the folder knows of a mirror of which no update waits.
+func Forget(folder transaction.Folder) (err error) {
+	defer explain(&err, "forget")
+	for _, name := range []string{StateFile, sumsFile} {
+		if err := folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return folder.Sync()
+}
+
 func (s *Store) loadState() error {
 	f, err := s.folder.Open(StateFile, false)
 	if errors.Is(err, fs.ErrNotExist) {

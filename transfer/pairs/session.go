@@ -55,9 +55,38 @@ func (s *session) end(err error, tell func(string)) error {
 	return errors.Join(err, closeErr)
 }
 
-// look opens the sources, judges the targets and chooses the view. Until it has
-// returned nothing has been made or started, and nothing has been written to a target.
+// look opens the sources, judges the targets and chooses the view. Until it has returned
+// nothing has been made or started, and nothing has been written to a target. A source that
+// is a mirror with an update that waits is then brought to its end, and all looked at anew.
 func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error) {
+	waiting, err := s.find(ctx, pairs)
+	if err != nil {
+		return nil, err
+	}
+	if len(waiting) > 0 {
+		err := s.close()
+		s.ends = nil
+		for _, path := range waiting {
+			if err == nil {
+				_, err = settle(ctx, path, true, s.o)
+			}
+		}
+		if err == nil {
+			waiting, err = s.find(ctx, pairs)
+		}
+		if err == nil && len(waiting) > 0 {
+			err = fmt.Errorf("%s: %w, again", waiting[0], ErrPending)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s.view(ctx)
+}
+
+// find opens the sources and judges the targets. It returns the sources that have to be
+// settled first.
+func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err error) {
 	var sources []*source
 	for _, p := range pairs {
 		src, err := openSource(p.Source)
@@ -66,6 +95,12 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 		}
 		s.later(src.Close)
 		sources = append(sources, src)
+		switch _, err := settle(ctx, p.Source, false, s.o); {
+		case errors.Is(err, ErrPending) && !s.dry:
+			waiting = append(waiting, p.Source)
+		case err != nil:
+			return nil, fmt.Errorf("source: %w", err)
+		}
 	}
 	for i, p := range pairs {
 		t, err := findTarget(p.Target, s.o.StateDir)
@@ -83,7 +118,7 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 			return nil, err
 		}
 	}
-	return s.view(ctx)
+	return waiting, nil
 }
 
 // judge refuses a target that must not be written to, and otherwise finds out what it

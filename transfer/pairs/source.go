@@ -15,6 +15,9 @@ type source struct{ *block.Device }
 
 // openSource opens a source for reading, past the page cache.
 func openSource(path string) (*source, error) {
+	if err := CheckPath(path); err != nil {
+		return nil, fmt.Errorf("source: %w", err)
+	}
 	d, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSource, err)

@@ -95,6 +95,9 @@ func findTarget(path, stateDir string) (*target, error) {
 	if stateDir == "" {
 		stateDir = DefaultStateDir
 	}
+	if err := CheckPath(path); err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
 	t := &target{name: path, path: absolute(path)}
 	info, err := os.Stat(t.path)
 	switch {

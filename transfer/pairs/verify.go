@@ -3,6 +3,7 @@ package pairs
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"tidemark/block"
@@ -56,9 +57,21 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 
 // Compare returns where the files or devices at two paths differ, in pieces of
 // compareChunk, and how many bytes they have, the longer one's. Bytes that one
-// of them lacks differ. It makes sense while nobody writes to either.
+// of them lacks differ. It makes sense while nobody writes to either. One that is a mirror
+// with an update that waits is no copy of anything: the error wraps ErrPending for path,
+// and of against the update is finished first; ErrIncomplete where its first copy has not
+// ended.
 func Compare(ctx context.Context, path, against string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
+	if err := CheckPath(against); err != nil {
+		return bad, 0, fmt.Errorf("source: %w", err)
+	}
+	if _, err := settle(ctx, path, false, o); err != nil && !errors.Is(err, ErrIncomplete) {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	if _, err := settle(ctx, against, true, o); err != nil {
+		return bad, 0, fmt.Errorf("source: %w", err)
+	}
 	a, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
