@@ -210,14 +210,7 @@ func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) (
 	if err := s.Close(); err != nil {
 		return err
 	}
-	// The update that waits goes first: without a state it would be taken for damage.
-	if _, err := transaction.Recover(s.target, s.folder, transaction.Discard, transaction.Steps{}); err != nil {
-		return err
-	}
-	if err := s.folder.Remove(StateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := s.folder.Sync(); err != nil {
+	if err := forget(s.folder); err != nil {
 		return err
 	}
 	next := state.State{Size: size, BlockSize: blockSize, Source: source, Foreign: foreign}
@@ -262,13 +255,26 @@ func Discard(folder transaction.Folder) error {
 	return err
 }
 
-// Forget removes all that the folder knows of a mirror of which no update waits.
+// Forget removes all that the folder knows of a mirror, and an update that waits.
 func Forget(folder transaction.Folder) (err error) {
 	defer explain(&err, "forget")
-	for _, name := range []string{StateFile, sumsFile} {
-		if err := folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := forget(folder); err != nil {
+		return err
+	}
+	if err := folder.Remove(sumsFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return folder.Sync()
+}
+
+// forget leaves the sums, which nothing reads without a state.
+func forget(folder transaction.Folder) error {
+	// The update that waits goes first: without a state it would be taken for damage.
+	if _, err := transaction.Recover(nil, folder, transaction.Discard, transaction.Steps{}); err != nil {
+		return err
+	}
+	if err := folder.Remove(StateFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	return folder.Sync()
 }
@@ -328,23 +334,39 @@ func (s *Store) refuseOrphans() error {
 	return err
 }
 
-func (s *Store) openSums() error {
-	f, err := s.folder.Open(sumsFile, false)
+func (s *Store) openSums() (err error) {
+	s.sums, s.sumsFile, err = OpenSums(s.folder, s.state)
+	return err
+}
+
+// OpenSums opens the checksums of the mirror with that state. The file, which the caller
+// closes, need not be writable. The error wraps one of package sums when they cannot be
+// used.
+func OpenSums(folder transaction.Folder, st state.State) (*sums.Sums, transaction.File, error) {
+	f, err := folder.Open(sumsFile, false)
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("sums: file is missing: %w", sums.ErrDamaged)
+		return nil, nil, fmt.Errorf("sums: file is missing: %w", sums.ErrDamaged)
 	}
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	s.sumsFile = f
-	if s.sums, err = sums.Open(f, s.state.ID, s.state.BlockSize); err != nil {
-		return err
+	all, err := sums.Open(f, st.ID, st.BlockSize)
+	if err == nil {
+		err = longEnough(f, all, st.Size)
 	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return all, f, nil
+}
+
+// longEnough refuses a file of sums that was cut short.
+func longEnough(f transaction.File, all *sums.Sums, of int64) error {
 	size, err := f.Size()
 	if err != nil {
 		return err
 	}
-	if want := s.sums.FileSize(s.state.Size); size < want {
+	if want := all.FileSize(of); size < want {
 		return fmt.Errorf("sums: the file has %d bytes, want %d: %w", size, want, sums.ErrDamaged)
 	}
 	return nil

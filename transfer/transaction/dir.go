@@ -27,11 +27,12 @@ type Dir struct {
 
 	path string
 	dir  *os.File
-	lock *os.File
+	lock *os.File // nil on a read-only filesystem that has none
 }
 
 // OpenDir opens and locks the folder at path, making it, durably, if create is set. The
-// error wraps ErrBusy when another process has it open.
+// error wraps ErrBusy when another process has it open. On a read-only filesystem, where
+// nobody can write, its files can be read, by several processes at a time.
 func OpenDir(path string, create bool) (*Dir, error) {
 	if create {
 		if err := atomicfile.MkdirAll(path, 0o700); err != nil {
@@ -54,17 +55,26 @@ func OpenDir(path string, create bool) (*Dir, error) {
 	return &Dir{path: path, dir: dir, lock: lock}, nil
 }
 
-// lockIn locks the folder that is open, whatever its path leads to by now.
+// lockIn locks the folder that is open, whatever its path leads to by now. It returns nil
+// where the filesystem is read-only and has no lock.
 func lockIn(dir *os.File) (*os.File, error) {
 	fd, err := unix.Openat(int(dir.Fd()), LockFile, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, ErrBusy // the process that had it has just removed the folder
 	}
+	how := unix.LOCK_EX
+	if errors.Is(err, unix.EROFS) {
+		how = unix.LOCK_SH
+		fd, err = unix.Openat(int(dir.Fd()), LockFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, nil
+		}
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir.Name(), LockFile), Err: err}
 	}
 	lock := os.NewFile(uintptr(fd), filepath.Join(dir.Name(), LockFile))
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(int(lock.Fd()), how|unix.LOCK_NB); err != nil {
 		lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrBusy
@@ -103,6 +113,9 @@ func (d *Dir) Open(name string, create bool) (File, error) {
 		flags |= os.O_CREATE | os.O_TRUNC
 	}
 	f, err := os.OpenFile(filepath.Join(d.path, name), flags, 0o600)
+	if errors.Is(err, unix.EROFS) && !create {
+		f, err = os.Open(filepath.Join(d.path, name))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +140,7 @@ func (d *Dir) Sync() error { return d.dir.Sync() }
 // touching the lock.
 func (d *Dir) Now(target Target) (int64, bool) {
 	disk, ok := target.(Disk)
-	if !ok {
+	if !ok || d.lock == nil {
 		return 0, false
 	}
 	var at, here unix.Stat_t
@@ -140,4 +153,9 @@ func (d *Dir) Now(target Target) (int64, bool) {
 }
 
 // Close gives the folder up to others.
-func (d *Dir) Close() error { return errors.Join(d.dir.Close(), d.lock.Close()) }
+func (d *Dir) Close() error {
+	if d.lock == nil {
+		return d.dir.Close()
+	}
+	return errors.Join(d.dir.Close(), d.lock.Close())
+}

@@ -219,3 +219,40 @@ func TestAFolderIsForOneProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A backup disk that is mounted read-only is read all the same.
+func TestAFolderOnAReadOnlyFilesystemCanBeRead(t *testing.T) {
+	dir := t.TempDir()
+	mountstest.Run(t, "mount", "-t", "tmpfs", "tidemark-test", dir)
+	t.Cleanup(func() { mountstest.Unmount(t, dir) })
+	folders := []string{filepath.Join(dir, "locked"), filepath.Join(dir, "bare")}
+	for _, path := range folders {
+		if err := errors.Join(os.Mkdir(path, 0o700), os.WriteFile(filepath.Join(path, "state"), []byte("known"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(folders[0], transaction.LockFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mountstest.Run(t, "mount", "-o", "remount,ro", dir)
+	for _, path := range folders {
+		folder, err := transaction.OpenDir(path, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := folder.Open("state", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 5)
+		if _, err := f.ReadAt(got, 0); err != nil || string(got) != "known" {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+		if _, err := f.WriteAt(got, 0); err == nil {
+			t.Errorf("%s: written", path)
+		}
+		if err := errors.Join(f.Close(), folder.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
