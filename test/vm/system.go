@@ -72,6 +72,31 @@ type Debian struct {
 	t       testing.TB
 }
 
+// CleanDebian copies a Debian as debootstrap leaves it, with dpkg and its database but no
+// kernel, and returns the copy's root folder. It has what NewDebian's lacks.
+func CleanDebian(t testing.TB) string {
+	t.Helper()
+	return copyRoot(t, "clean")
+}
+
+// copyRoot copies one of the roots that scripts/vm-root made.
+func copyRoot(t testing.TB, name string) string {
+	t.Helper()
+	c, err := openCache()
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := filepath.Join(c.dir, name)
+	for _, needed := range [...]string{filepath.Join(c.dir, "root-ready"), from} {
+		if _, err := os.Stat(needed); err != nil {
+			t.Fatalf("the rig's Debian is not there (run scripts/vm-root as root): %v", err)
+		}
+	}
+	to := filepath.Join(t.TempDir(), "root")
+	host(t, "cp", "-a", "--reflink=auto", from, to)
+	return to
+}
+
 // NewDebian copies the rig's Debian, with one kernel and one generator, and installs
 // the program's tests as its only service. The other generator and, with
 // initramfs-tools, all of dmsetup are taken away.
@@ -81,15 +106,11 @@ func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(c.dir, "root-ready")); err != nil {
-		t.Fatalf("the rig's Debian is not there (run scripts/vm-root as root): %v", err)
-	}
 	release, err := c.release(k)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Debian{Dir: filepath.Join(t.TempDir(), "root"), Release: release, t: t}
-	host(t, "cp", "-a", "--reflink=auto", filepath.Join(c.dir, "root"), d.Dir)
+	d := &Debian{Dir: copyRoot(t, "root"), Release: release, t: t}
 	host(t, "mkdir", "-p", d.in("rig/work"), d.in("out"), d.in("srv"))
 	d.modules(filepath.Join(c.kernel(k), "lib/modules", release))
 	host(t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+release))
