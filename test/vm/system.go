@@ -102,19 +102,8 @@ func copyRoot(t testing.TB, name string) string {
 // initramfs-tools, all of dmsetup are taken away.
 func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
 	t.Helper()
-	c, err := openCache()
-	if err != nil {
-		t.Fatal(err)
-	}
-	release, err := c.release(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Debian{Dir: copyRoot(t, "root"), Release: release, t: t}
-	host(t, "mkdir", "-p", d.in("rig/work"), d.in("out"), d.in("srv"))
-	d.modules(filepath.Join(c.kernel(k), "lib/modules", release))
-	host(t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+release))
-	d.Chroot("depmod", release)
+	d := &Debian{Dir: copyRoot(t, "root"), t: t}
+	d.kernel(k)
 	if g == Dracut {
 		host(t, "rm", d.in("usr/sbin/mkinitramfs"), d.in("usr/sbin/update-initramfs"))
 	} else {
@@ -122,18 +111,42 @@ func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
 			d.in("usr/share/initramfs-tools/hooks/dmsetup"))
 		host(t, "sh", "-c", "rm "+d.in("usr/lib/udev/rules.d")+"/*dm*.rules")
 	}
-	d.Install("/rig/init", filepath.Join(filepath.Dir(p.Path), initName))
-	d.Install(wire.Program, p.Path)
-	d.Write("/etc/systemd/system/rig.service", service)
-	host(t, "mkdir", "-p", d.in("etc/systemd/system/multi-user.target.wants"))
-	host(t, "ln", "-s", "../rig.service", d.in("etc/systemd/system/multi-user.target.wants/rig.service"))
-	d.Write("/etc/systemd/journald.conf", "[Journal]\nStorage=volatile\n")
+	d.rig(p)
 	return d
 }
 
-// modules copies the modules that are kept, and the lists of all of them. A kernel
+// rig installs the program's tests as a service.
+func (d *Debian) rig(p Program) {
+	d.t.Helper()
+	host(d.t, "mkdir", "-p", d.in("rig/work"), d.in("out"), d.in("srv"))
+	d.Install("/rig/init", filepath.Join(filepath.Dir(p.Path), initName))
+	d.Install(wire.Program, p.Path)
+	d.Write("/etc/systemd/system/rig.service", service)
+	host(d.t, "mkdir", "-p", d.in("etc/systemd/system/multi-user.target.wants"))
+	host(d.t, "ln", "-s", "../rig.service", d.in("etc/systemd/system/multi-user.target.wants/rig.service"))
+	d.Write("/etc/systemd/journald.conf", "[Journal]\nStorage=volatile\n")
+}
+
+// kernel installs a kernel's modules, those that are kept and these, which are folders,
+// and its configuration.
+func (d *Debian) kernel(k Kernel, also ...string) {
+	d.t.Helper()
+	c, err := openCache()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.Release, err = c.release(k)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.modules(filepath.Join(c.kernel(k), "lib/modules", d.Release), append(kept[:], also...))
+	host(d.t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+d.Release))
+	d.Chroot("depmod", d.Release)
+}
+
+// modules copies the modules in these folders, and the lists of all of them. A kernel
 // that has some of them built in lacks their folders.
-func (d *Debian) modules(from string) {
+func (d *Debian) modules(from string, folders []string) {
 	d.t.Helper()
 	to := d.in("usr/lib/modules/" + d.Release)
 	lists, err := filepath.Glob(from + "/modules.*")
@@ -142,7 +155,7 @@ func (d *Debian) modules(from string) {
 	}
 	host(d.t, "mkdir", "-p", to)
 	host(d.t, "cp", append(lists, to)...)
-	for _, name := range kept {
+	for _, name := range folders {
 		if _, err := os.Stat(filepath.Join(from, name)); err != nil {
 			continue
 		}
