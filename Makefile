@@ -15,7 +15,7 @@ SLOW := tidemark/test/|tidemark/bench
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
-.PHONY: help build demo test soak setup setup-vm generate man bench vuln fmt lint clean \
+.PHONY: help build install uninstall packages demo test soak setup setup-vm generate man bench vuln fmt lint clean \
 	check-fmt check-vet check-shape check-static check-fix check-generated check-tidy \
 	test-race test-fuzz test-slow
 
@@ -23,6 +23,15 @@ export CGO_ENABLED := 0
 
 build: ## bin/tidemark, one static binary
 	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tidemark ./cmd/tidemark
+
+install: ## into prefix=/usr/local, after make build (DESTDIR=, sysconfdir=/etc; root)
+	DESTDIR="$(DESTDIR)" prefix="$(prefix)" sysconfdir="$(sysconfdir)" scripts/install
+
+uninstall: ## what make install installed, but the configuration (root)
+	DESTDIR="$(DESTDIR)" prefix="$(prefix)" sysconfdir="$(sysconfdir)" scripts/install --remove
+
+packages: build ## a Debian and an RPM package, in bin/
+	scripts/packages
 
 demo: setup build ## show a live incremental mirror on a loop device (root)
 	scripts/demo.sh
@@ -87,6 +96,7 @@ check-generated:
 check-tidy:
 	go mod tidy -diff
 	cd tools && go mod tidy -diff
+	cd tools/nfpm && go mod tidy -diff
 
 test-race:
 	tool=$$(scripts/bench-tools); scripts/as-root env CGO_ENABLED=1 ERA_TOOLS_1="$${tool%/*}" go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')

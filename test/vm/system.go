@@ -72,28 +72,38 @@ type Debian struct {
 	t       testing.TB
 }
 
-// NewDebian copies the rig's Debian, with one kernel and one generator, and installs
-// the program's tests as its only service. The other generator and, with
-// initramfs-tools, all of dmsetup are taken away.
-func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
+// CleanDebian copies a Debian as debootstrap leaves it, with dpkg and its database but no
+// kernel, and returns the copy's root folder. It has what NewDebian's lacks.
+func CleanDebian(t testing.TB) string {
+	t.Helper()
+	return copyRoot(t, "clean")
+}
+
+// copyRoot copies one of the roots that scripts/vm-root made.
+func copyRoot(t testing.TB, name string) string {
 	t.Helper()
 	c, err := openCache()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(filepath.Join(c.dir, "root-ready")); err != nil {
-		t.Fatalf("the rig's Debian is not there (run scripts/vm-root as root): %v", err)
+	from := filepath.Join(c.dir, name)
+	for _, needed := range [...]string{filepath.Join(c.dir, "root-ready"), from} {
+		if _, err := os.Stat(needed); err != nil {
+			t.Fatalf("the rig's Debian is not there (run scripts/vm-root as root): %v", err)
+		}
 	}
-	release, err := c.release(k)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Debian{Dir: filepath.Join(t.TempDir(), "root"), Release: release, t: t}
-	host(t, "cp", "-a", "--reflink=auto", filepath.Join(c.dir, "root"), d.Dir)
-	host(t, "mkdir", "-p", d.in("rig/work"), d.in("out"), d.in("srv"))
-	d.modules(filepath.Join(c.kernel(k), "lib/modules", release))
-	host(t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+release))
-	d.Chroot("depmod", release)
+	to := filepath.Join(t.TempDir(), "root")
+	host(t, "cp", "-a", "--reflink=auto", from, to)
+	return to
+}
+
+// NewDebian copies the rig's Debian, with one kernel and one generator, and installs
+// the program's tests as its only service. The other generator and, with
+// initramfs-tools, all of dmsetup are taken away.
+func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
+	t.Helper()
+	d := &Debian{Dir: copyRoot(t, "root"), t: t}
+	d.kernel(k)
 	if g == Dracut {
 		host(t, "rm", d.in("usr/sbin/mkinitramfs"), d.in("usr/sbin/update-initramfs"))
 	} else {
@@ -101,18 +111,42 @@ func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
 			d.in("usr/share/initramfs-tools/hooks/dmsetup"))
 		host(t, "sh", "-c", "rm "+d.in("usr/lib/udev/rules.d")+"/*dm*.rules")
 	}
-	d.Install("/rig/init", filepath.Join(filepath.Dir(p.Path), initName))
-	d.Install(wire.Program, p.Path)
-	d.Write("/etc/systemd/system/rig.service", service)
-	host(t, "mkdir", "-p", d.in("etc/systemd/system/multi-user.target.wants"))
-	host(t, "ln", "-s", "../rig.service", d.in("etc/systemd/system/multi-user.target.wants/rig.service"))
-	d.Write("/etc/systemd/journald.conf", "[Journal]\nStorage=volatile\n")
+	d.rig(p)
 	return d
 }
 
-// modules copies the modules that are kept, and the lists of all of them. A kernel
+// rig installs the program's tests as a service.
+func (d *Debian) rig(p Program) {
+	d.t.Helper()
+	host(d.t, "mkdir", "-p", d.in("rig/work"), d.in("out"), d.in("srv"))
+	d.Install("/rig/init", filepath.Join(filepath.Dir(p.Path), initName))
+	d.Install(wire.Program, p.Path)
+	d.Write("/etc/systemd/system/rig.service", service)
+	host(d.t, "mkdir", "-p", d.in("etc/systemd/system/multi-user.target.wants"))
+	host(d.t, "ln", "-s", "../rig.service", d.in("etc/systemd/system/multi-user.target.wants/rig.service"))
+	d.Write("/etc/systemd/journald.conf", "[Journal]\nStorage=volatile\n")
+}
+
+// kernel installs a kernel's modules, those that are kept and these, which are folders,
+// and its configuration.
+func (d *Debian) kernel(k Kernel, also ...string) {
+	d.t.Helper()
+	c, err := openCache()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.Release, err = c.release(k)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.modules(filepath.Join(c.kernel(k), "lib/modules", d.Release), append(kept[:], also...))
+	host(d.t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+d.Release))
+	d.Chroot("depmod", d.Release)
+}
+
+// modules copies the modules in these folders, and the lists of all of them. A kernel
 // that has some of them built in lacks their folders.
-func (d *Debian) modules(from string) {
+func (d *Debian) modules(from string, folders []string) {
 	d.t.Helper()
 	to := d.in("usr/lib/modules/" + d.Release)
 	lists, err := filepath.Glob(from + "/modules.*")
@@ -121,7 +155,7 @@ func (d *Debian) modules(from string) {
 	}
 	host(d.t, "mkdir", "-p", to)
 	host(d.t, "cp", append(lists, to)...)
-	for _, name := range kept {
+	for _, name := range folders {
 		if _, err := os.Stat(filepath.Join(from, name)); err != nil {
 			continue
 		}

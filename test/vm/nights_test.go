@@ -1,0 +1,172 @@
+package vm
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A machine is backed up from its first minute by what the manual says, for three
+// nights; its disk is lost; a rescue system restores it to a larger one; and that boots.
+func TestThreeNights(t *testing.T) {
+	t.Parallel()
+	program := Build(t, "tidemark/test/vm/guest/nights")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	dir := t.TempDir()
+	deb := filepath.Join(dir, "tidemark.deb")
+	goTool(t, "version")
+	packages := exec.Command("../../scripts/packages", "deb")
+	packages.Env = append(os.Environ(), "OUT="+dir, "PACKAGE_VERSION=1")
+	if out, err := packages.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	host(t, "mv", filepath.Join(dir, "tidemark_1-1_amd64.deb"), deb)
+	for _, c := range []struct {
+		kernel     Kernel
+		filesystem string
+		size       int64 // of root, in bytes
+	}{
+		{Linux612, "ext4", 256 << 20},
+		{Linux61, "xfs", 300 << 20},
+	} {
+		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.filesystem), func(t *testing.T) {
+			t.Parallel()
+			m := newNightly(t, c.kernel, c.filesystem, c.size, program, deb)
+			m.boot(t, "nights.sh", m.old)
+			m.rescue(t, command)
+			m.boot(t, "restored.sh", m.new)
+			m.check(t)
+		})
+	}
+}
+
+// nightly is a machine that is backed up to a disk, and the disk that takes the place
+// of its own.
+type nightly struct {
+	kernel           Kernel
+	filesystem       string
+	size             int64 // of root, in bytes
+	program          Program
+	system           System
+	old, backup, new Disk
+}
+
+func newNightly(t *testing.T, k Kernel, filesystem string, size int64, p Program, deb string) *nightly {
+	d := &Debian{Dir: CleanDebian(t), t: t}
+	d.kernel(k, "kernel/fs/xfs")
+	d.rig(p)
+	d.quiet()
+	host(t, "mkdir", d.in("backup"))
+	host(t, "cp", deb, d.in("root/tidemark.deb"))
+	scripts, err := filepath.Glob(p.testdata + "/*.sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host(t, "cp", append(scripts, d.in("rig/work"))...)
+	d.Write("/etc/fstab", fmt.Sprintf("UUID=%s / %s defaults 0 1\nLABEL=backup /backup ext4 defaults,noauto 0 2\n", RootUUID, filesystem))
+	d.Chroot("update-initramfs", "-c", "-k", d.Release)
+	m := &nightly{
+		kernel: k, filesystem: filesystem, size: size, program: p,
+		old:    NewDisk(t, "system", size+2<<20),
+		backup: NewDisk(t, "backup", 3*size),
+		new:    NewDisk(t, "new", size+64<<20),
+	}
+	initrd := filepath.Join(t.TempDir(), "initrd")
+	host(t, "mv", d.in("boot/initrd.img-"+d.Release), initrd)
+	m.system = System{Initrd: initrd, Args: "root=PARTUUID=" + RootPartUUID + " ro systemd.show_status=0"}
+	m.fill(t, d)
+	host(t, "mkfs.ext4", "-q", "-L", "backup", m.backup.Path)
+	return m
+}
+
+// quiet takes away what a boot does not need, which under emulation takes long: texts,
+// and the services that the rig's own Debian has not.
+func (d *Debian) quiet() {
+	d.t.Helper()
+	for _, name := range [...]string{"doc", "man", "info", "locale"} {
+		host(d.t, "rm", "-rf", d.in("usr/share/"+name))
+	}
+	c, err := openCache()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	units, err := filepath.Glob(filepath.Join(c.dir, "root/etc/systemd/system/*"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	for _, unit := range units {
+		if to, err := os.Readlink(unit); err == nil && to == os.DevNull {
+			host(d.t, "cp", "-P", "--remove-destination", unit, d.in("etc/systemd/system"))
+		}
+	}
+}
+
+// fill makes the machine's disk: a partition table, and a system on its one partition.
+func (m *nightly) fill(t *testing.T, d *Debian) {
+	t.Helper()
+	cmd := exec.Command("sfdisk", "--quiet", m.old.Path)
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("label: gpt\nstart=%d, size=%d, uuid=%s\n", RootStart/512, m.size/512, RootPartUUID))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	m.withRoot(t, m.old, func(dev string) {
+		if m.filesystem == "xfs" {
+			host(t, "mkfs.xfs", "-q", "-m", "uuid="+RootUUID, dev)
+		} else {
+			host(t, "mkfs.ext4", "-q", "-U", RootUUID, dev)
+		}
+		at := t.TempDir()
+		host(t, "mount", dev, at)
+		defer host(t, "umount", at)
+		host(t, "cp", "-a", d.Dir+"/.", at)
+	})
+}
+
+// withRoot attaches root's partition of a disk to the host.
+func (m *nightly) withRoot(t *testing.T, disk Disk, use func(dev string)) {
+	t.Helper()
+	dev := strings.TrimSpace(host(t, "losetup", "--find", "--show", "--offset", fmt.Sprint(RootStart), "--sizelimit", fmt.Sprint(m.size), disk.Path))
+	defer host(t, "losetup", "--detach", dev)
+	use(dev)
+}
+
+// boot boots the machine from a disk and runs a script in it.
+func (m *nightly) boot(t *testing.T, script string, disk Disk) {
+	t.Helper()
+	r := Run(t, Config{
+		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: []Disk{disk, m.backup},
+		Env: []string{"SCRIPT=" + script, "LOST=1"},
+	}, m.program)
+	t.Logf("%s: up after %v, all %v", script, r.Boot, r.Total)
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// rescue restores the machine's disk in another system.
+func (m *nightly) rescue(t *testing.T, command string) {
+	t.Helper()
+	r := Run(t, Config{
+		Kernel: m.kernel, Disks: []Disk{m.backup, m.new}, Files: map[string]string{"bin/tidemark": command},
+		Env: []string{"SCRIPT=testdata/rescue.sh"},
+	}, m.program)
+	t.Logf("rescue: up after %v, all %v", r.Boot, r.Total)
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// check checks root's filesystem, which was shut down.
+func (m *nightly) check(t *testing.T) {
+	t.Helper()
+	m.withRoot(t, m.new, func(dev string) {
+		if m.filesystem == "xfs" {
+			host(t, "xfs_repair", "-n", dev)
+		} else {
+			host(t, "e2fsck", "-fn", dev)
+		}
+	})
+}
