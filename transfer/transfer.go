@@ -119,6 +119,7 @@ type Report struct {
 	Took     time.Duration `json:"-"`
 	TookMS   float64       `json:"duration_ms"`
 	Notes    []string      `json:"notes"`   // what was told during the run, of all its pairs
+	Code     string        `json:"code"`    // a word for Outcome that stays what it is; left to the caller
 	Outcome  string        `json:"outcome"` // "ok", what went wrong, or "pending: " and that when the next run will finish it
 }
 

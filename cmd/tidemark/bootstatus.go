@@ -33,7 +33,7 @@ Ends with 5 when anything is not as it should be; "tidemark boot install" withou
 					err = printBoot(cmd.OutOrStdout(), st)
 				}
 				if err == nil && !st.Good() {
-					err = hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}
+					err = told{hinted{fmt.Errorf("boot: %w", errDifferent), `"tidemark boot install --update" puts it right`}}
 				}
 				return err
 			})

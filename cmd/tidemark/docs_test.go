@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"tidemark/transfer"
 )
 
 // commands returns cmd and all commands below it that users are shown.
@@ -136,8 +139,56 @@ func TestEveryClassOfErrorHasACodeThatIsDocumented(t *testing.T) {
 		if !listed[c.code] {
 			t.Errorf("%v ends with %d, which no command lists", c.err, c.code)
 		}
-		if got := classify(context.Background(), c.err); got != c.code {
-			t.Errorf("%v ends with %d, want %d", c.err, got, c.code)
+		if got := classify(context.Background(), c.err); got.code != c.code || got.name != c.name {
+			t.Errorf("%v is %s and ends with %d, want %s and %d", c.err, got.name, got.code, c.name, c.code)
+		}
+	}
+}
+
+// classTable begins the part of docs/manual/exit-codes.md that is made from the table of
+// classes.
+const classTable = "<!-- made from the table of classes: UPDATE=1 go test ./cmd/tidemark -run TestTheManualListsEveryClass -->\n"
+
+func TestTheManualListsEveryClassOfErrorOnce(t *testing.T) {
+	const page = "../../docs/manual/exit-codes.md"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, ok := strings.Cut(string(text), classTable)
+	if !ok {
+		t.Fatalf("%s: %q is missing", page, classTable)
+	}
+	var b strings.Builder
+	b.WriteString(before + classTable + "\n| code | exit | error |\n|---|---|---|\n")
+	seen := map[string]bool{"usage": true, "failed": true, "hung-up": true, "interrupted": true, "terminated": true, "ok": true, transfer.Planned: true}
+	for _, c := range classes() {
+		if seen[c.name] || c.name == "" {
+			t.Errorf("%v: the name %q is another's as well", c.err, c.name)
+		}
+		seen[c.name] = true
+		fmt.Fprintf(&b, "| `%s` | %d | %v |\n", c.name, c.code, c.err)
+	}
+	if b.String() == string(text) {
+		return
+	}
+	if os.Getenv("UPDATE") == "" {
+		t.Fatalf("%s is not the table of classes: see the line above its table", page)
+	}
+	if err := os.WriteFile(page, []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The codes themselves are told once, by exitCode.meaning.
+func TestTheManualListsEveryExitCode(t *testing.T) {
+	text, err := os.ReadFile("../../docs/manual/exit-codes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for c := exitCode(0); c < 256; c++ {
+		if row := fmt.Sprintf("| %d | %s |\n", c, c.meaning()); c.meaning() != "" && !strings.Contains(string(text), row) {
+			t.Errorf("a row is missing: %s", row)
 		}
 	}
 }

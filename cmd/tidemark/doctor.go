@@ -36,7 +36,7 @@ func printDoctor(w io.Writer, rep doctor.Report, asJSON bool) error {
 		return err
 	}
 	if rep.Live == doctor.None {
-		return errNotReady
+		return told{errNotReady}
 	}
 	return nil
 }

@@ -64,10 +64,10 @@ func (c *eraCheck) run(ctx context.Context, path string, out io.Writer) error {
 		return err
 	}
 	if bad {
-		return hinted{
+		return told{hinted{
 			fmt.Errorf("era: check: %s: %s: %w", path, verdict(sum), era.ErrDamaged),
 			`"tidemark era repair" writes new metadata from what can be read`,
-		}
+		}}
 	}
 	return nil
 }

@@ -47,6 +47,7 @@ const (
 	exitRefused     exitCode = 6
 	exitBusy        exitCode = 7
 	exitDamaged     exitCode = 8
+	exitStale       exitCode = 9
 	exitHungUp      exitCode = 128 + exitCode(syscall.SIGHUP)
 	exitInterrupted exitCode = 128 + exitCode(syscall.SIGINT)
 	exitTerminated  exitCode = 128 + exitCode(syscall.SIGTERM)
@@ -73,6 +74,8 @@ func (c exitCode) meaning() string {
 		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the era device or its metadata is in use."
 	case exitDamaged:
 		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, dm-era metadata, or a stream; nothing was written."
+	case exitStale:
+		return "A mirror is older than --max-age, or in a state that needs attention."
 	case exitHungUp:
 		return "Ended by SIGHUP: the terminal or connection is gone; the same as below."
 	case exitInterrupted:
@@ -110,6 +113,17 @@ type signalError struct{ signal syscall.Signal }
 
 func (e signalError) Error() string { return "stopped by " + signalName(e.signal) }
 
+// word is the name of the class of errors that the signal makes.
+func (e signalError) word() string {
+	switch e.signal {
+	case syscall.SIGHUP:
+		return "hung-up"
+	case syscall.SIGTERM:
+		return "terminated"
+	}
+	return "interrupted"
+}
+
 func signalName(s syscall.Signal) string {
 	switch s {
 	case syscall.SIGHUP:
@@ -120,26 +134,29 @@ func signalName(s syscall.Signal) string {
 	return "SIGINT"
 }
 
-// classify returns the exit code of an error.
-func classify(ctx context.Context, err error) exitCode {
+// classify returns the class of an error: the code that the program ends with, and the
+// word that programs are told.
+func classify(ctx context.Context, err error) class {
 	var usage usageError
 	var stopped signalError
 	if errors.As(err, &usage) {
-		return exitUsage
+		return class{"usage", nil, exitUsage, ""}
 	}
 	if errors.As(context.Cause(ctx), &stopped) {
-		return 128 + exitCode(stopped.signal)
+		return class{stopped.word(), nil, 128 + exitCode(stopped.signal), ""}
 	}
 	for _, class := range classes() {
 		if errors.Is(err, class.err) {
-			return class.code
+			return class
 		}
 	}
-	return exitError
+	return class{"failed", nil, exitError, ""}
 }
 
-// class is one sort of error: the code it ends with, and what to do next.
+// class is one sort of error: the word that programs know it by, which stays what it is,
+// the code it ends with, and what to do next.
 type class struct {
+	name string
 	err  error
 	code exitCode
 	hint string
@@ -152,98 +169,99 @@ func classes() []class {
 
 func mirrorClasses() []class {
 	return []class{
-		{errDifferent, exitDifferent, ""},
-		{track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
-		{track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
-		{eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
-		{eratrack.ErrUnfit, exitRefused, "--tracker bpf does without the metadata"},
-		{bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
-		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
-		{pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
-		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
-		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
-		{pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
-		{pairs.ErrHoldsOther, exitRefused, "give another target, or overwrite this one with --force"},
-		{pairs.ErrRefused, exitRefused, "give another target"},
-		{pairs.ErrNoMirror, exitError, "give the target of a mirror"},
-		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
-		{view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view freeze if a filesystem on the source is mounted, else --view offline"},
-		{view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
-		{view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
-		{pairs.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
-		{pairs.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
-		{transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
-		{transaction.ErrBusy, exitBusy, "wait until it ends"},
-		{fsfreeze.ErrBusy, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},
-		{state.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
-		{sums.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
-		{state.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
-		{sums.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
-		{state.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
-		{sums.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
-		{epochs.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
-		{epochs.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
+		{"different", errDifferent, exitDifferent, ""},
+		{"bad-mark", track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
+		{"mark-lost", track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
+		{"era-takes-discards", eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
+		{"era-unfit", eratrack.ErrUnfit, exitRefused, "--tracker bpf does without the metadata"},
+		{"not-tracked", bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
+		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
+		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
+		{"in-use", pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
+		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
+		{"own-source", pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
+		{"holds-other", pairs.ErrHoldsOther, exitRefused, "give another target, or overwrite this one with --force"},
+		{"refused", pairs.ErrRefused, exitRefused, "give another target"},
+		{"no-mirror", pairs.ErrNoMirror, exitError, "give the target of a mirror"},
+		{"mounted", view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
+		{"unseen-use", view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view freeze if a filesystem on the source is mounted, else --view offline"},
+		{"nothing-to-freeze", view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
+		{"hook-failed", view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
+		{"pending", pairs.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
+		{"incomplete", pairs.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
+		{"no-room-beside-source", transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
+		{"mirror-busy", transaction.ErrBusy, exitBusy, "wait until it ends"},
+		{"frozen-by-other", fsfreeze.ErrBusy, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},
+		{"state-newer", state.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{"sums-newer", sums.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{"state-damaged", state.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
+		{"sums-damaged", sums.ErrDamaged, exitDamaged, "remove the folder beside the target; the next run compares everything and builds it anew"},
+		{"state-foreign", state.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
+		{"sums-foreign", sums.ErrNotOurs, exitDamaged, "give another target, or remove the folder beside this one"},
+		{"epochs-newer", epochs.ErrNewer, exitMarkLost, "use the tidemark that started tracking"},
+		{"epochs-damaged", epochs.ErrDamaged, exitMarkLost, "stop tracking and start it again"},
 	}
 }
 
 func eraClasses() []class {
 	return []class{
-		{dmera.ErrHasMetadata, exitRefused, `"tidemark era open" brings its device up; --force makes it anew, and forgets what was written when`},
-		{dmera.ErrNotEmpty, exitRefused, "give another metadata device, or overwrite this one with --force"},
-		{dmera.ErrRefused, exitRefused, ""},
-		{dmera.ErrHeld, exitBusy, `wait until it is dropped; if nobody needs it, "dmsetup message NAME 0 drop_metadata_snap" drops it`},
-		{dmera.ErrSuspended, exitBusy, `"dmsetup resume NAME" lets it go on, if nobody else will`},
-		{dmera.ErrFuture, exitMarkLost, "take everything as changed; the era is not of this metadata"},
-		{dmera.ErrDiscards, exitMarkLost, "take everything as changed once"},
-		{dmera.ErrPast, exitMarkLost, "take everything as changed once"},
-		{errOtherMetadata, exitMarkLost, "take everything as changed once, and keep the new identity"},
-		{dmera.ErrNotEra, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
-		{dmera.ErrFailed, exitDamaged, `close the device and run "tidemark era check" on the metadata`},
-		{dm.ErrBusy, exitBusy, "unmount it, or end what uses it"},
-		{dm.ErrExists, exitRefused, "give another name"},
-		{dm.ErrNotFound, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
-		{dm.ErrNotSupported, exitError, "load the module or use another kernel"},
-		{errOutput, exitRefused, "give another output"},
-		{streams.ErrRefused, exitRefused, "give another target, or end what uses this one"},
-		{errMetadataInUse, exitBusy, `take a metadata snapshot and use --metadata-snapshot, or remove the device that uses it`},
-		{era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
-		{era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
-		{era.ErrNewer, exitDamaged, "use a later tidemark"},
-		{era.ErrNoSnapshot, exitError, `"dmsetup message NAME 0 take_metadata_snap" takes one`},
-		{era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
-		{era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
-		{era.ErrXML, exitError, "the output is as it was before"},
-		{erastream.ErrOutOfBounds, exitRefused, "see that it is the right target; --grow lets an image become larger"},
-		{erastream.ErrDamaged, exitDamaged, "make the stream anew; the target is as it was before"},
-		{erastream.ErrNotStream, exitDamaged, `give the output of "tidemark era copy", uncompressed`},
-		{errList, exitRefused, "see that the block size is that of the era device, and the list one of this device"},
-		{redo.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
-		{redo.ErrDamaged, exitDamaged, `the target is neither old nor new: copy all of it, for a mirror with "tidemark mirror --force"; "tidemark recover --discard" forgets what waits`},
-		{redo.ErrOldMirror, exitDamaged, `let the tidemark that wrote it finish it, or overwrite the target with "tidemark mirror --force", which compares everything`},
-		{redo.ErrNotOurs, exitDamaged, "another program has left it in the folder beside the target"},
-		{transaction.ErrOtherOwner, exitRefused, `"tidemark mirror" finishes the change of a mirror, "tidemark era apply" that of a stream`},
-		{transaction.ErrOther, exitRefused, `put the target back, or overwrite this one: "tidemark mirror --force" compares everything; "tidemark recover --discard", or "tidemark era apply --discard" for a stream, forgets what waits`},
-		{transaction.ErrChanged, exitRefused, "see who else writes to the target"},
-		{apply.ErrPending, exitError, `"tidemark era apply --finish" brings it to the target, --discard forgets it`},
-		{boot.ErrNoStableName, exitRefused, "give a partition of a GPT or MBR disk, a logical volume, or a disk that udev knows by an identifier"},
-		{boot.ErrNotOurs, exitRefused, "move it away"},
-		{boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
-		{boot.ErrUnsuitable, exitRefused, ""},
-		{boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
-		{boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
+		{"era-has-metadata", dmera.ErrHasMetadata, exitRefused, `"tidemark era open" brings its device up; --force makes it anew, and forgets what was written when`},
+		{"era-metadata-not-empty", dmera.ErrNotEmpty, exitRefused, "give another metadata device, or overwrite this one with --force"},
+		{"era-refused", dmera.ErrRefused, exitRefused, ""},
+		{"era-snapshot-held", dmera.ErrHeld, exitBusy, `wait until it is dropped; if nobody needs it, "dmsetup message NAME 0 drop_metadata_snap" drops it`},
+		{"era-suspended", dmera.ErrSuspended, exitBusy, `"dmsetup resume NAME" lets it go on, if nobody else will`},
+		{"era-future", dmera.ErrFuture, exitMarkLost, "take everything as changed; the era is not of this metadata"},
+		{"era-discards-missed", dmera.ErrDiscards, exitMarkLost, "take everything as changed once"},
+		{"era-past", dmera.ErrPast, exitMarkLost, "take everything as changed once"},
+		{"era-other-metadata", errOtherMetadata, exitMarkLost, "take everything as changed once, and keep the new identity"},
+		{"no-era-device", dmera.ErrNotEra, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
+		{"era-failed", dmera.ErrFailed, exitDamaged, `close the device and run "tidemark era check" on the metadata`},
+		{"dm-busy", dm.ErrBusy, exitBusy, "unmount it, or end what uses it"},
+		{"dm-exists", dm.ErrExists, exitRefused, "give another name"},
+		{"dm-not-found", dm.ErrNotFound, exitError, `"tidemark era status" lists era devices; "tidemark era open" brings one up`},
+		{"dm-not-supported", dm.ErrNotSupported, exitError, "load the module or use another kernel"},
+		{"output-refused", errOutput, exitRefused, "give another output"},
+		{"stream-refused", streams.ErrRefused, exitRefused, "give another target, or end what uses this one"},
+		{"era-metadata-in-use", errMetadataInUse, exitBusy, `take a metadata snapshot and use --metadata-snapshot, or remove the device that uses it`},
+		{"era-damaged", era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
+		{"era-foreign", era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
+		{"era-newer", era.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"era-no-snapshot", era.ErrNoSnapshot, exitError, `"dmsetup message NAME 0 take_metadata_snap" takes one`},
+		{"era-snapshot-gone", era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
+		{"era-no-space", era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
+		{"era-bad-xml", era.ErrXML, exitError, "the output is as it was before"},
+		{"stream-out-of-bounds", erastream.ErrOutOfBounds, exitRefused, "see that it is the right target; --grow lets an image become larger"},
+		{"stream-damaged", erastream.ErrDamaged, exitDamaged, "make the stream anew; the target is as it was before"},
+		{"stream-foreign", erastream.ErrNotStream, exitDamaged, `give the output of "tidemark era copy", uncompressed`},
+		{"bad-list", errList, exitRefused, "see that the block size is that of the era device, and the list one of this device"},
+		{"journal-newer", redo.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{"journal-damaged", redo.ErrDamaged, exitDamaged, `the target is neither old nor new: copy all of it, for a mirror with "tidemark mirror --force"; "tidemark recover --discard" forgets what waits`},
+		{"journal-old", redo.ErrOldMirror, exitDamaged, `let the tidemark that wrote it finish it, or overwrite the target with "tidemark mirror --force", which compares everything`},
+		{"journal-foreign", redo.ErrNotOurs, exitDamaged, "another program has left it in the folder beside the target"},
+		{"journal-other-owner", transaction.ErrOtherOwner, exitRefused, `"tidemark mirror" finishes the change of a mirror, "tidemark era apply" that of a stream`},
+		{"other-target", transaction.ErrOther, exitRefused, `put the target back, or overwrite this one: "tidemark mirror --force" compares everything; "tidemark recover --discard", or "tidemark era apply --discard" for a stream, forgets what waits`},
+		{"target-changed", transaction.ErrChanged, exitRefused, "see who else writes to the target"},
+		{"stream-pending", apply.ErrPending, exitError, `"tidemark era apply --finish" brings it to the target, --discard forgets it`},
+		{"boot-no-stable-name", boot.ErrNoStableName, exitRefused, "give a partition of a GPT or MBR disk, a logical volume, or a disk that udev knows by an identifier"},
+		{"boot-foreign", boot.ErrNotOurs, exitRefused, "move it away"},
+		{"boot-changed", boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
+		{"boot-unsuitable", boot.ErrUnsuitable, exitRefused, ""},
+		{"boot-hibernation", boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
+		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
 	}
 }
 
 func machineClasses() []class {
 	return []class{
-		{fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
-		{block.ErrNoCounters, exitError, "set queue/iostats of the disk, in /sys/block, to 1; a few drivers never count"},
-		{bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
-		{errNotReady, exitError, ""},
-		{syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
-		{syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
-		{history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
-		{syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
+		{"freeze-not-supported", fsfreeze.ErrNotSupported, exitError, "unmount it and use --view offline"},
+		{"no-counters", block.ErrNoCounters, exitError, "set queue/iostats of the disk, in /sys/block, to 1; a few drivers never count"},
+		{"tracking-not-supported", bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
+		{"not-ready", errNotReady, exitError, ""},
+		{"not-permitted", syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{"access-denied", syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{"run-folder-unwritable", history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
+		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
+		{"source-unusable", pairs.ErrSource, exitError, ""},
 	}
 }
 
@@ -270,21 +288,48 @@ func hintOf(err error) string {
 	return ""
 }
 
-// printError tells what went wrong and what to do next.
-func printError(w io.Writer, cmd *cobra.Command, err error, code exitCode) {
-	if slices.Contains(interruptible(), code) {
-		fmt.Fprintf(w, "tidemark: stopped by %s\n", signalName(syscall.Signal(code-128)))
-		if !errors.Is(err, context.Canceled) {
-			fmt.Fprintf(w, "tidemark: %v\n", err)
+// told is an error of which the JSON on stdout tells already.
+type told struct{ err error }
+
+func (e told) Error() string { return e.err.Error() }
+func (e told) Unwrap() error { return e.err }
+
+// failure is what a command that failed prints with --json, unless it has told already.
+type failure struct {
+	Error string   `json:"error"`
+	Code  string   `json:"code"` // name of the class
+	Exit  exitCode `json:"exit"`
+	Hint  string   `json:"hint,omitempty"`
+}
+
+// failureOf describes an error that cmd ended with.
+func failureOf(ctx context.Context, cmd *cobra.Command, err error) failure {
+	c := classify(ctx, err)
+	f := failure{Error: strings.TrimPrefix(err.Error(), "tidemark: "), Code: c.name, Exit: c.code}
+	if slices.Contains(interruptible(), c.code) {
+		stopped := "stopped by " + signalName(syscall.Signal(c.code-128))
+		if f.Error = stopped; !errors.Is(err, context.Canceled) {
+			f.Error += "\ntidemark: " + err.Error()
 		}
-		return
+		return f
 	}
-	fmt.Fprintf(w, "tidemark: %s\n", strings.TrimPrefix(err.Error(), "tidemark: "))
-	hint := hintOf(err)
-	if hint == "" && code == exitUsage {
-		hint = fmt.Sprintf("see %q", cmd.CommandPath()+" --help")
+	if f.Hint = hintOf(err); f.Hint == "" && c.code == exitUsage {
+		f.Hint = fmt.Sprintf("see %q", cmd.CommandPath()+" --help")
 	}
-	if hint != "" {
-		fmt.Fprintf(w, "tidemark: hint: %s\n", hint)
+	return f
+}
+
+// print tells people what went wrong and what to do next.
+func (f failure) print(w io.Writer) {
+	fmt.Fprintf(w, "tidemark: %s\n", f.Error)
+	if f.Hint != "" {
+		fmt.Fprintf(w, "tidemark: hint: %s\n", f.Hint)
 	}
+}
+
+// wantsJSON reports whether a command line asks for JSON, also where it could not be
+// parsed.
+func wantsJSON(cmd *cobra.Command, args []string) bool {
+	flag := cmd.Flags().Lookup("json")
+	return flag != nil && (flag.Value.String() == "true" || slices.Contains(args, "--json"))
 }

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -47,9 +48,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return int(exitOK)
 	}
-	code := classify(ctx, err)
-	printError(stderr, cmd, err, code)
-	return int(code)
+	f := failureOf(ctx, cmd, err)
+	f.print(stderr)
+	if !errors.As(err, new(told)) && wantsJSON(cmd, args) {
+		_ = printJSON(stdout, f) // stderr has it
+	}
+	return int(f.Exit)
 }
 
 // withSignals returns a context that SIGINT, SIGTERM or SIGHUP ends, with the signal

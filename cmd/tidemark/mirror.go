@@ -133,11 +133,14 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 		bar := &noting{progress: newProgress(cmd.ErrOrStderr(), f.asJSON), notes: []string{}}
 		reports, err := f.mirror(ctx, g, list, bar)
 		bar.End()
-		told := f.print(cmd.OutOrStdout(), list, reports, bar.notes, err)
-		if errors.Is(told, syscall.EPIPE) {
-			told = fmt.Errorf("%w: %w", errNoReader, told)
+		unread := f.print(ctx, cmd.OutOrStdout(), list, reports, bar.notes, err)
+		if errors.Is(unread, syscall.EPIPE) {
+			unread = fmt.Errorf("%w: %w", errNoReader, unread)
 		}
-		return errors.Join(err, told)
+		if err != nil && f.asJSON {
+			err = told{err}
+		}
+		return errors.Join(err, unread)
 	}
 	if f.every == 0 {
 		return once(cmd.Context())
@@ -171,7 +174,7 @@ func repeat(ctx context.Context, interval time.Duration, once func(context.Conte
 			if first && errors.Is(err, pairs.ErrSource) || errors.Is(err, errNoReader) {
 				return err
 			}
-			switch classify(ctx, err) {
+			switch classify(ctx, err).code {
 			case exitUsage, exitRefused, exitDamaged, exitHungUp, exitInterrupted, exitTerminated:
 				return err
 			}
@@ -188,7 +191,7 @@ func repeat(ctx context.Context, interval time.Duration, once func(context.Conte
 // print tells what a run did. A run that failed before it had anything to report
 // still gives programs one object for each pair. What people are told on stderr is
 // in each of them.
-func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.Report, notes []string, failed error) error {
+func (f *mirrorFlags) print(ctx context.Context, w io.Writer, list []pairs.Pair, reports []transfer.Report, notes []string, failed error) error {
 	if !f.asJSON {
 		if failed != nil {
 			return nil
@@ -202,6 +205,9 @@ func (f *mirrorFlags) print(w io.Writer, list []pairs.Pair, reports []transfer.R
 	}
 	for _, rep := range reports {
 		rep.Notes = notes
+		if rep.Code = rep.Outcome; failed != nil && rep.Outcome != "ok" {
+			rep.Code = classify(ctx, failed).name
+		}
 		if err := printJSON(w, rep); err != nil {
 			return err
 		}

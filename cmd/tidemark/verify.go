@@ -54,7 +54,7 @@ func (v verified) print(w io.Writer, asJSON bool) error {
 		_, err = fmt.Fprintf(w, "%s: %s checked, %s differ\n", v.Target, size(v.Checked), size(v.Different))
 	}
 	if err == nil && v.Different > 0 {
-		err = fmt.Errorf("verify: %s: %d bytes: %w", v.Target, v.Different, errDifferent)
+		err = told{fmt.Errorf("verify: %s: %d bytes: %w", v.Target, v.Different, errDifferent)}
 	}
 	return err
 }
