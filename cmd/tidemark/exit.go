@@ -161,6 +161,7 @@ func mirrorClasses() []class {
 		{transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
 		{pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach); --force does not help"},
+		{pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
 		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
 		{pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
 		{pairs.ErrHoldsOther, exitRefused, "give another target, or overwrite this one with --force"},

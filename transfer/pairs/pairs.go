@@ -42,6 +42,9 @@ var (
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
 	// ErrSource says that a source cannot be opened.
 	ErrSource = errors.New("source")
+	// ErrNoSize says that a device has no content for now, which is no reason to take it
+	// for one that has shrunk.
+	ErrNoSize = errors.New("the device has no size (detached, no medium?)")
 	// ErrNoMirror says that nothing is known of a target.
 	ErrNoMirror = errors.New("no mirror")
 	// ErrPending says that a committed update has not reached a target yet.

@@ -119,7 +119,9 @@ func findTarget(path, stateDir string) (*target, error) {
 	if t.id, err = block.Identify(t.path); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	t.size = t.id.Size
+	if t.size = t.id.Size; t.size == 0 {
+		return nil, fmt.Errorf("target: %s: %w", path, ErrNoSize)
+	}
 	name := stableName(t.id)
 	if volatile(name) {
 		name = "path=" + t.path
