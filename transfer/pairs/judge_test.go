@@ -46,7 +46,8 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 		refused error       // without
 	}{
 		"nothing":                         {prepare: missing, is: fresh},
-		"an image of the same size":       {size: judged, prepare: missing, is: foreign},
+		"an image of the same size":       {size: judged, prepare: missing, is: foreign, refused: ErrHoldsOther},
+		"a hole of the same size":         {size: judged, prepare: func(t *target) { t.stateErr, t.blank = ErrNoMirror, true }, is: fresh},
 		"an image of another size":        {size: judged + 512, prepare: missing, is: foreign, refused: ErrHoldsOther},
 		"a damaged state":                 {size: judged, prepare: func(t *target) { t.stateErr = state.ErrDamaged }, is: unusable, refused: state.ErrDamaged},
 		"our mirror":                      {size: judged, state: complete(judged, origin), is: ours},
@@ -67,7 +68,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 				if c.prepare != nil {
 					c.prepare(target)
 				}
-				err := target.judge(src, overwrite)
+				err := target.judge(src, Options{Overwrite: overwrite})
 				if c.refused != nil && !overwrite {
 					if !errors.Is(err, c.refused) {
 						t.Errorf("%v, want %v", err, c.refused)
@@ -81,7 +82,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 		})
 	}
 	device := &target{path: "/target", exists: true, device: true, size: judged - 512, stateErr: ErrNoMirror}
-	if err := device.judge(src, true); !errors.Is(err, ErrTooSmall) {
+	if err := device.judge(src, Options{Overwrite: true}); !errors.Is(err, ErrTooSmall) {
 		t.Errorf("a device that is too small: %v", err)
 	}
 }
