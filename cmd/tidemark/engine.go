@@ -25,6 +25,7 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
 		BytesPerSec: int64(f.bwLimit),
 		Overwrite:   f.force,
+		Adopt:       f.adopt,
 		Progress:    shower(bar),
 	}
 	o.Track.BlockSize = int64(f.blockSize)

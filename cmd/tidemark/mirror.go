@@ -30,6 +30,7 @@ type mirrorFlags struct {
 	blockSize   byteSize // 0 chooses
 	dryRun      bool
 	force       bool
+	adopt       bool
 	every       time.Duration // 0 runs once
 	asJSON      bool
 }
@@ -44,7 +45,9 @@ While SRC is in use, what changed is copied again and again until little is left
 
 What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder (--state-dir). A DST on a filesystem of SRC is refused: each copy would change what it copies. What is kept beside a device should not lie there either, and it is said when it does: a run ends with exit code 3 when what is left does not get less, and fails rather than leave less than a tenth of that filesystem free, or less than 1 GiB of a large one.
 
-An image that exists and is no mirror yet is taken for an older copy when it has the size of SRC: the first run compares, says so, and overwrites what differs. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs. Without support in the kernel (see "tidemark doctor"), or with --tracker scan, that can only be done while a mounted SRC is frozen, which takes longer than --max-freeze but for small disks and ends with exit code 3: unmount it, or allow the time with --max-freeze or --force-freeze.
+A DST that exists is overwritten by itself only when it is a mirror of SRC, or holds nothing. An image that is an older copy of SRC, or a mirror whose folder was lost, is gone on with by --adopt: it compares places that are spread over both, only reading, and refuses a DST of which less than half is the same. --force overwrites whatever DST holds. Neither of them writes to a DST that is in use: mounted, part of another device, open for writing in another program, or locked, as QEMU does. --dry-run says what a run would do to DST.
+
+The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs. Without support in the kernel (see "tidemark doctor"), or with --tracker scan, that can only be done while a mounted SRC is frozen, which takes longer than --max-freeze but for small disks and ends with exit code 3: unmount it, or allow the time with --max-freeze or --force-freeze.
 
 Hooks are run by /bin/sh and killed after 60 s. They find in their environment TIDEMARK_HOOK ("pre-hook" or "post-hook"), TIDEMARK_SOURCE (the first SRC) and TIDEMARK_SOURCES (all, one a line). They run again with each freeze that had to be given up and is tried again.
 
@@ -74,7 +77,8 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
 	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
-	flags.BoolVar(&f.force, "force", false, "overwrite a device that holds a filesystem, an image that has not the size of SRC, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
+	flags.BoolVar(&f.force, "force", false, "overwrite what DST holds: a device with a filesystem, an image with content, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
+	flags.BoolVar(&f.adopt, "adopt", false, "go on with a DST that is no known mirror of SRC, when a comparison finds that it is mostly the same: an older copy")
 	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
@@ -86,6 +90,9 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 	}
 	if f.every < 0 {
 		return errors.New("--every must not be negative")
+	}
+	if f.adopt && f.force {
+		return errors.New("--adopt and --force exclude each other")
 	}
 	if f.dryRun && f.every > 0 {
 		return errors.New("--dry-run and --every do not go together")

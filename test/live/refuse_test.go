@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTargetsThatWouldHarmAreRefusedAndUntouched(t *testing.T) {
@@ -116,20 +118,84 @@ func TestRefusedViewLeavesNothingBehind(t *testing.T) {
 	untouched(t, was, m.beside()...)
 }
 
-func TestImageThatIsNoMirrorIsComparedAndThatIsSaid(t *testing.T) {
+// The same size proves nothing: round sizes are what images of virtual machines have in
+// common.
+func TestImageThatIsNoMirrorIsKeptUnlessToldOtherwise(t *testing.T) {
 	dir := scratch(t)
 	p := newProgram(t, dir)
-	dev, image := loop(t, dir, 8*mib), filepath.Join(dir, "mirror.img")
-	fill(t, dev, 0, 8*mib)
-	must(t, "cp", dev, image)
-	fill(t, image, 2*mib, mib)
-	p.exits(t, exitOK, []string{"would read", "scan"}, "mirror", "--dry-run", dev, image)
-	f := p.exits(t, exitOK, []string{"it exists, and is no mirror", "scan"}, "mirror", dev, image)
+	dev, image := loop(t, dir, 64*mib), filepath.Join(dir, "mirror.img")
+	must(t, "mkfs.ext4", "-q", dev)
+	must(t, "cp", "--sparse=always", dev, image)
+	fill(t, image, 40*mib, 4096)
+	for _, at := range []int64{8, 16, 24} { // mostly the same, in what is not zeros
+		fill(t, dev, at*mib, 4*mib)
+		must(t, "dd", "if="+dev, "of="+image, "bs=1M", "conv=notrunc", "seek="+strconv.FormatInt(at, 10), "skip="+strconv.FormatInt(at, 10), "count=4", "status=none")
+	}
+	fill(t, image, 17*mib, mib)
+	vm := filepath.Join(dir, "vm.img")
+	must(t, "truncate", "--size", "64M", vm)
+	must(t, "mkfs.ext4", "-q", "-L", "VMDISK", vm)
+	fill(t, vm, 8*mib, 8*mib)
+	was := look(t, image, vm)
+	for _, flags := range [][]string{nil, {"--dry-run"}} {
+		for _, dst := range []string{image, vm} {
+			p.exits(t, exitRefused, []string{"not known to be a copy of", "hint: ", "--adopt", "--force"}, append(append([]string{"mirror"}, flags...), dev, dst)...)
+		}
+		p.exits(t, exitRefused, []string{"places that were compared", "it is no older copy"}, append(append([]string{"mirror", "--adopt"}, flags...), dev, vm)...)
+	}
+	p.exits(t, exitOK, []string{"would read", "scan", "overwriting what differs", "places that were compared"}, "mirror", "--dry-run", "--adopt", dev, image)
+	f := p.exits(t, exitOK, []string{"overwriting it as forced to, though it exists", "places that were compared"}, "mirror", "--dry-run", "--force", "--json", dev, vm)
+	if !strings.Contains(f.out, "as forced to") { // for programs, too
+		t.Errorf("it said %s", f.out)
+	}
+	untouched(t, was, image, vm)
+	if exists(image+".tidemark") || exists(vm+".tidemark") || exists(p.stateDir) {
+		t.Error("something was made for it")
+	}
+
+	f = p.exits(t, exitOK, []string{"it exists, and is no mirror", "scan"}, "mirror", "--adopt", dev, image)
 	if strings.Contains(f.out, "full") {
 		t.Errorf("it said %s", f.out)
 	}
 	sameContent(t, dev, image)
-	if f := p.exits(t, exitOK, nil, "mirror", dev, image); strings.Contains(f.err, "no mirror") {
+	if f := p.exits(t, exitOK, nil, "mirror", "--adopt", dev, image); strings.Contains(f.err, "no mirror") {
 		t.Errorf("it is one by now: %s", f.err)
 	}
+	p.mirror(t, "--force", dev, vm)
+	sameContent(t, dev, vm)
+	hole := filepath.Join(dir, "hole.img")
+	must(t, "truncate", "--size", "64M", hole)
+	if rep := p.mirror(t, dev, hole); rep.Mode != "full" {
+		t.Errorf("a file that holds nothing: mode %s", rep.Mode)
+	}
+	sameContent(t, dev, hole)
+}
+
+// A virtual machine has its disk open for writing, or locked; nothing else shows it.
+func TestImageThatAnotherProgramUsesIsRefused(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev, image := loop(t, dir, 8*mib), filepath.Join(dir, "mirror.img")
+	fill(t, dev, 0, 8*mib)
+	p.mirror(t, dev, image)
+	was := look(t, image, image+".tidemark")
+	for name, flags := range map[string]int{"open for writing by live.test": os.O_RDWR, "locked by another program": os.O_RDONLY} {
+		f, err := os.OpenFile(image, flags, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if flags == os.O_RDONLY {
+			lock := unix.Flock_t{Type: unix.F_RDLCK, Start: 100, Len: 1}
+			if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, args := range [][]string{nil, {"--force"}, {"--adopt"}, {"--dry-run"}} {
+			p.exits(t, exitRefused, []string{name, "hint: ", "--force does not help"}, append(append([]string{"mirror"}, args...), dev, image)...)
+		}
+		f.Close()
+	}
+	untouched(t, was, image, image+".tidemark")
+	p.mirror(t, dev, image)
 }

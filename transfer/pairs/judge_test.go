@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/block"
 	"tidemark/format/state"
 	"tidemark/linux/mounts/mountstest"
@@ -44,7 +46,8 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 		refused error       // without
 	}{
 		"nothing":                         {prepare: missing, is: fresh},
-		"an image of the same size":       {size: judged, prepare: missing, is: foreign},
+		"an image of the same size":       {size: judged, prepare: missing, is: foreign, refused: ErrHoldsOther},
+		"a hole of the same size":         {size: judged, prepare: func(t *target) { t.stateErr, t.blank = ErrNoMirror, true }, is: fresh},
 		"an image of another size":        {size: judged + 512, prepare: missing, is: foreign, refused: ErrHoldsOther},
 		"a damaged state":                 {size: judged, prepare: func(t *target) { t.stateErr = state.ErrDamaged }, is: unusable, refused: state.ErrDamaged},
 		"our mirror":                      {size: judged, state: complete(judged, origin), is: ours},
@@ -65,7 +68,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 				if c.prepare != nil {
 					c.prepare(target)
 				}
-				err := target.judge(src, overwrite)
+				err := target.judge(src, Options{Overwrite: overwrite})
 				if c.refused != nil && !overwrite {
 					if !errors.Is(err, c.refused) {
 						t.Errorf("%v, want %v", err, c.refused)
@@ -79,7 +82,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 		})
 	}
 	device := &target{path: "/target", exists: true, device: true, size: judged - 512, stateErr: ErrNoMirror}
-	if err := device.judge(src, true); !errors.Is(err, ErrTooSmall) {
+	if err := device.judge(src, Options{Overwrite: true}); !errors.Is(err, ErrTooSmall) {
 		t.Errorf("a device that is too small: %v", err)
 	}
 }
@@ -157,4 +160,43 @@ func TestAnErrorOfClosingIsNoFailureOfTheRun(t *testing.T) {
 	if err := s.end(block.ErrNoCounters, func(string) { t.Error("told") }); !errors.Is(err, block.ErrNoCounters) || !errors.Is(err, closed) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A loop device that is detached, or a drive without medium, has not shrunk to nothing.
+func TestADeviceWithoutSizeIsNoShrunkenOne(t *testing.T) {
+	path := detached(t)
+	if _, err := openSource(path); !errors.Is(err, ErrNoSize) || !errors.Is(err, ErrSource) || errors.Is(err, ErrRefused) {
+		t.Errorf("as a source: %v", err)
+	}
+	if _, err := findTarget(path, t.TempDir()); !errors.Is(err, ErrNoSize) || errors.Is(err, ErrRefused) {
+		t.Errorf("as a target: %v", err)
+	}
+}
+
+// detached makes a loop device that nobody else will attach anything to meanwhile.
+func detached(t *testing.T) string {
+	t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	number := 1000 + os.Getpid()%1000
+	for unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, number) == unix.EEXIST {
+		number++
+	}
+	t.Cleanup(func() {
+		control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+		if err == nil {
+			err = errors.Join(unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_REMOVE, number), control.Close())
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	path := filepath.Join(t.TempDir(), "loop")
+	if err := unix.Mknod(path, unix.S_IFBLK|0o600, int(unix.Mkdev(7, uint32(number)))); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

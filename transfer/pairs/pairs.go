@@ -35,13 +35,16 @@ var (
 	// ErrRefused says that a target holds, or may hold, what must not be lost.
 	ErrRefused = errors.New("refused")
 	// ErrInUse, ErrTooSmall, ErrOwnSource and ErrHoldsOther wrap ErrRefused, and say
-	// why. Only what ErrHoldsOther refuses is done with Options.Overwrite.
+	// why. Only what ErrHoldsOther refuses is done with Options.Overwrite, or with Adopt.
 	ErrInUse      = fmt.Errorf("%w: it is in use", ErrRefused)
 	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
 	ErrOwnSource  = fmt.Errorf("%w: it lies on a filesystem of the source", ErrRefused)
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
 	// ErrSource says that a source cannot be opened.
 	ErrSource = errors.New("source")
+	// ErrNoSize says that a device has no content for now, which is no reason to take it
+	// for one that has shrunk.
+	ErrNoSize = errors.New("the device has no size (detached, no medium?)")
 	// ErrNoMirror says that nothing is known of a target.
 	ErrNoMirror = errors.New("no mirror")
 	// ErrPending says that a committed update has not reached a target yet.
@@ -72,6 +75,7 @@ type Options struct {
 	ForceFreeze bool
 	BytesPerSec int64 // read while nobody waits for the view; 0 is no limit
 	Overwrite   bool  // what a target holds or is the mirror of, and what is known of it
+	Adopt       bool  // a target that is mostly the same as its source
 	Progress    func(transfer.Event)
 }
 

@@ -5,58 +5,98 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/block"
 	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/linux/mounts"
+	"tidemark/linux/openers"
 	"tidemark/linux/sysfs"
 	"tidemark/transfer/transaction"
 )
 
+// refusal is why a target must not be written to.
+type refusal struct {
+	path  string
+	class error // ErrHoldsOther, for example
+	text  string
+}
+
+func (r *refusal) Error() string { return fmt.Sprintf("target: %s: %v: %s", r.path, r.class, r.text) }
+func (r *refusal) Unwrap() error { return r.class }
+
+func (t *target) refused(class error, format string, args ...any) error {
+	return &refusal{t.path, class, fmt.Sprintf(format, args...)}
+}
+
 // judge finds out what a target is to its source, and refuses (ErrRefused) what must
-// not be lost. With overwrite nothing is refused that this target holds, but only what
-// does not fit. The error is one of package state's when what is known of the target
-// cannot be read.
-func (t *target) judge(src *source, overwrite bool) error {
+// not be lost. With Overwrite nothing is refused that this target holds, but only what
+// does not fit; with Adopt what is mostly the same as the source is not. The error is one
+// of package state's when what is known of the target cannot be read.
+func (t *target) judge(src *source, o Options) error {
 	if t.device && t.size < src.Size() {
-		return fmt.Errorf("target: %s: %w: it has %d bytes, %s has %d", t.path, ErrTooSmall, t.size, src.Path(), src.Size())
+		return t.refused(ErrTooSmall, "it has %s, %s has %s", exactly(t.size), src.Path(), exactly(src.Size()))
 	}
-	st, origin := t.state, src.origin()
-	switch known := t.stateErr == nil; {
-	case known && !overwrite:
-		if err := t.refuseOther(src); err != nil {
-			return err
-		}
-	case known:
-	case !errors.Is(t.stateErr, ErrNoMirror):
-		if t.is = unusable; overwrite && cannotBeUsed(t.stateErr) {
-			return nil
-		}
-		return fmt.Errorf("target: %s: %w", t.path, t.stateErr)
-	case t.empty():
-		t.is = fresh
+	t.is = t.standing(src)
+	why := t.refuse(src)
+	switch {
+	case why == nil || t.is == unusable && !cannotBeUsed(t.stateErr):
+		return why
+	case o.Overwrite:
+		t.overrides(why)
 		return nil
-	default:
-		if t.is = foreign; overwrite {
-			return nil
-		}
-		return t.refuseForeign(src)
+	case o.Adopt:
+		return t.adopt(src, why)
 	}
-	same := sameOrigin(st.Source, origin)
+	return why
+}
+
+// overrides remembers what --force does away with, for those who are told.
+func (t *target) overrides(why error) {
+	var r *refusal
+	if t.forced = ""; errors.As(why, &r) {
+		t.forced = r.text
+	}
+}
+
+// standing is what a target is to its source.
+func (t *target) standing(src *source) disposition {
+	st := t.state
+	switch {
+	case t.stateErr != nil && !errors.Is(t.stateErr, ErrNoMirror):
+		return unusable
+	case t.stateErr != nil && t.empty():
+		return fresh
+	case t.stateErr != nil:
+		return foreign
+	}
+	same := sameOrigin(st.Source, src.origin())
 	switch {
 	case t.empty() && st.Size > 0 && (st.Complete || st.Copied > 0):
-		t.is = gone
+		return gone
 	case !st.Complete && (!same || st.Size != src.Size()):
-		t.is = restarts
+		return restarts
 	case !st.Complete:
-		t.is = unfinished
+		return unfinished
 	case !same:
-		t.is = otherOrigin
-	default:
-		t.is = ours
+		return otherOrigin
 	}
-	return nil
+	return ours
+}
+
+// refuse protects what a target holds.
+func (t *target) refuse(src *source) error {
+	switch t.is {
+	case fresh:
+		return nil
+	case foreign:
+		return t.refuseForeign(src)
+	case unusable:
+		return fmt.Errorf("target: %s: %w", t.path, t.stateErr)
+	}
+	return t.refuseOther(src)
 }
 
 // refuseUsed protects the sources from being written to, and the users of the target.
@@ -72,10 +112,31 @@ func (t *target) refuseUsed(sources []*source) error {
 		if same, err := t.reaches(src, table); err != nil {
 			return fmt.Errorf("target: %w", err)
 		} else if same {
-			return fmt.Errorf("target: %s: %w: it is the source, or lies on it", t.path, ErrRefused)
+			return t.refused(ErrRefused, "it is the source, or lies on it")
 		}
 	}
 	use, err := table.UseOf(t.path)
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if use.InUse() {
+		return fmt.Errorf("target: %s: %w (%s)", t.path, ErrInUse, use)
+	}
+	return nil
+}
+
+// refuseOpeners protects programs that work with the target as with any file: a virtual
+// machine, for example.
+func (t *target) refuseOpeners() error {
+	if !t.exists {
+		return nil
+	}
+	f, err := os.OpenFile(t.path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	defer f.Close()
+	use, err := openers.Of(f)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
@@ -121,14 +182,15 @@ func overlaps(a, b block.Identity) bool {
 		a.Start < b.Start+b.Size && b.Start < a.Start+a.Size
 }
 
-// refuseForeign protects what is not a mirror of ours: a device with a filesystem,
-// or an image that cannot be an older copy of the source because its size differs.
+// refuseForeign protects what is not a mirror of ours: a device with a filesystem, or an
+// image with content, whatever its size.
 func (t *target) refuseForeign(src *source) error {
-	if !t.device && t.size != src.Size() {
-		return fmt.Errorf("target: %s: %w: it is no copy of %s, having %d bytes and not %d", t.path, ErrHoldsOther, src.Path(), t.size, src.Size())
-	}
-	if !t.device {
-		return nil
+	switch {
+	case t.device:
+	case t.size != src.Size():
+		return t.refused(ErrHoldsOther, "it is no copy of %s, having %s and not %s", src.Path(), exactly(t.size), exactly(src.Size()))
+	default:
+		return t.refused(ErrHoldsOther, "it exists, and is not known to be a copy of %s", src.Path())
 	}
 	d, err := block.Open(t.path, block.Options{})
 	if err != nil {
@@ -140,7 +202,7 @@ func (t *target) refuseForeign(src *source) error {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	if len(found) > 0 {
-		return fmt.Errorf("target: %s: %w: it holds %s", t.path, ErrHoldsOther, found[0])
+		return t.refused(ErrHoldsOther, "it holds %s", found[0])
 	}
 	return nil
 }
@@ -150,11 +212,10 @@ func (t *target) refuseForeign(src *source) error {
 func (t *target) refuseOther(src *source) error {
 	st := t.state
 	if now := src.origin(); !sameOrigin(st.Source, now) {
-		return fmt.Errorf("target: %s: %w: it is a mirror of %s, not of %s", t.path, ErrHoldsOther, describe(st.Source), describe(now))
+		return t.refused(ErrHoldsOther, "it is a mirror of %s, not of %s", describe(st.Source), describe(now))
 	}
 	if st.Complete && src.Size() < st.Size {
-		return fmt.Errorf("target: %s: %w: %s has shrunk from %d to %d bytes, and the rest would be cut off",
-			t.path, ErrHoldsOther, src.Path(), st.Size, src.Size())
+		return t.refused(ErrHoldsOther, "%s has shrunk from %s to %s, and the rest would be cut off", src.Path(), exactly(st.Size), exactly(src.Size()))
 	}
 	return nil
 }

@@ -133,13 +133,16 @@ func (s *session) judge(e *ends, sources []*source) error {
 			return err
 		}
 	}
-	if s.dry {
-		if err := t.read(); err != nil {
-			return err
-		}
-		return t.judge(e.source, s.o.Overwrite)
+	if err := t.refuseOpeners(); err != nil {
+		return err
 	}
-	return t.rejudge(e.source, s.o.Overwrite)
+	if !s.dry {
+		return t.rejudge(e.source, s.o)
+	}
+	if err := t.read(e.source); err != nil {
+		return err
+	}
+	return t.judge(e.source, s.o)
 }
 
 // view chooses what makes the sources stand still, and finds out which targets
@@ -197,6 +200,9 @@ func (s *session) plan(ctx context.Context, e *ends) (*transfer.Pair, error) {
 		return nil, err
 	}
 	s.later(tracker.Close)
+	if err := e.target.foretell(e.source, s.o); err != nil {
+		return nil, err
+	}
 	return e.pair(tracker, plannedSink{e.target.have(tracker.Granularity())}), nil
 }
 

@@ -122,6 +122,9 @@ func Recover(ctx context.Context, path string, discard bool, o Options) (string,
 // sized says a size with its unit.
 func sized(n int64) string { return humanize.IBytes(uint64(n)) }
 
+// exactly says a size with its unit and to the byte.
+func exactly(n int64) string { return fmt.Sprintf("%s (%d bytes)", sized(n), n) }
+
 // timeFormat is how people are told a time.
 const timeFormat = "2006-01-02 15:04:05 MST"
 
@@ -131,6 +134,9 @@ func (t *target) recover(o Options) (string, error) {
 		return "", err
 	}
 	if err := t.lock(false); err != nil {
+		return "", err
+	}
+	if err := t.refuseOpeners(); err != nil {
 		return "", err
 	}
 	if !t.exists {

@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,9 @@ func openSource(path string) (*source, error) {
 	d, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSource, err)
+	}
+	if d.IsDevice() && d.Size() == 0 {
+		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrSource, path, ErrNoSize), d.Close())
 	}
 	return &source{d}, nil
 }

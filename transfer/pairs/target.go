@@ -8,10 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/zeebo/blake3"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/transaction"
@@ -34,8 +36,11 @@ type target struct {
 	state    state.State // what is known of it; zero where nothing is
 	stateErr error       // why nothing is known; wraps ErrNoMirror where there never was anything
 	pending  bool        // an update that was committed waits to be finished
+	blank    bool        // an image of the right size, of which nothing is known, that is one hole
 	is       disposition
-	freezes  bool // its folder lies on a filesystem of the sources
+	forced   string  // what Overwrite does away with
+	sampled  *sample // what Adopt found, nil where it was not asked
+	freezes  bool    // its folder lies on a filesystem of the sources
 
 	disk  *block.Device
 	dir   *transaction.Dir
@@ -47,7 +52,7 @@ type disposition int
 
 const (
 	unjudged disposition = iota
-	// fresh is a target without content: an image that is missing, or empty.
+	// fresh is a target without content: an image that is missing, empty or a hole.
 	fresh
 	// foreign is a target with content of which nothing is known.
 	foreign
@@ -70,7 +75,7 @@ const (
 func (d disposition) begins() bool { return d != unjudged && d < unfinished }
 
 // empty reports whether a target has no content yet.
-func (t *target) empty() bool { return !t.device && t.size == 0 }
+func (t *target) empty() bool { return !t.device && (t.size == 0 || t.blank) }
 
 // Place is where a target and what is kept beside it lie.
 type Place struct {
@@ -119,7 +124,9 @@ func findTarget(path, stateDir string) (*target, error) {
 	if t.id, err = block.Identify(t.path); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
-	t.size = t.id.Size
+	if t.size = t.id.Size; t.size == 0 {
+		return nil, fmt.Errorf("target: %s: %w", path, ErrNoSize)
+	}
 	name := stableName(t.id)
 	if volatile(name) {
 		name = "path=" + t.path
@@ -155,15 +162,33 @@ func (t *target) lock(create bool) error {
 }
 
 // read reads what is known of the target.
-func (t *target) read() error {
+func (t *target) read(src *source) (err error) {
 	t.state, t.stateErr = readState(t.folder)
-	if t.stateErr != nil {
-		return nil // judged later
+	if t.stateErr == nil {
+		t.pending, err = mirror.PendingAfter(t.folder, t.state)
+		t.pending = t.pending || err != nil // opening it finishes that, or says why not
+		return nil
 	}
-	var err error
-	t.pending, err = mirror.PendingAfter(t.folder, t.state)
-	t.pending = t.pending || err != nil // opening it finishes that, or says why not
-	return nil
+	if errors.Is(t.stateErr, ErrNoMirror) {
+		_, t.stateErr = t.known()
+	}
+	t.blank, err = t.isHole(src)
+	return err
+}
+
+// isHole reports whether an image of the size of its source, of which nothing is known,
+// holds nothing.
+func (t *target) isHole(src *source) (bool, error) {
+	if !t.exists || t.device || t.size == 0 || t.size != src.Size() || !errors.Is(t.stateErr, ErrNoMirror) {
+		return false, nil
+	}
+	d, err := block.Open(t.path, block.Options{})
+	if err != nil {
+		return false, fmt.Errorf("target: %w", err)
+	}
+	defer d.Close()
+	data, err := d.Data(extent.Extent{Len: d.Size()})
+	return data.Empty(), err
 }
 
 // place refuses an image that lies on a filesystem of the sources, whose every copy
@@ -186,6 +211,9 @@ func (t *target) place(sources []*block.Device, o Options) error {
 // after an error.
 func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, error) {
 	locked := t.dir != nil
+	if err := t.refuseOpeners(); err != nil { // again: starting to track may have taken long
+		return nil, err
+	}
 	if err := t.openDisk(src.Size()); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
@@ -196,7 +224,7 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	// Before the lock another run may have made it a mirror, or somebody filled it.
 	if size := t.disk.Size(); !locked || size != t.size {
 		t.size = size
-		if err := t.rejudge(src, o.Overwrite); err != nil {
+		if err := t.rejudge(src, o); err != nil {
 			return nil, err
 		}
 	}
@@ -220,15 +248,15 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 
 // rejudge judges the target by what is known of it now. One with an update that waits is
 // judged when that is finished.
-func (t *target) rejudge(src *source, overwrite bool) error {
-	if err := t.read(); err != nil {
+func (t *target) rejudge(src *source, o Options) error {
+	if err := t.read(src); err != nil {
 		return err
 	}
 	if t.pending && !t.empty() {
 		t.is = unjudged
 		return nil
 	}
-	return t.judge(src, overwrite)
+	return t.judge(src, o)
 }
 
 // openStore opens what is known of the mirror, and judges the target again where that
@@ -240,7 +268,7 @@ func (t *target) openStore(src *source, o Options) (err error) {
 		return nil
 	}
 	t.store, err = mirror.Open(disk, t.dir)
-	if err != nil && o.Overwrite && cannotBeUsed(err) {
+	if err != nil && cannotBeUsed(err) && (o.Overwrite || o.Adopt && t.adopt(src, err) == nil) {
 		t.is, t.store = unusable, mirror.New(disk, t.dir)
 		return nil
 	}
@@ -251,11 +279,25 @@ func (t *target) openStore(src *source, o Options) (err error) {
 		return nil
 	}
 	t.state, t.size = t.store.State(), t.disk.Size()
-	return t.judge(src, o.Overwrite)
+	return t.judge(src, o)
 }
 
 // told says in words what a target is to its source, "" where that goes without saying.
 func (t *target) told(src *source) string {
+	var words []string
+	if text := t.standingIn(src); text != "" {
+		words = append(words, text)
+	}
+	if t.forced != "" {
+		words = append(words, "overwriting it as forced to, though "+t.forced)
+	}
+	if t.sampled != nil {
+		words = append(words, t.sampled.String())
+	}
+	return strings.Join(words, "; ")
+}
+
+func (t *target) standingIn(src *source) string {
 	switch t.is {
 	case gone:
 		return "the image is gone: copying everything"
@@ -272,6 +314,45 @@ func (t *target) told(src *source) string {
 		return fmt.Sprintf("it is a mirror of %s: comparing all of it", describe(t.state.Source))
 	}
 	return ""
+}
+
+// foretell tells what a run would do to the target. It only reads.
+func (t *target) foretell(src *source, o Options) error {
+	if t.exists && t.forced != "" && !t.empty() && t.size >= src.Size() {
+		s, err := t.compare(src)
+		if err != nil {
+			return fmt.Errorf("target: %w", err)
+		}
+		t.sampled = &s
+	}
+	if text := t.told(src); text != "" {
+		o.note("%s: %s", t.path, text)
+	}
+	if t.pending {
+		o.note("%s: an update that was committed waits: a run finishes it first", t.path)
+		return nil
+	}
+	if why, err := t.suspect(); err != nil {
+		return fmt.Errorf("target: %w", err)
+	} else if why != "" {
+		o.note("%s: %s: a run checks it against its checksums, and copies again what was changed", t.path, why)
+	}
+	return nil
+}
+
+// suspect tells in words why a target of which something is known may hold something else,
+// "" when there is no sign of it.
+func (t *target) suspect() (string, error) {
+	if t.is != ours && t.is != unfinished || t.empty() || !t.state.Complete && t.state.Copied == 0 {
+		return "", nil
+	}
+	d, err := block.Open(t.path, block.Options{})
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	now, err := transaction.Disk{Device: d}.Stamp()
+	return transaction.Stamp(t.state.Target).Differs(now), err
 }
 
 func (t *target) openDisk(size int64) (err error) {
