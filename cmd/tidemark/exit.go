@@ -19,6 +19,7 @@ import (
 	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
+	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
@@ -163,6 +164,10 @@ func mirrorClasses() []class {
 		{pairs.ErrTooSmall, exitRefused, "give a larger target"},
 		{pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
 		{pairs.ErrHoldsOther, exitRefused, "give another target, or overwrite this one with --force"},
+		{pairs.ErrPart, exitRefused, "copy all of it with --whole, or give each device with --pair; --force-part copies the part alone"},
+		{pairs.ErrAmbiguous, exitRefused, "name one of them by its path; a copy has the UUID and label of its original"},
+		{pairs.ErrName, exitError, "blkid lists what there is"},
+		{blkid.ErrMissing, exitError, ""},
 		{pairs.ErrRefused, exitRefused, "give another target"},
 		{pairs.ErrNoMirror, exitError, "give the target of a mirror"},
 		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},

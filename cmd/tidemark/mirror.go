@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -30,6 +29,8 @@ type mirrorFlags struct {
 	blockSize   byteSize // 0 chooses
 	dryRun      bool
 	force       bool
+	whole       bool
+	forcePart   bool
 	every       time.Duration // 0 runs once
 	asJSON      bool
 }
@@ -45,6 +46,10 @@ While SRC is in use, what changed is copied again and again until little is left
 What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder (--state-dir). A DST on a filesystem of SRC is refused: each copy would change what it copies. What is kept beside a device should not lie there either, and it is said when it does: a run ends with exit code 3 when what is left does not get less, and fails rather than leave less than a tenth of that filesystem free, or less than 1 GiB of a large one.
 
 An image that exists and is no mirror yet is taken for an older copy when it has the size of SRC: the first run compares, says so, and overwrites what differs. The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs. Without support in the kernel (see "tidemark doctor"), or with --tracker scan, that can only be done while a mounted SRC is frozen, which takes longer than --max-freeze but for small disks and ends with exit code 3: unmount it, or allow the time with --max-freeze or --force-freeze.
+
+SRC is a path, the mount point of a filesystem, or UUID=, LABEL=, PARTUUID= or PARTLABEL= with a value, as in fstab(5); DST too where it is a device, but for mount points. Tags are looked up with blkid(8), at each run. Where several devices answer, all are named and the run is refused: a copy on a device has the UUID and label of its original. The mirror is one of the device that was found, not of its tag.
+
+A filesystem may lie on several devices: a btrfs with members, an XFS with its log or real-time data elsewhere, an ext4 with its journal elsewhere; and so may what is below it, md, LVM and bcache. When not all of them are copied, the run names those that are missing and is refused: give each with --pair, or all with --whole, or where the message says so name the device on top. --force-part copies the part.
 
 Hooks are run by /bin/sh and killed after 60 s. They find in their environment TIDEMARK_HOOK ("pre-hook" or "post-hook"), TIDEMARK_SOURCE (the first SRC) and TIDEMARK_SOURCES (all, one a line). They run again with each freeze that had to be given up and is tried again.
 
@@ -64,7 +69,7 @@ tidemark mirror --every 10m --pair /dev/vdb=/backup/vdb.img --pair /dev/vdc=/bac
 
 func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant, split at the first =; instead of SRC and DST")
+	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST. It is split at the first =, where SRC is UUID=, LABEL=, PARTUUID= or PARTLABEL= at the second")
 	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto asks the metadata of a dm-era device, uses bpf elsewhere where it can; scan reads and compares everything", "auto", "bpf", "era", "scan")
 	addChoice(cmd, &f.view, "view", "what stands still: auto freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline")
 	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, fmt.Sprintf("longest `time` that filesystems may be frozen in one attempt, of which a run makes %d at most", transfer.MaxAttempts))
@@ -75,6 +80,8 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
 	flags.BoolVar(&f.force, "force", false, "overwrite a device that holds a filesystem, an image that has not the size of SRC, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
+	flags.BoolVar(&f.whole, "whole", false, "copy the other devices that a filesystem on SRC lies on as well, at the same instant: with DST /backup/data.img that of /dev/vdc1 to /backup/data-vdc1.img")
+	flags.BoolVar(&f.forcePart, "force-part", false, "copy SRC although what is on it lies on other devices too, which are not copied: the copy alone may be of no use")
 	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
@@ -89,6 +96,9 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 	}
 	if f.dryRun && f.every > 0 {
 		return errors.New("--dry-run and --every do not go together")
+	}
+	if f.whole && f.forcePart {
+		return errors.New("--whole and --force-part do not go together")
 	}
 	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
 		return fmt.Errorf("--block-size %d is not a power of two from 4096 on (K is 1000, KiB is 1024)", b)
@@ -110,15 +120,15 @@ func (f *mirrorFlags) pairsOf(args []string) ([]pairs.Pair, error) {
 	targets := map[string]bool{}
 	var list []pairs.Pair
 	for _, text := range f.pairs {
-		src, dst, ok := strings.Cut(text, "=")
-		if !ok || src == "" || dst == "" {
-			return nil, fmt.Errorf("--pair %q is not SRC=DST", text)
+		pair, err := pairs.ParsePair(text)
+		if err != nil {
+			return nil, fmt.Errorf("--pair %w", err)
 		}
-		if targets[dst] {
-			return nil, fmt.Errorf("--pair: %s is the target of two pairs", dst)
+		if targets[pair.Target] {
+			return nil, fmt.Errorf("--pair: %s is the target of two pairs", pair.Target)
 		}
-		targets[dst] = true
-		list = append(list, pairs.Pair{Source: src, Target: dst})
+		targets[pair.Target] = true
+		list = append(list, pair)
 	}
 	return list, nil
 }

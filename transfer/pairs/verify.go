@@ -19,6 +19,9 @@ import (
 // ErrPending when a run has to finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
+	if path, err = TargetPath(ctx, path); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
 	t, err := findTarget(path, o.StateDir)
 	if err != nil {
 		return bad, 0, err
@@ -59,6 +62,12 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 // of them lacks differ. It makes sense while nobody writes to either.
 func Compare(ctx context.Context, path, against string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
+	if path, err = TargetPath(ctx, path); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	if against, err = SourcePath(ctx, against); err != nil {
+		return bad, 0, fmt.Errorf("%w: %w", ErrSource, err)
+	}
 	a, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
 		return bad, 0, fmt.Errorf("target: %w", err)
