@@ -49,7 +49,7 @@ const (
 	xfsZoned                                 = 1 << 9
 	xlogMagic                                = 0xfeedbabe
 	xlogVersion, xlogFormat, xlogID          = 8, 300, 304
-	xlogSearched                             = 256 << 10 // as far as libblkid looks
+	xlogSearched, xlogBlock                  = 256 << 10, 512 // as far as libblkid looks
 )
 
 // ReadSuperblock reads what is on a device of size bytes, into buffers that are fit for
@@ -124,15 +124,20 @@ func readXFSSuper(r io.ReaderAt, size int64) (Superblock, error) {
 
 // readXFSLog looks for the first record of a log that has the device to itself.
 func readXFSLog(r io.ReaderAt, size int64) (Superblock, error) {
-	b, err := piece(r, size, 0, min(size, xlogSearched)&^511)
-	be := binary.BigEndian
-	for ; len(b) >= 512 && err == nil; b = b[512:] {
-		version, format := be.Uint32(b[xlogVersion:]), be.Uint32(b[xlogFormat:])
-		if be.Uint32(b) == xlogMagic && version&3 != 0 && version < 4 && format > 0 && format < 4 {
+	b, err := piece(r, size, 0, min(size, xlogSearched)&^(xlogBlock-1))
+	for ; len(b) >= xlogBlock; b = b[xlogBlock:] {
+		if isXFSLog(b) {
 			return Superblock{Type: "xfs_external_log", UUID: uuid(b[xlogID:])}, nil
 		}
 	}
 	return Superblock{}, err
+}
+
+// isXFSLog reports whether a block of a log is the header of a record.
+func isXFSLog(b []byte) bool {
+	be := binary.BigEndian
+	version, format := be.Uint32(b[xlogVersion:]), be.Uint32(b[xlogFormat:])
+	return be.Uint32(b) == xlogMagic && (version == 1 || version == 2) && format > 0 && format < 4
 }
 
 // uuid prints the first 16 bytes as blkid does.
