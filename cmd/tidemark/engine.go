@@ -25,7 +25,7 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
 		BytesPerSec: int64(f.bwLimit),
 		Overwrite:   f.force, Whole: f.whole, ForcePart: f.forcePart,
-		Progress:    shower(bar),
+		Progress: shower(bar),
 	}
 	o.Track.BlockSize = int64(f.blockSize)
 	return o

@@ -46,8 +46,14 @@ func TestAPartOfAFilesystemIsRefused(t *testing.T) {
 			refused := func(t *testing.T) {
 				for _, half := range [][2]string{{disk, other}, {other, disk}} {
 					for name, run := range map[string]func() error{
-						"mirror": func() error { _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: half[0], Target: target}}, o); return err },
-						"plan":   func() error { _, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: half[0], Target: target}}, o); return err },
+						"mirror": func() error {
+							_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: half[0], Target: target}}, o)
+							return err
+						},
+						"plan": func() error {
+							_, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: half[0], Target: target}}, o)
+							return err
+						},
 					} {
 						if err := run(); !errors.Is(err, pairs.ErrPart) || !errors.Is(err, pairs.ErrRefused) || !strings.Contains(err.Error(), half[1]) {
 							t.Errorf("%s of %s without %s: %v", name, half[0], half[1], err)
