@@ -3,6 +3,7 @@ package mounts
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -261,9 +262,7 @@ func (t *Table) Idle(devs ...sysfs.Dev) ([]sysfs.Dev, error) {
 			idle = append(idle, d)
 		}
 	}
-	slices.SortFunc(idle, func(a, b sysfs.Dev) int {
-		return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
-	})
+	slices.SortFunc(idle, compare)
 	return idle, nil
 }
 
@@ -273,4 +272,17 @@ func (t *Table) inUse(n node) (bool, error) {
 	}
 	parts, err := n.partitions()
 	return len(parts) > 0, err
+}
+
+// Over returns the devices at the top of what is made of d, loop devices left out; none where d is no part of anything.
+func (t *Table) Over(d sysfs.Dev) ([]sysfs.Dev, error) {
+	over := map[sysfs.Dev]bool{}
+	if err := t.held(d, over); err != nil {
+		return nil, fmt.Errorf("mounts: %w", err)
+	}
+	return t.Topmost(slices.SortedFunc(maps.Keys(over), compare))
+}
+
+func compare(a, b sysfs.Dev) int {
+	return cmp.Or(cmp.Compare(a.Major, b.Major), cmp.Compare(a.Minor, b.Minor))
 }

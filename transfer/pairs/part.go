@@ -63,13 +63,16 @@ func (s *session) whole(ctx context.Context, pairs []Pair, sources []*source) ([
 	}
 }
 
-// refusePart names each part.
 func refusePart(parts []part, sources []*source) error {
+	return fmt.Errorf("source: %s: %w: %s", sources[parts[0].source].Path(), ErrPart, describeParts(parts))
+}
+
+func describeParts(parts []part) string {
 	var texts []string
 	for _, p := range parts {
 		texts = append(texts, p.String())
 	}
-	return fmt.Errorf("source: %s: %w: %s", sources[parts[0].source].Path(), ErrPart, strings.Join(texts, "; "))
+	return strings.Join(texts, "; ")
 }
 
 // add makes pairs of what a part is missing.
