@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"extent", "linux/sysfs", "linux/atomicfile", "linux/reexec"},
 	{"block"},
 	{"format/*"},
-	{"linux/bpf", "linux/dm", "linux/fsfreeze", "linux/mounts/...", "linux/openers"},
+	{"linux/bpf", "linux/dm", "linux/fsfreeze", "linux/mounts/...", "linux/blkid", "linux/openers"},
 	{"linux/dmera"},
 	{"track", "view"},
 	{"track/history"},

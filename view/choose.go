@@ -31,10 +31,11 @@ func Choose(ctx context.Context, kind string, o Options) (Provider, string, erro
 		if err := refuseUnseen(unseen, untold); err != nil {
 			return nil, "", err
 		}
-		if len(w) > 0 {
-			return Freeze(o), "freeze: mounted read-write: " + names(w) + s.warning(), nil
+		stops, why := s.auto()
+		if stops {
+			return Freeze(o), why, nil
 		}
-		return Offline(o), "offline: " + s.idle() + s.warning(), nil
+		return Offline(o), why, nil
 	case "freeze":
 		if len(w) == 0 {
 			return nil, "", fmt.Errorf("view: freeze: %w", ErrNothingToFreeze)
@@ -48,6 +49,27 @@ func Choose(ctx context.Context, kind string, o Options) (Provider, string, erro
 		return Offline(o), "offline: as asked" + warning, nil
 	}
 	return nil, "", fmt.Errorf("view: unknown kind %q, want auto, freeze or offline", kind)
+}
+
+// Foresee says which kind Choose would choose by itself, and why. It does not look for
+// holders that cannot be seen: that would claim the sources for a moment, in which others
+// could not.
+func Foresee(sources []*block.Device) (kind, why string, err error) {
+	s, err := look(sources)
+	if err != nil {
+		return "", "", err
+	}
+	_, text := s.auto()
+	kind, why, _ = strings.Cut(text, ": ")
+	return kind, why, nil
+}
+
+// auto chooses by what is mounted, and says so. Stops says that it freezes.
+func (s *scene) auto() (stops bool, why string) {
+	if w := s.writable(); len(w) > 0 {
+		return true, "freeze: mounted read-write: " + names(w) + s.warning()
+	}
+	return false, "offline: " + s.idle() + s.warning()
 }
 
 // unseen names the devices whose holders cannot be seen; beside an error, as far as

@@ -1,38 +1,64 @@
 package main
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"tidemark/cmd/tidemark/internal/doctor"
+	"tidemark/track"
+	"tidemark/transfer/pairs"
 )
+
+// diagnosis is what "doctor" says.
+type diagnosis struct {
+	doctor.Report
+	Devices []pairs.Device `json:"devices"`
+}
 
 func newDoctor(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
-		use: "doctor", short: "Tell what this machine can do",
-		long: `Tries what a live mirror needs from the kernel and from the user, and says of each thing what follows. Nothing is changed.
+		use: "doctor", short: "Tell what this machine can do, and with which of its disks",
+		long: `Tries what a live mirror needs from the kernel and from the user, and says of each thing what follows. Then it lists the disks, partitions and volumes of this machine: what each holds, what "tidemark mirror" would make stand still, how it would find out what changed, and whether that outlives a reboot. Of what is a member of LVM, LUKS, md or a filesystem on several devices it says what to name instead. Nothing is changed.
 
 It ends with 0 when a mounted filesystem can be mirrored, if need be by reading all of it each time.`,
 		example: "tidemark doctor\n# for programs\ntidemark doctor --json",
 		args:    cobra.NoArgs,
 		run: func(cmd *cobra.Command, _ []string) error {
-			return printDoctor(cmd.OutOrStdout(), doctor.Run(doctor.Options{BPFFS: g.bpffs}), asJSON)
+			found, err := g.diagnose(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return printDoctor(cmd.OutOrStdout(), found, asJSON)
 		},
 	}.build()
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
 }
 
-func printDoctor(w io.Writer, rep doctor.Report, asJSON bool) error {
+func (g *globals) diagnose(ctx context.Context) (found diagnosis, err error) {
+	found.Report = doctor.Run(doctor.Options{BPFFS: g.bpffs})
+	o := pairs.Options{StateDir: g.stateDir, Track: g.trackOptions()}
+	if found.Live != doctor.Incremental {
+		o.Tracker = track.KindScan
+	}
+	found.Devices, err = pairs.Survey(ctx, o)
+	return found, err
+}
+
+func printDoctor(w io.Writer, rep diagnosis, asJSON bool) error {
 	if asJSON {
 		if err := printJSON(w, rep); err != nil {
 			return err
 		}
-	} else if err := printChecks(w, rep); err != nil {
+	} else if err := errors.Join(printChecks(w, rep.Report), printDevices(w, rep.Devices)); err != nil {
 		return err
 	}
 	if rep.Live == doctor.None {
@@ -65,4 +91,51 @@ func liveText(l doctor.Live) string {
 		return "yes, but each run reads the whole source"
 	}
 	return "no"
+}
+
+func printDevices(w io.Writer, devices []pairs.Device) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, d := range devices {
+		fmt.Fprintf(table, "%s\t%s\t%s\n", d.Path, size(d.Size), deviceText(d))
+		for _, line := range adviceOn(d) {
+			fmt.Fprintf(table, "\t\t→ %s\n", line)
+		}
+	}
+	return table.Flush()
+}
+
+// deviceText says what a device holds.
+func deviceText(d pairs.Device) string {
+	text := cmp.Or(d.Type, "nothing known")
+	if d.Label != "" {
+		text += fmt.Sprintf(" %q", d.Label)
+	}
+	if len(d.Mounted) > 0 {
+		text += " on " + strings.Join(d.Mounted, ", ")
+	}
+	return text
+}
+
+// adviceOn says what can be done with a device.
+func adviceOn(d pairs.Device) []string {
+	var lines []string
+	switch d.View {
+	case "":
+	case pairs.Refused:
+		lines = append(lines, "not by itself: "+d.ViewWhy)
+	default:
+		after := "after a reboot a run reads all of it"
+		if d.Lasting {
+			after = "after a reboot as well"
+		}
+		if d.Tracker == track.KindScan {
+			after = "each run reads all of it"
+		}
+		lines = append(lines, d.View+": "+d.ViewWhy, fmt.Sprintf("%s: %s; %s", d.Tracker, d.TrackerWhy, after))
+	}
+	return append(lines, d.Notes...)
 }

@@ -24,9 +24,8 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		Hooks:     view.Hooks{Pre: f.preHook, Post: f.postHook},
 		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
 		BytesPerSec: int64(f.bwLimit),
-		Overwrite:   f.force,
-		Adopt:       f.adopt,
-		Progress:    shower(bar),
+		Overwrite:   f.force, Adopt: f.adopt, Whole: f.whole, ForcePart: f.forcePart,
+		Progress: shower(bar),
 	}
 	o.Track.BlockSize = int64(f.blockSize)
 	return o

@@ -19,6 +19,7 @@ import (
 	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
+	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
@@ -182,6 +183,10 @@ func mirrorClasses() []class {
 		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
 		{"own-source", pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
 		{"holds-other", pairs.ErrHoldsOther, exitRefused, "give another target; --adopt goes on with this one if it is an older copy of the source, which it compares first; --force overwrites whatever it holds"},
+		{"part", pairs.ErrPart, exitRefused, "copy all of it with --whole, or give each device with --pair; --force-part copies the part alone"},
+		{"ambiguous", pairs.ErrAmbiguous, exitRefused, "name one of them by its path; a copy has the UUID and label of its original"},
+		{"no-such-name", pairs.ErrName, exitError, "blkid lists what there is"},
+		{"no-blkid", blkid.ErrMissing, exitError, ""},
 		{"refused", pairs.ErrRefused, exitRefused, "give another target"},
 		{"no-mirror", pairs.ErrNoMirror, exitError, "give the target of a mirror"},
 		{"mounted", view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},

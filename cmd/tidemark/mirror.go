@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -31,6 +30,8 @@ type mirrorFlags struct {
 	dryRun      bool
 	force       bool
 	adopt       bool
+	whole       bool
+	forcePart   bool
 	every       time.Duration // 0 runs once
 	asJSON      bool
 }
@@ -48,6 +49,10 @@ What is known of an image file is kept beside it, in the folder DST.tidemark; of
 A DST that exists is overwritten by itself only when it is a mirror of SRC, or holds nothing. An image that is an older copy of SRC, or a mirror whose folder was lost, is gone on with by --adopt: it compares places that are spread over both, only reading, and refuses a DST of which less than half is the same. --force overwrites whatever DST holds. Neither of them writes to a DST that is in use: mounted, part of another device, open for writing in another program, or locked, as QEMU does. --dry-run says what a run would do to DST.
 
 The first run starts tracking the writes to SRC. When it cannot be told what changed (a reboot, another disk, no support in the kernel), a run reads all of SRC, compares, and writes only what differs. Without support in the kernel (see "tidemark doctor"), or with --tracker scan, that can only be done while a mounted SRC is frozen, which takes longer than --max-freeze but for small disks and ends with exit code 3: unmount it, or allow the time with --max-freeze or --force-freeze.
+
+SRC is a path, the mount point of a filesystem, or UUID=, LABEL=, PARTUUID= or PARTLABEL= with a value, as in fstab(5); DST too where it is a device, but for mount points: by PARTUUID= or PARTLABEL=, since UUID and label become those of SRC. Tags are looked up with blkid(8), at each run. Where several devices answer, all are named and the run is refused. The mirror is one of the device that was found, not of its tag.
+
+A filesystem may lie on several devices: a btrfs with members, an XFS with its log or real-time data elsewhere, an ext4 with its journal elsewhere; and so may what is below it, md, LVM and bcache. When not all of them are copied, the run names those that are missing and is refused: give each with --pair, or all with --whole, or where the message says so name the device on top. --force-part copies the part.
 
 Hooks are run by /bin/sh and killed after 60 s. They find in their environment TIDEMARK_HOOK ("pre-hook" or "post-hook"), TIDEMARK_SOURCE (the first SRC) and TIDEMARK_SOURCES (all, one a line). They run again with each freeze that had to be given up and is tried again.
 
@@ -67,7 +72,7 @@ tidemark mirror --every 10m --pair /dev/vdb=/backup/vdb.img --pair /dev/vdc=/bac
 
 func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant, split at the first =; instead of SRC and DST")
+	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST. It is split at the first =, where SRC is UUID=, LABEL=, PARTUUID= or PARTLABEL= at the second")
 	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto asks the metadata of a dm-era device, uses bpf elsewhere where it can; scan reads and compares everything", "auto", "bpf", "era", "scan")
 	addChoice(cmd, &f.view, "view", "what stands still: auto freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline")
 	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, fmt.Sprintf("longest `time` that filesystems may be frozen in one attempt, of which a run makes %d at most", transfer.MaxAttempts))
@@ -79,6 +84,8 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
 	flags.BoolVar(&f.force, "force", false, "overwrite what DST holds: a device with a filesystem, an image with content, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
 	flags.BoolVar(&f.adopt, "adopt", false, "go on with a DST that is no known mirror of SRC, when a comparison finds that it is mostly the same: an older copy")
+	flags.BoolVar(&f.whole, "whole", false, "copy the other devices that a filesystem on SRC lies on as well, at the same instant: with DST /backup/data.img that of /dev/vdc1 to /backup/data-vdc1.img")
+	flags.BoolVar(&f.forcePart, "force-part", false, "copy SRC although what is on it lies on other devices too, which are not copied: the copy alone may be of no use")
 	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
@@ -96,6 +103,9 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 	}
 	if f.dryRun && f.every > 0 {
 		return errors.New("--dry-run and --every do not go together")
+	}
+	if f.whole && f.forcePart {
+		return errors.New("--whole and --force-part do not go together")
 	}
 	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
 		return fmt.Errorf("--block-size %d is not a power of two from 4096 on (K is 1000, KiB is 1024)", b)
@@ -117,15 +127,15 @@ func (f *mirrorFlags) pairsOf(args []string) ([]pairs.Pair, error) {
 	targets := map[string]bool{}
 	var list []pairs.Pair
 	for _, text := range f.pairs {
-		src, dst, ok := strings.Cut(text, "=")
-		if !ok || src == "" || dst == "" {
-			return nil, fmt.Errorf("--pair %q is not SRC=DST", text)
+		pair, err := pairs.ParsePair(text)
+		if err != nil {
+			return nil, fmt.Errorf("--pair %w", err)
 		}
-		if targets[dst] {
-			return nil, fmt.Errorf("--pair: %s is the target of two pairs", dst)
+		if targets[pair.Target] {
+			return nil, fmt.Errorf("--pair: %s is the target of two pairs", pair.Target)
 		}
-		targets[dst] = true
-		list = append(list, pairs.Pair{Source: src, Target: dst})
+		targets[pair.Target] = true
+		list = append(list, pair)
 	}
 	return list, nil
 }

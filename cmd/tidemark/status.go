@@ -31,14 +31,18 @@ func newStatus(g *globals) *cobra.Command {
 		exits:   []exitCode{exitDamaged},
 		args:    cobra.ExactArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			known, err := pairs.Status(args[0], g.stateDir)
+			path, err := pairs.TargetPath(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			known, err := pairs.Status(path, g.stateDir)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return printJSON(cmd.OutOrStdout(), mirrorStatus{args[0], known.Pending, known.State})
+				return printJSON(cmd.OutOrStdout(), mirrorStatus{path, known.Pending, known.State})
 			}
-			return printStatus(cmd.OutOrStdout(), args[0], known)
+			return printStatus(cmd.OutOrStdout(), path, known)
 		},
 	}.build()
 	addJSON(cmd, &asJSON, "one object")

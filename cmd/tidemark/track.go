@@ -26,7 +26,7 @@ func newTrack(g *globals) *cobra.Command {
 		use: "track", short: "Follow the writes to block devices",
 		long: `Starts, stops and questions the tracking of block devices. "tidemark mirror" starts it by itself; these commands are for starting earlier, and for programs that copy on their own.
 
-Tracking goes on when tidemark ends, crashes or is upgraded, unless the new version needs other programs in the kernel, which it says; a reboot ends it. A partition is tracked with its whole disk.`,
+Tracking goes on when tidemark ends, crashes or is upgraded, unless the new version needs other programs in the kernel, which it says; a reboot ends it. A partition is tracked with its whole disk. A DEVICE is named by its path, the mount point of its filesystem, or UUID=, LABEL=, PARTUUID= or PARTLABEL=.`,
 		example: `tidemark track start /dev/vdb
 tidemark track status
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,
@@ -50,7 +50,11 @@ func newTrackStart(g *globals) *cobra.Command {
 		example: "tidemark track start /dev/vdb /dev/vdc1",
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			for _, device := range args {
+			for _, name := range args {
+				device, err := pairs.SourcePath(cmd.Context(), name)
+				if err != nil {
+					return err
+				}
 				o := g.trackOptions()
 				o.BlockSize = int64(blockSize)
 				s, err := startTracking(cmd.Context(), device, o)
@@ -98,8 +102,11 @@ func newTrackStop(g *globals) *cobra.Command {
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
 			var errs []error
-			for _, device := range args {
-				err := bpf.Stop(cmd.Context(), device, g.trackOptions())
+			for _, name := range args {
+				device, err := pairs.SourcePath(cmd.Context(), name)
+				if err == nil {
+					err = bpf.Stop(cmd.Context(), device, g.trackOptions())
+				}
 				if errors.Is(err, bpf.ErrNotTracked) {
 					err = hinted{err, `"tidemark track status" lists what is tracked`}
 				}
@@ -141,7 +148,11 @@ func statusOf(ctx context.Context, devices []string, o bpf.Options) ([]bpf.Statu
 		return all, err
 	}
 	chosen := []bpf.Status{}
-	for _, device := range devices {
+	for _, name := range devices {
+		device, err := pairs.SourcePath(ctx, name)
+		if err != nil {
+			return nil, err
+		}
 		id, err := block.Identify(device)
 		if err != nil {
 			return nil, err
@@ -223,7 +234,11 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 			return cobra.ExactArgs(1)(cmd, args)
 		},
 		run: func(cmd *cobra.Command, args []string) error {
-			c, err := changesSince(cmd.Context(), args[0], track.Mark(since), asJSON, g.trackOptions())
+			device, err := pairs.SourcePath(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			c, err := changesSince(cmd.Context(), device, track.Mark(since), asJSON, g.trackOptions())
 			if err != nil {
 				return err
 			}

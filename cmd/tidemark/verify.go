@@ -37,7 +37,7 @@ Nothing is repaired: the next "tidemark mirror" copies what differs.`,
 			return v.print(cmd.OutOrStdout(), asJSON)
 		},
 	}.build()
-	cmd.Flags().StringVar(&against, "against", "", "`src` to compare with, a block device or an image file")
+	cmd.Flags().StringVar(&against, "against", "", "`src` to compare with, named as for \"tidemark mirror\"")
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
 }

@@ -53,6 +53,11 @@ func (t *Table) membersOf(f *Filesystem) []sysfs.Dev {
 	} else {
 		devs = t.sourceDevices(f.Source)
 	}
+	if f.Dev.Major != 0 && strings.HasPrefix(f.Type, "ext") {
+		if journal, ok := t.journalOf(f); ok {
+			devs = append(devs, journal)
+		}
+	}
 	for o := range strings.SplitSeq(f.options, ",") {
 		// XFS may keep its log and its real-time data on devices of their own.
 		if v, ok := cutAny(o, "logdev=", "rtdev="); ok {

@@ -94,3 +94,17 @@ func checkMDEnd(p *prober, _ int64) (bool, error) {
 	}
 	return false, nil
 }
+
+// checkXFSLog looks for the first record of the log of an XFS on another device.
+func checkXFSLog(p *prober, _ int64) (bool, error) {
+	for off := int64(0); off < xlogSearched; off += xlogBlock {
+		b, ok, err := p.bytes(off, xlogBlock)
+		if err != nil || !ok {
+			return false, err
+		}
+		if isXFSLog(b) {
+			return true, nil
+		}
+	}
+	return false, nil
+}

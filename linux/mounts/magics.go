@@ -60,6 +60,7 @@ var members = []magic{
 	{KindMember, "ddf_raid_member", -512, "\xde\x11\xde\x11", nil},
 	{KindMember, "ddf_raid_member", -512, "\x11\xde\x11\xde", nil},
 	{KindMember, "bcache", 0x1018, "\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81", nil},
+	{KindMember, "xfs_external_log", 0, "", checkXFSLog},
 	{KindMember, "ceph_bluestore", 0, "bluestore block device", nil},
 	{KindMember, "VMFS_volume_member", 0x100000, "\x0d\xd0\x01\xc0", nil},
 	{KindMember, "dm-verity", 0, "verity\x00\x00", nil},

@@ -220,3 +220,63 @@ func TestVanishedDeviceIsAnError(t *testing.T) {
 		t.Errorf("a device that is not there has %v on it", on)
 	}
 }
+
+// sda2 and sdb make md0; the volumes of one group lie on md0p1 and sdc.
+func TestWhatLiesOnOtherDevicesTooIsNamedWithThem(t *testing.T) {
+	f := newFakeSys(t)
+	const group = "0123456789abcdef0123456789abcdef"
+	f.disk("sdc", "8:32")
+	f.disk("sdd", "8:48")
+	f.disk("dm-1", "252:1")
+	f.disk("dm-2", "252:2")
+	f.write("sys/block/dm-0/dm/uuid", "LVM-"+group+"root\n")
+	f.write("sys/block/dm-1/dm/uuid", "LVM-"+group+"srv\n")
+	f.write("sys/block/dm-1/dm/name", "vg-srv\n")
+	f.over("dm-1", "sdc")
+	f.write("sys/block/dm-2/dm/uuid", "TIDEMARK-ERA-1\n")
+	f.over("dm-2", "sda1")
+	f.over("dm-2", "sdd")
+	f.disk("bcache0", "250:0")
+	f.over("bcache0", "sdd")
+	f.over("bcache0", "sda3")
+	table := f.read("2 0 252:0 / / rw - xfs /dev/mapper/vg-root rw\n")
+	const md = "/dev/md0 with xfs on / (/dev/mapper/vg-root)"
+	for _, c := range []struct {
+		given []string
+		want  string
+	}{
+		{[]string{"8:2"}, md + ": 8:16"},
+		{[]string{"8:16"}, md + ": 8:2"},
+		{[]string{"8:2", "8:16"}, "volume group " + group + ": 8:32"},
+		{[]string{"8:0", "8:16"}, "/dev/bcache0: 8:48; volume group " + group + ": 8:32"},
+		{[]string{"9:0"}, "volume group " + group + ": 8:32"},
+		{[]string{"8:32"}, "volume group " + group + ": 259:0"},
+		{[]string{"8:32", "9:0"}, ""},
+		{[]string{"252:0"}, ""},
+		{[]string{"8:1"}, ""}, // an era device is its data
+		{[]string{"252:1"}, ""},
+	} {
+		var devs []sysfs.Dev
+		for _, text := range c.given {
+			d, err := sysfs.ParseDev(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			devs = append(devs, d)
+		}
+		found, err := table.Spread(devs...)
+		var got []string
+		for _, s := range found {
+			for _, d := range s.Missing {
+				got = append(got, s.Name+": "+d.String())
+			}
+		}
+		if err != nil || strings.Join(got, "; ") != c.want {
+			t.Errorf("%v: %q, %v, want %q", c.given, got, err, c.want)
+		}
+	}
+	top, err := table.Topmost([]sysfs.Dev{{Major: 8, Minor: 2}, {Major: 9, Minor: 0}, {Major: 8, Minor: 32}})
+	if err != nil || !slices.Equal(top, []sysfs.Dev{{Major: 9, Minor: 0}, {Major: 8, Minor: 32}}) {
+		t.Errorf("on top: %v, %v", top, err)
+	}
+}

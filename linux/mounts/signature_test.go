@@ -56,6 +56,11 @@ func TestProbeKnowsWhatTheRealToolsMake(t *testing.T) {
 			t.Errorf("%v, wiped: found %q", c.tool, got)
 		}
 	}
+	log := mountstest.Image(t, small)
+	mountstest.Run(t, "mkfs.xfs", "-q", "-f", "-l", "logdev="+log+",size=64m", mountstest.Image(t, large))
+	if got := probe(t, log); !slices.Equal(got, []string{"xfs_external_log"}) {
+		t.Errorf("log of an XFS: found %q", got)
+	}
 	for _, c := range []struct{ label, want string }{{"gpt", "gpt"}, {"dos", "dos"}, {"sgi", "sgi"}, {"sun", "sun"}} {
 		image := mountstest.Image(t, small)
 		cmd := exec.Command("sfdisk", "--quiet", image)

@@ -290,6 +290,27 @@ func refuseDAX(id block.Identity) error {
 	return nil
 }
 
+// Fits says what keeps the disk of a source from being tracked by a kernel that can track
+// others; nil is nothing. It starts nothing. The error wraps ErrNotSupported.
+func Fits(source *block.Device) error {
+	id, err := identify(source)
+	if err != nil {
+		return err
+	}
+	if err := refuseDAX(id); err != nil || !id.BioBased {
+		return err
+	}
+	s := &session{source: id}
+	_, err = s.mapping(id.Disk)
+	if s.ctl != nil {
+		err = errors.Join(err, s.ctl.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("%w: a device-mapper table that cannot be watched: %w", bpf.ErrNotSupported, err)
+	}
+	return countsInFlight(id.Disk)
+}
+
 func (s *session) freeSlot() (uint32, error) {
 	disks, err := s.fac.Disks()
 	if err != nil {

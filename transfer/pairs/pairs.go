@@ -40,6 +40,9 @@ var (
 	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
 	ErrOwnSource  = fmt.Errorf("%w: it lies on a filesystem of the source", ErrRefused)
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
+	// ErrPart says that a filesystem, or a device, lies on the sources and on other devices
+	// too; it wraps ErrRefused.
+	ErrPart = fmt.Errorf("%w: not all of it would be copied", ErrRefused)
 	// ErrSource says that a source cannot be opened.
 	ErrSource = errors.New("source")
 	// ErrNoSize says that a device has no content for now, which is no reason to take it
@@ -58,8 +61,8 @@ const DefaultStateDir = "/var/lib/tidemark"
 // target that never answers must not hold a filesystem for ever.
 const ForcedFreeze = 10 * time.Minute
 
-// Pair names a source, a block device or image file, and its target, an image
-// file, which is made if need be, or a block device.
+// Pair names a source, a block device or image file (see SourcePath), and its target, an
+// image file, which is made if need be, or a block device (see TargetPath).
 type Pair struct{ Source, Target string }
 
 // Options say how to mirror. The zero value works.
@@ -76,7 +79,10 @@ type Options struct {
 	BytesPerSec int64 // read while nobody waits for the view; 0 is no limit
 	Overwrite   bool  // what a target holds or is the mirror of, and what is known of it
 	Adopt       bool  // a target that is mostly the same as its source
-	Progress    func(transfer.Event)
+	// Whole adds a pair for each device that a filesystem on the sources lies on as well.
+	// ForcePart copies a part of it. With neither the run is refused with ErrPart.
+	Whole, ForcePart bool
+	Progress         func(transfer.Event)
 }
 
 func (o Options) withDefaults() Options {

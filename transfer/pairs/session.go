@@ -89,21 +89,27 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err error) {
 	var sources []*source
 	for _, p := range pairs {
-		src, err := openSource(p.Source)
+		src, err := s.source(ctx, p.Source)
 		if err != nil {
 			return nil, err
 		}
-		s.later(src.Close)
 		sources = append(sources, src)
-		switch _, err := settle(ctx, p.Source, false, s.o); {
+		switch _, err := settle(ctx, src.Path(), false, s.o); {
 		case errors.Is(err, ErrPending) && !s.dry:
-			waiting = append(waiting, p.Source)
+			waiting = append(waiting, src.Path())
 		case err != nil:
 			return nil, fmt.Errorf("source: %w", err)
 		}
 	}
+	if pairs, sources, err = s.whole(ctx, pairs, sources); err != nil {
+		return nil, err
+	}
 	for i, p := range pairs {
-		t, err := findTarget(p.Target, s.o.StateDir)
+		path, err := TargetPath(ctx, p.Target)
+		if err != nil {
+			return nil, fmt.Errorf("target: %w", err)
+		}
+		t, err := findTarget(path, s.o.StateDir)
 		if err != nil {
 			return nil, err
 		}
@@ -119,6 +125,23 @@ func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err
 		}
 	}
 	return waiting, nil
+}
+
+// source opens the source of that name.
+func (s *session) source(ctx context.Context, name string) (*source, error) {
+	path, err := SourcePath(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSource, err)
+	}
+	src, err := openSource(path)
+	if err != nil {
+		return nil, err
+	}
+	s.later(src.Close)
+	if path != name {
+		s.o.note("%s is %s", name, path)
+	}
+	return src, nil
 }
 
 // judge refuses a target that must not be written to, and otherwise finds out what it

@@ -20,6 +20,9 @@ import (
 // ErrPending when a run has to finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
+	if path, err = TargetPath(ctx, path); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
 	t, err := findTarget(path, o.StateDir)
 	if err != nil {
 		return bad, 0, err
@@ -63,8 +66,11 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 // ended.
 func Compare(ctx context.Context, path, against string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
-	if err := CheckPath(against); err != nil {
-		return bad, 0, fmt.Errorf("source: %w", err)
+	if path, err = TargetPath(ctx, path); err != nil {
+		return bad, 0, fmt.Errorf("target: %w", err)
+	}
+	if against, err = SourcePath(ctx, against); err != nil {
+		return bad, 0, fmt.Errorf("%w: %w", ErrSource, err)
 	}
 	if _, err := settle(ctx, path, false, o); err != nil && !errors.Is(err, ErrIncomplete) {
 		return bad, 0, fmt.Errorf("target: %w", err)

@@ -1,0 +1,71 @@
+package pairs_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"tidemark/linux/mounts/mountstest"
+	"tidemark/transfer/pairs"
+)
+
+// surveyed returns what the survey says of some devices, in their order.
+func surveyed(t *testing.T, o pairs.Options, paths ...string) []pairs.Device {
+	t.Helper()
+	all, err := pairs.Survey(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []pairs.Device
+	for _, path := range paths {
+		i := slices.IndexFunc(all, func(d pairs.Device) bool { return d.Path == path })
+		if i < 0 {
+			t.Fatalf("%s is not among %+v", path, all)
+		}
+		found = append(found, all[i])
+	}
+	return found
+}
+
+func TestTheSurveySaysWhatAMirrorWouldDo(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, 96<<20, 2)
+	mountstest.Run(t, "mkfs.ext4", "-q", "-F", "-L", "surveyed", parts[0])
+	dir := mountstest.Mount(t, parts[0])
+	o := options(t)
+	o.Tracker = ""
+	got := surveyed(t, o, disk, parts[0], parts[1])
+	for i, view := range []string{"freeze", "freeze", "offline"} {
+		if d := got[i]; d.View != view || d.Tracker != "bpf" || d.Lasting || d.Size == 0 {
+			t.Errorf("%+v, want %s", d, view)
+		}
+	}
+	if d := got[1]; d.Type != "ext4" || d.Label != "surveyed" || !slices.Equal(d.Mounted, []string{dir}) {
+		t.Errorf("%+v", d)
+	}
+	if got[0].Type != "gpt" || len(got[0].Mounted) > 0 {
+		t.Errorf("%+v", got[0])
+	}
+	o.Tracker = "scan"
+	if d := surveyed(t, o, parts[0])[0]; d.Tracker != "scan" {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestTheSurveySaysWhatIsNotCopiedByItself(t *testing.T) {
+	disk, other, _ := spread(t, "btrfs")
+	swap, image := mountstest.Disk(t, 16<<20), mountstest.Image(t, 16<<20)
+	mountstest.Run(t, "mkswap", swap)
+	loop := mountstest.Attach(t, image)
+	got := surveyed(t, options(t), disk, other, swap, loop)
+	for i, want := range []string{other, disk} {
+		if d := got[i]; d.View != pairs.Refused || !strings.Contains(d.ViewWhy, want) {
+			t.Errorf("%+v does not name %s", d, want)
+		}
+	}
+	if d := got[2]; d.Type != "swap" || !strings.Contains(strings.Join(d.Notes, "\n"), "nothing of it is worth a copy") {
+		t.Errorf("%+v", d)
+	}
+	if d := got[3]; !strings.Contains(strings.Join(d.Notes, "\n"), image) {
+		t.Errorf("%+v does not name %s", d, image)
+	}
+}
