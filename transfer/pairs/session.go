@@ -89,6 +89,9 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err error) {
 	var sources []*source
 	for _, p := range pairs {
+		if err := refuseHalfRestored(p.Source, s.o.StateDir); err != nil {
+			return nil, err
+		}
 		src, err := openSource(p.Source)
 		if err != nil {
 			return nil, err
