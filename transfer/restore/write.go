@@ -25,6 +25,7 @@ func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err er
 	if err := s.save(s.begin(copied)); err != nil {
 		return err
 	}
+	transaction.Reread(s.target) // or the first sync would report what the last run has reported
 	if err := s.resize(); err != nil {
 		return err
 	}
