@@ -7,6 +7,7 @@ import (
 	"tidemark/block"
 	"tidemark/linux/sysfs"
 	"tidemark/transfer/restore"
+	"tidemark/transfer/transaction"
 )
 
 // refuseHalfRestored refuses to copy from what a restore was cut off on: the copy that it
@@ -28,7 +29,7 @@ func refuseHalfRestored(path, stateDir string) error {
 			return err
 		}
 		record, is, err := restore.Unfinished(o.folder)
-		if err != nil {
+		if err != nil && !is && !cannotBeUsed(err) {
 			return fmt.Errorf("%s: %s: %w", path, o.folder, err)
 		}
 		if is {
@@ -36,6 +37,32 @@ func refuseHalfRestored(path, stateDir string) error {
 		}
 	}
 	return nil
+}
+
+// recoverRestore finishes a restore that was committed, or forgets one that was cut off.
+func (t *target) recoverRestore(discard bool) (string, error) {
+	if t.dir == nil {
+		return "", fmt.Errorf("target: %s: %w", t.path, ErrHalfRestored)
+	}
+	if discard {
+		if err := restore.Discard(t.dir); err != nil {
+			return "", fmt.Errorf("target: %s: %w", t.path, err)
+		}
+		return "forgot a restore that was cut off: it stays as it is, which may be neither what it was nor the copy", removeEmpty(t.dir)
+	}
+	for _, look := range []func() error{func() error { return t.refuseUsed(nil) }, t.refuseOpeners, func() error { return t.openDisk(0) }} {
+		if err := look(); err != nil {
+			return "", err
+		}
+	}
+	store, err := restore.Open(transaction.Disk{Device: t.disk}, t.dir, restore.Copy{}, false)
+	if err != nil {
+		return "", fmt.Errorf("target: %s: %w", t.path, err)
+	}
+	if told := store.Recovered(); told != "" && !store.Unfinished() {
+		return told, removeEmpty(t.dir)
+	}
+	return "", fmt.Errorf("target: %s: %w", t.path, ErrHalfRestored)
 }
 
 // overlapping returns the paths of a device, of the disk that it is a partition of, and of

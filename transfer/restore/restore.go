@@ -254,6 +254,19 @@ func (s *Store) End() (err error) {
 	return Forget(s.folder)
 }
 
+// Unfinished reports whether a restore in place was cut off.
+func (s *Store) Unfinished() bool { return s.exists }
+
+// Discard has the target of a restore that was cut off, or is committed, count as what it
+// is.
+func Discard(folder transaction.Folder) (err error) {
+	defer explain(&err)
+	if _, err := transaction.Recover(nil, folder, transaction.Discard, transaction.Steps{}); err != nil {
+		return err
+	}
+	return Forget(folder)
+}
+
 // Forget removes the record of a restore that was cut off.
 func Forget(folder transaction.Folder) error {
 	for _, name := range []string{newRecord, RecordFile} {
