@@ -30,6 +30,7 @@ import (
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/restore"
 	"tidemark/transfer/streams"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
@@ -195,6 +196,12 @@ func mirrorClasses() []class {
 		{"hook-failed", view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
 		{"pending", pairs.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
 		{"incomplete", pairs.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
+		{"half-restored", pairs.ErrHalfRestored, exitRefused, `"tidemark restore" onto it, again, ends it; "tidemark recover --discard" has it used as it is`},
+		{"unchecked", pairs.ErrUnchecked, exitRefused, "--unchecked restores it as it is"},
+		{"no-room-for-journal", pairs.ErrNoJournalRoom, exitRefused, "nothing was written; make room, keep the journal elsewhere with --state-dir, or write in place with --no-journal"},
+		{"not-kept", pairs.ErrNotKept, exitDifferent, "use another disk"},
+		{"restore-pending", restore.ErrPending, exitError, `run "tidemark restore" again: it finishes it`},
+		{"copy-damaged", restore.ErrDamaged, exitDifferent, "--unchecked restores them as they are"},
 		{"no-room-beside-source", transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
 		{"mirror-busy", transaction.ErrBusy, exitBusy, "wait until it ends"},
 		{"frozen-by-other", fsfreeze.ErrBusy, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},

@@ -94,6 +94,9 @@ func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err
 			return nil, err
 		}
 		sources = append(sources, src)
+		if err := refuseHalfRestored(src.Path(), s.o.StateDir); err != nil {
+			return nil, err
+		}
 		switch _, err := settle(ctx, src.Path(), false, s.o); {
 		case errors.Is(err, ErrPending) && !s.dry:
 			waiting = append(waiting, src.Path())

@@ -13,6 +13,7 @@ import (
 	"tidemark/format/state"
 	"tidemark/linux/sysfs"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/restore"
 	"tidemark/transfer/transaction"
 )
 
@@ -104,6 +105,9 @@ func Recover(ctx context.Context, path string, discard bool, o Options) (string,
 	defer t.close()
 	if err := t.lock(false); err != nil {
 		return "", err
+	}
+	if _, cutOff, _ := restore.Unfinished(t.folder); cutOff { // of another's damage the others tell
+		return t.recoverRestore(discard)
 	}
 	known, err := t.known()
 	switch {

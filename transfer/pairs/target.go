@@ -16,6 +16,7 @@ import (
 	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/restore"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
@@ -239,6 +240,9 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	}
 	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin}
 	if t.is.begins() {
+		if err := restore.Forget(t.dir); err != nil {
+			return nil, fmt.Errorf("target: %s: %w", t.path, err)
+		}
 		if err := t.store.Init(src.Size(), blockSize(granularity), src.origin(), !t.empty()); err != nil {
 			return nil, fmt.Errorf("target: %s: %w", t.path, err)
 		}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/transfer/pairs"
+)
+
+// restoreFlags is the command line of "restore".
+type restoreFlags struct {
+	tracker   choice
+	bwLimit   byteSize // bytes a second; 0 is no limit
+	force     bool
+	unchecked bool
+	noJournal bool
+	verify    bool
+	dryRun    bool
+	asJSON    bool
+}
+
+func newRestore(g *globals) *cobra.Command {
+	f := &restoreFlags{}
+	cmd := command{
+		use: "restore IMAGE DST", short: "Bring a copy back to a disk, or to a new image",
+		long: `Writes what the mirror IMAGE, an image file or a device, is the copy of to DST, a block device or an image file (made when missing, sparse). DST is no mirror afterwards: nothing is kept of it, and what was known of it as one is forgotten. IMAGE is only read, and may lie on a read-only filesystem.
+
+Each block of IMAGE is held against its checksum before it is written. One that is not what it should be is not written; all the others are, the bad ones are named, and the command ends with exit code 5. With --unchecked it is written as it is. An IMAGE without checksums is refused without --unchecked. A mirror with an update that waits since a crash is brought up to date first, one whose first copy has not ended is refused.
+
+Refused, before anything is written: a DST that is mounted or in use, that is IMAGE or holds it, or that is smaller than the copy; and, without --force, one that holds a filesystem or anything else that is known, is a mirror, or is an image that exists.
+
+A restore that was cut off goes on when it is run again. Until it has ended, DST is not accepted as the source of a mirror. When DST looks otherwise than that run left it (another program has written to it, or the power was cut), what is there is first held against the checksums.
+
+When DST is the disk that IMAGE is a copy of, only what differs is written. What differs is told by the tracking of its writes, where that goes back to the copy, and otherwise by reading DST and comparing. It goes through a journal in the state folder (--state-dir), so that DST is what it was or the copy, whatever crashes; with --no-journal it is written in place. Unmount DST first. Later runs of "tidemark mirror" go on from there.
+
+On a larger whole disk the second copy of a GPT is moved to its end. What else there is to be done is told, and not done: to make partitions and filesystems larger, to have other UUIDs beside the original, to boot from it.`,
+		example: `# onto a new disk
+tidemark restore /backup/vdb1.img /dev/vdc1
+# Back to what the disk was at the last run of "tidemark mirror". Later changes are lost.
+umount /dev/vdb1
+tidemark restore --force /backup/vdb1.img /dev/vdb1
+# What would be done?
+tidemark restore --dry-run /backup/vdb1.img /dev/vdc1`,
+		exits: append(interruptible(), exitDifferent, exitRefused, exitBusy, exitDamaged),
+		args:  cobra.ExactArgs(2),
+		run: func(cmd *cobra.Command, args []string) error {
+			return f.run(cmd.Context(), args[0], args[1], g, stdio{cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()})
+		},
+	}.build()
+	flags := cmd.Flags()
+	flags.BoolVar(&f.force, "force", false, "overwrite what DST holds, whatever that is; never a DST in use")
+	flags.BoolVar(&f.unchecked, "unchecked", false, "restore also what is not what its checksums say, and an IMAGE without checksums")
+	flags.BoolVar(&f.noJournal, "no-journal", false, "write in place also to the disk that IMAGE is of: after a crash it is neither what it was nor the copy, until the restore was run again")
+	flags.BoolVar(&f.verify, "verify", false, "read DST back from its disk in the end, and hold it against the checksums")
+	addChoice(cmd, &f.tracker, "tracker", "how to find out what differs on the disk that IMAGE is of: auto asks the tracking of its writes; scan reads and compares all of it", "auto", "scan")
+	flags.Var(&f.bwLimit, "bwlimit", "bytes of IMAGE to read each second, as 100MB (no limit by default)")
+	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be done, and write nothing")
+	addJSON(cmd, &f.asJSON, "one object")
+	return cmd
+}
+
+func (f *restoreFlags) run(ctx context.Context, image, dst string, g *globals, std stdio) error {
+	defer outliveReaders()()
+	bar := &noting{progress: newProgress(std.errs, f.asJSON), notes: []string{}}
+	rep, err := pairs.Restore(ctx, image, dst, pairs.RestoreOptions{
+		Options: pairs.Options{
+			StateDir: g.stateDir, Track: g.trackOptions(), Tracker: f.tracker.value,
+			BytesPerSec: int64(f.bwLimit), Overwrite: f.force, Progress: shower(bar),
+		},
+		Unchecked: f.unchecked, NoJournal: f.noJournal, Verify: f.verify, DryRun: f.dryRun,
+	})
+	bar.End()
+	rep.Notes = bar.notes
+	var told error
+	switch {
+	case f.asJSON:
+		told = printJSON(std.out, rep)
+	case err == nil:
+		told = printRestored(std.out, rep, f.dryRun)
+	}
+	return errors.Join(err, told)
+}
+
+func printRestored(w io.Writer, rep pairs.Restored, dry bool) error {
+	what := rep.Source
+	if rep.Of != "" {
+		what = fmt.Sprintf("%s, the copy of %s of %s", rep.Source, rep.Of, rep.Time.Local().Format(timeFormat))
+	}
+	if dry {
+		_, err := fmt.Fprintf(w, "%s <- %s: would restore %s (%s)\n", rep.Target, what, size(rep.Size), rep.Mode)
+		return err
+	}
+	did := []string{"restored " + size(rep.Size)}
+	if rep.Compared > 0 {
+		did = append(did, "compared "+size(rep.Compared))
+	}
+	did = append(did, "read "+size(rep.Read), "wrote "+size(rep.Written))
+	_, err := fmt.Fprintf(w, "%s <- %s: %s (%s) in %v\n", rep.Target, what, strings.Join(did, ", "), rep.Mode, rep.Took.Round(time.Millisecond))
+	return err
+}
+
+// timeFormat is how people are told a time.
+const timeFormat = time.DateTime + " MST"

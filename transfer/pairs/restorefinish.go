@@ -1,0 +1,127 @@
+package pairs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/format/gpt"
+	"tidemark/linux/mounts"
+	"tidemark/transfer/transaction"
+)
+
+// finish does what is to be done beside the content, says that the restore has ended, and
+// tells what is left to the user.
+func (r *restoration) finish(ctx context.Context) error {
+	found, err := mounts.Probe(r.to.disk, r.to.disk.Size())
+	if err == nil && r.to.device && !r.to.id.IsPartition() {
+		err = r.finishDisk(found)
+	}
+	if err == nil {
+		err = r.store.End()
+	}
+	if err == nil {
+		err = removeEmpty(r.to.dir)
+	}
+	if err != nil {
+		return fmt.Errorf("target: %s: %w", r.rep.Target, err)
+	}
+	r.tellGrowth(found)
+	r.tellTwins(ctx)
+	return nil
+}
+
+// finishDisk makes the partition table one of the disk that it is on now.
+func (r *restoration) finishDisk(found []mounts.Signature) error {
+	if !slices.ContainsFunc(found, func(s mounts.Signature) bool { return s.Kind == mounts.KindTable }) {
+		return nil
+	}
+	table, err := gpt.Read(r.to.disk)
+	switch {
+	case errors.Is(err, gpt.ErrNone):
+	case err != nil:
+		return err
+	case table.SectorSize != r.to.disk.SectorSize():
+		r.o.note("%s: it is the copy of a disk with sectors of %d bytes, and this one has %d: its partitions are not found here", r.rep.Target, table.SectorSize, r.to.disk.SectorSize())
+		return nil
+	default:
+		if err := r.finishGPT(table); err != nil {
+			return err
+		}
+	}
+	// The kernel has the old partitions, or none.
+	if err := unix.IoctlSetInt(int(r.to.disk.File().Fd()), unix.BLKRRPART, 0); err != nil {
+		r.o.note("%s: the kernel did not read its partition table again (%v): partx --update %s", r.rep.Target, err, r.rep.Target)
+	}
+	return nil
+}
+
+func (r *restoration) finishGPT(table *gpt.Table) error {
+	disk, dst := r.to.disk, r.rep.Target
+	for _, p := range table.Partitions {
+		if (p.Type == gpt.TypeEFI || p.Type == gpt.TypeBIOSBoot) && !r.origin {
+			r.o.note("%s: it has a boot partition: %s", dst, bootHint)
+			break
+		}
+	}
+	if table.Size() >= disk.Size() {
+		return nil
+	}
+	err := table.Move(transaction.Disk{Device: disk}, disk.Size())
+	switch {
+	case errors.Is(err, gpt.ErrUnusual):
+		r.o.note("%s: the second copy of the partition table does not lie at the end of this larger disk (%v): sgdisk --move-second-header %s", dst, err, dst)
+	case err != nil:
+		return err
+	default:
+		r.rep.Moved = true
+		r.o.note("%s: the second copy of the partition table was moved to the end of this larger disk", dst)
+	}
+	return nil
+}
+
+// bootHint is what may be left to do for a disk to boot.
+const bootHint = `it boots where the firmware looks for it; if it does not, see "To boot from it" in the manual's page "Getting a disk back" (efibootmgr, grub-install)`
+
+// tellGrowth tells how what is smaller than its disk becomes larger.
+func (r *restoration) tellGrowth(found []mounts.Signature) {
+	dst, room := r.rep.Target, r.to.disk.Size()-r.rep.Size
+	if !r.to.device || room == 0 || len(found) == 0 {
+		return
+	}
+	how := ""
+	for _, s := range found {
+		switch {
+		case s.Kind == mounts.KindTable && !r.to.id.IsPartition():
+			how = fmt.Sprintf("growpart %s NUMBER makes its last partition larger; then resize2fs PARTITION, or xfs_growfs or btrfs filesystem resize max, with the mount point, the filesystem", dst)
+		case s.Name == "ext":
+			how = "resize2fs " + dst
+		case s.Name == "xfs":
+			how = "mount it, and xfs_growfs MOUNTPOINT"
+		case s.Name == "btrfs":
+			how = "mount it, and btrfs filesystem resize max MOUNTPOINT"
+		}
+		if how != "" {
+			r.o.note("%s: it is %s larger than the copy; to use that: %s", dst, sized(room), how)
+			return
+		}
+	}
+}
+
+// removeEmpty removes the folder when nothing but its lock is in it.
+func removeEmpty(d *transaction.Dir) error {
+	names, err := os.ReadDir(d.Path())
+	if err != nil || len(names) != 1 || names[0].Name() != transaction.LockFile {
+		return err
+	}
+	err = errors.Join(os.Remove(filepath.Join(d.Path(), transaction.LockFile)), os.Remove(d.Path()))
+	if errors.Is(err, unix.ENOTEMPTY) { // somebody waits for it already
+		return nil
+	}
+	return err
+}

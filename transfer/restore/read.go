@@ -1,0 +1,283 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/format/sums"
+	"tidemark/transfer/transaction"
+)
+
+const (
+	// pieceBytes is how much is read at once, in bytes, unless a block is larger.
+	pieceBytes = 1 << 20
+	// leastWorkers have the copy read while the target is written to.
+	leastWorkers = 4
+)
+
+// tally counts what was done.
+type tally struct {
+	mu        sync.Mutex
+	read      int64 // of the copy, bytes
+	written   int64 // bytes that the target got, zeros included
+	journaled int64 // bytes of the journal
+	bad       []extent.Extent
+}
+
+// Read returns how many bytes of the copy were read, holes left out.
+func (t *tally) Read() int64 { return t.get(&t.read) }
+
+// Written returns how many bytes the target got.
+func (t *tally) Written() int64 { return t.get(&t.written) }
+
+// Journaled returns how many bytes were written beside the target.
+func (t *tally) Journaled() int64 { return t.get(&t.journaled) }
+
+func (t *tally) get(n *int64) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return *n
+}
+
+// Bad returns the blocks of the copy that were not what they should be.
+func (t *tally) Bad() extent.Set {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return extent.NewSet(t.bad...)
+}
+
+// damage is the error of a copy with such blocks, nil where they are to be restored. rest
+// says what became of the others.
+func (s *Store) damage(rest string) error {
+	bad := s.Bad()
+	if bad.Empty() || s.copy.Unchecked {
+		return nil
+	}
+	return fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), Ranges(bad), rest)
+}
+
+// mostRanges is how many ranges are named.
+const mostRanges = 8
+
+// Ranges names the ranges of a set, the first ones of many.
+func Ranges(set extent.Set) string {
+	text := "bytes"
+	for i, e := range set.Extents() {
+		if i == mostRanges {
+			return fmt.Sprintf("%s and %d more places", text, set.Len()-i)
+		}
+		if i > 0 {
+			text += ","
+		}
+		text += fmt.Sprintf(" %d-%d", e.Off, e.End()-1)
+	}
+	return text
+}
+
+// Compare returns the blocks of set in which the target does not hold what the checksums
+// of the copy say. It reads the target alone, from its disk.
+func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set, err error) {
+	defer explain(&err)
+	transaction.Reread(s.target)
+	var mu sync.Mutex
+	var all []extent.Extent
+	err = s.each(ctx, s.align(set), func(e extent.Extent, buf []byte) error {
+		if err := readFull(s.target, buf, e.Off); err != nil {
+			return fmt.Errorf("target: %d bytes at offset %d: %w", e.Len, e.Off, err)
+		}
+		wrong, err := s.wrong(e, buf)
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, wrong...)
+		return err
+	})
+	return extent.NewSet(all...), err
+}
+
+// wrong returns the blocks of e that are not what the checksums say when buf is their
+// content.
+func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err error) {
+	if s.copy.Sums == nil {
+		return nil, nil
+	}
+	bs := s.copy.State.BlockSize
+	want := make([]sums.Sum, sums.Blocks(e.Len, bs))
+	if err := s.copy.Sums.Read(want, e.Off); err != nil {
+		return nil, err
+	}
+	for i := range want {
+		at := int64(i) * bs
+		end := min(at+bs, e.Len)
+		if sums.Of(buf[at:end]) != want[i] {
+			all = append(all, extent.Extent{Off: e.Off + at, Len: end - at})
+		}
+	}
+	return all, nil
+}
+
+// each calls f for the pieces of set, several at a time, with a buffer for each.
+func (s *Store) each(ctx context.Context, set extent.Set, f func(e extent.Extent, buf []byte) error) error {
+	size := max(pieceBytes, s.copy.State.BlockSize)
+	bufs := sync.Pool{New: func() any { b := block.AlignedBuffer(int(size)); return &b }}
+	group, running := errgroup.WithContext(ctx)
+	group.SetLimit(max(leastWorkers, runtime.GOMAXPROCS(0)))
+	var told sync.Mutex
+	for _, run := range set.Extents() {
+		for ; !run.Empty() && running.Err() == nil; run.Off, run.Len = run.Off+size, run.Len-size {
+			e := extent.Extent{Off: run.Off, Len: min(size, run.Len)}
+			group.Go(func() error {
+				buf := bufs.Get().(*[]byte)
+				defer bufs.Put(buf)
+				if err := f(e, (*buf)[:e.Len]); err != nil {
+					return err
+				}
+				told.Lock()
+				defer told.Unlock()
+				if s.Progress != nil {
+					s.Progress(e.Len)
+				}
+				return nil
+			})
+		}
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// bring returns what reads a piece of the copy, checks it, and hands it to a writer.
+func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.Extent, buf []byte) error {
+	return func(e extent.Extent, buf []byte) error {
+		if err := s.wait(ctx, len(buf)); err != nil {
+			return err
+		}
+		bad, err := s.fetch(e, buf)
+		if err != nil {
+			return err
+		}
+		good := extent.NewSet(e)
+		if !s.copy.Unchecked {
+			good = good.Subtract(extent.NewSet(bad...))
+		}
+		for _, part := range good.Extents() {
+			if err := s.put(to, part, buf[part.Off-e.Off:][:part.Len]); err != nil {
+				return fmt.Errorf("target: at offset %d: %w", part.Off, err)
+			}
+		}
+		return nil
+	}
+}
+
+// wait waits until n more bytes may be read.
+func (s *Store) wait(ctx context.Context, n int) error {
+	for s.Limit != nil && n > 0 {
+		part := min(n, s.Limit.Burst())
+		if err := s.Limit.WaitN(ctx, part); err != nil {
+			return errors.Join(context.Cause(ctx), err)
+		}
+		n -= part
+	}
+	return nil
+}
+
+// fetch reads a piece of the copy into buf and returns its blocks that are not what they
+// should be. The holes of an image are not read.
+func (s *Store) fetch(e extent.Extent, buf []byte) (bad []extent.Extent, err error) {
+	clear(buf)
+	data, err := s.copy.Image.Data(e)
+	if err != nil {
+		return nil, err
+	}
+	var lost []extent.Extent
+	for _, d := range data.Extents() {
+		if lost, err = s.readAt(d, buf[d.Off-e.Off:][:d.Len], lost); err != nil {
+			return nil, err
+		}
+	}
+	if bad, err = s.wrong(e, buf); err != nil {
+		return nil, err
+	}
+	bad = append(bad, lost...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.read += data.Bytes()
+	s.bad = append(s.bad, bad...)
+	return bad, nil
+}
+
+// readAt reads a part of the image, and adds to lost what cannot be read, which becomes
+// zeros. Unless the copy is restored unchecked that is an error.
+func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
+	err := readFull(s.copy.Image, buf, e.Off)
+	if err == nil {
+		return lost, nil
+	}
+	if !s.copy.Unchecked {
+		return lost, fmt.Errorf("copy: %d bytes at offset %d: %w", e.Len, e.Off, err)
+	}
+	bs := s.copy.State.BlockSize
+	for at := int64(0); at < e.Len; {
+		n := min(bs-(e.Off+at)%bs, e.Len-at)
+		if readFull(s.copy.Image, buf[at:at+n], e.Off+at) != nil {
+			clear(buf[at : at+n])
+			lost = append(lost, extent.Extent{Off: e.Off + at, Len: n})
+		}
+		at += n
+	}
+	return lost, nil
+}
+
+// put writes blocks, zeros and others apart.
+func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
+	bs := s.copy.State.BlockSize
+	for at := int64(0); at < e.Len; {
+		zero := block.IsZero(buf[at:min(at+bs, e.Len)])
+		end := min(at+bs, e.Len)
+		for end < e.Len && block.IsZero(buf[end:min(end+bs, e.Len)]) == zero {
+			end = min(end+bs, e.Len)
+		}
+		if err := s.write(to, extent.Extent{Off: e.Off + at, Len: end - at}, buf[at:end], zero); err != nil {
+			return err
+		}
+		at = end
+	}
+	return nil
+}
+
+func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte, zero bool) error {
+	switch {
+	case zero && s.empty && to == transaction.Writer(s.target):
+		return nil
+	case zero:
+		if err := to.Zero(e); err != nil {
+			return err
+		}
+	default:
+		if _, err := to.WriteAt(data, e.Off); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.written += e.Len
+	return nil
+}
+
+// readFull reads len(p) bytes; what lies behind the end reads as zeros.
+func readFull(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		clear(p[n:])
+		return nil
+	}
+	return err
+}
