@@ -14,16 +14,7 @@ import (
 func TestThreeNights(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/nights")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	dir := t.TempDir()
-	deb := filepath.Join(dir, "tidemark.deb")
-	goTool(t, "version")
-	packages := exec.Command("../../scripts/packages", "deb")
-	packages.Env = append(os.Environ(), "OUT="+dir, "PACKAGE_VERSION=1")
-	if out, err := packages.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	host(t, "mv", filepath.Join(dir, "tidemark_1-1_amd64.deb"), deb)
+	deb := debPackage(t)
 	for _, c := range []struct {
 		kernel     Kernel
 		filesystem string
@@ -36,11 +27,30 @@ func TestThreeNights(t *testing.T) {
 			t.Parallel()
 			m := newNightly(t, c.kernel, c.filesystem, c.size, program, deb)
 			m.boot(t, "nights.sh", m.old)
-			m.rescue(t, command)
+			m.rescue(t)
 			m.boot(t, "restored.sh", m.new)
 			m.check(t)
 		})
 	}
+}
+
+// built is the program as users get it, which the package holds.
+const built = "../../bin/tidemark"
+
+// debPackage makes the Debian package and returns its path.
+func debPackage(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, args := range [][]string{{"make", "-C", "../..", "build"}, {"env", "OUT=" + dir, "PACKAGE_VERSION=1", "../../scripts/packages", "deb"}} {
+		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v\n%s", args, err, out)
+		}
+	}
+	found, err := filepath.Glob(dir + "/*.deb")
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%v, %v", found, err)
+	}
+	return found[0]
 }
 
 // nightly is a machine that is backed up to a disk, and the disk that takes the place
@@ -147,10 +157,10 @@ func (m *nightly) boot(t *testing.T, script string, disk Disk) {
 }
 
 // rescue restores the machine's disk in another system.
-func (m *nightly) rescue(t *testing.T, command string) {
+func (m *nightly) rescue(t *testing.T) {
 	t.Helper()
 	r := Run(t, Config{
-		Kernel: m.kernel, Disks: []Disk{m.backup, m.new}, Files: map[string]string{"bin/tidemark": command},
+		Kernel: m.kernel, Disks: []Disk{m.backup, m.new}, Files: map[string]string{"bin/tidemark": built},
 		Env: []string{"SCRIPT=testdata/rescue.sh"},
 	}, m.program)
 	t.Logf("rescue: up after %v, all %v", r.Boot, r.Total)
