@@ -199,3 +199,102 @@ func TestImageThatAnotherProgramUsesIsRefused(t *testing.T) {
 	untouched(t, was, image, image+".tidemark")
 	p.mirror(t, dev, image)
 }
+
+// Arguments that were swapped after a restore, or an image that was mounted by mistake: a
+// run would revert what was done since.
+func TestTargetThatWasUsedSinceIsNotReverted(t *testing.T) {
+	for kind, size := range map[string]int64{"ext4": 64 * mib, "xfs": 300 * mib, "btrfs": 128 * mib} {
+		t.Run(kind, func(t *testing.T) {
+			dir := scratch(t)
+			p := newProgram(t, dir)
+			dev, dst := loop(t, folder(t, dir, "source"), size), loop(t, folder(t, dir, "target"), size)
+			must(t, "mkfs."+kind, "-q", dev)
+			with := func(dev, options string, do func(at string)) {
+				at := folder(t, dir, "at")
+				if kind == "xfs" {
+					options += ",nouuid"
+				}
+				must(t, "mount", "-o", options, dev, at)
+				do(at)
+				must(t, "umount", at)
+			}
+			write := func(at string) { fill(t, filepath.Join(at, "precious"), 0, 4096) }
+			with(dev, "rw", write)
+			p.mirror(t, dev, dst)
+			with(dst, "ro", func(string) {})
+			p.mirror(t, dev, dst)
+			with(dst, "rw", func(at string) { // nothing new is allocated
+				fill(t, filepath.Join(at, "precious"), 0, 4096)
+			})
+			was, err := lookAt(dst)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, flags := range [][]string{nil, {"--adopt"}, {"--dry-run"}} {
+				code, words := exitRefused, []string{"it was used since the copy of", "changed", "--force"}
+				if kind == "xfs" && flags != nil && flags[0] == "--dry-run" {
+					code, words = exitOK, []string{"or refuses it where its xfs was changed"} // all of it would have to be read
+				}
+				p.exits(t, code, words, append(append([]string{"mirror"}, flags...), dev, dst)...)
+			}
+			p.exits(t, exitDifferent, nil, "verify", dst) // which says that it was damaged
+			p.exits(t, exitRefused, []string{"it was used since the copy of"}, "mirror", dev, dst)
+			sameBytes(t, was, dst)
+			p.exits(t, exitOK, []string{"as forced to, though it was used since"}, "mirror", "--force", dev, dst)
+			p.exits(t, exitOK, nil, "verify", dst, "--against", dev)
+			p.mirror(t, dev, dst)
+		})
+	}
+}
+
+// In a partition, a filesystem made anew, a table changed, or an encrypted volume that was
+// in use: the disk was used as well.
+func TestTargetDiskThatWasUsedSinceIsNotReverted(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	image := filepath.Join(dir, "disk.img")
+	must(t, "truncate", "--size", "128M", image)
+	must(t, "sh", "-c", "printf 'label: gpt\nsize=32MiB\nsize=32MiB\nsize=32MiB\n' | sfdisk --quiet "+image)
+	put := func(file, content string, part int64) {
+		must(t, "dd", "if="+content, "of="+file, "bs=1M", "conv=notrunc", "oflag=seek_bytes", "seek="+strconv.FormatInt(mib+32*mib*(part-1), 10), "status=none")
+	}
+	fs, locked := filepath.Join(dir, "fs"), filepath.Join(dir, "locked")
+	must(t, "truncate", "--size", "32M", fs)
+	must(t, "mkfs.ext4", "-q", fs)
+	put(image, fs, 2)
+	if err := os.WriteFile(locked, []byte("LUKS\xba\xbe\x00\x02"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put(image, locked, 3)
+	for name, c := range map[string]struct {
+		use func(mirror string)
+		why string // "" is repaired
+	}{
+		"a filesystem made anew": {func(m string) {
+			must(t, "mkfs.ext4", "-q", "-F", fs)
+			put(m, fs, 2)
+		}, "partition 2's ext superblock changed"},
+		"a table changed": {func(m string) {
+			must(t, "sfdisk", "--quiet", "--delete", m, "1")
+		}, "its partition table changed"},
+		"an encrypted volume in use":   {func(m string) { fill(t, m, 90*mib, 4096) }, "partition 3's crypto_LUKS changed"},
+		"a flipped byte in free space": {func(m string) { fill(t, m, 10*mib, 4096) }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := filepath.Join(dir, "mirror.img")
+			p.mirror(t, "--force", image, m)
+			c.use(m)
+			if c.why == "" {
+				p.exits(t, exitOK, []string{"4096 bytes were changed by someone else"}, "mirror", image, m)
+				sameContent(t, image, m)
+				return
+			}
+			was, err := lookAt(m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.exits(t, exitRefused, []string{c.why}, "mirror", image, m)
+			sameBytes(t, was, m)
+		})
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"runtime"
 	"sync"
 
@@ -12,6 +14,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/transfer/transaction"
 )
@@ -52,6 +55,33 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 		return extent.Set{}, fmt.Errorf("mirror: check: %w", err)
 	}
 	return extent.NewSet(bad...), context.Cause(ctx)
+}
+
+// Differ returns the blocks of places whose content is not what the checksums of a mirror
+// say, without opening the mirror or locking it. path is that of its folder, st its state.
+func Differ(path string, st state.State, target transaction.Target, places extent.Set) (bad extent.Set, err error) {
+	defer explain(&err, "check")
+	f, err := os.Open(filepath.Join(path, sumsFile))
+	if err != nil {
+		return bad, err
+	}
+	defer f.Close()
+	s := &Store{target: target, state: st}
+	if s.sums, err = sums.Open(f, st.ID, st.BlockSize); err != nil {
+		return bad, err
+	}
+	buf := block.AlignedBuffer(int(max(checkChunk, st.BlockSize)))
+	var all []extent.Extent
+	for _, e := range places.Align(st.BlockSize, st.Size).Extents() {
+		for off := e.Off; off < e.End(); off += int64(len(buf)) {
+			wrong, err := s.checkChunk(buf[:min(int64(len(buf)), e.End()-off)], off)
+			if err != nil {
+				return bad, err
+			}
+			all = append(all, wrong...)
+		}
+	}
+	return extent.NewSet(all...), nil
 }
 
 func (s *Store) checkChunk(buf []byte, off int64) ([]extent.Extent, error) {

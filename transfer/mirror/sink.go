@@ -20,6 +20,9 @@ type Sink struct {
 	// Other says that Store is a complete mirror of another source: nothing it remembers
 	// but the content of the target is of use.
 	Other bool
+	// Refuse, if not nil, is asked before anything is written whether to go on with a target
+	// in which somebody else has changed the blocks bad. Its error ends Begin.
+	Refuse func(bad extent.Set) error
 }
 
 // Have implements transfer.Sink.
@@ -57,6 +60,9 @@ func (s *Sink) Begin(ctx context.Context, size int64, tell func(transfer.Event))
 	}
 	if err == nil {
 		bad, err = s.check(ctx, tell)
+	}
+	if err == nil && s.Refuse != nil {
+		err = s.Refuse(bad)
 	}
 	if err != nil {
 		return nil, bad, err

@@ -38,6 +38,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 		return state.State{Size: size, Copied: copied, Source: of}
 	}
 	missing := func(t *target) { t.stateErr = ErrNoMirror }
+	path := mountstest.Image(t, judged) // what it holds decides nothing here
 	for name, c := range map[string]struct {
 		size    int64 // of the target, bytes
 		prepare func(*target)
@@ -64,7 +65,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, overwrite := range []bool{false, true} {
-				target := &target{path: "/target", exists: c.size > 0, size: c.size, state: c.state}
+				target := &target{path: path, folder: path + folderEnd, exists: c.size > 0, size: c.size, state: c.state}
 				if c.prepare != nil {
 					c.prepare(target)
 				}

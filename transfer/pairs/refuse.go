@@ -47,7 +47,7 @@ func (t *target) judge(src *source, o Options) error {
 	case o.Overwrite:
 		t.overrides(why)
 		return nil
-	case o.Adopt:
+	case o.Adopt && !errors.Is(why, ErrUsedSince):
 		return t.adopt(src, why)
 	}
 	return why
@@ -217,7 +217,7 @@ func (t *target) refuseOther(src *source) error {
 	if st.Complete && src.Size() < st.Size {
 		return t.refused(ErrHoldsOther, "%s has shrunk from %s to %s, and the rest would be cut off", src.Path(), exactly(st.Size), exactly(src.Size()))
 	}
-	return nil
+	return t.refuseUsedSince()
 }
 
 // cannotBeUsed reports whether err says that what is known of a mirror cannot be used,

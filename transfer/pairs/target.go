@@ -41,6 +41,7 @@ type target struct {
 	is       disposition
 	forced   string  // what Overwrite does away with
 	sampled  *sample // what Adopt found, nil where it was not asked
+	vague    []trace // of a target that looks otherwise than the last run left it
 	freezes  bool    // its folder lies on a filesystem of the sources
 
 	disk  *block.Device
@@ -238,7 +239,7 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	if text := t.told(src); text != "" {
 		o.note("%s: %s", t.path, text)
 	}
-	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin}
+	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin, Refuse: t.guard(o)}
 	if t.is.begins() {
 		if err := restore.Forget(t.dir); err != nil {
 			return nil, fmt.Errorf("target: %s: %w", t.path, err)
@@ -339,7 +340,11 @@ func (t *target) foretell(src *source, o Options) error {
 	if why, err := t.suspect(); err != nil {
 		return fmt.Errorf("target: %w", err)
 	} else if why != "" {
-		o.note("%s: %s: a run checks it against its checksums, and copies again what was changed", t.path, why)
+		text := ""
+		for _, v := range t.vague {
+			text = fmt.Sprintf(", or refuses it where %s was changed", v.what)
+		}
+		o.note("%s: %s: a run checks it against its checksums, and copies again what was changed%s", t.path, why, text)
 	}
 	return nil
 }
