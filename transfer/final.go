@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"tidemark/extent"
 	"tidemark/view"
 )
@@ -29,8 +31,7 @@ var errTooMuch = errors.New("too much is left")
 // early and another round of copying may help.
 func (r *runner) final(ctx context.Context, attempt int) (again bool, err error) {
 	if rest := r.restBytes(); r.bounded() && r.speed.time(rest) > r.o.MaxFreeze {
-		return false, fmt.Errorf("%w: %d bytes would take %v at %s, allowed are %v",
-			ErrNotConverging, rest, r.speed.time(rest).Round(time.Millisecond), &r.speed, r.o.MaxFreeze)
+		return false, r.tooMuch(rest)
 	}
 	r.o.Progress(Event{Phase: "freeze"})
 	v, err := r.o.View.Take(ctx, r.instant)
@@ -65,6 +66,22 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 		}
 	}
 	return false, err
+}
+
+// tooMuch says why rest bytes cannot be copied while users wait.
+func (r *runner) tooMuch(rest int64) error {
+	text := fmt.Sprintf("%s would take %v at %s, allowed are %v",
+		humanize.IBytes(uint64(rest)), r.speed.time(rest).Round(time.Millisecond), &r.speed, r.o.MaxFreeze)
+	for _, j := range r.jobs {
+		if j.traits.NamesChanges {
+			continue
+		}
+		if j.Untracked != "" {
+			return fmt.Errorf("%s: %w (%s), and all of it has to be read while it is frozen: %s", j.Name, ErrUntracked, j.Untracked, text)
+		}
+		return fmt.Errorf("%s: %w, and all of it has to be read while it is frozen: %s", j.Name, ErrUntracked, text)
+	}
+	return fmt.Errorf("%w: %s", ErrNotConverging, text)
 }
 
 // instant ends the epoch of every job: the marks are of this moment.

@@ -30,6 +30,9 @@ var (
 	// ErrNotConverging says that the source is written to faster than it can be
 	// copied within the frozen time that Options allow.
 	ErrNotConverging = errors.New("the rest does not get small enough to be copied within the allowed frozen time")
+	// ErrUntracked is ErrNotConverging for a source whose changes are not tracked, and which
+	// therefore is read while users wait, all of it.
+	ErrUntracked = errors.New("its changes are not tracked")
 	// ErrWrittenWhileHeld says that the source was written to while the view was
 	// open, so that there was no instant to copy.
 	ErrWrittenWhileHeld = errors.New("the source was written to while it should have stood still")
@@ -46,8 +49,11 @@ type Pair struct {
 	Target  string // name of the sink, for messages and the report
 	Source  Source // read while it is in use; the view may read another one in its place
 	Tracker track.Tracker
-	Sink    Sink
-	Owner   string // under which the tracker keeps the sink's mark
+	// Untracked tells in words why the tracker cannot name changes, and what would help, ""
+	// where that goes without saying.
+	Untracked string
+	Sink      Sink
+	Owner     string // under which the tracker keeps the sink's mark
 	// Freezes says that the sink lies on a filesystem that the view freezes: nothing may
 	// be written to it while users wait.
 	Freezes bool

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -177,12 +178,14 @@ func mirrorClasses() []class {
 		{"era-takes-discards", eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
 		{"era-unfit", eratrack.ErrUnfit, exitRefused, "--tracker bpf does without the metadata"},
 		{"not-tracked", bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
+		{"untracked", transfer.ErrUntracked, exitNoConverge, "have it tracked, or allow the time with --max-freeze or --force-freeze"},
 		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
 		{"in-use", pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
 		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
 		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
 		{"own-source", pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
+		{"used-since", pairs.ErrUsedSince, exitRefused, "give another target; --force reverts it to the copy that is made now"},
 		{"holds-other", pairs.ErrHoldsOther, exitRefused, "give another target; --adopt goes on with this one if it is an older copy of the source, which it compares first; --force overwrites whatever it holds"},
 		{"part", pairs.ErrPart, exitRefused, "copy all of it with --whole, or give each device with --pair; --force-part copies the part alone"},
 		{"ambiguous", pairs.ErrAmbiguous, exitRefused, "name one of them by its path; a copy has the UUID and label of its original"},
@@ -276,6 +279,14 @@ func machineClasses() []class {
 		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 		{"source-unusable", pairs.ErrSource, exitError, ""},
 	}
+}
+
+// permissionHint is what to do about an operation that is not permitted.
+func permissionHint() string {
+	if os.Geteuid() == 0 {
+		return "root may not do it here: the file may be immutable (lsattr, chattr -i), or root lacks a capability, as in a container (\"tidemark doctor\")"
+	}
+	return `run as root; "tidemark doctor" tells which capabilities are needed`
 }
 
 // hinted is an error with what to do next.

@@ -98,7 +98,7 @@ func TestRestThatDoesNotGetSmallLeavesTheOldMirror(t *testing.T) {
 	count := writer(t, at)
 	fill(t, filepath.Join(at, "file"), 0, 8*mib)
 	// A scan reads all of the disk under the freeze, which takes longer than that.
-	m.failsAsOld(t, exitNoConverge, []string{"does not get small enough", "which is presumed", "--force-freeze"},
+	m.failsAsOld(t, exitNoConverge, []string{"its changes are not tracked", "which is presumed", "--force-freeze"},
 		"--tracker", "scan", "--max-freeze", "1ms")
 	wantWritable(t, count, thawLimit)
 	rep := m.mirror(t, "--tracker", "scan", "--max-freeze", "1ms", "--force-freeze", m.dev, m.image)

@@ -298,3 +298,30 @@ func TestTargetDiskThatWasUsedSinceIsNotReverted(t *testing.T) {
 		})
 	}
 }
+
+// What cannot be tracked is read while it is frozen. That takes too long, however little is
+// written: what helps is to name the device. Nothing was copied, and nothing is left behind.
+func TestFileBehindAMountedDeviceNamesTheDeviceAndLeavesNothing(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev := loop(t, dir, diskSize)
+	mount(t, "ext4", dev, dir)
+	file, image := filepath.Join(dir, "source.img"), filepath.Join(folder(t, dir, "backup"), "mirror.img")
+	p.exits(t, exitNoConverge, []string{"a file cannot be", dev, "hint: "}, "mirror", "--max-freeze", "10ms", file, image)
+	if exists(image) || exists(image+".tidemark") {
+		t.Error("an image without content is left")
+	}
+	p.exits(t, exitOK, nil, "mirror", dev, image)
+}
+
+func TestTargetThatIsADanglingLinkIsSaidToBeOne(t *testing.T) {
+	dir := scratch(t)
+	p := newProgram(t, dir)
+	dev, link := loop(t, dir, 8*mib), filepath.Join(dir, "link.img")
+	if err := os.Symlink("disk/that/is/not/mounted.img", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, flags := range [][]string{nil, {"--force"}, {"--dry-run"}} {
+		p.exits(t, exitError, []string{"a symbolic link to disk/that/is/not/mounted.img"}, append(append([]string{"mirror"}, flags...), dev, link)...)
+	}
+}

@@ -66,13 +66,4 @@ func (d *Dir) Publish(name string) error {
 
 // Close gives the folder up to others, and removes it if nothing is in it but the
 // lock.
-func (d *Dir) Close() error {
-	names, err := os.ReadDir(d.Path())
-	if err == nil && len(names) == 1 && names[0].Name() == transaction.LockFile {
-		err = errors.Join(os.Remove(filepath.Join(d.Path(), transaction.LockFile)), os.Remove(d.Path()))
-		if errors.Is(err, unix.ENOTEMPTY) { // somebody waits for it already
-			err = nil
-		}
-	}
-	return errors.Join(err, d.Dir.Close())
-}
+func (d *Dir) Close() error { return d.Dissolve() }

@@ -47,7 +47,13 @@ func (s *session) close() error {
 // end closes everything and returns the error of a run that ended with err. The copies of
 // a run without error are complete, whatever closing says: that is told.
 func (s *session) end(err error, tell func(string)) error {
-	closeErr := s.close()
+	var undone error
+	if err != nil {
+		for _, e := range s.ends {
+			undone = errors.Join(undone, e.target.undo())
+		}
+	}
+	closeErr := errors.Join(undone, s.close())
 	if err == nil && closeErr != nil {
 		tell(fmt.Sprintf("the copy is complete, but: %v", closeErr))
 		return nil
@@ -214,7 +220,7 @@ func (s *session) open(ctx context.Context, e *ends) (*transfer.Pair, error) {
 
 func (e *ends) pair(tracker track.Tracker, sink transfer.Sink) *transfer.Pair {
 	return &transfer.Pair{
-		Name: e.source.Path(), Target: e.target.name, Source: e.source, Tracker: tracker, Sink: sink,
+		Name: e.source.Path(), Target: e.target.name, Source: e.source, Tracker: tracker, Sink: sink, Untracked: e.source.untracked,
 		Owner: e.target.owner(), Freezes: e.target.freezes,
 	}
 }

@@ -8,11 +8,15 @@ import (
 
 	"tidemark/block"
 	"tidemark/format/state"
+	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 )
 
 // source is an open source.
-type source struct{ *block.Device }
+type source struct {
+	*block.Device
+	untracked string // why its changes are not tracked, "" where they are
+}
 
 // openSource opens a source for reading, past the page cache.
 func openSource(path string) (*source, error) {
@@ -26,7 +30,23 @@ func openSource(path string) (*source, error) {
 	if d.IsDevice() && d.Size() == 0 {
 		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrSource, path, ErrNoSize), d.Close())
 	}
-	return &source{d}, nil
+	return &source{Device: d}, nil
+}
+
+// overFile says that a file is not tracked, and names the loop devices over it, which are.
+func overFile(path string) string {
+	text := "a file cannot be: name the device that is in use, and run as root"
+	table, err := mounts.Read()
+	if err != nil {
+		return text
+	}
+	over, err := table.LoopsOver(path)
+	for _, d := range over {
+		if node, nerr := sysfs.Node(d); err == nil && nerr == nil {
+			return fmt.Sprintf("a file cannot be: name the device over it, %s, and run as root", node)
+		}
+	}
+	return text
 }
 
 // origin is what a mirror remembers of its source.

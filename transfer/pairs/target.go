@@ -15,6 +15,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/state"
+	"tidemark/linux/atomicfile"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/restore"
 	"tidemark/transfer/transaction"
@@ -44,6 +45,7 @@ type target struct {
 	vague    []trace // of a target that looks otherwise than the last run left it
 	freezes  bool    // its folder lies on a filesystem of the sources
 
+	made  bool // with its folder, by this run
 	disk  *block.Device
 	dir   *transaction.Dir
 	store *mirror.Store
@@ -109,6 +111,9 @@ func findTarget(path, stateDir string) (*target, error) {
 	info, err := os.Stat(t.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		if to, err := os.Readlink(t.path); err == nil {
+			return nil, fmt.Errorf("target: %s: it is a symbolic link to %s, where nothing is: name that, or remove the link", path, to)
+		}
 		t.folder = t.path + folderEnd
 		return t, nil
 	case err != nil:
@@ -216,6 +221,7 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	if err := t.refuseOpeners(); err != nil { // again: starting to track may have taken long
 		return nil, err
 	}
+	t.made = !t.exists && !locked
 	if err := t.openDisk(src.Size()); err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}
@@ -389,6 +395,43 @@ func (t *target) isDisk() bool {
 	}
 	info, err := t.disk.File().Stat()
 	return err == nil && (t.info == nil || os.SameFile(info, t.info))
+}
+
+// undo removes an image that this run has made, and its folder, where nothing was copied to
+// it.
+func (t *target) undo() error {
+	if !t.made || t.disk == nil || t.dir == nil {
+		return nil
+	}
+	if t.store != nil {
+		if st := t.store.State(); st.Complete || st.Copied > 0 {
+			return nil
+		}
+	}
+	data, err := t.disk.Data(extent.Extent{Len: t.disk.Size()})
+	if err != nil || !data.Empty() {
+		return err
+	}
+	// Under the lock, so that nobody else has begun to use it.
+	if !isAt(t.path, t.disk) {
+		return nil
+	}
+	if err := errors.Join(os.Remove(t.path), mirror.Forget(t.dir)); err != nil {
+		return err
+	}
+	dir := t.dir
+	t.dir = nil
+	return errors.Join(dir.Dissolve(), atomicfile.SyncDir(filepath.Dir(t.path)))
+}
+
+// isAt reports whether a path leads to an open image.
+func isAt(path string, disk *block.Device) bool {
+	at, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	open, err := disk.File().Stat()
+	return err == nil && os.SameFile(at, open)
 }
 
 func (t *target) close() error {

@@ -20,6 +20,9 @@ import (
 // "" is none. A dry session starts none.
 func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (track.Tracker, error) {
 	if s.o.Tracker == track.KindScan || s.o.automatic() && !src.IsDevice() {
+		if src.untracked = "as was asked for"; !src.IsDevice() {
+			src.untracked = overFile(src.Path())
+		}
 		return track.NewScan(src.Size()), nil
 	}
 	if e, err := s.era(ctx, src, stored); e != nil || err != nil {
@@ -41,6 +44,7 @@ func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (
 	case s.o.Tracker == bpf.Kind || !errors.Is(err, bpf.ErrNotSupported):
 		return nil, err
 	}
+	src.untracked = err.Error()
 	s.o.note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
 	return track.NewScan(src.Size()), nil
 }

@@ -152,6 +152,18 @@ func (d *Dir) Now(target Target) (int64, bool) {
 	return here.Mtim.Nano(), here.Dev == at.Dev
 }
 
+// Dissolve removes the folder if nothing is in it but the lock, and gives it up to others.
+func (d *Dir) Dissolve() error {
+	names, err := os.ReadDir(d.path)
+	if err == nil && len(names) == 1 && names[0].Name() == LockFile {
+		err = errors.Join(os.Remove(filepath.Join(d.path, LockFile)), os.Remove(d.path))
+		if errors.Is(err, unix.ENOTEMPTY) { // somebody waits for it already
+			err = nil
+		}
+	}
+	return errors.Join(err, d.Close())
+}
+
 // Close gives the folder up to others.
 func (d *Dir) Close() error {
 	if d.lock == nil {

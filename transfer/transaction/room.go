@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 )
 
@@ -42,7 +43,7 @@ func roomOn(f *os.File) error {
 	}
 	free, left := st.Bavail*uint64(st.Bsize), min(st.Blocks/sparePart*uint64(st.Bsize), mostSpare)
 	if free < left {
-		return fmt.Errorf("%w: %d bytes are free around %s, and %d of them are not for mirrors", ErrNoRoom, free, f.Name(), left)
+		return fmt.Errorf("%w: %s are free around %s, and mirrors leave %s to others", ErrNoRoom, humanize.IBytes(free), f.Name(), humanize.IBytes(left))
 	}
 	return nil
 }
