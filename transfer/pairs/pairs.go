@@ -40,6 +40,9 @@ var (
 	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
 	ErrOwnSource  = fmt.Errorf("%w: it lies on a filesystem of the source", ErrRefused)
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
+	// ErrUsedSince says that somebody has used a mirror since the last run, which a run would
+	// revert. It wraps ErrRefused; Options.Overwrite reverts it.
+	ErrUsedSince = fmt.Errorf("%w: it was used since the last run", ErrRefused)
 	// ErrPart says that a filesystem, or a device, lies on the sources and on other devices
 	// too; it wraps ErrRefused.
 	ErrPart = fmt.Errorf("%w: not all of it would be copied", ErrRefused)

@@ -249,15 +249,11 @@ func placesOf(all []trace) extent.Set {
 	return extent.NewSet(exts...)
 }
 
-// ErrUsedSince says that somebody has used a target since the last run; it wraps
-// ErrHoldsOther.
-var ErrUsedSince = fmt.Errorf("%w, or was used", ErrHoldsOther)
-
 // usedSince names the first trace that was changed, nil if none was.
 func (t *target) usedSince(of []trace, bad extent.Set) error {
 	for _, tr := range of {
 		if !bad.Intersect(extent.NewSet(tr.Extent)).Empty() {
-			return t.refused(ErrUsedSince, "it was used since the copy of %s: %s changed, and a run would revert that", t.state.Time.Local().Format(timeFormat), tr.what)
+			return t.refused(ErrUsedSince, "after the copy of %s %s changed, and a run would revert that", t.state.Time.Local().Format(timeFormat), tr.what)
 		}
 	}
 	return nil
