@@ -55,10 +55,14 @@ func (s *session) whole(ctx context.Context, pairs []Pair, sources []*source) ([
 		case !s.o.Whole:
 			return nil, nil, refusePart(parts, sources)
 		}
+		before := len(sources)
 		for _, p := range parts {
 			if pairs, sources, err = s.add(ctx, p, pairs, sources); err != nil {
 				return nil, nil, err
 			}
+		}
+		if len(sources) == before {
+			return nil, nil, refusePart(parts, sources)
 		}
 	}
 }
