@@ -170,3 +170,25 @@ func TestAnImageOfAPartIsRefused(t *testing.T) {
 		t.Errorf("both: %v", err)
 	}
 }
+
+// A disk has all of what lies on its partitions.
+func TestADiskIsMoreThanAPartitionOfIt(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, 300<<20, 2)
+	mountstest.Mkfs(t, "btrfs", parts...)
+	o := options(t)
+	plan := func(source string) error {
+		_, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: source, Target: filepath.Join(t.TempDir(), "x.img")}}, o)
+		return err
+	}
+	for _, state := range []string{"unmounted", "mounted"} {
+		if err := plan(disk); err != nil {
+			t.Errorf("%s: %v", state, err)
+		}
+		if err := plan(parts[1]); !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), parts[0]) {
+			t.Errorf("%s: %v", state, err)
+		}
+		if state == "unmounted" {
+			mountstest.Mount(t, parts[1])
+		}
+	}
+}

@@ -80,7 +80,9 @@ func TestAPartOfAStackIsNoSource(t *testing.T) {
 	t.Run("era", func(t *testing.T) {
 		guest.Run(t, "tidemark", "era", "create", "whole", "--data", data, "--meta", scsi, "--force")
 		defer guest.Run(t, "tidemark", "era", "close", "whole")
+		guest.Run(t, "mkfs.ext4", "-q", "-L", "whole", "/dev/mapper/whole")
 		planned(t, data)
+		planned(t, "LABEL=whole") // both carry it, and one lies on the other
 		advised(t, "/dev/mapper/whole", "after a reboot as well")
 	})
 }
