@@ -9,7 +9,7 @@
 // sysfs, and the signatures that filesystems, volume managers and partition tables leave
 // on a disk. It follows a device through its partitions, through holders (device-mapper,
 // md, bcache), through loop devices over it or over a file on one of its filesystems, and
-// through the members of a btrfs. It sees the mounts of other mount namespaces as far as
+// through all devices of a btrfs, an XFS or an ext. It sees the mounts of other mount namespaces as far as
 // /proc shows them.
 //
 // It refuses to guess: a device whose holder it cannot see (a lazily unmounted filesystem,

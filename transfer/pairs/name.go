@@ -61,6 +61,18 @@ func TargetPath(ctx context.Context, name string) (string, error) {
 	return paths[0], nil
 }
 
+// target is TargetPath, and tells what it found.
+func (o Options) target(ctx context.Context, name string) (string, error) {
+	path, err := TargetPath(ctx, name)
+	if err != nil {
+		return "", fmt.Errorf("target: %w", err)
+	}
+	if path != name {
+		o.note("%s is %s", name, path)
+	}
+	return path, nil
+}
+
 // topmost returns the paths of the devices, without those that others of them are made of: a
 // volume has the UUID of what it is made of.
 func topmost(found []blkid.Device) ([]string, error) {

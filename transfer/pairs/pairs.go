@@ -8,7 +8,9 @@
 // sources and targets, chooses tracker and view, finds the folder where a mirror's
 // files lie, and refuses targets whose content must not be lost (ErrRefused): a target
 // that is in use, is the source or lies on it, or holds something else than a mirror of
-// the source. Nothing has been written to a target that is refused.
+// the source. Nothing has been written to a target that is refused. It finds sources by
+// their UUID, label or mount point, and refuses to copy a part of what lies on several
+// devices (ErrPart). [Survey] tells how it would judge the devices of this machine.
 //
 // The files beside an image DST lie in the folder DST.tidemark; those of a device
 // in a folder of StateDir that is named after the device itself, not after its

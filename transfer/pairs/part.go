@@ -55,10 +55,14 @@ func (s *session) whole(ctx context.Context, pairs []Pair, sources []*source) ([
 		case !s.o.Whole:
 			return nil, nil, refusePart(parts, sources)
 		}
+		before := len(sources)
 		for _, p := range parts {
 			if pairs, sources, err = s.add(ctx, p, pairs, sources); err != nil {
 				return nil, nil, err
 			}
+		}
+		if len(sources) == before {
+			return nil, nil, refusePart(parts, sources)
 		}
 	}
 }
@@ -87,6 +91,9 @@ func (s *session) add(ctx context.Context, p part, pairs []Pair, sources []*sour
 		src, err := s.source(ctx, device)
 		if err != nil {
 			return nil, nil, err
+		}
+		if _, err := settle(ctx, src.Path(), false, s.o); err != nil {
+			return nil, nil, fmt.Errorf("source: %w", err)
 		}
 		target, err := beside(pairs[p.source].Target, src)
 		if err != nil {
@@ -141,7 +148,7 @@ func (s *session) parts(ctx context.Context, sources []*source) ([]part, error) 
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	if err := held.readIdle(); err != nil {
+	if err := held.readIdle(sources, s.o); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	idle, err := held.idleParts(ctx, s.o)
@@ -175,7 +182,7 @@ func (h *holding) add(i int, src *source) error {
 			return err
 		}
 		if len(roots) == 0 {
-			return h.read(i, src.Device)
+			return h.read(i, src.Device, src.Path())
 		}
 	}
 	for _, root := range roots {
@@ -204,38 +211,46 @@ func (h *holding) inUse() ([]part, error) {
 	for _, sp := range spread {
 		p := part{name: sp.Name, source: h.of[sp.On[0]]}
 		if sp.Device != (sysfs.Dev{}) {
-			if p.instead, err = sysfs.Node(sp.Device); err != nil {
-				return nil, err
-			}
+			p.instead = nodeOf(sp.Device)
 		}
 		for _, d := range sp.Missing {
-			path, err := sysfs.Node(d)
-			if err != nil {
-				return nil, err
-			}
-			p.missing = append(p.missing, path)
+			p.missing = append(p.missing, nodeOf(d))
 		}
 		parts = append(parts, p)
 	}
 	return parts, nil
 }
 
-// readIdle reads what is on the devices that nobody uses.
-func (h *holding) readIdle() error {
+// nodeOf is the path of a device, or what else is known of it.
+func nodeOf(d sysfs.Dev) string {
+	path, err := sysfs.Node(d)
+	if err != nil {
+		return "device " + d.String() + ", which has no node here"
+	}
+	return path
+}
+
+// readIdle reads what is on the devices that nobody uses. One above a source that cannot be
+// opened is told, and passed over: a container may lack its node.
+func (h *holding) readIdle(sources []*source, o Options) error {
 	idle, err := h.table.Idle(h.roots...)
 	if err != nil {
 		return err
 	}
 	for _, d := range idle {
-		path, err := sysfs.Node(d)
-		if err != nil {
-			return err
+		i := h.of[d]
+		if src := sources[i]; src.IsDevice() && src.Identity().Dev() == d {
+			if err := h.read(i, src.Device, nodeOf(d)); err != nil {
+				return err
+			}
+			continue
 		}
-		disk, err := block.Open(path, block.Options{Direct: true})
+		disk, err := block.Open(nodeOf(d), block.Options{Direct: true})
 		if err != nil {
-			return err
+			o.note("%s: what is on it may lie on other devices too, which cannot be told: %v", nodeOf(d), err)
+			continue
 		}
-		err = h.read(h.of[d], disk)
+		err = h.read(i, disk, disk.Path())
 		disk.Close()
 		if err != nil {
 			return err
@@ -244,15 +259,16 @@ func (h *holding) readIdle() error {
 	return nil
 }
 
-func (h *holding) read(i int, d *block.Device) error {
+// read reads the superblock on a device, whose node is at path whatever it was opened by.
+func (h *holding) read(i int, d *block.Device, path string) error {
 	sb, err := mounts.ReadSuperblock(d, d.Size())
 	if err != nil {
-		return fmt.Errorf("%s: %w", d.Path(), err)
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	s := super{Superblock: sb, source: i, path: d.Path()}
+	s := super{Superblock: sb, source: i, path: path}
 	if sb.Type == "" {
 		if s.member, err = member(d); err != nil {
-			return fmt.Errorf("%s: %w", d.Path(), err)
+			return fmt.Errorf("%s: %w", path, err)
 		}
 	}
 	h.supers = append(h.supers, s)

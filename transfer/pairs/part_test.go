@@ -1,6 +1,7 @@
 package pairs_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -168,5 +169,69 @@ func TestAnImageOfAPartIsRefused(t *testing.T) {
 	}
 	if _, err := pairs.Plan(t.Context(), again, o); err != nil {
 		t.Errorf("both: %v", err)
+	}
+}
+
+// Members that are not assembled are found by what they say of each other, whatever name the
+// source was given.
+func TestAMemberThatIsNotAssembledIsRefused(t *testing.T) {
+	disk, other := mountstest.Disk(t, 8<<20), mountstest.Disk(t, 8<<20)
+	for i, path := range []string{disk, other} {
+		if err := os.WriteFile(path, raidMember(byte(i)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(disk, link); err != nil {
+		t.Fatal(err)
+	}
+	o, target := options(t), filepath.Join(t.TempDir(), "x.img")
+	if _, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: link, Target: target}}, o); !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), other) {
+		t.Errorf("one: %v", err)
+	}
+	both := []pairs.Pair{{Source: link, Target: target}, {Source: other, Target: target + ".2"}}
+	if _, err := pairs.Plan(t.Context(), both, o); err != nil {
+		t.Errorf("both: %v", err)
+	}
+}
+
+// raidMember is the beginning of a member of a RAID1 of two (struct mdp_superblock_1 in
+// include/uapi/linux/raid/md_p.h, format 1.1), as far as blkid looks.
+func raidMember(number byte) []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 4096)
+	le.PutUint32(b, 0xa92b4efc)
+	le.PutUint32(b[4:], 1) // major version
+	copy(b[16:], "set of two disks")
+	le.PutUint32(b[72:], 1)     // level
+	le.PutUint64(b[80:], 8192)  // sectors used of each
+	le.PutUint32(b[92:], 2)     // disks
+	le.PutUint64(b[128:], 2048) // where data begins
+	le.PutUint64(b[136:], 8192) // sectors of data
+	le.PutUint32(b[160:], uint32(number))
+	copy(b[168:], "member of a set ")
+	b[183] = '0' + number
+	return b
+}
+
+// A disk has all of what lies on its partitions.
+func TestADiskIsMoreThanAPartitionOfIt(t *testing.T) {
+	disk, parts := mountstest.Partitioned(t, 300<<20, 2)
+	mountstest.Mkfs(t, "btrfs", parts...)
+	o := options(t)
+	plan := func(source string) error {
+		_, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: source, Target: filepath.Join(t.TempDir(), "x.img")}}, o)
+		return err
+	}
+	for _, state := range []string{"unmounted", "mounted"} {
+		if err := plan(disk); err != nil {
+			t.Errorf("%s: %v", state, err)
+		}
+		if err := plan(parts[1]); !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), parts[0]) {
+			t.Errorf("%s: %v", state, err)
+		}
+		if state == "unmounted" {
+			mountstest.Mount(t, parts[1])
+		}
 	}
 }

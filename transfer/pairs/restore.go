@@ -106,6 +106,11 @@ func Restore(ctx context.Context, image, path string, o RestoreOptions) (rep Res
 }
 
 func (r *restoration) restore(ctx context.Context) (err error) {
+	for _, name := range []*string{&r.rep.Source, &r.rep.Target} {
+		if *name, err = r.o.target(ctx, *name); err != nil {
+			return err
+		}
+	}
 	if err := r.openImage(ctx); err != nil {
 		return err
 	}

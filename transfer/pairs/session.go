@@ -114,9 +114,9 @@ func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err
 		return nil, err
 	}
 	for i, p := range pairs {
-		path, err := TargetPath(ctx, p.Target)
+		path, err := s.o.target(ctx, p.Target)
 		if err != nil {
-			return nil, fmt.Errorf("target: %w", err)
+			return nil, err
 		}
 		t, err := findTarget(path, s.o.StateDir)
 		if err != nil {

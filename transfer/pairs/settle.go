@@ -98,6 +98,10 @@ func (t *target) known() (Known, error) {
 // state, sums, redo and transaction.
 func Recover(ctx context.Context, path string, discard bool, o Options) (string, error) {
 	o = o.withDefaults()
+	path, err := o.target(ctx, path)
+	if err != nil {
+		return "", err
+	}
 	t, err := findTarget(path, o.StateDir)
 	if err != nil {
 		return "", err

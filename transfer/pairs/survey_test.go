@@ -1,8 +1,11 @@
 package pairs_test
 
 import (
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"tidemark/linux/mounts/mountstest"
@@ -67,5 +70,28 @@ func TestTheSurveySaysWhatIsNotCopiedByItself(t *testing.T) {
 	}
 	if d := got[3]; !strings.Contains(strings.Join(d.Notes, "\n"), image) {
 		t.Errorf("%+v does not name %s", d, image)
+	}
+}
+
+// The test runs itself again as another user than root.
+func TestTheSurveyTellsAUserWhatHeMayNotSee(t *testing.T) {
+	if os.Geteuid() == 0 {
+		mountstest.Disk(t, 1<<20)
+		again := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
+		again.Dir = "/"
+		again.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		if out, err := again.CombinedOutput(); err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+			t.Errorf("%v: %s", err, out)
+		}
+		return
+	}
+	all, err := pairs.Survey(t.Context(), pairs.Options{})
+	if err != nil || len(all) == 0 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for _, d := range all {
+		if d.Size == 0 || d.View != "" || !strings.Contains(strings.Join(d.Notes, "\n"), "cannot read it") {
+			t.Errorf("%+v", d)
+		}
 	}
 }

@@ -20,8 +20,8 @@ import (
 // ErrPending when a run has to finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
-	if path, err = TargetPath(ctx, path); err != nil {
-		return bad, 0, fmt.Errorf("target: %w", err)
+	if path, err = o.target(ctx, path); err != nil {
+		return bad, 0, err
 	}
 	t, err := findTarget(path, o.StateDir)
 	if err != nil {
@@ -66,8 +66,8 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 // ended.
 func Compare(ctx context.Context, path, against string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
-	if path, err = TargetPath(ctx, path); err != nil {
-		return bad, 0, fmt.Errorf("target: %w", err)
+	if path, err = o.target(ctx, path); err != nil {
+		return bad, 0, err
 	}
 	if against, err = SourcePath(ctx, against); err != nil {
 		return bad, 0, fmt.Errorf("%w: %w", ErrSource, err)

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"tidemark/block"
 	"tidemark/test/vm/guest"
 	"tidemark/track/bpf"
 )
@@ -131,34 +130,10 @@ func nullBlock(t testing.TB) string {
 	return nullDevice(t, map[string]string{"size": "48", "discard": "1", "submit_queues": "2"})
 }
 
-// array makes an md of two halves of a disk, without metadata, through sysfs
-// (Documentation/admin-guide/md.rst).
+// array makes an md of two halves of a disk.
 func array(t testing.TB, level string) string {
-	guest.Modprobe(t, "md-mod", "md-"+level)
-	guest.WriteFile(t, "/sys/module/md_mod/parameters/new_array", "md_tidemark")
-	dir := "/sys/block/md_tidemark/md/"
-	guest.WriteFile(t, dir+"metadata_version", "none")
-	guest.WriteFile(t, dir+"level", level)
-	guest.WriteFile(t, dir+"raid_disks", "2")
-	if level != "raid1" {
-		guest.WriteFile(t, dir+"chunk_size", "65536")
-	}
-	if level != "raid0" {
-		guest.WriteFile(t, dir+"component_size", "24576") // KiB
-		guest.WriteFile(t, dir+"resync_start", "none")
-	}
-	for i, member := range members(t) {
-		id, err := block.Identify(member)
-		if err != nil {
-			t.Fatal(err)
-		}
-		guest.WriteFile(t, dir+"new_dev", fmt.Sprintf("%d:%d", id.DiskMajor, id.DiskMinor))
-		guest.WriteFile(t, dir+"dev-"+id.Disk+"/size", "24576")
-		guest.WriteFile(t, dir+"dev-"+id.Disk+"/slot", fmt.Sprint(i))
-	}
-	t.Cleanup(func() { guest.WriteFile(t, dir+"array_state", "clear") })
-	guest.WriteFile(t, dir+"array_state", "active")
-	return "/dev/md_tidemark"
+	m := members(t)
+	return guest.Array(t, level, m[:]...)
 }
 
 // raid is a mirror of two halves of a disk, without metadata.
