@@ -76,15 +76,23 @@ func (f *restoreFlags) run(ctx context.Context, image, dst string, g *globals, s
 		Unchecked: f.unchecked, NoJournal: f.noJournal, Verify: f.verify, DryRun: f.dryRun,
 	})
 	bar.End()
-	rep.Notes = bar.notes
-	var told error
-	switch {
-	case f.asJSON:
-		told = printJSON(std.out, rep)
-	case err == nil:
-		told = printRestored(std.out, rep, f.dryRun)
+	if errors.Is(err, pairs.ErrHoldsOther) {
+		err = hinted{err, "give another target; --force overwrites whatever it holds"}
 	}
-	return errors.Join(err, told)
+	if !f.asJSON {
+		if err == nil {
+			err = printRestored(std.out, rep, f.dryRun)
+		}
+		return err
+	}
+	if rep.Notes, rep.Code = bar.notes, rep.Outcome; err != nil {
+		rep.Code = classify(ctx, err).name
+	}
+	unread := printJSON(std.out, rep)
+	if err != nil {
+		err = told{err}
+	}
+	return errors.Join(err, unread)
 }
 
 func printRestored(w io.Writer, rep pairs.Restored, dry bool) error {

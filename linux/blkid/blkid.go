@@ -62,6 +62,7 @@ type Device struct {
 	Journal string // the LogUUID of the journal that an ext filesystem has elsewhere
 	// PartUUID and PartLabel are those of the partition, whatever it holds.
 	PartUUID, PartLabel string
+	TableUUID           string // of the partition table that it holds
 }
 
 // List returns all block devices of which blkid knows anything. Those that this process may
@@ -169,6 +170,8 @@ func (d *Device) set(key, value string) {
 		d.LogUUID = value
 	case "EXT_JOURNAL":
 		d.Journal = value
+	case "PTUUID":
+		d.TableUUID = value
 	case "PARTUUID":
 		d.PartUUID = value
 	case "PARTLABEL":

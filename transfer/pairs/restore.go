@@ -64,6 +64,7 @@ type Restored struct {
 	TookMS   float64        `json:"duration_ms"`
 	Notes    []string       `json:"notes"`   // what was told
 	Outcome  string         `json:"outcome"` // "ok", "planned" or what went wrong
+	Code     string         `json:"code"`    // "ok", "planned" or the class of what went wrong; whoever prints it sets it
 }
 
 // DamagedRange is a part of an image that is not what its checksums say, in bytes.
@@ -218,22 +219,39 @@ func (r *restoration) judge() error {
 	if r.origin = r.copy.Sums != nil && sameOrigin(r.copy.State.Source, t.origin()); r.origin {
 		r.rep.Mode = RestoreInPlace
 	}
-	record, unfinished, err := restore.Unfinished(t.folder)
-	if err != nil && !r.o.Overwrite {
-		return fmt.Errorf("target: %s: %w", r.rep.Target, err)
-	}
-	if unfinished && r.copy.Sums != nil && record.ID == r.copy.State.ID && record.Update == r.copy.State.Update {
-		if r.rep.Mode == RestoreFull && record.Copied > 0 {
-			r.rep.Mode = RestoreResumed
-		}
-		if r.rep.Mode != RestoreFull {
-			return nil // what it holds is ours; a part that others have written to is refused later
-		}
+	if goesOn, err := r.goesOn(); err != nil || goesOn {
+		return err
 	}
 	if r.o.Overwrite {
 		return nil
 	}
 	return r.refuseHeld()
+}
+
+// goesOn reports whether what the target holds is what a restore of this very copy has
+// brought to it, as far as it can be told without reading it: what others have written to
+// a part of it is found later.
+func (r *restoration) goesOn() (bool, error) {
+	record, is, err := restore.Unfinished(r.to.folder)
+	if err != nil && !r.o.Overwrite {
+		return false, fmt.Errorf("target: %s: %w", r.rep.Target, err)
+	}
+	if st := r.copy.State; !is || r.copy.Sums == nil || record.ID != st.ID || record.Update != st.Update {
+		return false, nil
+	}
+	if record.Copied > 0 && r.rep.Mode == RestoreFull {
+		r.rep.Mode = RestoreResumed
+	}
+	if record.Copied > 0 || record.Complete {
+		return true, nil
+	}
+	d, err := block.Open(r.to.path, block.Options{})
+	if err != nil {
+		return false, fmt.Errorf("target: %w", err)
+	}
+	defer d.Close()
+	now, err := transaction.Disk{Device: d}.Stamp()
+	return transaction.Stamp(record.Target).Differs(now) == "", err
 }
 
 // refuseHeld refuses a target that holds something.

@@ -24,25 +24,26 @@ func (r *restoration) tellTwins(ctx context.Context) {
 		r.o.note("%s: whether another device has its UUIDs cannot be told: %v", r.rep.Target, err)
 		return
 	}
+	table := r.to.id.IsPartition() // of a disk: told once
 	for _, d := range all {
 		if !slices.Contains(ours, d.Path) {
 			continue
 		}
 		for _, other := range all {
-			if slices.Contains(ours, other.Path) {
-				continue
-			}
 			switch {
+			case slices.Contains(ours, other.Path):
 			case d.UUID != "" && d.UUID == other.UUID:
-				r.o.note("%s: %s has the same UUID, and the one may be taken for the other: keep one of them out of this machine, or %s", d.Path, other.Path, newUUID(d))
-			case d.PartUUID != "" && d.PartUUID == other.PartUUID:
-				r.o.note("%s: %s has the same PARTUUID, and the one may be taken for the other: keep one of them out of this machine, or sgdisk --randomize-guids %s", d.Path, other.Path, r.rep.Target)
-			default:
-				continue
+				r.tellTwin(d.Path, other.Path, newUUID(d))
+			case !table && (d.TableUUID != "" && d.TableUUID == other.TableUUID || d.PartUUID != "" && d.PartUUID == other.PartUUID):
+				table = true
+				r.tellTwin(d.Path, other.Path, "sgdisk --randomize-guids "+r.rep.Target)
 			}
-			break
 		}
 	}
+}
+
+func (r *restoration) tellTwin(ours, other, change string) {
+	r.o.note("%s: %s has the same UUID, and the one may be taken for the other: keep one of them out of this machine, or change it: %s", ours, other, change)
 }
 
 // newUUID is the command that gives a filesystem another UUID.

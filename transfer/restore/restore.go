@@ -146,7 +146,8 @@ func (s *Store) Resumes() (copied int64, why string, ok bool) {
 }
 
 // Unfinished reports, without locking it, whether the folder at path says that its target
-// is between what it was and a copy. The record is that of the restore.
+// is between what it was and a copy. The record is that of the restore, Complete where it
+// is committed and only has to be finished.
 func Unfinished(path string) (record state.State, is bool, err error) {
 	if record, is, err = recordIn(path); is || err != nil {
 		return record, is, err
@@ -172,6 +173,7 @@ func Unfinished(path string) (record state.State, is bool, err error) {
 		return record, false, err
 	}
 	record, err = state.Decode(blob[len(blobStart):])
+	record.Complete = true
 	return record, true, err
 }
 

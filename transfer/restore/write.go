@@ -11,7 +11,7 @@ import (
 )
 
 // stretchBytes is how much is written between two syncs, in bytes: what a crash costs.
-const stretchBytes = 256 << 20
+const stretchBytes = 128 << 20
 
 // Write brings what set covers of the copy to the target, in place. The bytes before copied
 // are in the target already, but for what set has of them. A later Write goes on where the
