@@ -172,6 +172,7 @@ func classes() []class {
 func mirrorClasses() []class {
 	return []class{
 		{"different", errDifferent, exitDifferent, ""},
+		{"stale", errStale, exitStale, ""},
 		{"bad-mark", track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
 		{"mark-lost", track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
 		{"era-takes-discards", eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},

@@ -39,6 +39,7 @@ Nothing is repaired: the next "tidemark mirror" copies what differs.`,
 	}.build()
 	cmd.Flags().StringVar(&against, "against", "", "`src` to compare with, named as for \"tidemark mirror\"")
 	addJSON(cmd, &asJSON, "one object")
+	cmd.ValidArgsFunction = g.completeMirrors
 	return cmd
 }
 
