@@ -323,7 +323,7 @@ func failureOf(ctx context.Context, cmd *cobra.Command, err error) failure {
 	if slices.Contains(interruptible(), c.code) {
 		stopped := "stopped by " + signalName(syscall.Signal(c.code-128))
 		if f.Error = stopped; !errors.Is(err, context.Canceled) {
-			f.Error += "\ntidemark: " + err.Error()
+			f.Error += "\n" + err.Error()
 		}
 		return f
 	}
@@ -335,7 +335,7 @@ func failureOf(ctx context.Context, cmd *cobra.Command, err error) failure {
 
 // print tells people what went wrong and what to do next.
 func (f failure) print(w io.Writer) {
-	fmt.Fprintf(w, "tidemark: %s\n", f.Error)
+	fmt.Fprintf(w, "tidemark: %s\n", strings.ReplaceAll(f.Error, "\n", "\ntidemark: "))
 	if f.Hint != "" {
 		fmt.Fprintf(w, "tidemark: hint: %s\n", f.Hint)
 	}

@@ -49,7 +49,7 @@ const (
 type Restored struct {
 	Source   string         `json:"source"` // the image
 	Target   string         `json:"target"`
-	Of       string         `json:"of"`   // what the image is a copy of, "" where that is not known
+	Of       string         `json:"of"`            // what the image is a copy of, "" where that is not known
 	Time     time.Time      `json:"time,omitzero"` // of the copy
 	Size     int64          `json:"bytes"`
 	Mode     string         `json:"mode"`
