@@ -28,7 +28,7 @@ var floors = [][]string{
 	{"extent", "linux/sysfs", "linux/atomicfile", "linux/reexec"},
 	{"block"},
 	{"format/*"},
-	{"linux/blkid", "linux/bpf", "linux/dm", "linux/fsfreeze", "linux/mounts/...", "linux/openers"},
+	{"linux/blkid", "linux/bpf", "linux/dm", "linux/fsfreeze", "linux/layout", "linux/mounts/...", "linux/openers"},
 	{"linux/dmera"},
 	{"track", "view"},
 	{"track/history"},

@@ -50,7 +50,9 @@ func (g *globals) verify(ctx context.Context, target, against string, bar progre
 	} else {
 		bad, v.Checked, err = pairs.Verify(ctx, target, o)
 	}
-	v.Different = bad.Bytes()
+	if v.Different = bad.Bytes(); err == nil && !bad.Empty() {
+		v.locate(ctx, bad, bar)
+	}
 	return v, err
 }
 

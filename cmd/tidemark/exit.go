@@ -179,6 +179,7 @@ func mirrorClasses() []class {
 		{"not-kept", pairs.ErrNotKept, exitDifferent, "use another disk"},
 		{"restore-pending", restore.ErrPending, exitError, `run "tidemark restore" again: it finishes it`},
 		{"copy-damaged", restore.ErrDamaged, exitDifferent, "--unchecked restores them as they are"},
+		{"stale", errStale, exitStale, ""},
 		{"bad-mark", track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
 		{"mark-lost", track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},
 		{"era-takes-discards", eratrack.ErrDiscards, exitRefused, `"tidemark era open" with its data and metadata switches discards off, while it is in use; or use --tracker bpf`},
@@ -333,7 +334,7 @@ func failureOf(ctx context.Context, cmd *cobra.Command, err error) failure {
 	if slices.Contains(interruptible(), c.code) {
 		stopped := "stopped by " + signalName(syscall.Signal(c.code-128))
 		if f.Error = stopped; !errors.Is(err, context.Canceled) {
-			f.Error += "\ntidemark: " + err.Error()
+			f.Error += "\n" + err.Error()
 		}
 		return f
 	}
@@ -345,7 +346,7 @@ func failureOf(ctx context.Context, cmd *cobra.Command, err error) failure {
 
 // print tells people what went wrong and what to do next.
 func (f failure) print(w io.Writer) {
-	fmt.Fprintf(w, "tidemark: %s\n", f.Error)
+	fmt.Fprintf(w, "tidemark: %s\n", strings.ReplaceAll(f.Error, "\n", "\ntidemark: "))
 	if f.Hint != "" {
 		fmt.Fprintf(w, "tidemark: hint: %s\n", f.Hint)
 	}

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -167,12 +166,16 @@ func statusOf(ctx context.Context, devices []string, o bpf.Options) ([]bpf.Statu
 }
 
 func printTracked(w io.Writer, all []bpf.Status) error {
+	if len(all) == 0 {
+		_, err := fmt.Fprintln(w, "nothing is tracked")
+		return err
+	}
 	for _, s := range all {
 		if _, err := fmt.Fprintf(w, "/dev/%s: %s, in blocks of %s\n", s.Disk, size(s.Size), size(s.Granularity)); err != nil {
 			return err
 		}
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintf(table, "  since\t%s\n", s.Since.Local().Format(time.DateTime))
+		fmt.Fprintf(table, "  since\t%s\n", stamp(s.Since))
 		fmt.Fprintf(table, "  changed\t%s in epoch %d\n", size(s.Changed), s.Epoch)
 		fmt.Fprintf(table, "  misses\t%d\n", s.Misses)
 		fmt.Fprintf(table, "  memory\t%s\n", size(s.Memory))
@@ -180,7 +183,7 @@ func printTracked(w io.Writer, all []bpf.Status) error {
 			fmt.Fprintf(table, "  lost\tall marks: %s\n", s.Lost)
 		}
 		for _, m := range s.Marks {
-			fmt.Fprintf(table, "  mark\t%s (%s, %s)\n", m.Mark, m.Owner, m.Time.Local().Format(time.DateTime))
+			fmt.Fprintf(table, "  mark\t%s (%s, %s)\n", m.Mark, m.Owner, stamp(m.Time))
 		}
 		if err := table.Flush(); err != nil {
 			return err

@@ -71,8 +71,20 @@ type State struct {
 	Source Source    `json:"source"`
 	Target Target    `json:"target"`
 	Mark   string    `json:"mark,omitempty"` // of the tracker; "" where none can vouch
-	Time   time.Time `json:"time"`           // of Mark
+	Time   time.Time `json:"time,omitzero"`  // of Mark
 	Runs   []Run     `json:"runs,omitempty"` // the newest last
+
+	// Verified is when the target was last found to be what its checksums say; zero
+	// where it never was. Damage is what was found instead since, and has not been
+	// repaired: nil where nothing was. An older tidemark knows neither, and drops them.
+	Verified time.Time `json:"verified,omitzero"`
+	Damage   *Damage   `json:"damage,omitempty"`
+}
+
+// Damage is what a check of a target found.
+type Damage struct {
+	Time  time.Time `json:"time"`
+	Bytes int64     `json:"bytes"` // that are not what they should be
 }
 
 // Source tells whose copy a mirror is.

@@ -40,6 +40,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"tidemark/extent"
 	"tidemark/format/redo"
@@ -176,12 +177,18 @@ func (s *Store) Copied() int64 {
 	return s.state.Copied
 }
 
-// Distrust has the next run hold every block against its checksum, because the target was
-// found to hold something else.
-func (s *Store) Distrust() (err error) {
-	defer explain(&err, "distrust")
+// Checked remembers what a Check of all of the target found at that time: the blocks, or
+// bytes that it lacks or has too many, that are not what they should be. If there are any
+// the next run holds every block against its checksum.
+func (s *Store) Checked(at time.Time, bad extent.Set) (err error) {
+	defer explain(&err, "remember what was found")
 	next := s.state
-	next.Target = state.Target{}
+	next.Damage = nil
+	if bad.Empty() {
+		next.Verified = at
+	} else {
+		next.Damage, next.Target = &state.Damage{Time: at, Bytes: bad.Bytes()}, state.Target{}
+	}
 	return s.saveState(next)
 }
 

@@ -112,6 +112,7 @@ func (t *txn) Seal(c transfer.Commit) (err error) {
 	t.next.Update++
 	t.next.Size = t.size
 	t.next.Complete, t.next.Copied, t.next.Foreign = true, 0, false
+	t.next.Damage = nil // Begin had it checked, and what was damaged is copied anew
 	t.next.Mark, t.next.Time, t.next.Source = string(c.Mark), c.Time, t.origin
 	t.next.AddRun(runOf(c.Run))
 	switch {

@@ -1,8 +1,8 @@
 // Package pairs makes mirrors of sources that are named by path.
 //
 // For most uses, call [Mirror] with the path of a source and that of a target. [Plan]
-// tells what it would do, [Status] what is known of a mirror, [Verify] whether it is
-// what its checksums say.
+// tells what it would do, [Look] how a mirror is, [Mirrors] that of all that are known
+// here, [Verify] whether one is what its checksums say.
 //
 // The package owns everything around package transfer that takes a path: it opens
 // sources and targets, chooses tracker and view, finds the folder where a mirror's
@@ -14,7 +14,9 @@
 //
 // The files beside an image DST lie in the folder DST.tidemark; those of a device
 // in a folder of StateDir that is named after the device itself, not after its
-// path, so that a disk that comes up under another name keeps its mirror.
+// path, so that a disk that comes up under another name keeps its mirror. The folder
+// "mirrors" of StateDir has the list of all mirrors that runs on this machine have made
+// or updated.
 //
 // A mirror is locked while it is worked on; functions on different mirrors may
 // run at the same time. The program's main must call reexec.Main first.
@@ -124,6 +126,7 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 		}
 		ready = append(ready, p)
 	}
+	s.publish()
 	return transfer.Run(ctx, ready, transfer.Options{
 		View: provider, MaxFreeze: s.o.MaxFreeze, ForceFreeze: s.o.ForceFreeze,
 		Limit: limiter(o.BytesPerSec), Progress: s.o.Progress, Frozen: s.frozen,

@@ -215,6 +215,9 @@ func (s *session) open(ctx context.Context, e *ends) (*transfer.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := e.target.register(s.o.StateDir); err != nil {
+		s.o.note("%s: \"tidemark status\" will not list it: %v", e.target.path, err)
+	}
 	return e.pair(tracker, sink), nil
 }
 

@@ -1,7 +1,6 @@
 package pairs
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,8 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/zeebo/blake3"
 
 	"tidemark/block"
 	"tidemark/extent"
@@ -134,13 +131,18 @@ func findTarget(path, stateDir string) (*target, error) {
 	if t.size = t.id.Size; t.size == 0 {
 		return nil, fmt.Errorf("target: %s: %w", path, ErrNoSize)
 	}
-	name := stableName(t.id)
-	if volatile(name) {
-		name = "path=" + t.path
-	}
-	sum := blake3.Sum256([]byte(name))
-	t.folder = filepath.Join(stateDir, "devices", hex.EncodeToString(sum[:8]))
+	t.folder = deviceFolder(stateDir, t.id, t.path)
 	return t, nil
+}
+
+// deviceFolder is where the files of a target lie that is a device: it is named after what
+// the device is, where that is known.
+func deviceFolder(stateDir string, id block.Identity, path string) string {
+	name := stableName(id)
+	if volatile(name) {
+		name = "path=" + path
+	}
+	return filepath.Join(stateDir, "devices", hashed(name))
 }
 
 // owner is the name under which a tracker keeps the mirror's mark.

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
+	"time"
 
 	"tidemark/block"
 	"tidemark/extent"
@@ -15,8 +17,9 @@ import (
 
 // Verify reads the mirror at path and returns the blocks whose content is not
 // what their checksums say, and the bytes that an image lacks or has too many; and
-// how many bytes were checked. If there are any the next run holds all of the
-// mirror against its checksums. The error wraps ErrNoMirror when there is none, and
+// how many bytes were checked. What was found is remembered, unless what is known of the
+// mirror lies on a read-only filesystem, which is told; if there is anything the next run
+// holds all of the mirror against its checksums. The error wraps ErrNoMirror when there is none, and
 // ErrPending when a run has to finish what a crash left first.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	o = o.withDefaults()
@@ -52,8 +55,12 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 	if misfit := t.store.Misfit(); !misfit.Empty() {
 		bad, checked = bad.Union(extent.NewSet(misfit)), max(checked, misfit.End())
 	}
-	if err == nil && !bad.Empty() {
-		err = t.store.Distrust()
+	if err == nil {
+		err = t.store.Checked(time.Now(), bad)
+	}
+	if errors.Is(err, syscall.EROFS) {
+		o.note("%s: what was found is not remembered: %s lies on a read-only filesystem", path, t.folder)
+		err = nil
 	}
 	return bad, checked, err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 
 	"tidemark/format/redo"
 )
@@ -47,8 +48,8 @@ func Recover(target Target, folder Folder, policy Policy, steps Steps) (Done, er
 	}
 	err = folder.Remove(journalFile)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return done, nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EROFS):
+		return done, nil // on a read-only filesystem what was not committed can wait
 	case err != nil:
 		return done, fmt.Errorf("transaction: recover: %w", err)
 	case done == Nothing:
@@ -79,8 +80,10 @@ func recoverReady(target Target, folder Folder, policy Policy, steps Steps) (Don
 		return Nothing, err
 	}
 	if known {
-		_, err := Forget(folder)
-		return Nothing, err
+		if _, err := Forget(folder); !errors.Is(err, syscall.EROFS) {
+			return Nothing, err
+		}
+		return Nothing, nil // nobody can write to the target either
 	}
 	if err := fits(target, j, policy); err != nil {
 		return Nothing, err
