@@ -168,7 +168,7 @@ func mirrorClasses() []class {
 		{view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
 		{view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view freeze if a filesystem on the source is mounted, else --view offline"},
 		{view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
-		{view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
+		{view.ErrHook, exitError, "run the hook by hand, or with --show-hooks to see what it says; --hook-timeout allows it more time"},
 		{pairs.ErrPending, exitError, `"tidemark mirror" finishes it`},
 		{transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
 		{transaction.ErrBusy, exitBusy, "wait until it ends"},
