@@ -275,6 +275,9 @@ func printError(w io.Writer, cmd *cobra.Command, err error, code exitCode) {
 		if !errors.Is(err, context.Canceled) {
 			fmt.Fprintf(w, "tidemark: %v\n", err)
 		}
+		if hint := (hinted{}); errors.As(err, &hint) && hint.hint != "" {
+			fmt.Fprintf(w, "tidemark: %s\n", hint.hint)
+		}
 		return
 	}
 	fmt.Fprintf(w, "tidemark: %s\n", strings.TrimPrefix(err.Error(), "tidemark: "))
