@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/agent/job"
+	"tidemark/agent/timer"
 	"tidemark/block"
 	"tidemark/boot"
 	"tidemark/format/epochs"
@@ -47,6 +49,7 @@ const (
 	exitRefused     exitCode = 6
 	exitBusy        exitCode = 7
 	exitDamaged     exitCode = 8
+	exitStale       exitCode = 9
 	exitHungUp      exitCode = 128 + exitCode(syscall.SIGHUP)
 	exitInterrupted exitCode = 128 + exitCode(syscall.SIGINT)
 	exitTerminated  exitCode = 128 + exitCode(syscall.SIGTERM)
@@ -73,6 +76,8 @@ func (c exitCode) meaning() string {
 		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the era device or its metadata is in use."
 	case exitDamaged:
 		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, dm-era metadata, or a stream; nothing was written."
+	case exitStale:
+		return "A copy is older than it may be, or its last run failed; the message names it."
 	case exitHungUp:
 		return "Ended by SIGHUP: the terminal or connection is gone; the same as below."
 	case exitInterrupted:
@@ -91,6 +96,9 @@ func interruptible() []exitCode { return []exitCode{exitHungUp, exitInterrupted,
 
 // errDifferent says that a comparison found differences.
 var errDifferent = errors.New("differences found")
+
+// errStale says that a job is late, or that its last run failed.
+var errStale = errors.New("not up to date")
 
 // errNotReady says that the machine lacks what a mirror needs.
 var errNotReady = errors.New("this machine cannot mirror a live device")
@@ -147,7 +155,20 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), eraClasses(), machineClasses())
+	return slices.Concat(mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
+}
+
+func jobClasses() []class {
+	return []class{
+		{errStale, exitStale, ""},
+		{job.ErrBusy, exitBusy, "wait until it ends"},
+		{job.ErrUnknown, exitUsage, `"tidemark job list" lists them`},
+		{job.ErrConfig, exitError, "man tidemark-job lists the keys"},
+		{timer.ErrSchedule, exitError, `"systemd-analyze calendar" tries one`},
+		{timer.ErrChanged, exitRefused, `put the change into a file of its own with "systemctl edit", or lose it with --force`},
+		{timer.ErrNoService, exitError, `install tidemark's package, or run "make install"`},
+		{timer.ErrNoSystemd, exitError, `start "tidemark job run" by other means, as cron`},
+	}
 }
 
 func mirrorClasses() []class {
