@@ -77,8 +77,9 @@ func (h *held) changes() error {
 // take runs the pre-hook, makes the sources stand still, and calls instant. The
 // post-hook runs whatever happens after the pre-hook was started.
 func take(ctx context.Context, o Options, hold func(context.Context) (*held, error), instant func(context.Context) error) (View, error) {
-	post := func() error { return o.Hooks.RunPost(ctx, pathsOf(o.Sources)) }
-	if err := o.Hooks.RunPre(ctx, pathsOf(o.Sources)); err != nil {
+	said, err := o.Hooks.RunPre(ctx, pathsOf(o.Sources))
+	post := func() error { return o.after(ctx, said) }
+	if err != nil {
 		return nil, errors.Join(err, post())
 	}
 	h, err := hold(ctx)
@@ -91,6 +92,14 @@ func take(ctx context.Context, o Options, hold func(context.Context) (*held, err
 		return nil, errors.Join(err, closeErr, report.PostHook)
 	}
 	return h, nil
+}
+
+// after runs the post-hook, and then tells what both hooks said.
+func (o Options) after(ctx context.Context, pre string) error {
+	post, err := o.Hooks.RunPost(ctx, pathsOf(o.Sources))
+	o.Hooks.tell("pre-hook", pre)
+	o.Hooks.tell("post-hook", post)
+	return err
 }
 
 func pathsOf(sources []*block.Device) []string {

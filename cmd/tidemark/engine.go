@@ -21,13 +21,16 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		Track:     g.trackOptions(),
 		Tracker:   f.tracker.value,
 		View:      f.view.value,
-		Hooks:     view.Hooks{Pre: f.preHook, Post: f.postHook},
+		Hooks:     view.Hooks{Pre: f.preHook, Post: f.postHook, Limit: f.hookTimeout},
 		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
 		BytesPerSec: int64(f.bwLimit),
 		Overwrite:   f.force, Adopt: f.adopt, Whole: f.whole, ForcePart: f.forcePart,
 		Progress: shower(bar),
 	}
 	o.Track.BlockSize = int64(f.blockSize)
+	if f.showHooks {
+		o.Hooks.Said = func(hook, output string) { bar.Note(hook + ": " + output) }
+	}
 	return o
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/agent/job"
+	"tidemark/agent/timer"
 	"tidemark/block"
 	"tidemark/boot"
 	"tidemark/format/epochs"
@@ -78,7 +80,7 @@ func (c exitCode) meaning() string {
 	case exitDamaged:
 		return "What is read is damaged, of another kind or of a newer version: the files beside a mirror, dm-era metadata, or a stream; nothing was written."
 	case exitStale:
-		return "A mirror is older than --max-age, or in a state that needs attention."
+		return "A copy is older than it may be, or in a state that needs attention; the message names it."
 	case exitHungUp:
 		return "Ended by SIGHUP: the terminal or connection is gone; the same as below."
 	case exitInterrupted:
@@ -97,6 +99,9 @@ func interruptible() []exitCode { return []exitCode{exitHungUp, exitInterrupted,
 
 // errDifferent says that a comparison found differences.
 var errDifferent = errors.New("differences found")
+
+// errStale says that a mirror or job is older than it may be, or needs attention.
+var errStale = errors.New("not up to date")
 
 // errNotReady says that the machine lacks what a mirror needs.
 var errNotReady = errors.New("this machine cannot mirror a live device")
@@ -167,7 +172,19 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), eraClasses(), machineClasses())
+	return slices.Concat(mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
+}
+
+func jobClasses() []class {
+	return []class{
+		{"job-busy", job.ErrBusy, exitBusy, "wait until it ends"},
+		{"job-unknown", job.ErrUnknown, exitUsage, `"tidemark job list" lists them`},
+		{"job-config", job.ErrConfig, exitError, "man tidemark-job lists the keys"},
+		{"schedule", timer.ErrSchedule, exitError, `"systemd-analyze calendar" tries one`},
+		{"unit-changed", timer.ErrChanged, exitRefused, `put the change into a file of its own with "systemctl edit", or lose it with --force`},
+		{"no-service", timer.ErrNoService, exitError, `install tidemark's package, or run "make install"`},
+		{"no-systemd", timer.ErrNoSystemd, exitError, `start "tidemark job run" by other means, as cron`},
+	}
 }
 
 func mirrorClasses() []class {
@@ -203,7 +220,7 @@ func mirrorClasses() []class {
 		{"mounted", view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
 		{"unseen-use", view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view freeze if a filesystem on the source is mounted, else --view offline"},
 		{"nothing-to-freeze", view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
-		{"hook-failed", view.ErrHook, exitError, "run the hook by hand; the message says whether there is a copy"},
+		{"hook-failed", view.ErrHook, exitError, "run the hook by hand, or with --show-hooks to see what it says; --hook-timeout allows it more time"},
 		{"pending", pairs.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
 		{"incomplete", pairs.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
 		{"no-room-beside-source", transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
@@ -335,6 +352,9 @@ func failureOf(ctx context.Context, cmd *cobra.Command, err error) failure {
 		stopped := "stopped by " + signalName(syscall.Signal(c.code-128))
 		if f.Error = stopped; !errors.Is(err, context.Canceled) {
 			f.Error += "\n" + err.Error()
+		}
+		if hint := (hinted{}); errors.As(err, &hint) && hint.hint != "" {
+			f.Error += "\n" + hint.hint
 		}
 		return f
 	}

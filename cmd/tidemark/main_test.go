@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -30,6 +31,11 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("TIDEMARK_RUN_DIR", env.WorkDir+"/run")
 			env.Setenv("TIDEMARK_STATE_DIR", env.WorkDir+"/state")
+			units, err := filepath.Abs("../../dist/systemd")
+			if err != nil {
+				return err
+			}
+			env.Setenv("UNITS", units)
 			return ownBPFFS(env)
 		},
 		Cmds:                cmds,

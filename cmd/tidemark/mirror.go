@@ -14,6 +14,7 @@ import (
 
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
+	"tidemark/view"
 )
 
 // mirrorFlags is the command line of "mirror".
@@ -32,7 +33,10 @@ type mirrorFlags struct {
 	adopt       bool
 	whole       bool
 	forcePart   bool
+	hookTimeout time.Duration
+	showHooks   bool
 	every       time.Duration // 0 runs once
+	quiet       bool
 	asJSON      bool
 }
 
@@ -54,7 +58,7 @@ SRC is a path, the mount point of a filesystem, or UUID=, LABEL=, PARTUUID= or P
 
 A filesystem may lie on several devices: a btrfs with members, an XFS with its log or real-time data elsewhere, an ext4 with its journal elsewhere; and so may what is below it, md, LVM and bcache. When not all of them are copied, the run names those that are missing and is refused: give each with --pair, or all with --whole, or where the message says so name the device on top. --force-part copies the part.
 
-Hooks are run by /bin/sh and killed after 60 s. They find in their environment TIDEMARK_HOOK ("pre-hook" or "post-hook"), TIDEMARK_SOURCE (the first SRC) and TIDEMARK_SOURCES (all, one a line). They run again with each freeze that had to be given up and is tried again.
+Hooks are run by /bin/sh. They find in their environment TIDEMARK_HOOK ("pre-hook" or "post-hook"), TIDEMARK_SOURCE (the first SRC) and TIDEMARK_SOURCES (all, one a line). They run again with each freeze that had to be given up and is tried again. A hook has ended when its shell has: what it left running in the background lives on, as a database client that holds a lock until the post-hook ends it. One that takes longer than --hook-timeout is killed with all that it started, and fails. When the pre-hook fails, nothing is frozen and nothing copied; when the post-hook fails after the copy, the copy is there, and the exit code is 1.
 
 A dm-era device (see "tidemark era create") is not tracked: it is asked for its eras, which outlive reboots and power cuts. A run takes the metadata snapshot while SRC stands still, and drops it. The mark is lost, and all is compared, when the device was resized, took discards, or has other metadata or data than before. Writes to the data device past the era device are noticed only by chance: do not mount it. Each pass while SRC is in use first suspends the device for a moment, which waits for the writes under way, since dm-era does not tell when a write ends; no filesystem is frozen for that.`,
 		example: `tidemark mirror /dev/vdb1 /backup/vdb1.img
@@ -78,7 +82,9 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, fmt.Sprintf("longest `time` that filesystems may be frozen in one attempt, of which a run makes %d at most", transfer.MaxAttempts))
 	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")
 	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before each freeze; nothing is frozen if it fails")
-	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after each thaw, also when the copy failed")
+	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after each thaw, and whenever the pre-hook was started: also when that or the copy failed")
+	flags.DurationVar(&f.hookTimeout, "hook-timeout", view.DefaultHookLimit, "`time` that each hook may take before it is killed with all that it started")
+	flags.BoolVar(&f.showHooks, "show-hooks", false, "show what hooks print, after the thaw; of a hook that fails it is shown anyway")
 	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
 	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
@@ -86,7 +92,8 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.adopt, "adopt", false, "go on with a DST that is no known mirror of SRC, when a comparison finds that it is mostly the same: an older copy")
 	flags.BoolVar(&f.whole, "whole", false, "copy the other devices that a filesystem on SRC lies on as well, at the same instant: with DST /backup/data.img that of /dev/vdc1 to /backup/data-vdc1.img")
 	flags.BoolVar(&f.forcePart, "force-part", false, "copy SRC although what is on it lies on other devices too, which are not copied: the copy alone may be of no use")
-	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped")
+	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped, with one line for each run")
+	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print nothing when all is well, for cron; errors as always")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
@@ -100,6 +107,12 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 	}
 	if f.adopt && f.force {
 		return errors.New("--adopt and --force exclude each other")
+	}
+	if f.hookTimeout <= 0 {
+		return errors.New("--hook-timeout must be above zero")
+	}
+	if f.quiet && (f.asJSON || f.dryRun) {
+		return errors.New("--quiet does not go together with --json or --dry-run")
 	}
 	if f.dryRun && f.every > 0 {
 		return errors.New("--dry-run and --every do not go together")
@@ -146,25 +159,40 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 		return usageError{err}
 	}
 	defer outliveReaders()()
-	once := func(ctx context.Context) error {
-		bar := &noting{progress: newProgress(cmd.ErrOrStderr(), f.asJSON), notes: []string{}}
-		reports, err := f.mirror(ctx, g, list, bar)
-		bar.End()
-		unread := f.print(ctx, cmd.OutOrStdout(), list, reports, bar.notes, err)
-		if errors.Is(unread, syscall.EPIPE) {
-			unread = fmt.Errorf("%w: %w", errNoReader, unread)
-		}
-		if err != nil && f.asJSON {
-			err = told{err}
-		}
-		return errors.Join(err, unread)
+	var before []string // was told in the run before
+	once := func(ctx context.Context, next func() time.Time) error {
+		bar := &noting{progress: newProgress(cmd.ErrOrStderr(), f.asJSON || f.quiet), notes: []string{}, before: before}
+		_, err := f.once(ctx, cmd, g, list, bar, next)
+		before = bar.notes
+		return err
 	}
 	if f.every == 0 {
-		return once(cmd.Context())
+		err = once(cmd.Context(), nil)
+	} else {
+		err = repeat(cmd.Context(), f.every, once, func(err error, next time.Time) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s tidemark: %v; trying again at %s\n", stamp(time.Now()), err, stamp(next))
+		})
 	}
-	return repeat(cmd.Context(), f.every, once, func(err error) {
-		fmt.Fprintf(cmd.ErrOrStderr(), "tidemark: %v\ntidemark: trying again in %v\n", err, f.every)
-	})
+	return f.standing(cmd.Context(), err, g, list)
+}
+
+// once does one run and tells what it did. It takes next as print does.
+func (f *mirrorFlags) once(ctx context.Context, cmd *cobra.Command, g *globals, list []pairs.Pair, bar *noting, next func() time.Time) ([]transfer.Report, error) {
+	reports, err := f.mirror(ctx, g, list, bar)
+	bar.End()
+	if err != nil && f.quiet {
+		for _, note := range bar.notes { // they may say why
+			fmt.Fprintln(cmd.ErrOrStderr(), note)
+		}
+	}
+	unread := f.print(ctx, cmd.OutOrStdout(), list, reports, bar.notes, err, next)
+	if errors.Is(unread, syscall.EPIPE) {
+		unread = fmt.Errorf("%w: %w", errNoReader, unread)
+	}
+	if err != nil && f.asJSON {
+		err = told{err}
+	}
+	return reports, errors.Join(err, unread)
 }
 
 // errNoReader says that nobody reads what is printed any more.
@@ -179,41 +207,19 @@ func outliveReaders() func() {
 	return func() { signal.Stop(ignored) }
 }
 
-// repeat calls once at every interval until ctx ends; a call that takes longer
-// delays the next. An error that may pass is told and tried again; a refusal, damage
-// or a signal ends it, and so does a source that cannot be opened the first time, and
-// an output that nobody reads.
-func repeat(ctx context.Context, interval time.Duration, once func(context.Context) error, told func(error)) error {
-	ticks := time.NewTicker(interval)
-	defer ticks.Stop()
-	for first := true; ; first = false {
-		if err := once(ctx); err != nil {
-			if first && errors.Is(err, pairs.ErrSource) || errors.Is(err, errNoReader) {
-				return err
-			}
-			switch classify(ctx, err).code {
-			case exitUsage, exitRefused, exitDamaged, exitHungUp, exitInterrupted, exitTerminated:
-				return err
-			}
-			told(err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticks.C:
-		}
-	}
-}
-
 // print tells what a run did. A run that failed before it had anything to report
 // still gives programs one object for each pair. What people are told on stderr is
-// in each of them.
-func (f *mirrorFlags) print(ctx context.Context, w io.Writer, list []pairs.Pair, reports []transfer.Report, notes []string, failed error) error {
+// in each of them. A run that is to be repeated has next, the time of the one after it.
+func (f *mirrorFlags) print(ctx context.Context, w io.Writer, list []pairs.Pair, reports []transfer.Report, notes []string, failed error, next func() time.Time) error {
 	if !f.asJSON {
-		if failed != nil {
+		if failed != nil || f.quiet {
 			return nil
 		}
-		return printReports(w, reports)
+		began, end := "", "\n"
+		if next != nil {
+			began, end = stamp(time.Now())+" ", "; next run at "+stamp(next())+"\n"
+		}
+		return printReports(w, reports, began, end)
 	}
 	if len(reports) == 0 && failed != nil {
 		for _, p := range list {
@@ -232,7 +238,8 @@ func (f *mirrorFlags) print(ctx context.Context, w io.Writer, list []pairs.Pair,
 	return nil
 }
 
-func printReports(w io.Writer, reports []transfer.Report) error {
+// printReports prints a line for each pair, between began and end.
+func printReports(w io.Writer, reports []transfer.Report, began, end string) error {
 	for _, rep := range reports {
 		if rep.Outcome == transfer.Planned {
 			if err := printPlan(w, rep); err != nil {
@@ -240,9 +247,9 @@ func printReports(w io.Writer, reports []transfer.Report) error {
 			}
 			continue
 		}
-		_, err := fmt.Fprintf(w, "%s -> %s: %s (%s, %s): read %s, wrote %s in %v, frozen for %v\n",
-			rep.Source, rep.Target, rep.Mode, rep.Tracker, rep.View,
-			size(rep.Read), size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond))
+		_, err := fmt.Fprintf(w, "%s%s -> %s: %s (%s, %s): read %s, wrote %s in %v, frozen for %v%s",
+			began, rep.Source, rep.Target, rep.Mode, rep.Tracker, rep.View,
+			size(rep.Read), size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond), end)
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -49,15 +50,18 @@ func (silent) Begin(string, int64) {}
 func (silent) Done(int64)          {}
 func (silent) End()                {}
 
-// noting is a progress that remembers what it was told.
+// noting is a progress that remembers what it was told, and does not show again what the
+// run before told.
 type noting struct {
 	progress
-	notes []string
+	notes, before []string
 }
 
 func (n *noting) Note(text string) {
 	n.notes = append(n.notes, text)
-	n.progress.Note(text)
+	if !slices.Contains(n.before, text) {
+		n.progress.Note(text)
+	}
 }
 
 // bars draws a bar with rate and time left.

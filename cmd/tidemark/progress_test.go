@@ -54,10 +54,10 @@ func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
 func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
 	results := []error{nil, transfer.ErrNotConverging, transaction.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
 	calls, told := 0, 0
-	err := repeat(context.Background(), time.Microsecond, func(context.Context) error {
+	err := repeat(context.Background(), time.Microsecond, func(context.Context, func() time.Time) error {
 		calls++
 		return results[calls-1]
-	}, func(error) { told++ })
+	}, func(error, time.Time) { told++ })
 	if !errors.Is(err, pairs.ErrRefused) || calls != 5 || told != 3 {
 		t.Errorf("ended with %v after %d calls, told of %d", err, calls, told)
 	}
@@ -65,7 +65,7 @@ func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
 
 func TestRepeatEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
-	err := repeat(ctx, time.Hour, func(context.Context) error { cancel(); return nil }, nil)
+	err := repeat(ctx, time.Hour, func(context.Context, func() time.Time) error { cancel(); return nil }, nil)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("ended with %v", err)
 	}

@@ -98,7 +98,7 @@ func (f *restoreFlags) run(ctx context.Context, image, dst string, g *globals, s
 func printRestored(w io.Writer, rep pairs.Restored, dry bool) error {
 	what := rep.Source
 	if rep.Of != "" {
-		what = fmt.Sprintf("%s, the copy of %s of %s", rep.Source, rep.Of, rep.Time.Local().Format(timeFormat))
+		what = fmt.Sprintf("%s, the copy of %s of %s", rep.Source, rep.Of, stamp(rep.Time))
 	}
 	if dry {
 		_, err := fmt.Fprintf(w, "%s <- %s: would restore %s (%s)\n", rep.Target, what, size(rep.Size), rep.Mode)
@@ -112,6 +112,3 @@ func printRestored(w io.Writer, rep pairs.Restored, dry bool) error {
 	_, err := fmt.Fprintf(w, "%s <- %s: %s (%s) in %v\n", rep.Target, what, strings.Join(did, ", "), rep.Mode, rep.Took.Round(time.Millisecond))
 	return err
 }
-
-// timeFormat is how people are told a time.
-const timeFormat = time.DateTime + " MST"

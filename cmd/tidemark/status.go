@@ -22,9 +22,6 @@ const (
 	statusOutcome = 70 // characters of an outcome in a table
 )
 
-// errStale says that not all mirrors are as --max-age wants them.
-var errStale = errors.New("mirrors need attention")
-
 // mirrorStatus is what "status" says of one mirror.
 type mirrorStatus struct {
 	Path      string `json:"path"`
@@ -271,7 +268,7 @@ func printStatus(w io.Writer, all []pairs.Seen) error {
 }
 
 func printMirror(w io.Writer, m pairs.Seen) error {
-	if _, err := fmt.Fprintf(w, "%s: %s\n", m.Path, completeness(m)); err != nil {
+	if _, err := fmt.Fprintf(w, "%s: %s\n", m.Path, completeness(m.Known, m.Running != nil)); err != nil {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -301,14 +298,14 @@ func printMirror(w io.Writer, m pairs.Seen) error {
 }
 
 // completeness says of what a mirror is the copy.
-func completeness(m pairs.Seen) string {
+func completeness(m pairs.Known, running bool) string {
 	switch {
-	case !m.Complete && m.Running != nil:
+	case !m.Complete && running:
 		return "its first copy is being made"
 	case !m.Complete:
 		return fmt.Sprintf("incomplete: %s of %s copied; run mirror again", size(m.Copied), size(m.Size))
 	case m.Pending:
-		return "between the copy of " + stamp(m.Time) + " and a newer one that is committed; the next mirror run finishes it"
+		return "between the copy of " + stamp(m.Time) + " and a newer one that is committed; the next mirror run finishes it, and so does \"tidemark recover\""
 	}
 	return "a copy of " + stamp(m.Time)
 }

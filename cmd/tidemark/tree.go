@@ -105,12 +105,14 @@ type globals struct {
 	runDir   string // state of tracking, gone after a reboot
 	stateDir string // what is kept beside device targets
 	bpffs    string
+	config   string // the file of jobs
 }
 
 const (
 	envRunDir   = "TIDEMARK_RUN_DIR"
 	envStateDir = "TIDEMARK_STATE_DIR"
 	envBPFFS    = "TIDEMARK_BPFFS"
+	envConfig   = "TIDEMARK_CONFIG"
 )
 
 // environment lists the variables that the program reads.
@@ -118,6 +120,7 @@ func environment() [][2]string {
 	return [][2]string{
 		{envRunDir, "Like --run-dir, which goes before."},
 		{envStateDir, "Like --state-dir, which goes before."},
+		{envConfig, "Like --config of \"tidemark job\", which goes before."},
 		{envBPFFS, "Where bpffs is or shall be mounted; /sys/fs/bpf by default."},
 	}
 }
@@ -136,7 +139,7 @@ tidemark doctor
 tidemark mirror /dev/vdb1 /backup/vdb1.img
 tidemark status /backup/vdb1.img`,
 	}.build(
-		newMirror(g), newRestore(g), newVerify(g), newStatus(g), newRecover(g), newTrack(g), newEra(g), newBoot(g), newDoctor(g), newVersion(), newMan(),
+		newMirror(g), newRestore(g), newVerify(g), newStatus(g), newRecover(g), newJob(g), newTrack(g), newEra(g), newBoot(g), newDoctor(g), newVersion(), newMan(),
 	)
 	flags := root.PersistentFlags()
 	flags.StringVar(&g.runDir, "run-dir", "/run/tidemark", "`folder` for the state of tracking, emptied by a reboot")
@@ -155,7 +158,7 @@ func (g *globals) resolve(cmd *cobra.Command) error {
 	for _, v := range []struct {
 		env, flag string
 		to        *string
-	}{{envRunDir, "run-dir", &g.runDir}, {envStateDir, "state-dir", &g.stateDir}} {
+	}{{envRunDir, "run-dir", &g.runDir}, {envStateDir, "state-dir", &g.stateDir}, {envConfig, "config", &g.config}} {
 		if s := os.Getenv(v.env); s != "" && !cmd.Flags().Changed(v.flag) {
 			*v.to = s
 		}

@@ -1,0 +1,235 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/atomicfile"
+	"tidemark/transfer"
+)
+
+var (
+	// ErrBusy says that a run of the job is under way.
+	ErrBusy = errors.New("a run of this job is under way")
+	// ErrUnknown says that the file has no job of that name.
+	ErrUnknown = errors.New("no such job")
+)
+
+// Record is what is known of a job's runs.
+type Record struct {
+	First       time.Time `json:"first,omitzero"`        // beginning of the first run
+	Began       time.Time `json:"began,omitzero"`        // of the last run
+	LastSuccess time.Time `json:"last_success,omitzero"` // beginning of the last run that made a copy: that is no older
+	TookMS      float64   `json:"duration_ms"`
+	Read        int64     `json:"bytes_read"`
+	Written     int64     `json:"bytes_written"`
+	FrozenMS    float64   `json:"frozen_ms"`
+	Runs        uint64    `json:"runs"`
+	Failures    uint64    `json:"failures"`
+	Outcome     string    `json:"outcome"` // OK, or what went wrong
+}
+
+// OK is the outcome of a run that did all that it should.
+const OK = "ok"
+
+// watch is what the search for late jobs remembers of one.
+type watch struct {
+	Since time.Time `json:"since,omitzero"` // when the job was seen first
+	Told  time.Time `json:"told,omitzero"`  // the success of which it was told that it is too old
+}
+
+// Store keeps the records of jobs in a folder.
+type Store struct{ Dir string }
+
+func (s Store) path(name, kind string) string { return filepath.Join(s.Dir, name+kind) }
+
+// Record returns what is known of a job; the zero Record when it never ran.
+func (s Store) Record(name string) (Record, error) {
+	var r Record
+	err := atomicfile.ReadJSON(s.path(name, ".run.json"), &r)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return r, err
+}
+
+func (s Store) watch(name string) (watch, error) {
+	var w watch
+	err := atomicfile.ReadJSON(s.path(name, ".late.json"), &w)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return w, err
+}
+
+// lock takes the lock of a job, or one that is no job's and begins with _. The process
+// holds it until it calls the function returned, or ends.
+func (s Store) lock(name string, how int) (func(), error) {
+	if err := atomicfile.MkdirAll(s.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(s.path(name, ".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), how); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrBusy
+		}
+		return nil, fmt.Errorf("job %s: %w", name, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// Running reports whether a run of the job is under way.
+func (s Store) Running(name string) bool {
+	f, err := os.Open(s.path(name, ".lock"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
+// Run runs a job: do makes the copies. It keeps the record, writes the metrics, and tells
+// who is to be told; what goes wrong with that goes to warn and is no failure of the job.
+// The error is that of do, wraps ErrBusy, or is that of keeping the record.
+func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Context) ([]transfer.Report, error), warn func(error)) error {
+	unlock, err := s.lock(j.Name, unix.LOCK_EX|unix.LOCK_NB)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// What is damaged cannot be gone on with: a copy is worth more than its record.
+	rec, err := s.Record(j.Name)
+	if err != nil {
+		warn(fmt.Errorf("job %s: its record begins anew: %w", j.Name, err))
+	}
+	rec.Began = time.Now()
+	if rec.First.IsZero() {
+		rec.First = rec.Began
+	}
+	reports, failed := do(ctx)
+	rec.add(reports, failed)
+	kept := atomicfile.WriteJSON(s.path(j.Name, ".run.json"), atomicfile.Options{Durable: true}, rec)
+	if kept != nil {
+		kept = fmt.Errorf("job %s: its record is not kept: %w", j.Name, kept)
+	}
+	event, message := Success, "job "+j.Name+": done"
+	if err := errors.Join(failed, kept); err != nil {
+		event, message = Failure, "job "+j.Name+": "+err.Error()
+	}
+	for _, err := range []error{s.WriteMetrics(c), j.Notify.Tell(ctx, j.Name, event, message)} {
+		if err != nil {
+			warn(err)
+		}
+	}
+	return errors.Join(failed, kept)
+}
+
+// add notes a run that has ended.
+func (r *Record) add(reports []transfer.Report, failed error) {
+	r.Runs++
+	r.TookMS = float64(time.Since(r.Began).Microseconds()) / 1000
+	r.Read, r.Written, r.FrozenMS = 0, 0, 0
+	for _, rep := range reports {
+		r.Read += rep.Read
+		r.Written += rep.Written
+		r.FrozenMS = max(r.FrozenMS, rep.FrozenMS) // they were frozen together
+	}
+	r.Outcome = OK
+	if failed != nil {
+		r.Failures++
+		r.Outcome = failed.Error()
+		return
+	}
+	r.LastSuccess = r.Began
+}
+
+// LateSince returns from when on a job is late, and the zero time when it is not: by the
+// age of its last copy, or the time since it was first seen or run if it has none.
+func (s Store) LateSince(j Job, now time.Time) (time.Time, error) {
+	rec, err := s.Record(j.Name)
+	if err != nil {
+		return time.Time{}, err
+	}
+	w, err := s.watch(j.Name)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return lateSince(j, rec, w, now), nil
+}
+
+func lateSince(j Job, rec Record, w watch, now time.Time) time.Time {
+	from := rec.LastSuccess
+	for _, t := range []time.Time{rec.First, w.Since} {
+		if rec.LastSuccess.IsZero() && !t.IsZero() && (from.IsZero() || t.Before(from)) {
+			from = t
+		}
+	}
+	end := from.Add(j.MaxAge)
+	if j.MaxAge == 0 || from.IsZero() || !end.Before(now) {
+		return time.Time{}
+	}
+	return end
+}
+
+// Late looks at all jobs that have a MaxAge and tells who is to be told that one is late,
+// once until it has made a copy again. It writes the metrics. What goes wrong with telling
+// goes to warn; such a job is told of at the next call.
+func (s Store) Late(ctx context.Context, c *Config, now time.Time, warn func(error)) error {
+	unlock, err := s.lock("_late", unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var errs []error
+	for _, j := range c.Jobs {
+		if j.MaxAge > 0 {
+			errs = append(errs, s.lookAt(ctx, j, now, warn))
+		}
+	}
+	return errors.Join(append(errs, s.WriteMetrics(c))...)
+}
+
+func (s Store) lookAt(ctx context.Context, j Job, now time.Time, warn func(error)) error {
+	rec, err := s.Record(j.Name)
+	if err != nil {
+		return err
+	}
+	w, err := s.watch(j.Name)
+	if err != nil {
+		return err
+	}
+	was := w
+	if w.Since.IsZero() {
+		w.Since, w.Told = now, now // no time of a copy, not even that of none
+	}
+	if !lateSince(j, rec, w, now).IsZero() && !w.Told.Equal(rec.LastSuccess) {
+		if err := j.Notify.Tell(ctx, j.Name, Late, lateMessage(j, rec)); err != nil {
+			warn(err)
+		} else {
+			w.Told = rec.LastSuccess
+		}
+	}
+	if w == was {
+		return nil
+	}
+	return atomicfile.WriteJSON(s.path(j.Name, ".late.json"), atomicfile.Options{Durable: true}, w)
+}
+
+func lateMessage(j Job, rec Record) string {
+	last := "it has made no copy yet"
+	if !rec.LastSuccess.IsZero() {
+		last = "its last copy is of " + rec.LastSuccess.Local().Format("2006-01-02 15:04:05 -0700")
+	}
+	return fmt.Sprintf("job %s is late: %s, and max-age is %v", j.Name, last, j.MaxAge)
+}

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/agent/job"
+	"tidemark/agent/timer"
+	"tidemark/transfer"
+	"tidemark/transfer/pairs"
+)
+
+// defaultConfig is where the jobs of a machine stand.
+const defaultConfig = "/etc/tidemark/tidemark.toml"
+
+const jobLong = `A job is a mirror that is made again and again. All of a machine's jobs stand in one file of TOML, ` + defaultConfig + ` (--config):
+
+[job.NAME] begins one. Its keys: source and target, or pairs = [{source = "…", target = "…"}, …] that are copied at the same instant; tracker, view, bwlimit, max-freeze, pre-hook, post-hook and hook-timeout, as the options of "tidemark mirror"; schedule, a calendar expression of systemd.time(7), as "daily" or "Mon..Fri 02:30", at which "tidemark job enable" has it run; jitter, the longest random delay of a run; max-age, the age of the last copy at which the job is late.
+
+on-success, on-failure and on-late say who is told: a shell command, or a URL that is fetched ("POST https://…" sends the message). A command finds TIDEMARK_JOB, TIDEMARK_EVENT (success, failure or late) and TIDEMARK_MESSAGE in its environment. notify-timeout bounds each, 30s by default. They stand in a job, or above all jobs for those that have none. That nobody could be told is said, and fails no job.
+
+metrics, above all jobs, is a file for the textfile collector of Prometheus' node_exporter, as "/var/lib/prometheus/node-exporter/tidemark.prom".
+
+Times have a unit, as "90m"; sizes too, as "100MB" or "64MiB". A key that is not known is refused.`
+
+func newJob(g *globals) *cobra.Command {
+	cmd := command{
+		use: "job", short: "Make mirrors by schedule, as a file describes them", long: jobLong,
+		example: `# Is the file right, and when will the jobs run?
+tidemark job check
+# Run one now, then every time its schedule says
+tidemark job run srv
+tidemark job enable srv
+tidemark job status`,
+	}.build(newJobCheck(g), newJobList(g), newJobRun(g), newJobStatus(g), newJobEnable(g), newJobDisable(), newJobLate(g))
+	cmd.PersistentFlags().StringVar(&g.config, "config", defaultConfig, "`file` of jobs")
+	return cmd
+}
+
+func (g *globals) jobStore() job.Store { return job.Store{Dir: filepath.Join(g.stateDir, "jobs")} }
+
+// jobs loads the file of jobs.
+func (g *globals) jobs() (*job.Config, error) {
+	c, err := job.Load(g.config)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = hinted{err, `write it ("tidemark job --help" lists the keys), or name another with --config`}
+	}
+	return c, err
+}
+
+// findJob loads the file of jobs and finds one in it.
+func (g *globals) findJob(name string) (*job.Config, job.Job, error) {
+	c, err := g.jobs()
+	if err != nil {
+		return nil, job.Job{}, err
+	}
+	j, ok := c.Find(name)
+	if !ok {
+		return nil, j, fmt.Errorf("%s: %w: %s", g.config, job.ErrUnknown, name)
+	}
+	return c, j, nil
+}
+
+func timerOf(j job.Job) timer.Timer {
+	return timer.Timer{Job: j.Name, Schedule: j.Schedule, Jitter: j.Jitter, MaxAge: j.MaxAge > 0}
+}
+
+func newJobCheck(g *globals) *cobra.Command {
+	return command{
+		use: "check", short: "Check the file of jobs",
+		long: `Says all that is wrong in the file of jobs, each with its line, and when each job runs next. A source that is not there, a timer that has another schedule than the file, and one whose job is gone are warnings.
+
+Schedules are judged by systemd-analyze(1), where that is installed.`,
+		example: "tidemark job check\ntidemark job check --config ./tidemark.toml",
+		args:    cobra.NoArgs,
+		run: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.jobs()
+			if err != nil {
+				return err
+			}
+			return checkJobs(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), c)
+		},
+	}.build()
+}
+
+// checkSchedules is how many times of each schedule are shown.
+const checkSchedules = 3
+
+func checkJobs(ctx context.Context, out, warn io.Writer, c *job.Config) error {
+	var faults job.Faults
+	for _, j := range c.Jobs {
+		when := "when it is started by hand or by others"
+		if j.Schedule != "" {
+			times, err := timer.Calendar(ctx, j.Schedule, checkSchedules)
+			switch {
+			case errors.Is(err, timer.ErrNoSystemd):
+				when = "schedule not checked: " + err.Error()
+			case err != nil:
+				faults = append(faults, job.Fault{File: c.Path, Line: j.ScheduleLine, Text: fmt.Sprintf("job %s: schedule: %v", j.Name, err)})
+				continue
+			default:
+				when = "next " + strings.Join(times, ", ")
+			}
+		}
+		fmt.Fprintf(out, "%s: %s\n", j.Name, when)
+		for _, text := range doubts(j) {
+			fmt.Fprintf(warn, "%s:%d: warning: job %s: %s\n", c.Path, j.Line, j.Name, text)
+		}
+	}
+	names, err := timer.System{}.Jobs()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if _, ok := c.Find(name); !ok {
+			fmt.Fprintf(warn, "%s: warning: there is a timer of job %s, which is not in the file: \"tidemark job disable %s\" removes it\n", c.Path, name, name)
+		}
+	}
+	if len(faults) > 0 {
+		return faults
+	}
+	_, err = fmt.Fprintf(out, "%s: %d jobs, nothing wrong\n", c.Path, len(c.Jobs))
+	return err
+}
+
+// doubts is what may be wrong with a job, and may be right another day.
+func doubts(j job.Job) []string {
+	var all []string
+	for _, p := range j.Pairs {
+		path := p.Source
+		for tag, dir := range map[string]string{"UUID=": "by-uuid/", "PARTUUID=": "by-partuuid/"} {
+			if value, ok := strings.CutPrefix(path, tag); ok {
+				path = "/dev/disk/" + dir + strings.Trim(value, `"`)
+			}
+		}
+		if !filepath.IsAbs(path) {
+			continue // a label: blkid knows
+		}
+		if _, err := os.Stat(path); err != nil {
+			all = append(all, fmt.Sprintf("source %s is not there now", p.Source))
+		}
+	}
+	if enabled, same := (timer.System{}).Enabled(timerOf(j)); enabled && !same {
+		all = append(all, fmt.Sprintf("its timer has another schedule: run \"tidemark job enable %s\" again", j.Name))
+	}
+	return all
+}
+
+func newJobRun(g *globals) *cobra.Command {
+	var quiet, showHooks bool
+	cmd := command{
+		use: "run NAME", short: "Run a job once",
+		long: `Runs one job of the file, as "tidemark mirror" does, keeps how it went, writes the metrics and tells whom the file names. While a run of a job is under way, another ends with exit code 7 and does nothing.
+
+Exit codes are those of "tidemark mirror".`,
+		example: "tidemark job run srv\n# from cron, which mails what is printed\ntidemark job run --quiet srv",
+		exits:   append(interruptible(), exitNoConverge, exitRefused, exitBusy, exitDamaged),
+		args:    cobra.ExactArgs(1),
+		run: func(cmd *cobra.Command, args []string) error {
+			c, j, err := g.findJob(args[0])
+			if err != nil {
+				return err
+			}
+			defer outliveReaders()()
+			f, list := mirrorOf(j, quiet, showHooks)
+			err = g.jobStore().Run(cmd.Context(), c, j, func(ctx context.Context) ([]transfer.Report, error) {
+				bar := &noting{progress: newProgress(cmd.ErrOrStderr(), quiet), notes: []string{}}
+				return f.once(ctx, cmd, g, list, bar, nil)
+			}, warnTo(cmd))
+			return f.standing(cmd.Context(), err, g, list)
+		},
+	}.build()
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing when all is well, for cron; errors as always")
+	cmd.Flags().BoolVar(&showHooks, "show-hooks", false, "show what hooks print, after the thaw; of a hook that fails it is shown anyway")
+	return cmd
+}
+
+func warnTo(cmd *cobra.Command) func(error) {
+	return func(err error) { fmt.Fprintf(cmd.ErrOrStderr(), "tidemark: %v\n", err) }
+}
+
+// mirrorOf is the command line of "mirror" that does what a job does.
+func mirrorOf(j job.Job, quiet, showHooks bool) (*mirrorFlags, []pairs.Pair) {
+	var list []pairs.Pair
+	for _, p := range j.Pairs {
+		list = append(list, pairs.Pair{Source: p.Source, Target: p.Target})
+	}
+	return &mirrorFlags{
+		tracker: choice{value: j.Tracker}, view: choice{value: j.View},
+		maxFreeze: cmp.Or(j.MaxFreeze, transfer.DefaultMaxFreeze),
+		bwLimit:   byteSize(j.BytesPerSec),
+		preHook:   j.PreHook, postHook: j.PostHook, hookTimeout: j.HookTimeout, showHooks: showHooks,
+		quiet: quiet,
+	}, list
+}
+
+func newJobLate(g *globals) *cobra.Command {
+	return command{
+		use: "late", short: "Tell of jobs that are late",
+		long: `Looks for jobs whose last copy is older than their max-age, and for each calls what on-late says: once, until it has made a copy again. A job that never made one is counted from its first run, or from when this command saw it first. The metrics are written anew. Nothing is printed.
+
+tidemark-late.timer runs it every hour; "tidemark job enable" starts that for a job that has a max-age.`,
+		example: "tidemark job late",
+		args:    cobra.NoArgs,
+		run: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.jobs()
+			if err != nil {
+				return err
+			}
+			return g.jobStore().Late(cmd.Context(), c, time.Now(), warnTo(cmd))
+		},
+	}.build()
+}
