@@ -1,7 +1,11 @@
 #!/bin/sh
-# The root disk is lost. A rescue system has the backup disk and a new, larger one.
+# The root disk is lost. A rescue system has the backup disk, and a new, larger one for
+# the machine.
 set -eu
 mkdir -p /backup
-mount -o ro "$BACKUP" /backup
-tidemark --state-dir /tmp mirror /backup/root.img "$NEW"
-sfdisk --dump "$NEW"
+mount "$BACKUP" /backup
+tidemark restore /backup/root.img "$NEW"
+umount /backup
+blockdev --rereadpt "$NEW"
+sfdisk --verify "$NEW"
+blkid "$NEW"1
