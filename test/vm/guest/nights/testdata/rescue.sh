@@ -8,4 +8,10 @@ tidemark restore /backup/root.img "$NEW"
 umount /backup
 blockdev --rereadpt "$NEW"
 sfdisk --verify "$NEW"
-blkid "$NEW"1
+if [ "$(blkid --match-tag TYPE --output value "$NEW"1)" = xfs ]; then
+    mount "$NEW"1 /backup # XFS replays its log, which a check would not
+    umount /backup
+    xfs_repair -n "$NEW"1
+else
+    e2fsck -fn "$NEW"1
+fi
