@@ -16,18 +16,18 @@ func TestThreeNights(t *testing.T) {
 	program := Build(t, "tidemark/test/vm/guest/nights")
 	deb := debPackage(t)
 	for _, c := range []struct {
-		kernel     Kernel
-		filesystem string
-		size       int64 // of root, in bytes
+		kernel, rescue Kernel
+		filesystem     string
+		size           int64 // of root, in bytes
 	}{
-		{Linux612, "ext4", 256 << 20},
-		{Linux61, "xfs", 300 << 20},
+		{Linux612, Linux61, "ext4", 256 << 20},
+		{Linux61, Linux612, "xfs", 300 << 20},
 	} {
 		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.filesystem), func(t *testing.T) {
 			t.Parallel()
 			m := newNightly(t, c.kernel, c.filesystem, c.size, program, deb)
 			m.boot(t, "nights.sh", m.old)
-			m.rescue(t)
+			m.rescue(t, c.rescue)
 			m.boot(t, "restored.sh", m.new)
 			m.check(t)
 		})
@@ -157,10 +157,10 @@ func (m *nightly) boot(t *testing.T, script string, disk Disk) {
 }
 
 // rescue restores the machine's disk in another system.
-func (m *nightly) rescue(t *testing.T) {
+func (m *nightly) rescue(t *testing.T, k Kernel) {
 	t.Helper()
 	r := Run(t, Config{
-		Kernel: m.kernel, Disks: []Disk{m.backup, m.new}, Files: map[string]string{"bin/tidemark": built},
+		Kernel: k, Disks: []Disk{m.backup, m.new}, Files: map[string]string{"bin/tidemark": built},
 		Env: []string{"SCRIPT=testdata/rescue.sh"},
 	}, m.program)
 	t.Logf("rescue: up after %v, all %v", r.Boot, r.Total)
