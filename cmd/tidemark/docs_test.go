@@ -175,6 +175,9 @@ func parses(args []string) error {
 	if err := cmd.ParseFlags(rest); err != nil {
 		return err
 	}
+	if cmd.HasSubCommands() {
+		return cmd.RunE(cmd, cmd.Flags().Args())
+	}
 	return cmd.ValidateArgs(cmd.Flags().Args())
 }
 
