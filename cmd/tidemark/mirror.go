@@ -79,8 +79,8 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")
 	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before each freeze; nothing is frozen if it fails")
 	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after each thaw, also when the copy failed")
-	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
-	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
+	addSize(cmd, &f.bwLimit, "bwlimit", "how much to read each second while SRC is in use, as 100MB; no limit by default")
+	addSize(cmd, &f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4K on; by default 4K up to a source of 1 TiB, then more")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
 	flags.BoolVar(&f.force, "force", false, "overwrite what DST holds: a device with a filesystem, an image with content, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
 	flags.BoolVar(&f.adopt, "adopt", false, "go on with a DST that is no known mirror of SRC, when a comparison finds that it is mostly the same: an older copy")
@@ -90,13 +90,23 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
+// leastBWLimit is what no disk is slower than, in bytes a second: less is a number
+// without its unit.
+const leastBWLimit = 64 << 10
+
 // checkArgs judges what flags alone cannot.
-func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
+func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	if f.maxFreeze <= 0 {
 		return errors.New("--max-freeze must be above zero")
 	}
-	if f.every < 0 {
-		return errors.New("--every must not be negative")
+	if f.maxFreeze > pairs.ForcedFreeze {
+		return fmt.Errorf("--max-freeze %v is more than %v, the longest that filesystems are ever frozen", f.maxFreeze, pairs.ForcedFreeze)
+	}
+	if cmd.Flags().Changed("every") && f.every <= 0 {
+		return errors.New("--every must be above zero; without it there is one run")
+	}
+	if f.bwLimit != 0 && f.bwLimit < leastBWLimit {
+		return fmt.Errorf("--bwlimit is %d bytes a second; the least is %s: give a unit, as 10M", f.bwLimit, size(leastBWLimit))
 	}
 	if f.adopt && f.force {
 		return errors.New("--adopt and --force exclude each other")
@@ -108,7 +118,7 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 		return errors.New("--whole and --force-part do not go together")
 	}
 	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
-		return fmt.Errorf("--block-size %d is not a power of two from 4096 on (K is 1000, KiB is 1024)", b)
+		return fmt.Errorf("--block-size %d is not a power of two from 4096 on", b)
 	}
 	_, err := f.pairsOf(args)
 	return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -8,6 +9,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"tidemark/format/era"
 )
 
 // choice is a flag with a few values.
@@ -38,8 +41,15 @@ func addChoice(cmd *cobra.Command, to *choice, name, usage string, allowed ...st
 	}
 }
 
-// byteSize is a flag for a number of bytes, with or without a unit: 64KiB, 1G.
+// byteSize is a flag for a number of bytes, in the units of lvcreate, truncate and dd:
+// 64K and 64KiB are in powers of 1024, 64KB in powers of 1000, 8s are sectors of 512
+// bytes, in which dm-era counts.
 type byteSize int64
+
+// addSize adds a flag for a size, and says the units.
+func addSize(cmd *cobra.Command, to *byteSize, name, usage string) {
+	cmd.Flags().Var(to, name, usage+" (K, M, G, T: powers of 1024; KB, MB, GB, TB: of 1000; s: sectors of 512 bytes)")
+}
 
 func (b *byteSize) Type() string { return "size" }
 
@@ -52,10 +62,16 @@ func (b *byteSize) String() string {
 
 // Set implements pflag.Value.
 func (b *byteSize) Set(s string) error {
-	n, err := humanize.ParseBytes(s)
-	if err != nil || n == 0 || n > math.MaxInt64 {
-		return fmt.Errorf("must be a size above zero, as 4096, 64KiB or 100MB")
+	number, unit := s, int64(1)
+	if sectors, ok := strings.CutSuffix(s, "s"); ok {
+		number, unit = sectors, era.SectorSize
+	} else if n := len(s); n > 0 && strings.ContainsRune("kKmMgGtTpP", rune(s[n-1])) {
+		number += "iB"
 	}
-	*b = byteSize(n)
+	n, err := humanize.ParseBytes(number)
+	if err != nil || n == 0 || n > uint64(math.MaxInt64/unit) {
+		return errors.New("must be a size above zero, as 4096, 64K, 100MB or 8s (sectors)")
+	}
+	*b = byteSize(int64(n) * unit)
 	return nil
 }
