@@ -59,20 +59,23 @@ func TestCompletionsAreThoseOfTheCommandTree(t *testing.T) {
 	}
 }
 
-func TestManPagesOpenWithAnExampleAndListExitCodes(t *testing.T) {
+func TestManPagesOpenWithSynopsisAndExampleAndListExitCodesAndFiles(t *testing.T) {
 	for _, cmd := range commands(newRoot()) {
 		page := manPage(cmd)
 		sections := strings.Split(page, "\n.SH ")
-		if len(sections) < 3 || !strings.HasPrefix(sections[2], "EXAMPLES\n.nf\n  ") || !strings.Contains(sections[2], "tidemark") {
-			t.Errorf("%s does not open with an example", cmd.CommandPath())
+		if len(sections) < 4 || !strings.HasPrefix(sections[2], "SYNOPSIS\n") ||
+			!strings.HasPrefix(sections[3], "EXAMPLES\n.nf\n  ") || !strings.Contains(sections[3], "tidemark") {
+			t.Errorf("%s does not open with its synopsis and an example", cmd.CommandPath())
 		}
 		for _, code := range exitsOf(cmd) {
 			if code.meaning() == "" {
 				t.Errorf("%s: exit code %d means nothing", cmd.CommandPath(), code)
 			}
 		}
-		if !strings.Contains(page, "\n.SH EXIT STATUS\n") {
-			t.Errorf("%s lists no exit codes", cmd.CommandPath())
+		for _, section := range []string{"EXIT STATUS", "FILES"} {
+			if !strings.Contains(page, "\n.SH "+section+"\n") {
+				t.Errorf("%s has no section %s", cmd.CommandPath(), section)
+			}
 		}
 	}
 }
@@ -179,6 +182,20 @@ func parses(args []string) error {
 		return cmd.RunE(cmd, cmd.Flags().Args())
 	}
 	return cmd.ValidateArgs(cmd.Flags().Args())
+}
+
+func TestAWrongNumberOfArgumentsIsSaidInWords(t *testing.T) {
+	for _, cmd := range commands(newRoot()) {
+		if cmd.HasSubCommands() {
+			continue
+		}
+		for n := range 5 {
+			err := cmd.ValidateArgs(slices.Repeat([]string{"x"}, n))
+			if err != nil && (strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "unknown command")) {
+				t.Errorf("%s with %d arguments: %v", cmd.CommandPath(), n, err)
+			}
+		}
+	}
 }
 
 func TestEveryOptionIsDescribed(t *testing.T) {

@@ -129,8 +129,12 @@ func (f *mirrorFlags) pairsOf(args []string) ([]pairs.Pair, error) {
 	switch {
 	case len(f.pairs) == 0 && len(args) == 2:
 		return []pairs.Pair{{Source: args[0], Target: args[1]}}, nil
+	case len(f.pairs) == 0 && len(args) == 0:
+		return nil, errors.New("SRC and DST are missing: give both, or --pair SRC=DST")
+	case len(f.pairs) == 0 && len(args) == 1:
+		return nil, fmt.Errorf("DST is missing: where shall the copy of %s go?", args[0])
 	case len(f.pairs) == 0:
-		return nil, fmt.Errorf("give SRC and DST, or --pair SRC=DST; got %d arguments", len(args))
+		return nil, fmt.Errorf("%q is one argument too many; --pair SRC=DST copies several at the same instant", args[2])
 	case len(args) > 0:
 		return nil, errors.New("give either SRC and DST or --pair, not both")
 	}
