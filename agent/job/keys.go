@@ -3,13 +3,11 @@ package job
 import (
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
 
-	"github.com/dustin/go-humanize"
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
@@ -90,11 +88,11 @@ func setTime(v any, to *time.Duration) error {
 
 func setSize(v any, to *int64) error {
 	s, _ := v.(string)
-	n, err := humanize.ParseBytes(s)
-	if err != nil || n == 0 || n > math.MaxInt64 {
-		return fmt.Errorf(`want a size above zero with its unit in quotes, as "100MB" or "64MiB", not %v`, v)
+	n, err := ParseSize(s)
+	if err != nil {
+		return fmt.Errorf(`want a size above zero with its unit in quotes, as "100MB" or "64M", not %v`, v)
 	}
-	*to = int64(n)
+	*to = n
 	return nil
 }
 

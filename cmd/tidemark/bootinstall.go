@@ -16,7 +16,7 @@ type bootInstall struct {
 	g                *globals
 	name, data, meta string
 	stage            choice
-	create           diskSize
+	create           byteSize
 }
 
 func newBootInstall(g *globals) *cobra.Command {
@@ -61,7 +61,7 @@ tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 -
 	flags.StringVar(&b.name, "era", "", "`name` of the era device; it will be /dev/mapper/NAME")
 	flags.StringVar(&b.data, "data", "", "`device` that holds the data, or PARTUUID=...")
 	flags.StringVar(&b.meta, "meta", "", "`device` that holds the metadata, or PARTUUID=...")
-	flags.Var(&b.create, "create", "when the metadata is all zero, make it anew at boot with blocks of this `size`")
+	addSize(cmd, &b.create, "create", "when the metadata is all zero, make it anew at boot with blocks of this `size`")
 	flags.StringVar(&b.program, "program", "", "`path` of tidemark in the system; this program, or the one that is found there")
 	addChoice(cmd, &b.stage, "stage", "when the era device is opened: by systemd, or before root is mounted", "auto", "initramfs", "system")
 	return cmd
@@ -104,7 +104,7 @@ func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab,
 
 // entry resolves the names and, on the running system, checks the devices.
 func (b *bootInstall) entry(sys *boot.System) (boot.Entry, error) {
-	e := boot.Entry{Name: b.name, Create: int64(b.create.byteSize)}
+	e := boot.Entry{Name: b.name, Create: int64(b.create)}
 	var err error
 	if e.Data, err = boot.Resolve(b.data, !sys.Running()); err == nil {
 		e.Meta, err = boot.Resolve(b.meta, !sys.Running())

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/internal/pages"
 	"tidemark/transfer"
 )
 
@@ -57,20 +58,23 @@ func TestCompletionsAreThoseOfTheCommandTree(t *testing.T) {
 	}
 }
 
-func TestManPagesOpenWithAnExampleAndListExitCodes(t *testing.T) {
+func TestManPagesOpenWithSynopsisAndExampleAndListExitCodesAndFiles(t *testing.T) {
 	for _, cmd := range commands(newRoot()) {
 		page := manPage(cmd)
 		sections := strings.Split(page, "\n.SH ")
-		if len(sections) < 3 || !strings.HasPrefix(sections[2], "EXAMPLES\n.nf\n  ") || !strings.Contains(sections[2], "tidemark") {
-			t.Errorf("%s does not open with an example", cmd.CommandPath())
+		if len(sections) < 4 || !strings.HasPrefix(sections[2], "SYNOPSIS\n") ||
+			!strings.HasPrefix(sections[3], "EXAMPLES\n.nf\n  ") || !strings.Contains(sections[3], "tidemark") {
+			t.Errorf("%s does not open with its synopsis and an example", cmd.CommandPath())
 		}
 		for _, code := range exitsOf(cmd) {
 			if code.meaning() == "" {
 				t.Errorf("%s: exit code %d means nothing", cmd.CommandPath(), code)
 			}
 		}
-		if !strings.Contains(page, "\n.SH EXIT STATUS\n") {
-			t.Errorf("%s lists no exit codes", cmd.CommandPath())
+		for _, section := range []string{"EXIT STATUS", "FILES"} {
+			if !strings.Contains(page, "\n.SH "+section+"\n") {
+				t.Errorf("%s has no section %s", cmd.CommandPath(), section)
+			}
 		}
 	}
 }
@@ -92,18 +96,76 @@ func TestExamplesAreCommandLinesThatParse(t *testing.T) {
 	}
 }
 
+func TestCommandLinesOfTheManualParse(t *testing.T) {
+	found, err := filepath.Glob("../../docs/manual/*.md")
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no pages in docs/manual: %v", err)
+	}
+	for _, page := range append(found, "../../README.md") {
+		blocks, err := pages.Blocks(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range blocks {
+			if b.Info != "sh" && b.Info != "sh vm" {
+				continue
+			}
+			for i, line := range b.Code {
+				line, status := pages.Exit(line)
+				for _, words := range commandsIn(line) {
+					if err := parses(words); err != nil && status != int(exitUsage) {
+						t.Errorf("%s, line %d: %q: %v", page, b.Line+i, line, err)
+					}
+				}
+			}
+		}
+	}
+}
+
 // commandsIn returns the arguments of each call of tidemark in a line of shell: among
-// other commands, in a pipe, behind ssh.
+// other commands, in a pipe, behind sudo or ssh.
 func commandsIn(line string) [][]string {
-	line, _, _ = strings.Cut(line, "#")
 	var calls [][]string
-	for _, command := range strings.FieldsFunc(line, func(r rune) bool { return r == '|' || r == ';' }) {
-		words := strings.Fields(command)
-		if at := slices.Index(words, "tidemark"); at >= 0 {
+	for _, words := range simpleCommands(line) {
+		if at := slices.IndexFunc(words, func(w string) bool { return w == "tidemark" || w == "bin/tidemark" }); at >= 0 {
 			calls = append(calls, words[at+1:])
 		}
 	}
 	return calls
+}
+
+// simpleCommands takes a line of shell apart into commands and those into words, as far
+// as examples need it: quotes, comments, what stands between commands, redirections.
+func simpleCommands(line string) [][]string {
+	all := [][]string{nil}
+	var quote rune
+	word, begun := "", false
+	end := func() {
+		if last := len(all) - 1; begun && !strings.HasPrefix(word, ">") {
+			all[last] = append(all[last], word)
+		}
+		word, begun = "", false
+	}
+	for _, r := range line + " " {
+		switch {
+		case quote != 0 && r == quote:
+			quote = 0
+		case quote != 0:
+			word += string(r)
+		case r == '\'' || r == '"':
+			quote, begun = r, true
+		case strings.ContainsRune("|;&()`", r):
+			end()
+			all = append(all, nil)
+		case r == '#' && !begun:
+			return all
+		case r == ' ' || r == '\n':
+			end()
+		default:
+			word, begun = word+string(r), true
+		}
+	}
+	return all
 }
 
 // parses does what executing does short of running the command.
@@ -115,7 +177,24 @@ func parses(args []string) error {
 	if err := cmd.ParseFlags(rest); err != nil {
 		return err
 	}
+	if cmd.HasSubCommands() {
+		return cmd.RunE(cmd, cmd.Flags().Args())
+	}
 	return cmd.ValidateArgs(cmd.Flags().Args())
+}
+
+func TestAWrongNumberOfArgumentsIsSaidInWords(t *testing.T) {
+	for _, cmd := range commands(newRoot()) {
+		if cmd.HasSubCommands() {
+			continue
+		}
+		for n := range 5 {
+			err := cmd.ValidateArgs(slices.Repeat([]string{"x"}, n))
+			if err != nil && (strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "unknown command")) {
+				t.Errorf("%s with %d arguments: %v", cmd.CommandPath(), n, err)
+			}
+		}
+	}
 }
 
 func TestEveryOptionIsDescribed(t *testing.T) {

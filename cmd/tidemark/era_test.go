@@ -135,21 +135,3 @@ func TestADumpThatFailsLeavesTheOldFile(t *testing.T) {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
-
-func TestDiskSizesAreThoseOfStorageTools(t *testing.T) {
-	for text, want := range map[string]byteSize{
-		"16T": 16 << 40, "16TiB": 16 << 40, "16TB": 16e12, "2M": 2 << 20, "2m": 2 << 20,
-		"4096s": 2 << 20, "4096": 4096, "500G": 500 << 30, "1.5G": 3 << 29, "4KiB": 4096,
-	} {
-		var d diskSize
-		if err := d.Set(text); err != nil || d.byteSize != want {
-			t.Errorf("%s: %d, %v, want %d", text, d.byteSize, err, want)
-		}
-	}
-	for _, text := range []string{"", "0", "s", "-1", "-1G", "x", "1.5s4", "16777216P", "99999999999999999s"} {
-		var d diskSize
-		if err := d.Set(text); err == nil {
-			t.Errorf("%q is taken as %d", text, d.byteSize)
-		}
-	}
-}

@@ -22,7 +22,7 @@ import (
 // eraApply is the command line of "era apply".
 type eraApply struct {
 	input    string // path, "" and "-" for standard input
-	size     diskSize
+	size     byteSize
 	grow     bool
 	dryRun   bool
 	progress bool
@@ -58,7 +58,7 @@ tidemark era apply --finish /backup/data.img`,
 	}.build()
 	flags := cmd.Flags()
 	flags.StringVar(&a.input, "input", "", "`file` with the stream, instead of standard input")
-	flags.Var(&a.size, "size", "`size` that an image shall have, if that is more than it has; nothing may reach behind it")
+	addSize(cmd, &a.size, "size", "`size` that an image shall have, if that is more than it has; nothing may reach behind it")
 	flags.BoolVar(&a.grow, "grow", false, "let an image become larger, as far as the stream reaches")
 	flags.BoolVarP(&a.dryRun, "dry-run", "n", false, "read the stream to its end and check it, and write nothing")
 	flags.BoolVar(&a.finish, "finish", false, "read no stream; bring to TARGET the change that waits for it since a crash")
@@ -72,7 +72,7 @@ func (a *eraApply) args(cmd *cobra.Command, args []string) error {
 	switch {
 	case a.finish && a.discard:
 		return errors.New("--finish and --discard exclude each other")
-	case a.recovers() && (a.input != "" || a.dryRun || a.grow || a.size.byteSize > 0):
+	case a.recovers() && (a.input != "" || a.dryRun || a.grow || a.size > 0):
 		return errors.New("--finish and --discard read no stream: leave out what is about one")
 	}
 	return cobra.ExactArgs(1)(cmd, args)
@@ -101,7 +101,7 @@ func (a *eraApply) run(ctx context.Context, path, stateDir string, std stdio) er
 		return err
 	}
 	defer closeInput()
-	if place, err := pairs.Find(path, stateDir); err == nil && place.Device && a.size.byteSize > 0 {
+	if place, err := pairs.Find(path, stateDir); err == nil && place.Device && a.size > 0 {
 		return usagef("--size is for image files, and %s is a device", place.Path)
 	}
 	widen(in)
@@ -169,7 +169,7 @@ func (a *eraApply) options(stateDir string, in io.Reader, bar progress) applyOpt
 	}
 	phase := apply.Phase("")
 	return applyOptions{bar: bar, Options: streams.Options{StateDir: stateDir, Mode: a.mode, Options: apply.Options{
-		Waiting: waiting, Grow: a.grow, Size: int64(a.size.byteSize),
+		Waiting: waiting, Grow: a.grow, Size: int64(a.size),
 		Progress: func(p apply.Phase, done, total int64) {
 			if total < 0 {
 				total = streamSize

@@ -26,7 +26,7 @@ var errList = errors.New("the list does not fit the device")
 // eraCopy is the command line of "era copy".
 type eraCopy struct {
 	list     string // path, "" and "-" for standard input
-	block    diskSize
+	block    byteSize
 	metadata string
 	dryRun   bool
 	progress bool
@@ -58,7 +58,7 @@ tidemark era copy --dry-run --list list.xml --block-size 512K /dev/mapper/data-e
 	}.build()
 	flags := cmd.Flags()
 	flags.StringVar(&c.list, "list", "", "`file` with the list, instead of standard input")
-	flags.Var(&c.block, "block-size", "`size` of the era device's blocks, as 512K or 1024s (sectors)")
+	addSize(cmd, &c.block, "block-size", "`size` of the era device's blocks, as 512K")
 	flags.StringVar(&c.metadata, "metadata", "", "metadata `device`, or an image of it, that tells the block size")
 	flags.BoolVarP(&c.dryRun, "dry-run", "n", false, "print how many bytes of data there would be, and read none")
 	flags.BoolVar(&c.progress, "progress", false, "show how far it is: a bar on a terminal, lines elsewhere")

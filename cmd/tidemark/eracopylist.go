@@ -62,7 +62,7 @@ func readList(r io.Reader) (blockList, error) {
 
 // blockSize returns the size of a block in bytes, from what knows it best.
 func (c *eraCopy) blockSize(ctx context.Context, list blockList, path string, g *globals) (int64, error) {
-	told := int64(c.block.byteSize)
+	told := int64(c.block)
 	if told%era.SectorSize != 0 {
 		return 0, usagef("--block-size: %d bytes is no multiple of %d", told, era.SectorSize)
 	}

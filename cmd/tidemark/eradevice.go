@@ -43,7 +43,7 @@ func (g *globals) withEra(name string, do func(*dmera.Device) error) error {
 // eraDevice is the command line of "era create" and "era open".
 type eraDevice struct {
 	data, meta string
-	block      diskSize
+	block      byteSize
 	force      bool
 }
 
@@ -51,7 +51,7 @@ func (v *eraDevice) flags(cmd *cobra.Command, blockUsage string) {
 	flags := cmd.Flags()
 	flags.StringVar(&v.data, "data", "", "`device` whose writes are to be remembered; a path that outlives a reboot is best, as /dev/disk/by-partuuid/…")
 	flags.StringVar(&v.meta, "meta", "", "`device` for the metadata, of at least the size that \"era plan\" computes")
-	flags.Var(&v.block, "block-size", blockUsage)
+	addSize(cmd, &v.block, "block-size", blockUsage)
 }
 
 func (v *eraDevice) args(cmd *cobra.Command, args []string) error {
@@ -62,7 +62,7 @@ func (v *eraDevice) args(cmd *cobra.Command, args []string) error {
 }
 
 func newEraCreate(g *globals) *cobra.Command {
-	v := &eraDevice{block: diskSize{planBlockSize}}
+	v := &eraDevice{block: planBlockSize}
 	cmd := command{
 		use: "create NAME --data DEVICE --meta DEVICE", short: "Make an era device",
 		long: `Writes fresh metadata to the metadata device and makes /dev/mapper/NAME of all of the data device. What is on the data device stays, and is found on /dev/mapper/NAME: from now on mount and use only that, for writes that go past it are not seen.
@@ -80,7 +80,7 @@ mount /dev/mapper/data /srv`,
 		run: func(cmd *cobra.Command, args []string) error {
 			o := dmera.CreateOptions{
 				Options: g.eraOptions(), Name: args[0], Data: v.data, Meta: v.meta,
-				BlockSize: int64(v.block.byteSize), Force: v.force,
+				BlockSize: int64(v.block), Force: v.force,
 			}
 			return withMapper(func(ctl *dm.Control) error {
 				d, err := dmera.Create(cmd.Context(), ctl, o)
@@ -114,7 +114,7 @@ tidemark era open root --data /dev/disk/by-partuuid/5a1c-02 --meta /dev/disk/by-
 		args:  v.args,
 		run: func(cmd *cobra.Command, args []string) error {
 			o := dmera.ActivateOptions{
-				Options: g.eraOptions(), Name: args[0], Data: v.data, Meta: v.meta, BlockSize: int64(v.block.byteSize),
+				Options: g.eraOptions(), Name: args[0], Data: v.data, Meta: v.meta, BlockSize: int64(v.block),
 			}
 			return withMapper(func(ctl *dm.Control) error {
 				d, err := dmera.Activate(ctl, o)

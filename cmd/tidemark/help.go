@@ -8,6 +8,45 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// newHelp makes "tidemark help COMMAND", for who expects it; --help is in the manual.
+func newHelp() *cobra.Command {
+	cmd := command{
+		use: "help [COMMAND]...", short: "Show the help of a command", hidden: true,
+		example: "tidemark help mirror",
+		args:    cobra.ArbitraryArgs,
+		run: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			switch {
+			case err != nil:
+				return usageError{err}
+			case len(rest) > 0 && about.HasSubCommands():
+				return refuseGroup(about, rest)
+			case len(rest) > 0:
+				return usagef("%q has no commands", about.CommandPath())
+			}
+			fmt.Fprint(cmd.OutOrStdout(), helpText(about))
+			return nil
+		},
+	}.build()
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if about, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+			return childNames(about), cobra.ShellCompDirectiveNoFileComp
+		}
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return cmd
+}
+
+// strayHelp is an error when the help of a command is asked for that does not exist,
+// which cobra takes for a question about the group.
+func strayHelp(cmd *cobra.Command) error {
+	asked, err := cmd.Flags().GetBool("help")
+	if args := cmd.Flags().Args(); err == nil && asked && cmd.HasSubCommands() && len(args) > 0 {
+		return refuseGroup(cmd, args)
+	}
+	return nil
+}
+
 // item is one entry of a list: an option, a command, an exit code.
 type item struct{ term, text string }
 
@@ -108,13 +147,36 @@ func globalFlags(cmd *cobra.Command) *pflag.FlagSet {
 	return cmd.PersistentFlags()
 }
 
+// valueKey is what pflag.Flag.Annotations has the name of an option's value under, "" for
+// one without.
+const valueKey = "value"
+
+// nameValues takes the name of each option's value, which pflag has between back-quotes,
+// out of its description: completion shows that as it is.
+func nameValues(cmd *cobra.Command) {
+	take := func(f *pflag.Flag) {
+		if f.Annotations[valueKey] == nil {
+			name, usage := pflag.UnquoteUsage(f)
+			if f.Usage = usage; f.Annotations == nil {
+				f.Annotations = map[string][]string{}
+			}
+			f.Annotations[valueKey] = []string{name}
+		}
+	}
+	cmd.Flags().VisitAll(take)
+	cmd.PersistentFlags().VisitAll(take)
+	for _, c := range cmd.Commands() {
+		nameValues(c)
+	}
+}
+
 func flagItems(flags *pflag.FlagSet) []item {
 	var items []item
 	flags.VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
 		}
-		value, text := pflag.UnquoteUsage(f)
+		value, text := strings.Join(f.Annotations[valueKey], ""), f.Usage
 		term := "--" + f.Name
 		if f.Shorthand != "" {
 			term = "-" + f.Shorthand + ", " + term

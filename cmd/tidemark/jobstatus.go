@@ -185,7 +185,7 @@ func stale(all []jobStatus) error {
 	if len(bad) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s", errStale, strings.Join(bad, ", "))
+	return told{fmt.Errorf("%w: %s", errStale, strings.Join(bad, ", "))}
 }
 
 func printJobStatus(w io.Writer, all []jobStatus, asJSON bool) error {

@@ -46,6 +46,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
+		err = strayHelp(cmd)
+	}
+	if err == nil {
 		return int(exitOK)
 	}
 	f := failureOf(ctx, cmd, err)

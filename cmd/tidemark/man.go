@@ -43,8 +43,8 @@ func manPage(cmd *cobra.Command) string {
 	fmt.Fprintf(&b, ".\\\" Made by \"make man\" from the command tree; do not edit.\n")
 	fmt.Fprintf(&b, ".TH %s 1 \"\" tidemark \"User Commands\"\n", strings.ToUpper(manName(cmd)))
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", roff(manName(cmd)), roff(strings.ToLower(cmd.Short[:1])+cmd.Short[1:]))
-	fmt.Fprintf(&b, ".SH EXAMPLES\n.nf\n%s.fi\n", roffLines(indent(cmd.Example)))
 	fmt.Fprintf(&b, ".SH SYNOPSIS\n.B %s\n", roff(synopsis(cmd)))
+	fmt.Fprintf(&b, ".SH EXAMPLES\n.nf\n%s.fi\n", roffLines(indent(cmd.Example)))
 	fmt.Fprintf(&b, ".SH DESCRIPTION\n")
 	for _, paragraph := range paragraphs(cmd) {
 		fmt.Fprintf(&b, ".PP\n%s", roffLines(wrap(paragraph, "")+"\n"))
@@ -53,6 +53,7 @@ func manPage(cmd *cobra.Command) string {
 	manList(&b, "OPTIONS", append(flagItems(cmd.LocalNonPersistentFlags()), flagItems(globalFlags(cmd))...))
 	manList(&b, "EXIT STATUS", exitItems(cmd))
 	manList(&b, "ENVIRONMENT", environmentItems())
+	manList(&b, "FILES", fileItems())
 	fmt.Fprintf(&b, ".SH SEE ALSO\n%s\n", strings.Join(related(cmd), "\n"))
 	return b.String()
 }
@@ -73,6 +74,17 @@ func environmentItems() []item {
 		items = append(items, item{v[0], v[1]})
 	}
 	return items
+}
+
+// fileItems lists where the program keeps what outlives it.
+func fileItems() []item {
+	return []item{
+		{"DST.tidemark", "The folder beside an image: its checksums, the mark from which the next run counts, and a journal while DST is written to. Keep it with DST."},
+		{"/var/lib/tidemark", "The same for targets that are devices, and which mirrors this machine knows (--state-dir)."},
+		{"/run/tidemark", "What is tracked since the machine started (--run-dir); with it goes /sys/fs/bpf/tidemark."},
+		{"/etc/tidemark/tidemark.toml", "The jobs."},
+		{"/etc/tidemark/era.conf", `The era devices that are opened at boot, see "tidemark boot".`},
+	}
 }
 
 // related returns references to the pages of parent, sisters and children.

@@ -85,8 +85,8 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after each thaw, and whenever the pre-hook was started: also when that or the copy failed")
 	flags.DurationVar(&f.hookTimeout, "hook-timeout", view.DefaultHookLimit, "`time` that each hook may take before it is killed with all that it started")
 	flags.BoolVar(&f.showHooks, "show-hooks", false, "show what hooks print, after the thaw; of a hook that fails it is shown anyway")
-	flags.Var(&f.bwLimit, "bwlimit", "bytes to read each second while SRC is in use, as 100MB (no limit by default)")
-	flags.Var(&f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
+	addSize(cmd, &f.bwLimit, "bwlimit", "how much to read each second while SRC is in use, as 100MB; no limit by default")
+	addSize(cmd, &f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4K on; by default 4K up to a source of 1 TiB, then more")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
 	flags.BoolVar(&f.force, "force", false, "overwrite what DST holds: a device with a filesystem, an image with content, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
 	flags.BoolVar(&f.adopt, "adopt", false, "go on with a DST that is no known mirror of SRC, when a comparison finds that it is mostly the same: an older copy")
@@ -97,13 +97,23 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
+// leastBWLimit is what no disk is slower than, in bytes a second: less is a number
+// without its unit.
+const leastBWLimit = 64 << 10
+
 // checkArgs judges what flags alone cannot.
-func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
+func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	if f.maxFreeze <= 0 {
 		return errors.New("--max-freeze must be above zero")
 	}
-	if f.every < 0 {
-		return errors.New("--every must not be negative")
+	if f.maxFreeze > pairs.ForcedFreeze {
+		return fmt.Errorf("--max-freeze %v is more than %v, the longest that filesystems are ever frozen", f.maxFreeze, pairs.ForcedFreeze)
+	}
+	if cmd.Flags().Changed("every") && f.every <= 0 {
+		return errors.New("--every must be above zero; without it there is one run")
+	}
+	if f.bwLimit != 0 && f.bwLimit < leastBWLimit {
+		return fmt.Errorf("--bwlimit is %d bytes a second; the least is %s: give a unit, as 10M", f.bwLimit, size(leastBWLimit))
 	}
 	if f.adopt && f.force {
 		return errors.New("--adopt and --force exclude each other")
@@ -121,7 +131,7 @@ func (f *mirrorFlags) checkArgs(_ *cobra.Command, args []string) error {
 		return errors.New("--whole and --force-part do not go together")
 	}
 	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
-		return fmt.Errorf("--block-size %d is not a power of two from 4096 on (K is 1000, KiB is 1024)", b)
+		return fmt.Errorf("--block-size %d is not a power of two from 4096 on", b)
 	}
 	_, err := f.pairsOf(args)
 	return err
@@ -132,8 +142,12 @@ func (f *mirrorFlags) pairsOf(args []string) ([]pairs.Pair, error) {
 	switch {
 	case len(f.pairs) == 0 && len(args) == 2:
 		return []pairs.Pair{{Source: args[0], Target: args[1]}}, nil
+	case len(f.pairs) == 0 && len(args) == 0:
+		return nil, errors.New("SRC and DST are missing: give both, or --pair SRC=DST")
+	case len(f.pairs) == 0 && len(args) == 1:
+		return nil, fmt.Errorf("DST is missing: where shall the copy of %s go?", args[0])
 	case len(f.pairs) == 0:
-		return nil, fmt.Errorf("give SRC and DST, or --pair SRC=DST; got %d arguments", len(args))
+		return nil, fmt.Errorf("%q is one argument too many; --pair SRC=DST copies several at the same instant", args[2])
 	case len(args) > 0:
 		return nil, errors.New("give either SRC and DST or --pair, not both")
 	}

@@ -71,17 +71,20 @@ func TestRepeatEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestSizesHaveUnits(t *testing.T) {
-	for text, want := range map[string]byteSize{"4096": 4096, "64KiB": 65536, "64kib": 65536, "100MB": 100e6, "1G": 1e9} {
+func TestSizesAreThoseOfStorageTools(t *testing.T) {
+	for text, want := range map[string]byteSize{
+		"16T": 16 << 40, "16TiB": 16 << 40, "16TB": 16e12, "2M": 2 << 20, "2m": 2 << 20, "64kib": 64 << 10,
+		"4096s": 2 << 20, "4096": 4096, "500G": 500 << 30, "1.5G": 3 << 29, "4KiB": 4096, "100MB": 100e6,
+	} {
 		var b byteSize
 		if err := b.Set(text); err != nil || b != want {
 			t.Errorf("%s: %d, %v, want %d", text, b, err, want)
 		}
 	}
-	for _, text := range []string{"", "0", "-1", "1 parsec", "20EiB"} {
+	for _, text := range []string{"", "0", "s", "-1", "-1G", "x", "1 parsec", "1.5s4", "20EiB", "16777216P", "99999999999999999s"} {
 		var b byteSize
 		if err := b.Set(text); err == nil {
-			t.Errorf("%q is taken for %d", text, b)
+			t.Errorf("%q is taken as %d", text, b)
 		}
 	}
 }

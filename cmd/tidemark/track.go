@@ -67,7 +67,7 @@ func newTrackStart(g *globals) *cobra.Command {
 			return nil
 		},
 	}.build()
-	cmd.Flags().Var(&blockSize, "block-size", "granularity, a power of two from 4KiB on (by default 4KiB up to 1 TiB, then more)")
+	addSize(cmd, &blockSize, "block-size", "granularity, a power of two from 4K on; by default 4K up to a DEVICE of 1 TiB, then more")
 	addJSON(cmd, &asJSON, "one object a line for each device")
 	return cmd
 }

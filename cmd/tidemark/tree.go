@@ -41,11 +41,43 @@ func (c command) build(children ...*cobra.Command) *cobra.Command {
 	cmd.RunE = c.run
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := c.args(cmd, args); err != nil {
-			return usageError{err}
+			return usageError{plainly(err, cmd, args)}
 		}
 		return nil
 	}
 	return cmd
+}
+
+// plainly says of a wrong number of arguments which is missing, or is one too many.
+// cobra counts them only.
+func plainly(err error, cmd *cobra.Command, args []string) error {
+	text := err.Error()
+	if !strings.Contains(text, "arg(s)") && !strings.HasPrefix(text, "unknown command") {
+		return err
+	}
+	wanted := arguments(cmd)
+	if len(args) < len(wanted) {
+		return fmt.Errorf("%s is missing: %s", wanted[len(args)], synopsis(cmd))
+	}
+	return fmt.Errorf("%q is one argument too many: %s", args[len(wanted)], synopsis(cmd))
+}
+
+// arguments returns the names of the arguments that cmd must have, in their order.
+func arguments(cmd *cobra.Command) []string {
+	words := strings.Fields(cmd.Use)[1:]
+	var names []string
+	for i := 0; i < len(words); i++ {
+		switch {
+		case strings.HasPrefix(words[i], "["): // up to the word with the other bracket
+			for ; i < len(words) && !strings.Contains(words[i], "]"); i++ {
+			}
+		case strings.HasPrefix(words[i], "-"):
+			i++ // its value
+		default:
+			names = append(names, strings.TrimSuffix(words[i], "..."))
+		}
+	}
+	return names
 }
 
 // refuseGroup is what a command that only groups others does when it is called
@@ -147,9 +179,17 @@ tidemark status /backup/vdb1.img`,
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return g.resolve(cmd) }
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Use: "no-help", Hidden: true})
-	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), helpText(cmd)) })
+	root.SetHelpCommand(newHelp())
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		if strayHelp(cmd) == nil {
+			fmt.Fprint(cmd.OutOrStdout(), helpText(cmd))
+		}
+	})
+	root.Version = versionLine()
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.Flags().BoolP("version", "V", false, `print the version, as "tidemark version" does`)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	nameValues(root)
 	return root
 }
 

@@ -2,12 +2,12 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"tidemark/agent/job"
 )
 
 // choice is a flag with a few values.
@@ -38,8 +38,13 @@ func addChoice(cmd *cobra.Command, to *choice, name, usage string, allowed ...st
 	}
 }
 
-// byteSize is a flag for a number of bytes, with or without a unit: 64KiB, 1G.
+// byteSize is a flag for a number of bytes, in the units of job.ParseSize.
 type byteSize int64
+
+// addSize adds a flag for a size, and says the units.
+func addSize(cmd *cobra.Command, to *byteSize, name, usage string) {
+	cmd.Flags().Var(to, name, usage+" (K, M, G, T: powers of 1024; KB, MB, GB, TB: of 1000; s: sectors of 512 bytes)")
+}
 
 func (b *byteSize) Type() string { return "size" }
 
@@ -52,9 +57,9 @@ func (b *byteSize) String() string {
 
 // Set implements pflag.Value.
 func (b *byteSize) Set(s string) error {
-	n, err := humanize.ParseBytes(s)
-	if err != nil || n == 0 || n > math.MaxInt64 {
-		return fmt.Errorf("must be a size above zero, as 4096, 64KiB or 100MB")
+	n, err := job.ParseSize(s)
+	if err != nil {
+		return err
 	}
 	*b = byteSize(n)
 	return nil

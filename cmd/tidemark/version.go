@@ -21,12 +21,16 @@ func newVersion() *cobra.Command {
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), map[string]string{"version": versionText(), "go": runtime.Version(), "platform": platform()})
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tidemark %s (%s, %s)\n", versionText(), runtime.Version(), platform())
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), versionLine())
 			return err
 		},
 	}.build()
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
+}
+
+func versionLine() string {
+	return fmt.Sprintf("tidemark %s (%s, %s)", versionText(), runtime.Version(), platform())
 }
 
 func platform() string { return runtime.GOOS + "/" + runtime.GOARCH }
