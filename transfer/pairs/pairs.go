@@ -110,7 +110,8 @@ func (o Options) note(format string, args ...any) {
 }
 
 // Mirror brings the targets of all pairs to one instant of their sources. There
-// is a report for each pair unless the run failed before it began.
+// is a report for each pair unless the run failed before it began. ErrPart after reports
+// with the outcome "ok" says that a device was added to a source's filesystem meanwhile.
 func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Report, err error) {
 	s := &session{o: o.withDefaults()}
 	defer func() { err = s.end(err, func(text string) { s.o.note("%s", text) }) }()
@@ -127,10 +128,14 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 		ready = append(ready, p)
 	}
 	s.publish()
-	return transfer.Run(ctx, ready, transfer.Options{
+	reports, err = transfer.Run(ctx, ready, transfer.Options{
 		View: provider, MaxFreeze: s.o.MaxFreeze, ForceFreeze: s.o.ForceFreeze,
 		Limit: limiter(o.BytesPerSec), Progress: s.o.Progress, Frozen: s.frozen,
 	})
+	if err == nil {
+		err = s.stillWhole()
+	}
+	return reports, err
 }
 
 // Plan decides as Mirror does and tells what that would read, without starting,

@@ -134,17 +134,7 @@ func beside(target string, src *source) (string, error) {
 // parts finds what lies on the sources and on other devices too. The kernel tells of what is
 // in use, superblocks of the rest.
 func (s *session) parts(ctx context.Context, sources []*source) ([]part, error) {
-	table, err := mounts.Read()
-	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
-	}
-	held := holding{table: table, of: map[sysfs.Dev]int{}}
-	for i, src := range sources {
-		if err := held.add(i, src); err != nil {
-			return nil, fmt.Errorf("source: %s: %w", src.Path(), err)
-		}
-	}
-	parts, err := held.inUse()
+	held, parts, err := hold(sources)
 	if err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
@@ -156,6 +146,38 @@ func (s *session) parts(ctx context.Context, sources []*source) ([]part, error) 
 		return nil, fmt.Errorf("source: %w", err)
 	}
 	return append(parts, idle...), nil
+}
+
+// stillWhole says whether a device was added to what lies on the sources while they were
+// copied: the copies lack what is on that.
+func (s *session) stillWhole() error {
+	var sources []*source
+	for _, e := range s.ends {
+		sources = append(sources, e.source)
+	}
+	_, parts, err := hold(sources)
+	switch {
+	case err != nil:
+		return fmt.Errorf("source: whether a device was added meanwhile cannot be told: %w", err)
+	case len(parts) > 0 && !s.o.ForcePart:
+		return fmt.Errorf("a device was added while it was copied: %w", refusePart(parts, sources))
+	}
+	return nil
+}
+
+// hold looks at what is in use on the sources, and returns what of it is in parts.
+func hold(sources []*source) (held holding, parts []part, err error) {
+	held.of = map[sysfs.Dev]int{}
+	if held.table, err = mounts.Read(); err != nil {
+		return held, nil, err
+	}
+	for i, src := range sources {
+		if err := held.add(i, src); err != nil {
+			return held, nil, fmt.Errorf("%s: %w", src.Path(), err)
+		}
+	}
+	parts, err = held.inUse()
+	return held, parts, err
 }
 
 // holding is what the sources hold.

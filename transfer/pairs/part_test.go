@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"tidemark/linux/mounts/mountstest"
@@ -169,6 +170,23 @@ func TestAnImageOfAPartIsRefused(t *testing.T) {
 	}
 	if _, err := pairs.Plan(t.Context(), again, o); err != nil {
 		t.Errorf("both: %v", err)
+	}
+}
+
+func TestADeviceThatIsAddedDuringARunIsNoticed(t *testing.T) {
+	disk, other := mountstest.Disk(t, 320<<20), mountstest.Disk(t, 128<<20)
+	mountstest.Mkfs(t, "btrfs", disk)
+	dir := mountstest.Mount(t, disk)
+	o := options(t)
+	add := sync.OnceFunc(func() { mountstest.Run(t, "btrfs", "device", "add", "-f", other, dir) })
+	o.Progress = func(e transfer.Event) {
+		if e.Phase != "" {
+			add()
+		}
+	}
+	_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: disk, Target: filepath.Join(t.TempDir(), "x.img")}}, o)
+	if !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), other) {
+		t.Error(err)
 	}
 }
 
