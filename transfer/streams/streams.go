@@ -22,6 +22,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/linux/mounts"
+	"tidemark/linux/openers"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/transaction"
@@ -137,6 +138,21 @@ func refuseMirror(place pairs.Place, stateDir string) error {
 	return nil
 }
 
+// refuseOpeners refuses a target that a program has open for writing, or has locked. It is
+// asked when the folder is locked, so that another run of ours is none of them.
+func refuseOpeners(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	use, err := openers.Of(f)
+	if err == nil && use.InUse() {
+		err = fmt.Errorf("%w: it is in use (%s)", ErrRefused, use)
+	}
+	return err
+}
+
 // isFile reports whether path leads to an open file.
 func isFile(path string, f *os.File) (bool, error) {
 	a, err := os.Stat(path)
@@ -181,14 +197,6 @@ func (o Options) discard(place pairs.Place) (err error) {
 
 // update changes a target that exists.
 func (o Options) update(ctx context.Context, place pairs.Place, in io.Reader) (rep apply.Report, err error) {
-	d, err := block.Open(place.Path, block.Options{Write: true, Exclusive: true})
-	if errors.Is(err, unix.EBUSY) {
-		return rep, fmt.Errorf("%w: it is in use", ErrRefused)
-	}
-	if err != nil {
-		return rep, err
-	}
-	defer func() { err = errors.Join(err, d.Close()) }()
 	dir, err := apply.OpenDir(place.Folder, place.Path, o.Mode)
 	if err != nil {
 		return rep, err
@@ -197,6 +205,17 @@ func (o Options) update(ctx context.Context, place pairs.Place, in io.Reader) (r
 	if err := refuseMirror(place, o.StateDir); err != nil {
 		return rep, err
 	}
+	if err := refuseOpeners(place.Path); err != nil {
+		return rep, err
+	}
+	d, err := block.Open(place.Path, block.Options{Write: true, Exclusive: true})
+	if errors.Is(err, unix.EBUSY) {
+		return rep, fmt.Errorf("%w: it is in use", ErrRefused)
+	}
+	if err != nil {
+		return rep, err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
 	store, err := apply.Open(transaction.Disk{Device: d}, dir, o.Options)
 	if err != nil {
 		return rep, err
