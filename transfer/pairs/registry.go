@@ -60,6 +60,17 @@ func (t *target) register(stateDir string) error {
 	return atomicfile.WriteJSON(file, atomicfile.Options{Durable: true}, is)
 }
 
+// unregister takes a target that is no mirror any more from the list.
+func (t *target) unregister(stateDir string) error {
+	file := entry{Folder: absolute(t.folder)}.file(stateDir)
+	if err := os.Remove(file); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(file))
+}
+
 // registered lists the mirrors that are known here, by path.
 func registered(stateDir string) ([]entry, error) {
 	files, err := os.ReadDir(filepath.Join(stateDir, registryDir))

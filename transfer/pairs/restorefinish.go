@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/format/gpt"
 	"tidemark/linux/mounts"
 	"tidemark/transfer/transaction"
@@ -41,6 +42,11 @@ func (r *restoration) finishDisk(found []mounts.Signature) error {
 	if !slices.ContainsFunc(found, func(s mounts.Signature) bool { return s.Kind == mounts.KindTable }) {
 		return nil
 	}
+	code := make([]byte, bootCode)
+	if _, err := r.to.disk.ReadAt(code, 0); err != nil {
+		return err
+	}
+	boots := !block.IsZero(code)
 	table, err := gpt.Read(r.to.disk)
 	switch {
 	case errors.Is(err, gpt.ErrNone):
@@ -50,9 +56,13 @@ func (r *restoration) finishDisk(found []mounts.Signature) error {
 		r.o.note("%s: it is the copy of a disk with sectors of %d bytes, and this one has %d: its partitions are not found here", r.rep.Target, table.SectorSize, r.to.disk.SectorSize())
 		return nil
 	default:
+		boots = boots || slices.ContainsFunc(table.Partitions, func(p gpt.Partition) bool { return p.Type == gpt.TypeEFI || p.Type == gpt.TypeBIOSBoot })
 		if err := r.finishGPT(table); err != nil {
 			return err
 		}
+	}
+	if boots && !r.origin {
+		r.o.note("%s: it has what a machine boots from: %s", r.rep.Target, bootHint)
 	}
 	// The kernel has the old partitions, or none.
 	if err := unix.IoctlSetInt(int(r.to.disk.File().Fd()), unix.BLKRRPART, 0); err != nil {
@@ -63,12 +73,6 @@ func (r *restoration) finishDisk(found []mounts.Signature) error {
 
 func (r *restoration) finishGPT(table *gpt.Table) error {
 	disk, dst := r.to.disk, r.rep.Target
-	for _, p := range table.Partitions {
-		if (p.Type == gpt.TypeEFI || p.Type == gpt.TypeBIOSBoot) && !r.origin {
-			r.o.note("%s: it has a boot partition: %s", dst, bootHint)
-			break
-		}
-	}
 	if table.Size() >= disk.Size() {
 		return nil
 	}
@@ -84,6 +88,9 @@ func (r *restoration) finishGPT(table *gpt.Table) error {
 	}
 	return nil
 }
+
+// bootCode is how many bytes of a disk's first sector are for a boot loader.
+const bootCode = 440
 
 // bootHint is what may be left to do for a disk to boot.
 const bootHint = `it boots where the firmware looks for it; if it does not, see "To boot from it" in the manual's page "Getting a disk back" (efibootmgr, grub-install)`

@@ -103,7 +103,7 @@ func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set
 }
 
 // wrong returns the blocks of e that are not what the checksums say when buf is their
-// content.
+// content, nil for zeros.
 func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err error) {
 	if s.copy.Sums == nil {
 		return nil, nil
@@ -116,7 +116,11 @@ func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err err
 	for i := range want {
 		at := int64(i) * bs
 		end := min(at+bs, e.Len)
-		if sums.Of(buf[at:end]) != want[i] {
+		is := sums.Sum{}
+		if buf != nil {
+			is = sums.Of(buf[at:end])
+		}
+		if is != want[i] {
 			all = append(all, extent.Extent{Off: e.Off + at, Len: end - at})
 		}
 	}
@@ -160,7 +164,14 @@ func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.
 		if err := s.wait(ctx, len(buf)); err != nil {
 			return err
 		}
-		bad, err := s.fetch(e, buf)
+		data, err := s.copy.Image.Data(e)
+		if err != nil {
+			return err
+		}
+		if data.Empty() {
+			buf = nil // zeros
+		}
+		bad, err := s.fetch(e, buf, data)
 		if err != nil {
 			return err
 		}
@@ -169,7 +180,12 @@ func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.
 			good = good.Subtract(extent.NewSet(bad...))
 		}
 		for _, part := range good.Extents() {
-			if err := s.put(to, part, buf[part.Off-e.Off:][:part.Len]); err != nil {
+			if buf == nil {
+				err = s.write(to, part, nil)
+			} else {
+				err = s.put(to, part, buf[part.Off-e.Off:][:part.Len])
+			}
+			if err != nil {
 				return fmt.Errorf("target: at offset %d: %w", part.Off, err)
 			}
 		}
@@ -190,13 +206,9 @@ func (s *Store) wait(ctx context.Context, n int) error {
 }
 
 // fetch reads a piece of the copy into buf and returns its blocks that are not what they
-// should be. The holes of an image are not read.
-func (s *Store) fetch(e extent.Extent, buf []byte) (bad []extent.Extent, err error) {
+// should be. What is no data is a hole of the image, and not read; without any, buf is nil.
+func (s *Store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []extent.Extent, err error) {
 	clear(buf)
-	data, err := s.copy.Image.Data(e)
-	if err != nil {
-		return nil, err
-	}
 	var lost []extent.Extent
 	for _, d := range data.Extents() {
 		if lost, err = s.readAt(d, buf[d.Off-e.Off:][:d.Len], lost); err != nil {
@@ -245,7 +257,11 @@ func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
 		for end < e.Len && block.IsZero(buf[end:min(end+bs, e.Len)]) == zero {
 			end = min(end+bs, e.Len)
 		}
-		if err := s.write(to, extent.Extent{Off: e.Off + at, Len: end - at}, buf[at:end], zero); err != nil {
+		data := buf[at:end]
+		if zero {
+			data = nil
+		}
+		if err := s.write(to, extent.Extent{Off: e.Off + at, Len: end - at}, data); err != nil {
 			return err
 		}
 		at = end
@@ -253,11 +269,12 @@ func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
 	return nil
 }
 
-func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte, zero bool) error {
+// write writes blocks; data is nil for zeros.
+func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte) error {
 	switch {
-	case zero && s.empty && to == transaction.Writer(s.target):
+	case data == nil && s.empty && to == transaction.Writer(s.target):
 		return nil
-	case zero:
+	case data == nil:
 		if err := to.Zero(e); err != nil {
 			return err
 		}

@@ -29,6 +29,7 @@ func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err er
 	if err := s.resize(); err != nil {
 		return err
 	}
+	synced := s.Written()
 	for off := copied; off < s.copy.State.Size; off += s.stretch {
 		part := set.Clip(extent.Extent{Off: off, Len: s.stretch})
 		if part.Empty() {
@@ -37,6 +38,10 @@ func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err er
 		if err := s.each(ctx, part, s.bring(ctx, s.target)); err != nil {
 			return errors.Join(err, s.pause(ctx))
 		}
+		if s.Written() == synced {
+			continue // holes of a copy cost no syncs
+		}
+		synced = s.Written()
 		if err := s.target.Sync(); err != nil {
 			return err
 		}
