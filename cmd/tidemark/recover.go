@@ -35,5 +35,6 @@ tidemark recover /backup/vdb1.img`,
 	}.build()
 	cmd.Flags().BoolVar(&discard, "discard", false, "forget what waits; DST stays as it is")
 	addJSON(cmd, &asJSON, "one object")
+	cmd.ValidArgsFunction = g.completeMirrors
 	return cmd
 }

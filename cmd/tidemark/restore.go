@@ -62,6 +62,7 @@ tidemark restore --dry-run /backup/vdb1.img /dev/vdc1`,
 	flags.Var(&f.bwLimit, "bwlimit", "bytes of IMAGE to read each second, as 100MB (no limit by default)")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be done, and write nothing")
 	addJSON(cmd, &f.asJSON, "one object")
+	cmd.ValidArgsFunction = g.completeMirrors
 	return cmd
 }
 

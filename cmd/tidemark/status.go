@@ -301,7 +301,7 @@ func printMirror(w io.Writer, m pairs.Seen) error {
 func completeness(m pairs.Known, running bool) string {
 	switch {
 	case !m.Complete && running:
-		return "its first copy is being made"
+		return "incomplete: its first copy is being made"
 	case !m.Complete:
 		return fmt.Sprintf("incomplete: %s of %s copied; run mirror again", size(m.Copied), size(m.Size))
 	case m.Pending:
@@ -335,13 +335,11 @@ func runningText(r *pairs.Running) string {
 	return text + ")"
 }
 
-// stampFormat is how people are told a time, and runFormat one that others are close to.
-const (
-	stampFormat = "2006-01-02 15:04:05 MST"
-	runFormat   = "2006-01-02 15:04:05.000 MST"
-)
+// runFormat is how people are told a time that others are close to.
+const runFormat = time.DateTime + ".000 MST"
 
-func stamp(t time.Time) string { return t.Local().Format(stampFormat) }
+// stamp writes a time for people, with its zone.
+func stamp(t time.Time) string { return t.Local().Format(time.DateTime + " MST") }
 
 // age says how long something is ago.
 func age(d time.Duration) string {

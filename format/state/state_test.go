@@ -105,6 +105,14 @@ func FuzzState(f *testing.F) {
 	})
 }
 
+// Programs take a time that is there for a time that was.
+func TestTimesThatAreNotKnownAreLeftOut(t *testing.T) {
+	b, err := state.State{ID: id, BlockSize: 4096}.Encode()
+	if err != nil || bytes.Contains(b, []byte("0001-01-01")) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
 // What hooks say goes into the history, and may be anything.
 func TestTheHistoryStaysBelowTheLimit(t *testing.T) {
 	s := sample(1, 8192)

@@ -155,7 +155,7 @@ func TestTwoRunsOnOneMirrorDoNotMix(t *testing.T) {
 	until(t, "the first is copying", func() bool { return allocated(m.image) > 0 })
 	m.exits(t, exitBusy, []string{"another run"}, "mirror", m.dev, m.image)
 	m.exits(t, exitBusy, []string{"another run"}, "verify", m.image)
-	m.exits(t, exitOK, []string{"incomplete"}, "status", m.image)
+	m.exits(t, exitOK, []string{"incomplete", "a run is in progress (pid "}, "status", m.image)
 	r.end(t).want(t, exitOK)
 	sameContent(t, m.dev, m.image)
 	m.recovers(t, "incremental")

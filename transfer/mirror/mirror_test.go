@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"tidemark/extent"
 	"tidemark/format/redo"
@@ -227,5 +228,27 @@ func TestAnOldJournalIsRefusedAndKept(t *testing.T) {
 		if _, err := mirror.Open(w.Target(), w.Folder()); !errors.Is(err, redo.ErrOldMirror) {
 			t.Errorf("%v, want ErrOldMirror", err)
 		}
+	}
+}
+
+// What a check found is remembered until an update has repaired it, and no longer.
+func TestDamageIsRememberedUntilItIsRepaired(t *testing.T) {
+	s := open(t, faultdisk.New(rand.New(rand.NewPCG(1, 1))))
+	at := time.Unix(1e9, 0)
+	if err := s.Checked(at, extent.Set{}); err != nil || !s.State().Verified.Equal(at) || s.State().Damage != nil {
+		t.Fatalf("%+v, %v", s.State(), err)
+	}
+	if err := s.Checked(at, extent.NewSet(extent.Extent{Len: blockSize})); err != nil || s.Suspect() == "" {
+		t.Fatalf("%+v, %v", s.State(), err)
+	}
+	u, err := fill(s, 'b', 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Abort(transfer.RunRecord{}); err != nil || s.State().Damage == nil || s.State().Damage.Bytes != blockSize || s.Suspect() == "" {
+		t.Fatalf("after a run that failed: %+v, %v", s.State(), err)
+	}
+	if err := commit(fill(s, 'c', blocks)); err != nil || s.State().Damage != nil || !s.State().Verified.Equal(at) {
+		t.Errorf("after a run: %+v, %v", s.State(), err)
 	}
 }

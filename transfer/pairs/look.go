@@ -61,6 +61,9 @@ func Mirrors(ctx context.Context, o Options) ([]Seen, error) {
 			continue
 		}
 		m, err := Look(ctx, path, o)
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, err
+		}
 		if err != nil && m.Condition == "" {
 			m = Seen{Path: path, Condition: Missing, Why: err.Error()}
 		}
@@ -103,6 +106,8 @@ func (m *Seen) judge(t *target) {
 	switch {
 	case errors.Is(m.err, ErrNoMirror), errors.Is(m.err, fs.ErrNotExist):
 		m.Condition, m.Why = Missing, "what is known of it is gone, or not mounted: "+t.folder
+	case errors.Is(m.err, fs.ErrPermission):
+		m.Condition = "" // nothing is wrong with it
 	case m.err != nil:
 		m.Condition, m.Why = Damaged, m.err.Error()
 	case !t.exists:

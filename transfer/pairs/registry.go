@@ -16,6 +16,7 @@ import (
 	"tidemark/block"
 	"tidemark/linux/atomicfile"
 	"tidemark/linux/sysfs"
+	"tidemark/transfer/mirror"
 )
 
 // registryDir is the folder of the state folder that has one file for each mirror that was
@@ -60,15 +61,24 @@ func (t *target) register(stateDir string) error {
 	return atomicfile.WriteJSON(file, atomicfile.Options{Durable: true}, is)
 }
 
-// unregister takes a target that is no mirror any more from the list.
-func (t *target) unregister(stateDir string) error {
-	file := entry{Folder: absolute(t.folder)}.file(stateDir)
-	if err := os.Remove(file); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
+// forget has all forgotten that is known of the target as a mirror, and that it was one.
+func (t *target) forget(stateDir string) error {
+	if err := mirror.Forget(t.dir); err != nil {
 		return err
 	}
-	return atomicfile.SyncDir(filepath.Dir(file))
+	err := entry{Folder: absolute(t.folder)}.remove(stateDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// remove takes it from the list.
+func (e entry) remove(stateDir string) error {
+	if err := os.Remove(e.file(stateDir)); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Join(stateDir, registryDir))
 }
 
 // registered lists the mirrors that are known here, by path.
@@ -122,14 +132,14 @@ func Forget(path, stateDir string) error {
 			continue
 		}
 		found = true
-		if err := os.Remove(e.file(o.StateDir)); err != nil {
+		if err := e.remove(o.StateDir); err != nil {
 			return err
 		}
 	}
 	if !found {
 		return fmt.Errorf("%s: %w: the list in %s has none of that name", path, ErrNoMirror, filepath.Join(o.StateDir, registryDir))
 	}
-	return atomicfile.SyncDir(filepath.Join(o.StateDir, registryDir))
+	return nil
 }
 
 // current is the path by which the mirror can be found today: a device may have got

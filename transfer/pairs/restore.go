@@ -322,7 +322,7 @@ func (r *restoration) openTarget() error {
 	}
 	disk := transaction.Disk{Device: t.disk}
 	if _, err := readState(t.folder); !errors.Is(err, ErrNoMirror) {
-		if err := errors.Join(mirror.Forget(t.dir), t.unregister(r.o.StateDir)); err != nil {
+		if err := t.forget(r.o.StateDir); err != nil {
 			return fmt.Errorf("target: %s: %w", r.rep.Target, err)
 		}
 		r.o.note("%s: it was a mirror, and is none any more", r.rep.Target)

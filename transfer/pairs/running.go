@@ -60,7 +60,11 @@ func (p *publisher) add(runDir, folder string) error {
 	}
 	p.dirs = append(p.dirs, dir)
 	// No other run has it: who asks whether there is one holds the lock for a moment.
-	return unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+	for {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 // tell passes an event on, and publishes it now and then.

@@ -116,7 +116,7 @@ func Recover(ctx context.Context, path string, discard bool, o Options) (string,
 	known, err := t.known()
 	switch {
 	case discard && (err == nil || cannotBeUsed(err) && !errors.Is(err, transaction.ErrOtherOwner)):
-		return t.discard(known)
+		return t.discard(known, o.StateDir)
 	case err != nil:
 		return "", err
 	case known.Pending:
@@ -162,7 +162,7 @@ func (t *target) recover(o Options) (string, error) {
 }
 
 // discard forgets what waits for the target, or else a first copy that has not ended.
-func (t *target) discard(known Known) (string, error) {
+func (t *target) discard(known Known, stateDir string) (string, error) {
 	waits, err := transaction.Pending(t.dir)
 	switch {
 	case err != nil:
@@ -173,7 +173,7 @@ func (t *target) discard(known Known) (string, error) {
 	case known.Complete:
 		return "nothing waits to be discarded: it is a copy of " + known.Time.Local().Format(timeFormat), nil
 	default:
-		if err = mirror.Forget(t.dir); err == nil {
+		if err = t.forget(stateDir); err == nil {
 			return fmt.Sprintf("forgot a first copy that had not ended (%d of %d bytes): it is no mirror any more", known.Copied, known.Size), nil
 		}
 	}
