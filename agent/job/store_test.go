@@ -212,17 +212,17 @@ func TestMetricsAreThoseOfAllJobs(t *testing.T) {
 	}
 	for _, want := range []string{
 		"# HELP tidemark_job_runs_total Runs that ended, in any way.\n# TYPE tidemark_job_runs_total counter\n" +
-			"tidemark_job_runs_total{job=\"srv\"} 2\ntidemark_job_runs_total{job=\"new\"} 0\n",
-		"tidemark_job_failures_total{job=\"srv\"} 1\n",
-		"tidemark_job_last_run_success{job=\"srv\"} 1\n",
-		"tidemark_job_up_to_date{job=\"srv\"} 1\ntidemark_job_up_to_date{job=\"new\"} 0\n",
-		"tidemark_job_last_run_read_bytes{job=\"srv\"} 330\n# HELP",
-		"tidemark_job_last_run_written_bytes{job=\"srv\"} 220\n",
-		"tidemark_job_last_run_frozen_seconds{job=\"srv\"} 0.005\n",
-		"tidemark_job_max_age_seconds{job=\"srv\"} 3600\n",
-		"tidemark_job_last_success_timestamp_seconds{job=\"srv\"} 1",
-		"tidemark_job_last_run_timestamp_seconds{job=\"srv\"} 1",
-		"tidemark_job_last_run_duration_seconds{job=\"srv\"} ",
+			"tidemark_job_runs_total{name=\"srv\"} 2\ntidemark_job_runs_total{name=\"new\"} 0\n",
+		"tidemark_job_failures_total{name=\"srv\"} 1\n",
+		"tidemark_job_last_run_success{name=\"srv\"} 1\n",
+		"tidemark_job_up_to_date{name=\"srv\"} 1\ntidemark_job_up_to_date{name=\"new\"} 0\n",
+		"tidemark_job_last_run_read_bytes{name=\"srv\"} 330\n# HELP",
+		"tidemark_job_last_run_written_bytes{name=\"srv\"} 220\n",
+		"tidemark_job_last_run_frozen_seconds{name=\"srv\"} 0.005\n",
+		"tidemark_job_max_age_seconds{name=\"srv\"} 3600\n",
+		"tidemark_job_last_success_timestamp_seconds{name=\"srv\"} 1",
+		"tidemark_job_last_run_timestamp_seconds{name=\"srv\"} 1",
+		"tidemark_job_last_run_duration_seconds{name=\"srv\"} ",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("%q is not in:\n%s", want, b)

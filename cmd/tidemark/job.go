@@ -129,7 +129,7 @@ func checkJobs(ctx context.Context, out, warn io.Writer, c *job.Config) error {
 	if len(faults) > 0 {
 		return faults
 	}
-	_, err = fmt.Fprintf(out, "%s: %d jobs, nothing wrong\n", c.Path, len(c.Jobs))
+	_, err = fmt.Fprintf(out, "%s: nothing wrong (jobs: %d)\n", c.Path, len(c.Jobs))
 	return err
 }
 
