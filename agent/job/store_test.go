@@ -233,6 +233,44 @@ func TestMetricsAreThoseOfAllJobs(t *testing.T) {
 	}
 }
 
+// A disk that is not mounted must not have another filled in its place.
+func TestACopyThatIsGoneIsNotMadeAnewUnseen(t *testing.T) {
+	l := listen(t)
+	s, c, j := one(t, job.Notify{OnFailure: l.URL + "/bad"})
+	target := t.TempDir() + "/srv.img"
+	j.Pairs = []job.Pair{{Source: "/dev/vdb1", Target: target}, {Source: "/dev/vdb2", Target: "PARTUUID=1"}}
+	makes := func(ctx context.Context) ([]transfer.Report, error) {
+		if err := os.WriteFile(target, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return works(ctx)
+	}
+	for range 2 {
+		if err := s.Run(t.Context(), c, j, makes, noWarning(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(target); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Run(t.Context(), c, j, makes, noWarning(t)); !errors.Is(err, job.ErrGone) || !strings.Contains(err.Error(), target) {
+			t.Errorf("%v", err)
+		}
+		if got := l.take(); got != "GET /bad" {
+			t.Errorf("heard %q", got)
+		}
+	}
+	if _, err := os.Stat(target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was made: %v", err)
+	}
+	// Another target in the file is a new copy.
+	j.Pairs[0].Target = target + "2"
+	if err := s.Run(t.Context(), c, j, works, noWarning(t)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestADamagedRecordBeginsAnew(t *testing.T) {
 	s, c, j := one(t, job.Notify{})
 	if err := s.Run(t.Context(), c, j, works, noWarning(t)); err != nil {
