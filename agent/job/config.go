@@ -199,6 +199,9 @@ func (r *reader) job(name string, line int, table map[string]any) Job {
 		}
 		r.pair(name, at, p)
 	}
+	if j.Whole && j.ForcePart {
+		bad("force-part", errors.New("it does not go together with whole"))
+	}
 	if j.Jitter > 0 && j.Schedule == "" {
 		bad("jitter", errors.New("it delays what has a schedule, and there is none"))
 	}

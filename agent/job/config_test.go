@@ -20,6 +20,7 @@ source = "/dev/vdb1"
 target = "/backup/vdb1.img"
 tracker = "scan"
 view = "offline"
+whole = true
 bwlimit = "64MiB"
 max-freeze = "1500ms"
 pre-hook = "lock"
@@ -46,13 +47,13 @@ func TestAFileOfJobsSaysAllThatARunIsTold(t *testing.T) {
 	want := job.Config{Path: "tidemark.toml", Metrics: "/run/tidemark.prom", Jobs: []job.Job{
 		{
 			Name: "srv", Line: 5, Pairs: []job.Pair{{Source: "/dev/vdb1", Target: "/backup/vdb1.img"}},
-			Tracker: "scan", View: "offline", BytesPerSec: 64 << 20, MaxFreeze: 1500 * time.Millisecond,
+			Tracker: "scan", View: "offline", Whole: true, BytesPerSec: 64 << 20, MaxFreeze: 1500 * time.Millisecond,
 			PreHook: "lock", PostHook: "unlock", HookTimeout: 2 * time.Minute,
-			Schedule: "Mon..Fri 02:30", ScheduleLine: 15, Jitter: 10 * time.Minute, MaxAge: 26 * time.Hour,
+			Schedule: "Mon..Fri 02:30", ScheduleLine: 16, Jitter: 10 * time.Minute, MaxAge: 26 * time.Hour,
 			Notify: job.Notify{OnSuccess: "POST https://ping.example/a", OnFailure: "https://ping.example/a/fail", Limit: 5 * time.Second},
 		},
 		{
-			Name: "data-2", Line: 21, ScheduleLine: 21,
+			Name: "data-2", Line: 22, ScheduleLine: 22,
 			Pairs:  []job.Pair{{Source: "UUID=1-2", Target: "/backup/a.img"}, {Source: "/dev/vdc", Target: "PARTUUID=3-4"}},
 			Notify: job.Notify{OnFailure: "mail root", Limit: 5 * time.Second},
 		},
@@ -75,6 +76,7 @@ tarrget = "/b.img"                    # no such key
 bwlimit = 100                         # want a size
 max-freeze = "0s"                     # want a time above zero
 max-age = "1 day"                     # want a time above zero
+whole = "yes"                         # want true or false
 view = "dm"                           # none of auto, freeze, offline
 schedule = "a\nb"                     # not one line
 pre-hook = ""                         # want text
@@ -86,6 +88,11 @@ pairs = [{source = "/dev/a", target = "/d.img"}] # either source and target, or 
 source = "disk.img"                   # does not begin with /
 target = "here.img"                   # does not begin with /
 jitter = "5m"                         # there is none
+[job.part]
+source = "/dev/a"
+target = "/part.img"
+whole = true
+force-part = true                     # does not go together
 [job."a b"]                           # a name has letters
 [job.first]
 source = "/dev/a"

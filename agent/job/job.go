@@ -23,6 +23,8 @@ type Job struct {
 
 	Tracker, View string        // "" is auto
 	BytesPerSec   int64         // 0 is no limit
+	Whole         bool          // copy the other devices of a filesystem as well
+	ForcePart     bool          // copy a part of a filesystem
 	MaxFreeze     time.Duration // 0 is what a run allows by itself
 	PreHook       string
 	PostHook      string

@@ -22,6 +22,10 @@ func (j *Job) set(key string, v any) error {
 		return setChoice(v, &j.View, "auto", "freeze", "offline")
 	case "bwlimit":
 		return setSize(v, &j.BytesPerSec)
+	case "whole":
+		return setBool(v, &j.Whole)
+	case "force-part":
+		return setBool(v, &j.ForcePart)
 	case "max-freeze":
 		return setTime(v, &j.MaxFreeze)
 	case "pre-hook":
@@ -51,6 +55,15 @@ func setText(v any, to *string) error {
 		return errors.New("no text has a zero byte in it")
 	}
 	*to = s
+	return nil
+}
+
+func setBool(v any, to *bool) error {
+	is, ok := v.(bool)
+	if !ok {
+		return fmt.Errorf("want true or false, not %v", v)
+	}
+	*to = is
 	return nil
 }
 

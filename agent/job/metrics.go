@@ -89,14 +89,14 @@ func (s Store) WriteMetrics(c *Config) error {
 }
 
 // exposition is the text format of Prometheus. The label is a job's name, which has
-// nothing to escape.
+// nothing to escape; "job" would collide with a label of Prometheus' own.
 func exposition(jobs []Job, records []Record) []byte {
 	var b bytes.Buffer
 	for _, m := range metrics() {
 		var lines bytes.Buffer
 		for i, j := range jobs {
 			if v, ok := m.value(j, records[i]); ok {
-				fmt.Fprintf(&lines, "tidemark_job_%s{job=%q} %v\n", m.name, j.Name, v)
+				fmt.Fprintf(&lines, "tidemark_job_%s{name=%q} %v\n", m.name, j.Name, v)
 			}
 		}
 		if lines.Len() > 0 {

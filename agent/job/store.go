@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,9 @@ import (
 var (
 	// ErrBusy says that a run of the job is under way.
 	ErrBusy = errors.New("a run of this job is under way")
+	// ErrGone says that a copy which the job made is not there any more: a disk that is
+	// not mounted, mostly, in whose place another would be filled.
+	ErrGone = errors.New("the copy that it made is not there any more")
 	// ErrUnknown says that the file has no job of that name.
 	ErrUnknown = errors.New("no such job")
 )
@@ -33,7 +37,8 @@ type Record struct {
 	FrozenMS    float64   `json:"frozen_ms"`
 	Runs        uint64    `json:"runs"`
 	Failures    uint64    `json:"failures"`
-	Outcome     string    `json:"outcome"` // OK, or what went wrong
+	Outcome     string    `json:"outcome"`           // OK, or what went wrong
+	Targets     []string  `json:"targets,omitempty"` // of the last success
 }
 
 // OK is the outcome of a run that did all that it should.
@@ -101,7 +106,8 @@ func (s Store) Running(name string) bool {
 
 // Run runs a job: do makes the copies. It keeps the record, writes the metrics, and tells
 // who is to be told; what goes wrong with that goes to warn and is no failure of the job.
-// The error is that of do, wraps ErrBusy, or is that of keeping the record.
+// The error is that of do, wraps ErrBusy
+// or ErrGone, or is that of keeping the record.
 func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Context) ([]transfer.Report, error), warn func(error)) error {
 	unlock, err := s.lock(j.Name, unix.LOCK_EX|unix.LOCK_NB)
 	if err != nil {
@@ -117,8 +123,12 @@ func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Contex
 	if rec.First.IsZero() {
 		rec.First = rec.Began
 	}
-	reports, failed := do(ctx)
-	rec.add(reports, failed)
+	var reports []transfer.Report
+	failed := rec.missing(j)
+	if failed == nil {
+		reports, failed = do(ctx)
+	}
+	rec.add(j, reports, failed)
 	kept := atomicfile.WriteJSON(s.path(j.Name, ".run.json"), atomicfile.Options{Durable: true}, rec)
 	if kept != nil {
 		kept = fmt.Errorf("job %s: its record is not kept: %w", j.Name, kept)
@@ -135,8 +145,22 @@ func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Contex
 	return errors.Join(failed, kept)
 }
 
+// missing says which copy that the job made, and is to go on with, is not there any more.
+func (r *Record) missing(j Job) error {
+	for _, p := range j.Pairs {
+		target := p.Target
+		if !slices.Contains(r.Targets, target) {
+			continue
+		}
+		if _, err := os.Stat(target); filepath.IsAbs(target) && errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %w", target, ErrGone)
+		}
+	}
+	return nil
+}
+
 // add notes a run that has ended.
-func (r *Record) add(reports []transfer.Report, failed error) {
+func (r *Record) add(j Job, reports []transfer.Report, failed error) {
 	r.Runs++
 	r.TookMS = float64(time.Since(r.Began).Microseconds()) / 1000
 	r.Read, r.Written, r.FrozenMS = 0, 0, 0
@@ -151,7 +175,10 @@ func (r *Record) add(reports []transfer.Report, failed error) {
 		r.Outcome = failed.Error()
 		return
 	}
-	r.LastSuccess = r.Began
+	r.LastSuccess, r.Targets = r.Began, nil
+	for _, p := range j.Pairs {
+		r.Targets = append(r.Targets, p.Target)
+	}
 }
 
 // LateSince returns from when on a job is late, and the zero time when it is not: by the

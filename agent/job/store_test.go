@@ -212,17 +212,17 @@ func TestMetricsAreThoseOfAllJobs(t *testing.T) {
 	}
 	for _, want := range []string{
 		"# HELP tidemark_job_runs_total Runs that ended, in any way.\n# TYPE tidemark_job_runs_total counter\n" +
-			"tidemark_job_runs_total{job=\"srv\"} 2\ntidemark_job_runs_total{job=\"new\"} 0\n",
-		"tidemark_job_failures_total{job=\"srv\"} 1\n",
-		"tidemark_job_last_run_success{job=\"srv\"} 1\n",
-		"tidemark_job_up_to_date{job=\"srv\"} 1\ntidemark_job_up_to_date{job=\"new\"} 0\n",
-		"tidemark_job_last_run_read_bytes{job=\"srv\"} 330\n# HELP",
-		"tidemark_job_last_run_written_bytes{job=\"srv\"} 220\n",
-		"tidemark_job_last_run_frozen_seconds{job=\"srv\"} 0.005\n",
-		"tidemark_job_max_age_seconds{job=\"srv\"} 3600\n",
-		"tidemark_job_last_success_timestamp_seconds{job=\"srv\"} 1",
-		"tidemark_job_last_run_timestamp_seconds{job=\"srv\"} 1",
-		"tidemark_job_last_run_duration_seconds{job=\"srv\"} ",
+			"tidemark_job_runs_total{name=\"srv\"} 2\ntidemark_job_runs_total{name=\"new\"} 0\n",
+		"tidemark_job_failures_total{name=\"srv\"} 1\n",
+		"tidemark_job_last_run_success{name=\"srv\"} 1\n",
+		"tidemark_job_up_to_date{name=\"srv\"} 1\ntidemark_job_up_to_date{name=\"new\"} 0\n",
+		"tidemark_job_last_run_read_bytes{name=\"srv\"} 330\n# HELP",
+		"tidemark_job_last_run_written_bytes{name=\"srv\"} 220\n",
+		"tidemark_job_last_run_frozen_seconds{name=\"srv\"} 0.005\n",
+		"tidemark_job_max_age_seconds{name=\"srv\"} 3600\n",
+		"tidemark_job_last_success_timestamp_seconds{name=\"srv\"} 1",
+		"tidemark_job_last_run_timestamp_seconds{name=\"srv\"} 1",
+		"tidemark_job_last_run_duration_seconds{name=\"srv\"} ",
 	} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("%q is not in:\n%s", want, b)
@@ -230,6 +230,44 @@ func TestMetricsAreThoseOfAllJobs(t *testing.T) {
 	}
 	if info, err := os.Stat(c.Metrics); err != nil || info.Mode().Perm() != 0o644 {
 		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
+// A disk that is not mounted must not have another filled in its place.
+func TestACopyThatIsGoneIsNotMadeAnewUnseen(t *testing.T) {
+	l := listen(t)
+	s, c, j := one(t, job.Notify{OnFailure: l.URL + "/bad"})
+	target := t.TempDir() + "/srv.img"
+	j.Pairs = []job.Pair{{Source: "/dev/vdb1", Target: target}, {Source: "/dev/vdb2", Target: "PARTUUID=1"}}
+	makes := func(ctx context.Context) ([]transfer.Report, error) {
+		if err := os.WriteFile(target, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return works(ctx)
+	}
+	for range 2 {
+		if err := s.Run(t.Context(), c, j, makes, noWarning(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(target); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Run(t.Context(), c, j, makes, noWarning(t)); !errors.Is(err, job.ErrGone) || !strings.Contains(err.Error(), target) {
+			t.Errorf("%v", err)
+		}
+		if got := l.take(); got != "GET /bad" {
+			t.Errorf("heard %q", got)
+		}
+	}
+	if _, err := os.Stat(target); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was made: %v", err)
+	}
+	// Another target in the file is a new copy.
+	j.Pairs[0].Target = target + "2"
+	if err := s.Run(t.Context(), c, j, works, noWarning(t)); err != nil {
+		t.Error(err)
 	}
 }
 

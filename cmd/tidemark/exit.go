@@ -178,6 +178,7 @@ func classes() []class {
 func jobClasses() []class {
 	return []class{
 		{"job-busy", job.ErrBusy, exitBusy, "wait until it ends"},
+		{"copy-gone", job.ErrGone, exitRefused, "mount its disk; when the copy shall begin anew there, make it once with \"tidemark mirror\""},
 		{"job-unknown", job.ErrUnknown, exitUsage, `"tidemark job list" lists them`},
 		{"job-config", job.ErrConfig, exitError, "man tidemark-job lists the keys"},
 		{"schedule", timer.ErrSchedule, exitError, `"systemd-analyze calendar" tries one`},

@@ -139,12 +139,13 @@ func commandItems(cmd *cobra.Command) []item {
 	return items
 }
 
-// globalFlags returns the options that all commands share.
+// globalFlags returns the options that all commands share, and those that the commands of
+// a group do.
 func globalFlags(cmd *cobra.Command) *pflag.FlagSet {
-	if cmd.HasParent() {
-		return cmd.InheritedFlags()
-	}
-	return cmd.PersistentFlags()
+	all := pflag.NewFlagSet(cmd.Name(), pflag.ContinueOnError)
+	all.AddFlagSet(cmd.PersistentFlags())
+	all.AddFlagSet(cmd.InheritedFlags())
+	return all
 }
 
 // valueKey is what pflag.Flag.Annotations has the name of an option's value under, "" for

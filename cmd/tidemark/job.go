@@ -25,7 +25,7 @@ const defaultConfig = "/etc/tidemark/tidemark.toml"
 
 const jobLong = `A job is a mirror that is made again and again. All of a machine's jobs stand in one file of TOML, ` + defaultConfig + ` (--config):
 
-[job.NAME] begins one. Its keys: source and target, or pairs = [{source = "…", target = "…"}, …] that are copied at the same instant; tracker, view, bwlimit, max-freeze, pre-hook, post-hook and hook-timeout, as the options of "tidemark mirror"; schedule, a calendar expression of systemd.time(7), as "daily" or "Mon..Fri 02:30", at which "tidemark job enable" has it run; jitter, the longest random delay of a run; max-age, the age of the last copy at which the job is late.
+[job.NAME] begins one. Its keys: source and target, or pairs = [{source = "…", target = "…"}, …] that are copied at the same instant; tracker, view, bwlimit, max-freeze, pre-hook, post-hook, hook-timeout, whole and force-part (true or false), as the options of "tidemark mirror"; schedule, a calendar expression of systemd.time(7), as "daily" or "Mon..Fri 02:30", at which "tidemark job enable" has it run; jitter, the longest random delay of a run; max-age, the age of the last copy at which the job is late.
 
 on-success, on-failure and on-late say who is told: a shell command, or a URL that is fetched ("POST https://…" sends the message). A command finds TIDEMARK_JOB, TIDEMARK_EVENT (success, failure or late) and TIDEMARK_MESSAGE in its environment. notify-timeout bounds each, 30s by default. They stand in a job, or above all jobs for those that have none. That nobody could be told is said, and fails no job.
 
@@ -129,7 +129,7 @@ func checkJobs(ctx context.Context, out, warn io.Writer, c *job.Config) error {
 	if len(faults) > 0 {
 		return faults
 	}
-	_, err = fmt.Fprintf(out, "%s: %d jobs, nothing wrong\n", c.Path, len(c.Jobs))
+	_, err = fmt.Fprintf(out, "%s: nothing wrong (jobs: %d)\n", c.Path, len(c.Jobs))
 	return err
 }
 
@@ -160,7 +160,7 @@ func newJobRun(g *globals) *cobra.Command {
 	var quiet, showHooks bool
 	cmd := command{
 		use: "run NAME", short: "Run a job once",
-		long: `Runs one job of the file, as "tidemark mirror" does, keeps how it went, writes the metrics and tells whom the file names. While a run of a job is under way, another ends with exit code 7 and does nothing.
+		long: `Runs one job of the file, as "tidemark mirror" does, keeps how it went, writes the metrics and tells whom the file names. While a run of a job is under way, another ends with exit code 7 and does nothing. When a copy that the job has made is not there any more, the run is refused: mostly its disk is not mounted, and the one below would be filled.
 
 Exit codes are those of "tidemark mirror".`,
 		example: "tidemark job run srv\n# from cron, which mails what is printed\ntidemark job run --quiet srv",
@@ -199,7 +199,8 @@ func mirrorOf(j job.Job, quiet, showHooks bool) (*mirrorFlags, []pairs.Pair) {
 		tracker: choice{value: j.Tracker}, view: choice{value: j.View},
 		maxFreeze: cmp.Or(j.MaxFreeze, transfer.DefaultMaxFreeze),
 		bwLimit:   byteSize(j.BytesPerSec),
-		preHook:   j.PreHook, postHook: j.PostHook, hookTimeout: j.HookTimeout, showHooks: showHooks,
+		whole:     j.Whole, forcePart: j.ForcePart,
+		preHook: j.PreHook, postHook: j.PostHook, hookTimeout: j.HookTimeout, showHooks: showHooks,
 		quiet: quiet,
 	}, list
 }

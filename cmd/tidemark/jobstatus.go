@@ -107,7 +107,11 @@ tidemark job status --json`,
 			if err != nil {
 				return err
 			}
-			return errors.Join(printJobStatus(cmd.OutOrStdout(), all, asJSON), stale(all))
+			bad := stale(all)
+			if bad != nil {
+				bad = told{bad}
+			}
+			return errors.Join(printJobStatus(cmd.OutOrStdout(), all, asJSON), bad)
 		},
 	}.build()
 	addJSON(cmd, &asJSON, "one object a line for each job")
