@@ -58,7 +58,7 @@ type Device struct {
 func Open(path string, o Options) (*Device, error) {
 	f, st, err := openFile(path, o)
 	if err != nil {
-		return nil, fmt.Errorf("open: %w", err)
+		return nil, err
 	}
 	d := &Device{f: f, isDevice: st.Mode&unix.S_IFMT == unix.S_IFBLK, sector: sysfsSector}
 	if d.isDevice {
@@ -71,7 +71,7 @@ func Open(path string, o Options) (*Device, error) {
 		d.size, err = d.CurrentSize()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open: %s: %w", path, err), f.Close())
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), f.Close())
 	}
 	return d, nil
 }
@@ -81,11 +81,11 @@ func Open(path string, o Options) (*Device, error) {
 func openFile(path string, o Options) (*os.File, unix.Stat_t, error) {
 	var was, is unix.Stat_t
 	if err := unix.Stat(path, &was); err != nil {
-		return nil, is, &os.PathError{Op: "stat", Path: path, Err: err}
+		return nil, is, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	kind := was.Mode & unix.S_IFMT
 	if kind != unix.S_IFBLK && kind != unix.S_IFREG {
-		return nil, is, fmt.Errorf("%s: %w", path, ErrUnsupportedFile)
+		return nil, is, fmt.Errorf("open %s: %w", path, ErrUnsupportedFile)
 	}
 	f, err := os.OpenFile(path, openFlags(o, kind == unix.S_IFBLK), 0)
 	if err != nil {
@@ -95,7 +95,7 @@ func openFile(path string, o Options) (*os.File, unix.Stat_t, error) {
 		return nil, is, errors.Join(&os.PathError{Op: "stat", Path: path, Err: err}, f.Close())
 	}
 	if is.Mode&unix.S_IFMT != kind {
-		return nil, is, errors.Join(fmt.Errorf("%s: %w: it was replaced just now", path, ErrUnsupportedFile), f.Close())
+		return nil, is, errors.Join(fmt.Errorf("open %s: %w: it was replaced just now", path, ErrUnsupportedFile), f.Close())
 	}
 	return f, is, nil
 }

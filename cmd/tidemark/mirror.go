@@ -263,9 +263,13 @@ func printReports(w io.Writer, reports []transfer.Report, began, end string) err
 			}
 			continue
 		}
-		_, err := fmt.Fprintf(w, "%s%s -> %s: %s (%s, %s): read %s, wrote %s in %v, frozen for %v%s",
+		passes := "" // they are why more is read than there is, or than changed
+		if rep.Read > rep.Changed && rep.Passes > 1 {
+			passes = fmt.Sprintf(" in %d passes", rep.Passes)
+		}
+		_, err := fmt.Fprintf(w, "%s%s -> %s: %s (%s, %s): read %s%s, wrote %s in %v, frozen for %v%s",
 			began, rep.Source, rep.Target, rep.Mode, rep.Tracker, rep.View,
-			size(rep.Read), size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond), end)
+			size(rep.Read), passes, size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond), end)
 		if err != nil {
 			return err
 		}

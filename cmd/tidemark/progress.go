@@ -37,7 +37,7 @@ func newProgress(w io.Writer, quiet bool) progress {
 	if quiet {
 		return silent{}
 	}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
 		return &bars{w: w}
 	}
 	return &lines{w: w, now: time.Now}
@@ -88,6 +88,7 @@ func (d *bars) Begin(phase string, total int64) {
 		progressbar.OptionThrottle(100*time.Millisecond),
 		progressbar.OptionSetSpinnerChangeInterval(0),
 		progressbar.OptionClearOnFinish(),
+		progressbar.OptionUseANSICodes(true), // clears all of the line, and the ^C that the terminal has put behind the bar
 		progressbar.OptionSetWidth(20),
 	)
 }

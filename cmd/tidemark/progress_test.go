@@ -34,7 +34,7 @@ func TestPlainProgressIsALineEveryTenSeconds(t *testing.T) {
 	}
 }
 
-func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
+func TestABarDrawsOnlyWhenItIsToldAndLeavesNothingOnItsLine(t *testing.T) {
 	var out bytes.Buffer
 	p := &bars{w: &out}
 	p.Begin("copy", 100<<20)
@@ -43,10 +43,11 @@ func TestABarDrawsOnlyWhenItIsTold(t *testing.T) {
 	if drawn == 0 {
 		t.Fatal("nothing was drawn")
 	}
-	p.Done(100 << 20)
+	out.WriteString("^C") // a terminal's echo
 	p.End()
 	p.Note("done")
-	if !bytes.HasSuffix(out.Bytes(), []byte("done\n")) {
+	const cleared = "\x1b[2K\r"
+	if !bytes.HasSuffix(out.Bytes(), []byte(cleared+"done\n")) {
 		t.Errorf("got %q", out.String())
 	}
 }

@@ -22,7 +22,8 @@ type array struct {
 	tree tree
 	buf  []byte
 
-	length uint64 // elements
+	data   uint64 // blocks of the data device that the values tell of
+	length uint64 // values
 	want   span
 	next   uint64
 }
@@ -35,11 +36,16 @@ func newArray(dev *device, what string, width int, seen bitmap) *array {
 
 func (a *array) perBlock() uint64 { return uint64((BlockSize - arrayHeader) / a.width) }
 
-// read visits the array blocks in want of an array of length elements. Every
-// wanted index reaches exactly one of block and lost, in ascending order.
-func (a *array) read(root Addr, length uint64, want span) error {
-	blocks := ceilDiv(length, a.perBlock())
-	a.length, a.want = length, want.clip(span{0, blocks})
+// read visits the array blocks in want of an array that tells of data blocks, each by a
+// value or by a bit. Every wanted index reaches exactly one of block and lost, in
+// ascending order.
+func (a *array) read(root Addr, data uint64, want span) error {
+	a.data, a.length = data, data
+	if a.width == wordWidth {
+		a.length = ceilDiv(data, 64)
+	}
+	blocks := ceilDiv(a.length, a.perBlock())
+	a.want = want.clip(span{0, blocks})
 	a.next = a.want.lo
 	if need := int(min(blocks, runBlocks)) * BlockSize; len(a.buf) < need {
 		a.buf = make([]byte, need)
@@ -82,7 +88,7 @@ func (a *array) lose(index span, f *Fault) error {
 	if index.empty() {
 		return a.lost(index, f)
 	}
-	f.Effect = fmt.Sprintf("%s, data blocks %d to %d", a.what, index.lo*blocks, index.hi*blocks-1)
+	f.Effect = fmt.Sprintf("%s, data blocks %d to %d", a.what, index.lo*blocks, min(index.hi*blocks, a.data)-1)
 	return a.lost(index, f)
 }
 

@@ -122,7 +122,7 @@ func (s *scan) window(lo, hi uint64) error {
 		if n <= lo {
 			continue
 		}
-		if err := s.bits.read(w.Root, ceilDiv(uint64(w.Bits), 64), span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}); err != nil {
+		if err := s.bits.read(w.Root, uint64(w.Bits), span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}); err != nil {
 			return fmt.Errorf("era: writeset of era %d: %w", w.Era, err)
 		}
 	}

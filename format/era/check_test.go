@@ -65,6 +65,19 @@ func TestCheckReportsEachCorruptCase(t *testing.T) {
 	}
 }
 
+func TestFaultsTellOfNoBlocksBehindTheDevice(t *testing.T) {
+	for name, effect := range map[string]string{
+		"array-root": "era array, data blocks 0 to 16383", "array-block0": "era array, data blocks 0 to 1017",
+		"array-blockLast": "era array, data blocks 16288 to 16383", "writeset-bits": "data blocks 0 to 16383",
+	} {
+		for _, f := range faultsOf(t, theCaseNamed(t, "c16-corrupt."+name).image) {
+			if !strings.Contains(f.Effect, effect) {
+				t.Errorf("%s: %q, want %q", name, f.Effect, effect)
+			}
+		}
+	}
+}
+
 func TestCheckReportsEveryFlippedByte(t *testing.T) {
 	for _, name := range []string{"c08-fresh.fresh-live", "c02-bs4096-256m.snap-era2"} {
 		image := theCaseNamed(t, name).image

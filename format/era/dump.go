@@ -126,7 +126,7 @@ func (d *dump) dumpWriteset(sink Sink, w Writeset, addLost bool) error {
 		d.bits.lost = func(at span, _ *Fault) error { return p.sendTo(at.hi * bitsPerBlock) }
 	}
 	if w.Bits > 0 {
-		if err := d.bits.read(w.Root, ceilDiv(uint64(w.Bits), 64), allKeys()); err != nil {
+		if err := d.bits.read(w.Root, uint64(w.Bits), allKeys()); err != nil {
 			return err
 		}
 	}

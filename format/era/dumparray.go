@@ -91,7 +91,7 @@ func (w *eraWindow) mergeWritesets(lo, hi uint64) error {
 			return nil
 		}
 		at := span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}
-		if err := d.bits.read(ws.Root, ceilDiv(uint64(ws.Bits), 64), at); err != nil {
+		if err := d.bits.read(ws.Root, uint64(ws.Bits), at); err != nil {
 			return fmt.Errorf("era: writeset of era %d: %w", ws.Era, err)
 		}
 	}

@@ -28,7 +28,7 @@ func (v *View) Eras(at []Block) ([]Era, error) {
 	for _, w := range writesets {
 		bits := newArray(&v.dev, "writeset", wordWidth, nil)
 		within, _ := slices.BinarySearch(at, Block(w.Bits))
-		err := bits.pick(w.Root, ceilDiv(uint64(w.Bits), 64), bitsPerBlock, at[:within], func(i int, k uint64, values []byte) {
+		err := bits.pick(w.Root, uint64(w.Bits), bitsPerBlock, at[:within], func(i int, k uint64, values []byte) {
 			if le.Uint64(values[k/64*wordWidth:])>>(k%64)&1 != 0 {
 				out[i] = max(out[i], w.Era)
 			}
@@ -43,7 +43,7 @@ func (v *View) Eras(at []Block) ([]Era, error) {
 // pick reads the array blocks of some data blocks, which ascend and lie inside the array.
 // each gets the index of a data block, its place among the per data blocks of the array
 // block, and the values of that.
-func (a *array) pick(root Addr, length, per uint64, at []Block, each func(i int, k uint64, values []byte)) error {
+func (a *array) pick(root Addr, data, per uint64, at []Block, each func(i int, k uint64, values []byte)) error {
 	i := 0
 	a.block = func(index uint64, values []byte) error {
 		for ; i < len(at) && uint64(at[i])/per == index; i++ {
@@ -53,7 +53,7 @@ func (a *array) pick(root Addr, length, per uint64, at []Block, each func(i int,
 	}
 	for i < len(at) {
 		index := uint64(at[i]) / per
-		if err := a.read(root, length, span{index, index + 1}); err != nil {
+		if err := a.read(root, data, span{index, index + 1}); err != nil {
 			return err
 		}
 	}

@@ -63,7 +63,7 @@ func (s *surveyor) readWritesets() error {
 		if w.Era > s.dump.view.super.Era {
 			s.dump.o.Damaged(damage(w.Root, "writeset", "era %d is above the current era %d", w.Era, s.dump.view.super.Era))
 		}
-		if err := a.read(w.Root, ceilDiv(uint64(w.Bits), 64), allKeys()); err != nil {
+		if err := a.read(w.Root, uint64(w.Bits), allKeys()); err != nil {
 			return err
 		}
 	}
