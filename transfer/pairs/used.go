@@ -70,8 +70,13 @@ func (t *traces) add(r io.ReaderAt, within extent.Extent, whose string) (tables 
 		switch {
 		case s.Kind == mounts.KindTable:
 			tables = append(tables, s.Off)
-			for _, off := range []int64{within.Off, within.End() - tableRoom} {
-				t.sure = append(t.sure, trace{extent.Extent{Off: off, Len: tableRoom}.Intersect(within), whose + " partition table"})
+			place.what = whose + " partition table"
+			t.sure = append(t.sure, place)
+			if s.Name == "gpt" {
+				both := extent.Extent{Off: within.Off, Len: gptRoom}
+				t.sure = append(t.sure, trace{both.Intersect(within), place.what})
+				both.Off = within.End() - gptRoom
+				t.sure = append(t.sure, trace{both.Intersect(within), place.what})
 			}
 		case s.Kind == mounts.KindFilesystem && slices.Contains(marking, s.Name):
 			place.what += " superblock"
@@ -128,9 +133,8 @@ func xfsLog(r io.ReaderAt) (extent.Extent, error) {
 }
 
 const (
-	// tableRoom is what a partition table takes at either end of a disk, in bytes: a GPT of
-	// 128 entries, and of its second copy the same.
-	tableRoom = 17 << 10
+	// gptRoom is what a GPT of 128 entries takes at either end of a disk at least, in bytes.
+	gptRoom = 17 << 10
 	// maxParts bounds the partitions that are looked at.
 	maxParts = 256
 )
