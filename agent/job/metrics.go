@@ -6,8 +6,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tidemark/linux/atomicfile"
 )
 
@@ -68,7 +66,7 @@ func (s Store) WriteMetrics(c *Config) error {
 	if c.Metrics == "" {
 		return nil
 	}
-	unlock, err := s.lock("_metrics", unix.LOCK_EX) // the last that writes has read all
+	unlock, err := s.lock("_metrics", true) // the last that writes has read all
 	if err != nil {
 		return fmt.Errorf("metrics: %w", err)
 	}

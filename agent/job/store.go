@@ -74,9 +74,10 @@ func (s Store) watch(name string) (watch, error) {
 	return w, err
 }
 
-// lock takes the lock of a job, or one that is no job's and begins with _. The process
-// holds it until it calls the function returned, or ends.
-func (s Store) lock(name string, how int) (func(), error) {
+// lock takes the lock of a job, or one that is no job's and begins with _; with wait when
+// whoever has it lets go. The process holds it until it calls the function returned, or
+// ends.
+func (s Store) lock(name string, wait bool) (func(), error) {
 	if err := atomicfile.MkdirAll(s.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -84,9 +85,13 @@ func (s Store) lock(name string, how int) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), how); err != nil {
+	how := unix.F_OFD_SETLK
+	if wait {
+		how = unix.F_OFD_SETLKW
+	}
+	if err := unix.FcntlFlock(f.Fd(), how, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, unix.EAGAIN) {
 			err = ErrBusy
 		}
 		return nil, fmt.Errorf("job %s: %w", name, err)
@@ -94,14 +99,17 @@ func (s Store) lock(name string, how int) (func(), error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// Running reports whether a run of the job is under way.
+// Running reports whether a run of the job is under way. It takes no lock, which would
+// keep a run from its own.
 func (s Store) Running(name string) bool {
 	f, err := os.Open(s.path(name, ".lock"))
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock)
+	return err == nil && lock.Type != unix.F_UNLCK
 }
 
 // Run runs a job: do makes the copies. It keeps the record, writes the metrics, and tells
@@ -109,7 +117,7 @@ func (s Store) Running(name string) bool {
 // The error is that of do, wraps ErrBusy
 // or ErrGone, or is that of keeping the record.
 func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Context) ([]transfer.Report, error), warn func(error)) error {
-	unlock, err := s.lock(j.Name, unix.LOCK_EX|unix.LOCK_NB)
+	unlock, err := s.lock(j.Name, false)
 	if err != nil {
 		return err
 	}
@@ -213,7 +221,7 @@ func lateSince(j Job, rec Record, w watch, now time.Time) time.Time {
 // once until it has made a copy again. It writes the metrics. What goes wrong with telling
 // goes to warn; such a job is told of at the next call.
 func (s Store) Late(ctx context.Context, c *Config, now time.Time, warn func(error)) error {
-	unlock, err := s.lock("_late", unix.LOCK_EX)
+	unlock, err := s.lock("_late", true)
 	if err != nil {
 		return err
 	}

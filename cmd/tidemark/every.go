@@ -53,5 +53,9 @@ func (f *mirrorFlags) standing(ctx context.Context, err error, g *globals, list 
 			lines = append(lines, p.Target+": "+completeness(known, false))
 		}
 	}
-	return hinted{err, strings.Join(lines, "; ")}
+	err = hinted{err, strings.Join(lines, "; ")}
+	if f.asJSON {
+		err = told{err} // it is no run: all that were begun have their objects
+	}
+	return err
 }
