@@ -76,10 +76,9 @@ test ! -e /backup/root.img
 mount /backup
 date -s "+25 hours"
 find / -xdev -type f ! -path '/var/*' ! -path '/root/sum*' >/root/summed
-xargs -d '\n' sha256sum </root/summed >/root/sums
+xargs -d '\n' md5sum </root/summed >/root/sums
 date +%s >/root/clock
 night incremental
 asked $well
 tidemark status
-expect 0 tidemark verify /backup/root.img
 umount /backup

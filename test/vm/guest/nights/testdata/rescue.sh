@@ -9,7 +9,7 @@ umount /backup
 blockdev --rereadpt "$NEW"
 sfdisk --verify "$NEW"
 if [ "$(blkid --match-tag TYPE --output value "$NEW"1)" = xfs ]; then
-    mount "$NEW"1 /backup # XFS replays its log, which a check would not
+    mount -t xfs "$NEW"1 /backup # XFS replays its log, which a check would not
     umount /backup
     xfs_repair -n "$NEW"1
 else
