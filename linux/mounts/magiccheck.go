@@ -50,7 +50,7 @@ func checkExt(p *prober, at int64) (bool, error) {
 func (p *prober) extVersion() (string, error) {
 	const (
 		super                        = 0x400
-		hasJournal                   = 0x4 // of the compatible features
+		hasJournal                   = 0x4                               // of the compatible features
 		knownIncompat, knownReadOnly = 0x2 | 0x4 | 0x10, 0x1 | 0x2 | 0x4 // to ext3: filetype, recover, meta_bg; sparse_super, large_file, btree_dir
 	)
 	var features [3]uint32 // compatible, incompatible, compatible when read-only

@@ -17,7 +17,7 @@ const (
 	KindFilesystem Kind = "filesystem"
 	KindTable      Kind = "partition table"
 	KindMember     Kind = "volume member" // of a RAID, a volume group, a cache, an encrypted volume
-	KindSwap       Kind = "area" // for swap
+	KindSwap       Kind = "area"          // for swap
 )
 
 // Signature is the magic number by which an owner marks a device as its own.
