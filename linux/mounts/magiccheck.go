@@ -45,6 +45,30 @@ func checkExt(p *prober, at int64) (bool, error) {
 	return n <= 6, err
 }
 
+// extVersion tells by its features which of ext2, ext3 and ext4 made a filesystem, as
+// libblkid does: what ext3 does not know is ext4's, and ext2 has no journal.
+func (p *prober) extVersion() (string, error) {
+	const (
+		super                        = 0x400
+		hasJournal                   = 0x4                               // of the compatible features
+		knownIncompat, knownReadOnly = 0x2 | 0x4 | 0x10, 0x1 | 0x2 | 0x4 // to ext3: filetype, recover, meta_bg; sparse_super, large_file, btree_dir
+	)
+	var features [3]uint32 // compatible, incompatible, compatible when read-only
+	for i := range features {
+		var err error
+		if features[i], err = p.u32(super + 0x5c + 4*int64(i)); err != nil {
+			return "", err
+		}
+	}
+	switch {
+	case features[1]&^knownIncompat != 0 || features[2]&^knownReadOnly != 0:
+		return "4", nil
+	case features[0]&hasJournal != 0:
+		return "3", nil
+	}
+	return "2", nil
+}
+
 // checkNilfs wants revision 2 and a superblock of at most one block.
 func checkNilfs(p *prober, _ int64) (bool, error) {
 	rev, err := p.u32(0x400)

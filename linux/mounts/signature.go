@@ -17,18 +17,20 @@ const (
 	KindFilesystem Kind = "filesystem"
 	KindTable      Kind = "partition table"
 	KindMember     Kind = "volume member" // of a RAID, a volume group, a cache, an encrypted volume
-	KindSwap       Kind = "swap area"
+	KindSwap       Kind = "area"          // for swap
 )
 
 // Signature is the magic number by which an owner marks a device as its own.
 type Signature struct {
 	Kind Kind
-	Name string // as blkid calls it: "ext4" is "ext", "LVM2_member"
+	Name string // as blkid calls it: "LVM2_member"; "ext" is any of ext2, ext3, ext4
 	Off  int64  // bytes from the start of the device
+
+	version string // "2", "3" or "4" of ext
 }
 
-// String returns "xfs filesystem".
-func (s Signature) String() string { return s.Name + " " + string(s.Kind) }
+// String returns "xfs filesystem", "ext4 filesystem", "swap area".
+func (s Signature) String() string { return s.Name + s.version + " " + string(s.Kind) }
 
 // Probe looks for the signatures of filesystems, volume managers and partition
 // tables on a device of size bytes. It serves to refuse a target, not to tell versions
@@ -43,7 +45,13 @@ func Probe(r io.ReaderAt, size int64) ([]Signature, error) {
 			return nil, err
 		}
 		if ok && !slices.ContainsFunc(found, func(s Signature) bool { return s.Name == m.name }) {
-			found = append(found, Signature{Kind: m.kind, Name: m.name, Off: m.at(size)})
+			s := Signature{Kind: m.kind, Name: m.name, Off: m.at(size)}
+			if m.name == "ext" {
+				if s.version, err = p.extVersion(); err != nil {
+					return nil, err
+				}
+			}
+			found = append(found, s)
 		}
 	}
 	return found, nil

@@ -17,7 +17,7 @@ import (
 type Spot struct {
 	extent.Extent
 	Partition int      // its number; 0 outside of partitions, and where there are none
-	Holds     string   // "ext filesystem", or what else has its signature; "" where nothing is known
+	Holds     string   // "ext4 filesystem", or what else has its signature; "" where nothing is known
 	Files     []string // of an ext filesystem; its first layout.MaxBlocks blocks are looked up
 }
 
@@ -76,7 +76,7 @@ func spotsIn(ctx context.Context, path string, disk io.ReaderAt, p layout.Partit
 		spots = append(spots, Spot{Extent: e, Partition: p.Number, Holds: holds})
 		inside = append(inside, extent.Extent{Off: e.Off - p.Off, Len: e.Len})
 	}
-	if holds != "ext filesystem" {
+	if !strings.HasPrefix(holds, "ext") || !strings.HasSuffix(holds, string(mounts.KindFilesystem)) {
 		return spots, ""
 	}
 	files, err := layout.Files(ctx, path, p.Off, inside)
