@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -207,6 +206,7 @@ func mirrorClasses() []class {
 		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
 		{"in-use", pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
+		{"immutable", pairs.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
 		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
 		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
 		{"own-source", pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
@@ -292,20 +292,12 @@ func machineClasses() []class {
 		{"no-counters", block.ErrNoCounters, exitError, "set queue/iostats of the disk, in /sys/block, to 1; a few drivers never count"},
 		{"tracking-not-supported", bpf.ErrNotSupported, exitError, `see "tidemark doctor"; --tracker scan works without`},
 		{"not-ready", errNotReady, exitError, ""},
-		{"not-permitted", syscall.EPERM, exitError, permissionHint()},
-		{"access-denied", syscall.EACCES, exitError, permissionHint()},
+		{"not-permitted", syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
+		{"access-denied", syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"run-folder-unwritable", history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
 		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 		{"source-unusable", pairs.ErrSource, exitError, ""},
 	}
-}
-
-// permissionHint is what to do about an operation that is not permitted.
-func permissionHint() string {
-	if os.Geteuid() == 0 {
-		return "root may not do it here: the file may be immutable (lsattr, chattr -i), or root lacks a capability, as in a container (\"tidemark doctor\")"
-	}
-	return `run as root; "tidemark doctor" tells which capabilities are needed`
 }
 
 // hinted is an error with what to do next.

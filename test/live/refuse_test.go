@@ -179,7 +179,7 @@ func TestImageThatAnotherProgramUsesIsRefused(t *testing.T) {
 	fill(t, dev, 0, 8*mib)
 	p.mirror(t, dev, image)
 	was := look(t, image, image+".tidemark")
-	for name, flags := range map[string]int{"open for writing by live.test": os.O_RDWR, "locked by another program": os.O_RDONLY} {
+	for name, flags := range map[string]int{"open for writing by ": os.O_RDWR, "locked by another program": os.O_RDONLY} {
 		f, err := os.OpenFile(image, flags, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -323,5 +323,18 @@ func TestTargetThatIsADanglingLinkIsSaidToBeOne(t *testing.T) {
 	}
 	for _, flags := range [][]string{nil, {"--force"}, {"--dry-run"}} {
 		p.exits(t, exitError, []string{"a symbolic link to disk/that/is/not/mounted.img"}, append(append([]string{"mirror"}, flags...), dev, link)...)
+	}
+}
+
+func TestImmutableImageIsSaidToBeOne(t *testing.T) {
+	dir := t.TempDir() // tmpfs has no such attribute everywhere
+	p := newProgram(t, scratch(t))
+	dev, image := loop(t, dir, 8*mib), filepath.Join(dir, "mirror.img")
+	p.mirror(t, dev, image)
+	must(t, "chattr", "+i", image)
+	t.Cleanup(func() { must(t, "chattr", "-i", image) })
+	f := p.exits(t, exitError, []string{"it is immutable", "hint: ", "chattr -i"}, "mirror", dev, image)
+	if strings.Contains(f.err, "run as root") {
+		t.Errorf("it said %s", f.err)
 	}
 }

@@ -52,6 +52,9 @@ var (
 	ErrPart = fmt.Errorf("%w: not all of it would be copied", ErrRefused)
 	// ErrSource says that a source cannot be opened.
 	ErrSource = errors.New("source")
+	// ErrImmutable says that an image has an attribute that keeps everybody from writing to
+	// it.
+	ErrImmutable = errors.New("it is immutable, or may only be appended to")
 	// ErrNoSize says that a device has no content for now, which is no reason to take it
 	// for one that has shrunk.
 	ErrNoSize = errors.New("the device has no size (detached, no medium?)")

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/state"
@@ -379,6 +381,9 @@ func (t *target) openDisk(size int64) (err error) {
 		}
 	}
 	if t.disk, err = block.Open(t.path, block.Options{Write: true, Exclusive: true}); err != nil {
+		if errors.Is(err, unix.EPERM) && immutable(t.path) {
+			err = fmt.Errorf("%s: %w", t.path, ErrImmutable)
+		}
 		return err
 	}
 	if !t.isDisk() {
@@ -388,6 +393,13 @@ func (t *target) openDisk(size int64) (err error) {
 		return fmt.Errorf("%s: %w: it has %d bytes, the source has %d", t.path, ErrTooSmall, t.disk.Size(), size)
 	}
 	return nil
+}
+
+// immutable reports whether a file has an attribute that forbids to write to it.
+func immutable(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BASIC_STATS, &st)
+	return err == nil && st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0
 }
 
 // isDisk reports whether what was opened is what was judged.
