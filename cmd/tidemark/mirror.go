@@ -26,7 +26,7 @@ type mirrorFlags struct {
 	forceFreeze bool
 	preHook     string
 	postHook    string
-	bwLimit     byteSize // bytes a second; 0 is no limit
+	bwLimit     byteRate // 0 is no limit
 	blockSize   byteSize // 0 chooses
 	dryRun      bool
 	force       bool
@@ -99,10 +99,6 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
-// leastBWLimit is what no disk is slower than, in bytes a second: less is a number
-// without its unit.
-const leastBWLimit = 64 << 10
-
 // checkArgs judges what flags alone cannot.
 func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	if f.maxFreeze <= 0 {
@@ -113,9 +109,6 @@ func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	}
 	if cmd.Flags().Changed("every") && f.every <= 0 {
 		return errors.New("--every must be above zero; without it there is one run")
-	}
-	if f.bwLimit != 0 && f.bwLimit < leastBWLimit {
-		return fmt.Errorf("--bwlimit is %d bytes a second; the least is %s: give a unit, as 10M", f.bwLimit, size(leastBWLimit))
 	}
 	if f.adopt && f.force {
 		return errors.New("--adopt and --force exclude each other")
