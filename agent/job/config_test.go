@@ -88,6 +88,11 @@ pairs = [{source = "/dev/a", target = "/d.img"}] # either source and target, or 
 source = "disk.img"                   # does not begin with /
 target = "here.img"                   # does not begin with /
 jitter = "5m"                         # there is none
+[job.most]
+source = "/dev/a"
+target = "/most.img"
+bwlimit = "100"                       # less than the least, 64K
+max-freeze = "3h"                     # the longest that filesystems are ever frozen
 [job.part]
 source = "/dev/a"
 target = "/part.img"

@@ -9,6 +9,8 @@ import (
 	"unicode"
 
 	"github.com/pelletier/go-toml/v2/unstable"
+
+	"tidemark/transfer/pairs"
 )
 
 var errUnknown = errors.New("there is no such key")
@@ -21,13 +23,13 @@ func (j *Job) set(key string, v any) error {
 	case "view":
 		return setChoice(v, &j.View, "auto", "freeze", "offline")
 	case "bwlimit":
-		return setSize(v, &j.BytesPerSec)
+		return setRate(v, &j.BytesPerSec)
 	case "whole":
 		return setBool(v, &j.Whole)
 	case "force-part":
 		return setBool(v, &j.ForcePart)
 	case "max-freeze":
-		return setTime(v, &j.MaxFreeze)
+		return setFreeze(v, &j.MaxFreeze)
 	case "pre-hook":
 		return setText(v, &j.PreHook)
 	case "post-hook":
@@ -99,11 +101,24 @@ func setTime(v any, to *time.Duration) error {
 	return nil
 }
 
-func setSize(v any, to *int64) error {
-	s, _ := v.(string)
-	n, err := ParseSize(s)
+func setFreeze(v any, to *time.Duration) error {
+	if err := setTime(v, to); err != nil {
+		return err
+	}
+	if *to > pairs.ForcedFreeze {
+		return fmt.Errorf("%v is more than %v, the longest that filesystems are ever frozen", *to, pairs.ForcedFreeze)
+	}
+	return nil
+}
+
+func setRate(v any, to *int64) error {
+	s, ok := v.(string)
+	if !ok {
+		return fmt.Errorf(`want a size with its unit in quotes, as "100MB" or "64M", not %v`, v)
+	}
+	n, err := ParseRate(s)
 	if err != nil {
-		return fmt.Errorf(`want a size above zero with its unit in quotes, as "100MB" or "64M", not %v`, v)
+		return err
 	}
 	*to = n
 	return nil

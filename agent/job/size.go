@@ -2,6 +2,7 @@ package job
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"strings"
 
@@ -25,4 +26,17 @@ func ParseSize(s string) (int64, error) {
 		return 0, errors.New("must be a size above zero, as 4096, 64K, 100MB or 8s (sectors)")
 	}
 	return int64(n) * unit, nil
+}
+
+// leastRate is what no disk is slower than, in bytes a second: less is a number without
+// its unit.
+const leastRate = 64 << 10
+
+// ParseRate reads a number of bytes a second in the units of ParseSize, 64 KiB or more.
+func ParseRate(s string) (int64, error) {
+	n, err := ParseSize(s)
+	if err == nil && n < leastRate {
+		err = fmt.Errorf("%d bytes a second are less than the least, 64K: give a unit, as 10M", n)
+	}
+	return n, err
 }

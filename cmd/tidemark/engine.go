@@ -23,7 +23,7 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		View:      f.view.value,
 		Hooks:     view.Hooks{Pre: f.preHook, Post: f.postHook, Limit: f.hookTimeout},
 		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
-		BytesPerSec: int64(f.bwLimit),
+		BytesPerSec: int64(f.bwLimit.byteSize),
 		Overwrite:   f.force, Adopt: f.adopt, Whole: f.whole, ForcePart: f.forcePart,
 		Progress: shower(bar),
 	}

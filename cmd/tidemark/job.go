@@ -198,7 +198,7 @@ func mirrorOf(j job.Job, quiet, showHooks bool) (*mirrorFlags, []pairs.Pair) {
 	return &mirrorFlags{
 		tracker: choice{value: j.Tracker}, view: choice{value: j.View},
 		maxFreeze: cmp.Or(j.MaxFreeze, transfer.DefaultMaxFreeze),
-		bwLimit:   byteSize(j.BytesPerSec),
+		bwLimit:   byteRate{byteSize(j.BytesPerSec)},
 		whole:     j.Whole, forcePart: j.ForcePart,
 		preHook: j.PreHook, postHook: j.PostHook, hookTimeout: j.HookTimeout, showHooks: showHooks,
 		quiet: quiet,

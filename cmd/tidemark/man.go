@@ -80,7 +80,7 @@ func environmentItems() []item {
 func fileItems() []item {
 	return []item{
 		{"DST.tidemark", "The folder beside an image: its checksums, the mark from which the next run counts, and a journal while DST is written to. Keep it with DST."},
-		{"/var/lib/tidemark", "The same for targets that are devices, and which mirrors this machine knows (--state-dir)."},
+		{"/var/lib/tidemark", "The same for targets that are devices; which mirrors this machine knows; how jobs went (--state-dir)."},
 		{"/run/tidemark", "What is tracked since the machine started (--run-dir); with it goes /sys/fs/bpf/tidemark."},
 		{"/etc/tidemark/tidemark.toml", "The jobs."},
 		{"/etc/tidemark/era.conf", `The era devices that are opened at boot, see "tidemark boot".`},

@@ -26,7 +26,7 @@ type mirrorFlags struct {
 	forceFreeze bool
 	preHook     string
 	postHook    string
-	bwLimit     byteSize // bytes a second; 0 is no limit
+	bwLimit     byteRate // 0 is no limit
 	blockSize   byteSize // 0 chooses
 	dryRun      bool
 	force       bool
@@ -48,7 +48,7 @@ func newMirror(g *globals) *cobra.Command {
 
 While SRC is in use, what changed is copied again and again until little is left. Then every filesystem on SRC is frozen, the rest is read, and the filesystems are thawed; a watchdog thaws them even if tidemark is killed. DST is old or new, never between: a run that is interrupted leaves it as it was, and the next run goes on or finishes it.
 
-What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder (--state-dir). A DST on a filesystem of SRC is refused: each copy would change what it copies. What is kept beside a device should not lie there either, and it is said when it does: a run ends with exit code 3 when what is left does not get less, and fails rather than leave less than a tenth of that filesystem free, or less than 1 GiB of a large one.
+What is known of an image file is kept beside it, in the folder DST.tidemark; of a device, in the state folder (--state-dir). Checksums take 4 MiB there for each GiB of SRC, and each run after the first a journal, as large as what changed, until it has ended. A DST on a filesystem of SRC is refused: each copy would change what it copies. What is kept beside a device should not lie there either, and it is said when it does: a run ends with exit code 3 when what is left does not get less, and fails rather than leave less than a tenth of that filesystem free, or less than 1 GiB of a large one.
 
 A DST that exists is overwritten by itself only when it is a mirror of SRC, or holds nothing. An image that is an older copy of SRC, or a mirror whose folder was lost, is gone on with by --adopt: it compares places that are spread over both, only reading, and refuses a DST of which less than half is the same. --force overwrites whatever DST holds. A mirror that was used since the last run (mounted read-write, formatted, partitioned) is refused without --force: a run would revert that. Nothing writes to a DST that is in use: mounted, part of another device, open for writing in another program, or locked, as QEMU does. --dry-run says what a run would do to DST.
 
@@ -99,10 +99,6 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
-// leastBWLimit is what no disk is slower than, in bytes a second: less is a number
-// without its unit.
-const leastBWLimit = 64 << 10
-
 // checkArgs judges what flags alone cannot.
 func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	if f.maxFreeze <= 0 {
@@ -113,9 +109,6 @@ func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
 	}
 	if cmd.Flags().Changed("every") && f.every <= 0 {
 		return errors.New("--every must be above zero; without it there is one run")
-	}
-	if f.bwLimit != 0 && f.bwLimit < leastBWLimit {
-		return fmt.Errorf("--bwlimit is %d bytes a second; the least is %s: give a unit, as 10M", f.bwLimit, size(leastBWLimit))
 	}
 	if f.adopt && f.force {
 		return errors.New("--adopt and --force exclude each other")

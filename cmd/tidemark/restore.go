@@ -16,7 +16,7 @@ import (
 // restoreFlags is the command line of "restore".
 type restoreFlags struct {
 	tracker   choice
-	bwLimit   byteSize // bytes a second; 0 is no limit
+	bwLimit   byteRate // 0 is no limit
 	force     bool
 	unchecked bool
 	noJournal bool
@@ -59,7 +59,7 @@ tidemark restore --dry-run /backup/vdb1.img /dev/vdc1`,
 	flags.BoolVar(&f.noJournal, "no-journal", false, "write in place also to the disk that IMAGE is of: after a crash it is neither what it was nor the copy, until the restore was run again")
 	flags.BoolVar(&f.verify, "verify", false, "read DST back from its disk in the end, and hold it against the checksums")
 	addChoice(cmd, &f.tracker, "tracker", "how to find out what differs on the disk that IMAGE is of: auto asks the tracking of its writes; scan reads and compares all of it", "auto", "scan")
-	flags.Var(&f.bwLimit, "bwlimit", "bytes of IMAGE to read each second, as 100MB (no limit by default)")
+	addSize(cmd, &f.bwLimit, "bwlimit", "how much of IMAGE to read each second, as 100MB; no limit by default")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be done, and write nothing")
 	addJSON(cmd, &f.asJSON, "one object")
 	cmd.ValidArgsFunction = g.completeMirrors
@@ -72,7 +72,7 @@ func (f *restoreFlags) run(ctx context.Context, image, dst string, g *globals, s
 	rep, err := pairs.Restore(ctx, image, dst, pairs.RestoreOptions{
 		Options: pairs.Options{
 			StateDir: g.stateDir, Track: g.trackOptions(), Tracker: f.tracker.value,
-			BytesPerSec: int64(f.bwLimit), Overwrite: f.force, Progress: shower(bar),
+			BytesPerSec: int64(f.bwLimit.byteSize), Overwrite: f.force, Progress: shower(bar),
 		},
 		Unchecked: f.unchecked, NoJournal: f.noJournal, Verify: f.verify, DryRun: f.dryRun,
 	})

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"tidemark/agent/job"
 )
@@ -42,8 +43,20 @@ func addChoice(cmd *cobra.Command, to *choice, name, usage string, allowed ...st
 type byteSize int64
 
 // addSize adds a flag for a size, and says the units.
-func addSize(cmd *cobra.Command, to *byteSize, name, usage string) {
+func addSize(cmd *cobra.Command, to pflag.Value, name, usage string) {
 	cmd.Flags().Var(to, name, usage+" (K, M, G, T: powers of 1024; KB, MB, GB, TB: of 1000; s: sectors of 512 bytes)")
+}
+
+// byteRate is a flag for a number of bytes a second; see job.ParseRate.
+type byteRate struct{ byteSize }
+
+// Set implements pflag.Value.
+func (r *byteRate) Set(s string) error {
+	n, err := job.ParseRate(s)
+	if err == nil {
+		r.byteSize = byteSize(n)
+	}
+	return err
 }
 
 func (b *byteSize) Type() string { return "size" }

@@ -1,7 +1,7 @@
 package era
 
 import (
-	"errors"
+	"fmt"
 	"io"
 	"math"
 )
@@ -14,7 +14,7 @@ func ParseRangesXML(r io.Reader, each func(Range) error) error {
 	p := parser{tagScanner: newTagScanner(r)}
 	if err := p.scan(); err != nil {
 		if err == io.EOF {
-			return errors.Join(p.errorf("no input"), io.EOF)
+			return fmt.Errorf("%w: %w", p.errorf("no input"), io.EOF)
 		}
 		return err
 	}
