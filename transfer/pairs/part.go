@@ -253,7 +253,8 @@ func nodeOf(d sysfs.Dev) string {
 }
 
 // readIdle reads what is on the devices that nobody uses. One above a source that cannot be
-// opened is told, and passed over: a container may lack its node.
+// read is told, and passed over: a container may lack its node, and a partition that the
+// kernel still shows may lie behind the end of its disk.
 func (h *holding) readIdle(sources []*source, o Options) error {
 	idle, err := h.table.Idle(h.roots...)
 	if err != nil {
@@ -268,14 +269,12 @@ func (h *holding) readIdle(sources []*source, o Options) error {
 			continue
 		}
 		disk, err := block.Open(nodeOf(d), block.Options{Direct: true})
+		if err == nil {
+			err = h.read(i, disk, disk.Path())
+			disk.Close()
+		}
 		if err != nil {
 			o.note("%s: what is on it may lie on other devices too, which cannot be told: %v", nodeOf(d), err)
-			continue
-		}
-		err = h.read(i, disk, disk.Path())
-		disk.Close()
-		if err != nil {
-			return err
 		}
 	}
 	return nil
