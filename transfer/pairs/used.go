@@ -186,7 +186,7 @@ var extendedTypes = []byte{0x05, 0x0f, 0x85}
 func mbrPartitions(r io.ReaderAt, head []byte, size int64, add func(start, length int64), parts *[]trace) ([]trace, error) {
 	const sector, entry = 512, 446
 	extended, base := int64(0), int64(0) // of the extended partition, and of the record in it, bytes
-	for record := 0; record < maxParts; record++ {
+	for range maxParts {
 		next := int64(0)
 		for i := range 4 {
 			e := head[entry+16*i:][:16]
