@@ -71,7 +71,7 @@ func Survey(ctx context.Context, o Options) ([]Device, error) {
 	devices := []Device{}
 	for _, e := range entries {
 		d, err := s.device(ctx, e.Name())
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrNoSize) {
 			continue // gone in between, or without a node
 		}
 		if err != nil {
