@@ -25,12 +25,14 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/fsfreeze"
+	"tidemark/linux/loop"
 	"tidemark/track"
 	"tidemark/track/bpf"
 	eratrack "tidemark/track/era"
 	"tidemark/track/history"
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
+	"tidemark/transfer/browse"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/restore"
 	"tidemark/transfer/streams"
@@ -205,6 +207,7 @@ func mirrorClasses() []class {
 		{"untracked", transfer.ErrUntracked, exitNoConverge, "have it tracked, or allow the time with --max-freeze or --force-freeze"},
 		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
+		{"browsed", pairs.ErrBrowsed, exitRefused, "that command ends it"},
 		{"in-use", pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
 		{"immutable", pairs.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
 		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
@@ -223,6 +226,12 @@ func mirrorClasses() []class {
 		{"nothing-to-freeze", view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
 		{"hook-failed", view.ErrHook, exitError, "run the hook by hand, or with --show-hooks to see what it says; --hook-timeout allows it more time"},
 		{"pending", pairs.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
+		{"beside-original", browse.ErrOriginal, exitRefused, ""},
+		{"nothing-to-mount", browse.ErrNothing, exitError, ""},
+		{"mounted-already", browse.ErrMounted, exitRefused, `"tidemark umount" on that folder first, or give another one`},
+		{"not-ours-to-unmount", browse.ErrNotOurs, exitRefused, "umount(8) unmounts anything"},
+		{"files-in-use", browse.ErrBusy, exitBusy, "leave the folder, and end what uses it: fuser -vm lists that"},
+		{"no-loop-devices", loop.ErrNotSupported, exitError, ""},
 		{"incomplete", pairs.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
 		{"no-room-beside-source", transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
 		{"mirror-busy", transaction.ErrBusy, exitBusy, "wait until it ends"},

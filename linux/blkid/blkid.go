@@ -1,7 +1,8 @@
-// Package blkid asks blkid(8) of util-linux which block devices carry a UUID or label.
+// Package blkid asks blkid(8) of util-linux which block devices carry a UUID or label, and
+// what a part of a file or device holds.
 //
 // For most uses, call [Find] with a tag that [ParseTag] took from what a user wrote, or
-// [List] for all devices.
+// [List] for all devices. [Probe] tells of an image.
 //
 // The package owns the program's arguments and the reading of what it prints. It never uses
 // blkid's cache, which may name devices that are gone, and needs no links of udev. It refuses
@@ -15,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"strconv"
 	"strings"
 )
 
@@ -63,6 +65,9 @@ type Device struct {
 	// PartUUID and PartLabel are those of the partition, whatever it holds.
 	PartUUID, PartLabel string
 	TableUUID           string // of the partition table that it holds
+	// Usage and Table are told by Probe alone: "filesystem", "raid", "crypto" or "other"; and
+	// the kind of the partition table that it holds, "gpt".
+	Usage, Table string
 }
 
 // List returns all block devices of which blkid knows anything. Those that this process may
@@ -87,6 +92,30 @@ func Find(ctx context.Context, t Tag) ([]Device, error) {
 	}
 	return nil, nil
 }
+
+// ErrAmbiguous says that there are signs of several things, of which one is left over.
+var ErrAmbiguous = errors.New("there are signs of several filesystems (wipefs lists them)")
+
+// Probe tells what the part of the file or device at path holds that begins at byte off
+// and has length bytes, 0 for all that follows. The zero Device is nothing that is known.
+// The error wraps ErrMissing or ErrAmbiguous.
+func Probe(ctx context.Context, path string, off, length int64) (Device, error) {
+	found, err := run(ctx, "--probe", "--offset", strconv.FormatInt(off, 10), "--size", strconv.FormatInt(length, 10), "--", path)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == ambiguous {
+		return Device{}, fmt.Errorf("blkid: %s at byte %d: %w", path, off, ErrAmbiguous)
+	}
+	if err != nil || len(found) == 0 {
+		return Device{}, err
+	}
+	if len(found) > 1 {
+		return Device{}, fmt.Errorf("blkid: it tells of %d devices instead of %s", len(found), path)
+	}
+	return found[0], nil
+}
+
+// ambiguous is blkid's exit code of a low-level probe that found several things.
+const ambiguous = 8
 
 // nothingFound is blkid's exit code where no device fits (blkid(8)).
 const nothingFound = 2
@@ -170,6 +199,10 @@ func (d *Device) set(key, value string) {
 		d.LogUUID = value
 	case "EXT_JOURNAL":
 		d.Journal = value
+	case "USAGE":
+		d.Usage = value
+	case "PTTYPE":
+		d.Table = value
 	case "PTUUID":
 		d.TableUUID = value
 	case "PARTUUID":

@@ -41,6 +41,8 @@ var (
 	// ErrInUse, ErrTooSmall, ErrOwnSource and ErrHoldsOther wrap ErrRefused, and say
 	// why. Only what ErrHoldsOther refuses is done with Options.Overwrite, or with Adopt.
 	ErrInUse      = fmt.Errorf("%w: it is in use", ErrRefused)
+	// ErrBrowsed wraps ErrInUse, and says that Browse shows its files.
+	ErrBrowsed    = fmt.Errorf("%w by tidemark mount", ErrInUse)
 	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
 	ErrOwnSource  = fmt.Errorf("%w: it lies on a filesystem of the source", ErrRefused)
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)

@@ -119,10 +119,17 @@ func (t *target) refuseUsed(sources []*source) error {
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	if use.InUse() {
-		return fmt.Errorf("target: %s: %w (%s)", t.path, ErrInUse, use)
+	if !use.InUse() {
+		return nil
 	}
-	return nil
+	undo, err := browsed(use)
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if undo != "" {
+		return fmt.Errorf("target: %s: %w (%s): %s", t.path, ErrBrowsed, use, undo)
+	}
+	return fmt.Errorf("target: %s: %w (%s)", t.path, ErrInUse, use)
 }
 
 // refuseOpeners protects programs that work with the target as with any file: a virtual

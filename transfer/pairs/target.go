@@ -222,8 +222,10 @@ func (t *target) place(sources []*block.Device, o Options) error {
 // after an error.
 func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, error) {
 	locked := t.dir != nil
-	if err := t.refuseOpeners(); err != nil { // again: starting to track may have taken long
-		return nil, err
+	for _, again := range []func() error{func() error { return t.refuseUsed(nil) }, t.refuseOpeners} { // starting to track may have taken long
+		if err := again(); err != nil {
+			return nil, err
+		}
 	}
 	t.made = !t.exists && !locked
 	if err := t.openDisk(src.Size()); err != nil {
