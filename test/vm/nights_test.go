@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A machine is backed up from its first minute by what the manual says, for three
@@ -52,6 +53,10 @@ func debPackage(t *testing.T) string {
 	}
 	return found[0]
 }
+
+// nightsTimeout is long because it is also counted by the guest's clock, which on a busy
+// host can run several times too fast.
+const nightsTimeout = 20 * time.Minute
 
 // nightly is a machine that is backed up to a disk, and the disk that takes the place
 // of its own.
@@ -147,7 +152,7 @@ func (m *nightly) withRoot(t *testing.T, disk Disk, use func(dev string)) {
 func (m *nightly) boot(t *testing.T, script string, disk Disk) {
 	t.Helper()
 	r := Run(t, Config{
-		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: []Disk{disk, m.backup},
+		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: nightsTimeout, Disks: []Disk{disk, m.backup},
 		Env: []string{"SCRIPT=" + script, "LOST=1"},
 	}, m.program)
 	t.Logf("%s: up after %v, all %v", script, r.Boot, r.Total)
@@ -161,7 +166,7 @@ func (m *nightly) rescue(t *testing.T, k Kernel) {
 	t.Helper()
 	r := Run(t, Config{
 		Kernel: k, Disks: []Disk{m.backup, m.new}, Files: map[string]string{"bin/tidemark": built},
-		Env: []string{"SCRIPT=testdata/rescue.sh"},
+		Env: []string{"SCRIPT=testdata/rescue.sh"}, Timeout: nightsTimeout,
 	}, m.program)
 	t.Logf("rescue: up after %v, all %v", r.Boot, r.Total)
 	if t.Failed() {
