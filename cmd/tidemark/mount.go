@@ -86,7 +86,7 @@ func newUmount() *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "umount DIR", short: `Undo "tidemark mount"`,
-		long: `Unmounts what "tidemark mount" has mounted on DIR, and lets go of its loop devices. Anything else that is mounted on DIR or in it is refused, and nothing is undone then. While a program uses the files it ends with exit code 7. "umount -R DIR" does the same.`,
+		long:    `Unmounts what "tidemark mount" has mounted on DIR, and lets go of its loop devices. Anything else that is mounted on DIR or in it is refused, and nothing is undone then. While a program uses the files it ends with exit code 7. "umount -R DIR" does the same.`,
 		example: `tidemark umount /mnt`,
 		exits:   []exitCode{exitRefused, exitBusy},
 		args:    cobra.ExactArgs(1),

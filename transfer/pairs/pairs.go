@@ -40,7 +40,7 @@ var (
 	ErrRefused = errors.New("refused")
 	// ErrInUse, ErrTooSmall, ErrOwnSource and ErrHoldsOther wrap ErrRefused, and say
 	// why. Only what ErrHoldsOther refuses is done with Options.Overwrite, or with Adopt.
-	ErrInUse      = fmt.Errorf("%w: it is in use", ErrRefused)
+	ErrInUse = fmt.Errorf("%w: it is in use", ErrRefused)
 	// ErrBrowsed wraps ErrInUse, and says that Browse shows its files.
 	ErrBrowsed    = fmt.Errorf("%w by tidemark mount", ErrInUse)
 	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
