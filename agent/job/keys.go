@@ -43,7 +43,7 @@ func (j *Job) set(key string, v any) error {
 	case "max-age":
 		return setTime(v, &j.MaxAge)
 	case "retention", "keep":
-		return errors.New("a mirror keeps one copy: there is nothing to retain. Remove the line; to keep older ones, copy the image after each run (on-success), as with cp --reflink")
+		return errors.New("a mirror keeps one copy: there is nothing to retain. Remove the line; to keep older ones, copy the image and its folder after each run (on-success), as with cp --reflink")
 	}
 	return j.Notify.set(key, v)
 }

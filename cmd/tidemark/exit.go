@@ -75,7 +75,7 @@ func (c exitCode) meaning() string {
 	case exitDifferent:
 		return "Differences were found."
 	case exitRefused:
-		return "Refused, to keep data safe: the target is in use, holds something else, or is the source."
+		return "Refused, to keep data safe: the target is in use, holds something else, or is the source; or a file was changed by hand."
 	case exitBusy:
 		return "Busy: another run is using the mirror, someone else has frozen the filesystem, or the era device or its metadata is in use."
 	case exitDamaged:

@@ -95,7 +95,7 @@ type jobStatus struct {
 func newJobStatus(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
-		use: "status [NAME]...", short: "Show how jobs stand",
+		use: "status [NAME...]", short: "Show how jobs stand",
 		long: `Shows of each job, or of those named: when it ran last and how that went, of when its last copy is, when it runs next, and whether it is late: its last copy is older than its max-age. It ends with exit code 9 when one is late or its last run failed.`,
 		example: `tidemark job status
 # for monitoring
