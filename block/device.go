@@ -225,18 +225,23 @@ func (d *Device) Data(e extent.Extent) (extent.Set, error) {
 	if d.isDevice {
 		return extent.NewSet(e), nil
 	}
+	return Data(d.f, e)
+}
+
+// Data returns the parts of e that lie outside the holes of a regular file.
+func Data(f *os.File, e extent.Extent) (extent.Set, error) {
 	var b extent.Builder
 	for at := e.Off; at < e.End(); {
-		data, err := unix.Seek(int(d.f.Fd()), at, unix.SEEK_DATA)
+		data, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
 			break
 		}
 		if err != nil {
-			return extent.Set{}, fmt.Errorf("find data in %s at %d: %w", d.f.Name(), at, err)
+			return extent.Set{}, fmt.Errorf("find data in %s at %d: %w", f.Name(), at, err)
 		}
-		hole, err := unix.Seek(int(d.f.Fd()), data, unix.SEEK_HOLE)
+		hole, err := unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
 		if err != nil {
-			return extent.Set{}, fmt.Errorf("find hole in %s at %d: %w", d.f.Name(), data, err)
+			return extent.Set{}, fmt.Errorf("find hole in %s at %d: %w", f.Name(), data, err)
 		}
 		b.Add(extent.Extent{Off: data, Len: hole - data}.Intersect(e))
 		at = hole

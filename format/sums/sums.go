@@ -30,6 +30,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"tidemark/block"
+	"tidemark/extent"
 )
 
 var (
@@ -82,6 +83,21 @@ func Blocks(size, blockSize int64) int64 {
 type File interface {
 	io.ReaderAt
 	io.WriterAt
+}
+
+// Sparse is a File, or what has the blocks, that knows its holes.
+type Sparse interface {
+	// Data returns the parts of e (bytes) that may hold anything but zeros.
+	Data(e extent.Extent) (extent.Set, error)
+}
+
+// DataOf returns the parts of e that may hold anything but zeros: all of it where x is not
+// Sparse.
+func DataOf(x any, e extent.Extent) (extent.Set, error) {
+	if s, ok := x.(Sparse); ok {
+		return s.Data(e)
+	}
+	return extent.NewSet(e), nil
 }
 
 // Sums is the open file of the checksums of blocks.
@@ -160,6 +176,23 @@ func (s *Sums) Write(sums []Sum, off int64) error {
 		return fmt.Errorf("sums: write those of the blocks at %d: %w", off, err)
 	}
 	return nil
+}
+
+// Data returns the parts of e (bytes of the blocks) where a checksum may be that of anything
+// but zeros: the rest is holes of the file.
+func (s *Sums) Data(e extent.Extent) (extent.Set, error) {
+	first := e.Off / s.blockSize
+	n := Blocks(e.End()-first*s.blockSize, s.blockSize)
+	held, err := DataOf(s.f, extent.Extent{Off: header + first*sumSize, Len: n * sumSize})
+	if err != nil {
+		return held, fmt.Errorf("sums: %w", err)
+	}
+	var b extent.Builder
+	for _, h := range held.Extents() {
+		from, to := (h.Off-header)/sumSize, Blocks(h.End()-header, sumSize)
+		b.Add(extent.Extent{Off: from * s.blockSize, Len: (to - from) * s.blockSize})
+	}
+	return b.Set().Clip(e), nil
 }
 
 // FileSize returns the size in bytes of the file for a target of that many bytes.

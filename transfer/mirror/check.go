@@ -23,8 +23,9 @@ import (
 const checkChunk = 1 << 20
 
 // Check reads the target, from its disk, and returns the blocks whose content is not what
-// their checksums say, as far as the mirror has been copied. progress, if not nil, is told
-// the bytes read; it is called by one goroutine at a time.
+// their checksums say, as far as the mirror has been copied. Holes where the
+// checksums are those of zeros are not read. progress, if not nil, is told the bytes that
+// were checked; it is called by one goroutine at a time.
 func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.Set, error) {
 	transaction.Reread(s.target, s.sumsFile)
 	var (
@@ -35,9 +36,7 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 	group, running := errgroup.WithContext(ctx)
 	group.SetLimit(runtime.GOMAXPROCS(0))
 	bufs := sync.Pool{New: func() any { b := block.AlignedBuffer(int(chunk)); return &b }}
-	end := s.Copied()
-	for off := int64(0); off < end && running.Err() == nil; off += chunk {
-		e := extent.Extent{Off: off, Len: min(chunk, end-off)}
+	check := func(e extent.Extent) {
 		group.Go(func() error {
 			buf := bufs.Get().(*[]byte)
 			defer bufs.Put(buf)
@@ -51,10 +50,42 @@ func (s *Store) Check(ctx context.Context, progress func(bytes int64)) (extent.S
 			return err
 		})
 	}
+	end := s.Copied()
+	for off := int64(0); off < end && running.Err() == nil; off += window {
+		w := extent.Extent{Off: off, Len: min(window, end-off)}
+		data, err := s.data(w)
+		if err != nil {
+			return extent.Set{}, errors.Join(fmt.Errorf("mirror: check: %w", err), group.Wait())
+		}
+		data = data.Align(chunk, end).Clip(w)
+		if left := w.Len - data.Bytes(); progress != nil && left > 0 {
+			mu.Lock()
+			progress(left)
+			mu.Unlock()
+		}
+		for _, e := range data.Extents() {
+			for ; !e.Empty() && running.Err() == nil; e.Off, e.Len = e.Off+chunk, e.Len-chunk {
+				check(extent.Extent{Off: e.Off, Len: min(chunk, e.Len)})
+			}
+		}
+	}
 	if err := group.Wait(); err != nil {
 		return extent.Set{}, fmt.Errorf("mirror: check: %w", err)
 	}
 	return extent.NewSet(bad...), context.Cause(ctx)
+}
+
+// window is how much is looked through for holes at once, in bytes.
+const window = 4 << 30
+
+// data returns the parts of e that hold anything but holes, or should.
+func (s *Store) data(e extent.Extent) (extent.Set, error) {
+	held, err := sums.DataOf(s.target, e)
+	if err != nil {
+		return held, err
+	}
+	should, err := s.sums.Data(e)
+	return held.Union(should), err
 }
 
 // Differ returns the blocks of places whose content is not what the checksums of a mirror

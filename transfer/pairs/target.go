@@ -251,6 +251,9 @@ func (t *target) open(src *source, granularity int64, o Options) (*mirror.Sink, 
 	if text := t.told(src); text != "" {
 		o.note("%s: %s", t.path, text)
 	}
+	if t.device && src.IsDevice() && t.is.begins() {
+		o.note("%s: it becomes a device with the UUIDs of %s: what looks for one (fstab, GRUB) may take it at the next boot; detach it before, or have fstab name the original by /dev/disk/by-id", t.path, src.Path())
+	}
 	sink := &mirror.Sink{Store: t.store, Name: t.name, Origin: src.origin(), Other: t.is == otherOrigin, Refuse: t.guard(o)}
 	if t.is.begins() {
 		if err := restore.Forget(t.dir); err != nil {

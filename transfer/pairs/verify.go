@@ -114,13 +114,44 @@ const (
 	comparePiece = 4096
 )
 
+// compareWindow is how much is looked through for holes at once, in bytes; a multiple of
+// compareChunk.
+const compareWindow = 1 << 30
+
+// eitherHolds returns the parts of e that are no holes of both.
+func eitherHolds(a, b *block.Device, e extent.Extent) (extent.Set, error) {
+	x, err := a.Data(e)
+	if err != nil {
+		return x, err
+	}
+	y, err := b.Data(e)
+	return x.Union(y), err
+}
+
 func compare(ctx context.Context, a, b *block.Device, size int64, count func(int64)) (bad []extent.Extent, err error) {
 	x, y := block.AlignedBuffer(compareChunk), block.AlignedBuffer(compareChunk)
+	known := int64(0) // as far as the holes have been looked for
+	var data extent.Set
 	for off := int64(0); off < size; off += compareChunk {
+		if off >= known {
+			known = min(off+compareWindow, size)
+			if data, err = eitherHolds(a, b, extent.Extent{Off: off, Len: known - off}); err != nil {
+				return bad, err
+			}
+			if data.Empty() {
+				count(known - off)
+				off = known - compareChunk
+				continue
+			}
+		}
 		if ctx.Err() != nil {
 			return bad, context.Cause(ctx)
 		}
 		n := min(compareChunk, size-off)
+		if data.Clip(extent.Extent{Off: off, Len: n}).Empty() {
+			count(n)
+			continue
+		}
 		if _, err := a.ReadAt(x[:n], off); err != nil {
 			return bad, fmt.Errorf("compare: %s at byte %d: %w", a.Path(), off, err)
 		}

@@ -89,7 +89,7 @@ func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set
 	transaction.Reread(s.target)
 	var mu sync.Mutex
 	var all []extent.Extent
-	err = s.each(ctx, s.align(set), func(e extent.Extent, buf []byte) error {
+	err = s.eachHeld(ctx, s.align(set), s.target, func(e extent.Extent, buf []byte) error {
 		if err := readFull(s.target, buf, e.Off); err != nil {
 			return fmt.Errorf("target: %d bytes at offset %d: %w", e.Len, e.Off, err)
 		}
@@ -125,6 +125,36 @@ func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err err
 		}
 	}
 	return all, nil
+}
+
+// window is how much is looked through for holes at once, in bytes.
+const window = 4 << 30
+
+// eachHeld is each for the pieces of set that hold anything but holes, in x or by their
+// checksums.
+func (s *Store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e extent.Extent, buf []byte) error) error {
+	for _, run := range set.Extents() {
+		for ; !run.Empty(); run.Off, run.Len = run.Off+window, run.Len-window {
+			w := extent.Extent{Off: run.Off, Len: min(window, run.Len)}
+			held, err := sums.DataOf(x, w)
+			if err == nil && s.copy.Sums != nil {
+				var should extent.Set
+				should, err = s.copy.Sums.Data(w)
+				held = held.Union(should)
+			}
+			if err != nil {
+				return err
+			}
+			held = held.Align(s.copy.State.BlockSize, w.End()).Clip(w)
+			if s.Progress != nil {
+				s.Progress(w.Len - held.Bytes())
+			}
+			if err := s.each(ctx, held, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // each calls f for the pieces of set, several at a time, with a buffer for each.

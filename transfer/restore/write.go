@@ -35,7 +35,13 @@ func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err er
 		if part.Empty() {
 			continue
 		}
-		if err := s.each(ctx, part, s.bring(ctx, s.target)); err != nil {
+		bring := s.bring(ctx, s.target)
+		if s.empty { // there holes need not be made
+			err = s.eachHeld(ctx, part, s.copy.Image, bring)
+		} else {
+			err = s.each(ctx, part, bring)
+		}
+		if err != nil {
 			return errors.Join(err, s.pause(ctx))
 		}
 		if s.Written() == synced {

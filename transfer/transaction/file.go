@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/extent"
 )
 
 // osFile is a file of a Dir. It may be open twice: then it is written to past the page
@@ -66,6 +67,9 @@ func (f *osFile) Size() (int64, error) {
 	}
 	return info.Size(), nil
 }
+
+// Data implements sums.Sparse; see block.Data.
+func (f *osFile) Data(e extent.Extent) (extent.Set, error) { return block.Data(f.File, e) }
 
 // Reread implements Rereader; see block.Reread.
 func (f *osFile) Reread() error { return block.Reread(f.File) }
