@@ -30,7 +30,7 @@ func (t *target) adopt(src *source, why error) error {
 	if t.sampled != nil {
 		return nil // it was asked before the target was locked or opened
 	}
-	fits := t.size == src.Size() || t.device && t.size > src.Size()
+	fits := t.size <= src.Size() || t.device // the end of a larger image would be cut off
 	if t.empty() || !fits || t.state.Complete && t.state.Size > src.Size() {
 		return why
 	}
@@ -45,14 +45,15 @@ func (t *target) adopt(src *source, why error) error {
 	return nil
 }
 
-// compare compares places that are spread evenly over a target and its source.
+// compare compares places that are spread evenly over a target and its source, as far as
+// both go: a source may have grown.
 func (t *target) compare(src *source) (s sample, err error) {
 	d, err := block.Open(t.path, block.Options{Direct: true})
 	if err != nil {
 		return s, err
 	}
 	defer d.Close()
-	whole := extent.Extent{Len: src.Size()}
+	whole := extent.Extent{Len: min(src.Size(), t.size)}
 	data, err := d.Data(whole)
 	if err != nil {
 		return s, err

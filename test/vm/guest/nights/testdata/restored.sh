@@ -19,7 +19,7 @@ if systemctl start tidemark-job@root.service; then
     echo "the copy of one disk was overwritten by another"
     exit 1
 fi
-tidemark mirror --force /dev/disk/by-id/virtio-new /backup/root.img
+tidemark mirror --adopt /dev/disk/by-id/virtio-new /backup/root.img
 systemctl start tidemark-job@root.service
 tidemark job status
 tidemark status --max-age 24h
