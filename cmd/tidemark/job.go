@@ -160,7 +160,7 @@ func newJobRun(g *globals) *cobra.Command {
 	var quiet, showHooks bool
 	cmd := command{
 		use: "run NAME", short: "Run a job once",
-		long: `Runs one job of the file, as "tidemark mirror" does, keeps how it went, writes the metrics and tells whom the file names. While a run of a job is under way, another ends with exit code 7 and does nothing. When a copy that the job has made is not there any more, the run is refused: mostly its disk is not mounted, and the one below would be filled.`,
+		long:    `Runs one job of the file, as "tidemark mirror" does, keeps how it went, writes the metrics and tells whom the file names. While a run of a job is under way, another ends with exit code 7 and does nothing. When a copy that the job has made is not there any more, the run is refused: mostly its disk is not mounted, and the one below would be filled.`,
 		example: "tidemark job run srv\n# from cron, which mails what is printed\ntidemark job run --quiet srv",
 		exits:   append(interruptible(), exitNoConverge, exitRefused, exitBusy, exitDamaged),
 		args:    cobra.ExactArgs(1),
