@@ -28,10 +28,18 @@ func (t *txn) Put(chunks []transfer.Chunk) (written int64, err error) {
 			err = fmt.Errorf("mirror: %w", err)
 		}
 	}()
-	pieces := make([]piece, len(chunks))
+	pieces := make([]piece, 0, len(chunks))
 	bs := t.blockSize
-	for i, c := range chunks {
-		pieces[i].Chunk = c
+	for _, c := range chunks {
+		same, err := t.isHole(c)
+		if err != nil {
+			return 0, err
+		}
+		if same {
+			continue
+		}
+		i := len(pieces)
+		pieces = append(pieces, piece{Chunk: c})
 		if c.Data == nil {
 			pieces[i].sums = make([]sums.Sum, sums.Blocks(c.Len, bs))
 		} else {
@@ -49,6 +57,22 @@ func (t *txn) Put(chunks []transfer.Chunk) (written int64, err error) {
 		}
 	}
 	return written, nil
+}
+
+// isHole reports whether a chunk of zeros is in the target, as holes of the sums show
+// without reading them.
+func (t *txn) isHole(c transfer.Chunk) (bool, error) {
+	if c.Data != nil || !t.known.Covers(c.Extent) && (t.change != nil || !t.store.blank) {
+		return false, nil
+	}
+	data, err := t.store.sums.Data(c.Extent)
+	if err != nil || !data.Empty() {
+		return false, err
+	}
+	if t.change == nil {
+		t.touch(c.Extent)
+	}
+	return true, nil
 }
 
 // spanBlocks bounds the checksums that are read at a time for chunks that need few of
