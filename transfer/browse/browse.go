@@ -77,9 +77,8 @@ func (v volume) String() string {
 
 // picture is an image that is open.
 type picture struct {
-	disk   *block.Device
-	path   string
-	sector int // of its partition table, bytes
+	disk *block.Device
+	path string
 }
 
 // Mount mounts the filesystem of an image or device on dir, or, when there are several, each
@@ -96,7 +95,7 @@ func Mount(ctx context.Context, image, dir string, o Options) (shown []Shown, er
 	if at, err := top(dir); err != nil || at != nil && at.ours {
 		return nil, cmp.Or(err, fmt.Errorf("%s: %w", dir, ErrMounted))
 	}
-	p := &picture{path: image, sector: defaultSector}
+	p := &picture{path: image}
 	if p.disk, err = block.Open(image, block.Options{}); err != nil {
 		return nil, err
 	}
@@ -151,8 +150,6 @@ type refusal struct {
 func (r *refusal) Error() string { return r.text }
 func (r *refusal) Unwrap() error { return r.class }
 
-const defaultSector = 512
-
 // volumes lists what an image has, or its partition of that number, and judges each.
 func (p *picture) volumes(ctx context.Context, number int) ([]volume, error) {
 	parts, err := p.partitions(ctx)
@@ -198,7 +195,8 @@ func (p *picture) partitions(ctx context.Context) ([]layout.Partition, error) {
 	if err != nil {
 		return nil, err
 	}
-	if held.Table != "" {
+	protected := held.Table == "PMBR" // the first sector of a GPT, of which there is no more
+	if held.Table != "" && !protected {
 		return parts(ctx, p.path)
 	}
 	if held.Type != "" || p.disk.IsDevice() {
@@ -217,7 +215,6 @@ func (p *picture) partitions(ctx context.Context) ([]layout.Partition, error) {
 	if held, err = blkid.Probe(ctx, d.Path, 0, p.disk.Size()); err != nil || held.Table == "" {
 		return whole, err
 	}
-	p.sector = large
 	return parts(ctx, d.Path)
 }
 
@@ -282,7 +279,7 @@ const safe = unix.MS_NOSUID | unix.MS_NODEV
 
 // mount mounts one volume.
 func (p *picture) mount(v volume, at string, o Options) (Shown, error) {
-	d, err := loop.Attach(p.disk.File(), loop.Options{Off: v.Off, Len: v.Len, SectorSize: p.sector, Name: mark})
+	d, err := loop.Attach(p.disk.File(), loop.Options{Off: v.Off, Len: v.Len, Name: mark})
 	if err != nil {
 		return Shown{}, err
 	}
