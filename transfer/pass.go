@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,13 +19,16 @@ const (
 	// batchBytes and batchExtents bound what one reader takes on at a time.
 	batchBytes   = 1 << 20
 	batchExtents = 64
+	// holeBytes bounds what it takes on of an image file's holes.
+	holeBytes = 16 << 20
 )
 
 // batch is a list of extents that one goroutine reads; at most batchBytes or one
-// block.
+// block. A hole is one extent in which its source held nothing when it was cut.
 type batch struct {
 	number  int
 	extents []extent.Extent
+	hole    bool
 }
 
 // bytes returns the length of all extents together.
@@ -36,31 +40,50 @@ func (b batch) bytes() int64 {
 	return n
 }
 
-// batches cuts a set into pieces, in ascending order.
-func batches(set extent.Set, blockSize int64, emit func(batch) bool) {
-	limit := max(batchBytes, blockSize)
-	b := batch{}
-	room := limit
-	flush := func() bool {
-		ok := len(b.extents) == 0 || emit(b)
-		b = batch{number: b.number + 1}
-		room = limit
-		return ok
-	}
-	for _, e := range set.Extents() {
-		for !e.Empty() {
-			if room < min(blockSize, e.Len) || len(b.extents) == batchExtents {
-				if !flush() {
-					return
-				}
+// cutter cuts extents into batches, in ascending order. Its methods return the error of
+// emit.
+type cutter struct {
+	blockSize int64
+	emit      func(batch) error
+	number    int
+	extents   []extent.Extent // of the batch that is not full yet
+	room      int64           // that is left in it
+}
+
+func newCutter(blockSize int64, emit func(batch) error) *cutter {
+	return &cutter{blockSize: blockSize, emit: emit, room: max(batchBytes, blockSize)}
+}
+
+func (c *cutter) add(e extent.Extent) error {
+	for !e.Empty() {
+		if c.room < min(c.blockSize, e.Len) || len(c.extents) == batchExtents {
+			if err := c.flush(); err != nil {
+				return err
 			}
-			n := min(e.Len, room/blockSize*blockSize)
-			b.extents = append(b.extents, extent.Extent{Off: e.Off, Len: n})
-			e = extent.Extent{Off: e.Off + n, Len: e.Len - n}
-			room -= n
 		}
+		n := min(e.Len, c.room/c.blockSize*c.blockSize)
+		c.extents = append(c.extents, extent.Extent{Off: e.Off, Len: n})
+		e = extent.Extent{Off: e.Off + n, Len: e.Len - n}
+		c.room -= n
 	}
-	flush()
+	return nil
+}
+
+func (c *cutter) flush() error {
+	if len(c.extents) == 0 {
+		return nil
+	}
+	b := batch{number: c.number, extents: c.extents}
+	c.number, c.extents, c.room = c.number+1, nil, max(batchBytes, c.blockSize)
+	return c.emit(b)
+}
+
+func (c *cutter) hole(e extent.Extent) error {
+	if err := c.flush(); err != nil {
+		return err
+	}
+	c.number++
+	return c.emit(batch{number: c.number - 1, extents: []extent.Extent{e}, hole: true})
 }
 
 // pass reads a set of extents of a source with several goroutines and gives each to
@@ -79,64 +102,112 @@ type pass struct {
 }
 
 func (p *pass) run(ctx context.Context, set extent.Set) error {
-	room := min(max(batchBytes, p.blockSize), set.Bytes())
 	group, ctx := errgroup.WithContext(ctx)
 	work := make(chan batch)
 	group.Go(func() error {
 		defer close(work)
-		batches(set, p.blockSize, func(b batch) bool {
+		err := p.cut(set, newCutter(p.blockSize, func(b batch) error {
 			select {
 			case work <- b:
-				return true
+				return nil
 			case <-ctx.Done():
-				return false
+				return context.Cause(ctx)
 			}
-		})
-		return context.Cause(ctx)
+		}))
+		return cmp.Or(err, context.Cause(ctx))
 	})
 	for range p.readers {
-		group.Go(func() error { return p.reader(ctx, work, int(room)) })
+		group.Go(func() error {
+			r := reader{pass: p}
+			for b := range work {
+				if err := r.take(ctx, b); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	return group.Wait()
 }
 
-func (p *pass) reader(ctx context.Context, work <-chan batch, room int) error {
-	var buf []byte
-	for b := range work {
-		switch {
-		case p.keep:
-			buf = block.AlignedBuffer(int(b.bytes()))
-		case buf == nil:
-			buf = block.AlignedBuffer(room)
-		}
-		if err := p.batch(ctx, b, buf); err != nil {
-			return err
+// cut makes batches of a set. Long holes of the source are batches of their own.
+func (p *pass) cut(set extent.Set, c *cutter) error {
+	most := max(holeBytes, p.blockSize) / p.blockSize * p.blockSize
+	for _, e := range set.Extents() {
+		for !e.Empty() {
+			piece := extent.Extent{Off: e.Off, Len: min(e.Len, most)}
+			e = extent.Extent{Off: piece.End(), Len: e.Len - piece.Len}
+			add := c.add
+			if piece.Len > batchBytes {
+				if data, err := p.source.Data(piece); err != nil {
+					return err
+				} else if data.Empty() {
+					add = c.hole
+				}
+			}
+			if err := add(piece); err != nil {
+				return err
+			}
 		}
 	}
+	return c.flush()
+}
+
+// reader is one of the goroutines of a pass.
+type reader struct {
+	*pass
+	buf []byte // for one batch that is no hole
+}
+
+// buffer returns memory for a batch.
+func (r *reader) buffer(b batch) []byte {
+	if r.keep {
+		return block.AlignedBuffer(int(b.bytes()))
+	}
+	if n := b.bytes(); int64(len(r.buf)) < n {
+		r.buf = block.AlignedBuffer(int(n))
+	}
+	return r.buf
+}
+
+func (r *reader) take(ctx context.Context, b batch) error {
+	if err := r.bring(ctx, b); err != nil {
+		return err
+	}
+	r.done(b, b.bytes())
 	return nil
 }
 
-func (p *pass) batch(ctx context.Context, b batch, buf []byte) error {
-	bytes := b.bytes()
-	if err := p.limit(ctx, int(bytes)); err != nil {
+// bring reads a batch and gives it to put. What was a hole and is none any more is read
+// in batches of the usual size.
+func (r *reader) bring(ctx context.Context, b batch) error {
+	if b.hole {
+		data, err := r.source.Data(b.extents[0])
+		switch {
+		case err != nil:
+			return err
+		case data.Empty():
+			return r.put([]Chunk{{Extent: b.extents[0]}})
+		}
+		c := newCutter(r.blockSize, func(part batch) error { return r.bring(ctx, part) })
+		return errors.Join(c.add(b.extents[0]), c.flush())
+	}
+	if err := r.limit(ctx, int(b.bytes())); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
+	buf := r.buffer(b)
 	chunks := make([]Chunk, len(b.extents))
 	for i, e := range b.extents {
 		chunks[i] = Chunk{Extent: e}
-		if err := p.fetch(&chunks[i], buf[:e.Len]); err != nil {
+		if err := r.fetch(&chunks[i], buf[:e.Len]); err != nil {
 			return err
 		}
 		buf = buf[e.Len:]
 	}
-	if err := p.put(chunks); err != nil {
-		return err
-	}
-	p.done(b, bytes)
-	return nil
+	return r.put(chunks)
 }
 
 // fetch reads the data of a chunk into buf; the holes of an image file are not read.

@@ -226,6 +226,7 @@ func TestACopyThatHasNotEndedIsNotRestored(t *testing.T) {
 	o := pairs.RestoreOptions{Options: quiet(t), Unchecked: true}
 	image, dst := filepath.Join(t.TempDir(), "copy.img"), filepath.Join(t.TempDir(), "dst.img")
 	stopped, stop := context.WithCancel(t.Context())
+	o.BytesPerSec = mib
 	o.Progress = func(e transfer.Event) {
 		if e.Phase == "copy" {
 			stop()
