@@ -140,11 +140,24 @@ func (t *txn) touch(e extent.Extent) {
 	t.touched = append(t.touched, e)
 }
 
+// held reads what the target has in the place of a piece; nil where both are holes.
+func (t *txn) held(p piece) ([]byte, error) {
+	if p.Data == nil {
+		data, err := sums.DataOf(t.store.target, p.Extent)
+		if err != nil || data.Empty() {
+			return nil, err
+		}
+	}
+	held := block.AlignedBuffer(int(p.Len))
+	return held, readFull(t.store.target, held, p.Off)
+}
+
 // compare tells for each block whether it has to be written.
-func (t *txn) compare(p piece) ([]bool, error) {
-	differs := make([]bool, len(p.sums))
+func (t *txn) compare(p piece) (differs []bool, err error) {
+	differs = make([]bool, len(p.sums))
 	allKnown := t.known.Covers(p.Extent)
 	var held []byte
+	read := false
 	for i := range differs {
 		b := t.extentOf(p, run{from: i, to: i + 1})
 		switch {
@@ -155,11 +168,14 @@ func (t *txn) compare(p piece) ([]bool, error) {
 		case t.store.blank:
 			differs[i] = p.sums[i] != sums.Sum{}
 		default:
-			if held == nil {
-				held = block.AlignedBuffer(int(p.Len))
-				if err := readFull(t.store.target, held, p.Off); err != nil {
+			if !read {
+				if held, err = t.held(p); err != nil {
 					return nil, err
 				}
+				read = true
+			}
+			if held == nil {
+				continue
 			}
 			was := held[b.Off-p.Off : b.End()-p.Off]
 			if now := p.data(b); now == nil {
