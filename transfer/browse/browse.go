@@ -286,7 +286,7 @@ func (p *picture) mount(v volume, at string, o Options) (Shown, error) {
 	defer d.Close() // the mount keeps it
 	kind, err := p.kind(v)
 	if err == nil && v.held.Type == "btrfs" {
-		err = forget()
+		err = forget(d.Path)
 	}
 	if err != nil {
 		return Shown{}, err

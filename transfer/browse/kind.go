@@ -106,11 +106,12 @@ func beside(uuid string) error {
 	return fmt.Errorf("a Btrfs with UUID %s is mounted: %w before Linux 6.7: use another machine, or give another copy of the image a UUID of its own (cp --sparse=always, then btrfstune -u)", uuid, ErrOriginal)
 }
 
-// forget has the kernel forget the Btrfs of loop devices that are gone. It would not mount
-// another copy of it otherwise, while the original is mounted (seen with Linux 6.18: EEXIST).
-func forget() error {
+// forget has the kernel forget what Btrfs it saw on a loop device before, and on those that
+// are gone. With Linux 6.18 it would not mount another copy while the original is mounted
+// (EEXIST), nor a copy on a loop device that has shown one before (EINVAL).
+func forget(also ...string) error {
 	paths, err := loop.Detached()
-	for _, path := range paths {
+	for _, path := range append(paths, also...) {
 		err = errors.Join(err, btrfs.Forget(path))
 	}
 	return err
