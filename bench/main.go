@@ -32,6 +32,8 @@ func measurements() []measurement {
 		{"change", change},
 		{"first", first},
 		{"frozen", frozen},
+		{"restore", restore},
+		{"sparse", sparse},
 		{"era", eraTools},
 		{"stream", stream},
 		{"rig", rig},
@@ -39,7 +41,7 @@ func measurements() []measurement {
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, era, stream, rig")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")
