@@ -90,6 +90,7 @@ type Store struct {
 	exists    bool        // there is a record
 	empty     bool        // the target is an image that is emptied first
 	stretch   int64       // bytes that are written between two syncs
+	cached    bool        // writes go through the page cache
 	recovered transaction.Done
 	tally
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/transfer/transaction"
@@ -35,13 +37,7 @@ func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err er
 		if part.Empty() {
 			continue
 		}
-		bring := s.bring(ctx, s.target)
-		if s.empty { // there holes need not be made
-			err = s.eachHeld(ctx, part, s.copy.Image, bring)
-		} else {
-			err = s.each(ctx, part, bring)
-		}
-		if err != nil {
+		if err := s.writePart(ctx, part); err != nil {
 			return errors.Join(err, s.pause(ctx))
 		}
 		if s.Written() == synced {
@@ -59,6 +55,34 @@ func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err er
 		return err
 	}
 	return errors.Join(s.damage("all others were restored"), s.pause(ctx))
+}
+
+// pageSize is what places past the page cache are multiples of, in bytes.
+const pageSize = 4096
+
+// writePart writes what part covers past the page cache, where all of the copy fits that and
+// the target can, or else through it.
+func (s *Store) writePart(ctx context.Context, part extent.Set) error {
+	u, ok := s.target.(transaction.Uncached)
+	if ok && !s.cached && s.copy.State.Size%pageSize == 0 {
+		if past, err := u.Uncached(); err == nil {
+			read, written := s.Read(), s.Written()
+			err := errors.Join(s.writeTo(ctx, part, past), past.Close())
+			if !errors.Is(err, unix.EINVAL) {
+				return err
+			}
+			s.read, s.written = read, written // the target wants larger multiples: all of it again
+		}
+	}
+	s.cached = true
+	return s.writeTo(ctx, part, s.target)
+}
+
+func (s *Store) writeTo(ctx context.Context, part extent.Set, to transaction.Writer) error {
+	if s.empty { // there holes need not be made
+		return s.eachHeld(ctx, part, s.copy.Image, s.bring(ctx, to))
+	}
+	return s.each(ctx, part, s.bring(ctx, to))
 }
 
 // resize gives an image its size.
