@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -92,6 +93,7 @@ func TestLiveMirror(t *testing.T) {
 			}
 			stop()
 			t.Log(guest.Run(t, "tidemark", "mirror", "--json", device, image))
+			shown(t, mount, image)
 			sameFiles(t, mount, s.checkCopy(t, image))
 		})
 	}
@@ -187,6 +189,34 @@ func sameFiles(t *testing.T, mount, image string) {
 	if len(want) < 20 || !maps.Equal(want, got) {
 		t.Errorf("the mirror has %d files, the source %d, or they differ", len(got), len(want))
 	}
+}
+
+// shown wants "tidemark mount" to show the files of an image beside the mounted source, or,
+// of a Btrfs where the kernel would not (before Linux 6.7), to refuse it with the remedy and
+// leave nothing behind.
+func shown(t *testing.T, mount, image string) {
+	t.Helper()
+	dir := t.TempDir()
+	loops := guest.Run(t, "losetup", "--list")
+	if guest.Run(t, "blkid", "-o", "value", "-s", "TYPE", image) == "btrfs" && strings.HasPrefix(guest.Run(t, "uname", "-r"), "6.1.") {
+		out, err := exec.Command("mount", "-o", "loop,ro,rescue=nologreplay", image, dir).CombinedOutput()
+		if err == nil {
+			t.Error("this kernel mounts a Btrfs beside its source: tidemark mount need not refuse it")
+		}
+		t.Logf("mount: %s", out)
+		refused(t, []string{"mount", image, dir}, "before Linux 6.7", "btrfstune -u")
+		if now := guest.Run(t, "losetup", "--list"); now != loops {
+			t.Errorf("a refusal leaves loop devices: %s", now)
+		}
+		return
+	}
+	t.Log(guest.Run(t, "tidemark", "mount", image, dir))
+	want, got := files(t, mount), files(t, dir)
+	if len(want) < 20 || !maps.Equal(want, got) {
+		t.Errorf("of %d files %d are shown, or they differ", len(want), len(got))
+	}
+	refused(t, []string{"mirror", guest.Run(t, "findmnt", "-n", "-o", "SOURCE", mount), image}, "tidemark umount "+dir)
+	guest.Run(t, "tidemark", "umount", dir)
 }
 
 // files returns a checksum of every file below dir.
