@@ -171,6 +171,32 @@ func churn(prefix string, i int) error {
 	return os.Rename(name+".new", name)
 }
 
+// The files of an encrypted copy are shown as its refusal says.
+func TestTheCopyOfAnEncryptedDiskIsOpenedWithItsKey(t *testing.T) {
+	guest.Modprobe(t, "dm-crypt")
+	disk, mount, dir := guest.Disk(t, "data"), t.TempDir(), t.TempDir()
+	key, image := filepath.Join(t.TempDir(), "key"), filepath.Join(t.TempDir(), "mirror.img")
+	guest.WriteFile(t, key, "key")
+	guest.Run(t, "cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, disk)
+	guest.Run(t, "cryptsetup", "open", "--key-file", key, disk, "opened")
+	t.Cleanup(func() { guest.Run(t, "cryptsetup", "close", "opened") })
+	command(t, mkfsExt4, "/dev/mapper/opened")
+	guest.Run(t, "mount", "/dev/mapper/opened", mount)
+	t.Cleanup(func() { guest.Run(t, "umount", mount) })
+	guest.WriteFile(t, filepath.Join(mount, "file"), "not synced")
+	guest.Run(t, "tidemark", "mirror", "--view", "freeze", disk, image)
+	t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", disk) })
+
+	fails(t, "cryptsetup open --readonly", "tidemark", "mount", image, dir)
+	guest.Run(t, "cryptsetup", "open", "--readonly", "--key-file", key, guest.Loop(t, image, "--read-only"), "copy")
+	t.Cleanup(func() { guest.Run(t, "cryptsetup", "close", "copy") })
+	guest.Run(t, "tidemark", "mount", "/dev/mapper/copy", dir)
+	if want, got := files(t, mount), files(t, dir); !maps.Equal(want, got) {
+		t.Errorf("of %d files %d are shown, or they differ", len(want), len(got))
+	}
+	guest.Run(t, "tidemark", "umount", dir)
+}
+
 // sameFiles compares the files in a copied image with those of the mounted source. The
 // kernel must not take the one filesystem for the other, which is mounted.
 func sameFiles(t *testing.T, mount, image string) {
