@@ -76,12 +76,19 @@ func TestWhatIsNoFilesystemOrCannotBeShownIsRefusedWithARemedy(t *testing.T) {
 	mountstest.Mkfs(t, "btrfs", a, b)
 	swap := mountstest.Image(t, 16<<20)
 	mountstest.Run(t, "mkswap", swap)
+	luks := mountstest.Image(t, 32<<20)
+	mountstest.Run(t, "cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--keyfile-size", "64", luks, swap)
+	xfs, log := mountstest.Image(t, 300<<20), mountstest.Image(t, 64<<20)
+	mountstest.Run(t, "mkfs.xfs", "-q", "-f", "-l", "logdev="+log, xfs)
 	for image, want := range map[string]struct {
 		class error
 		text  string
 	}{
 		a:                           {browse.ErrOriginal, "losetup -r"},
 		swap:                        {browse.ErrNothing, "swap has no files"},
+		luks:                        {browse.ErrNothing, "cryptsetup open --readonly"},
+		xfs:                         {browse.ErrNothing, "logdev="},
+		log:                         {browse.ErrNothing, "it is no filesystem"},
 		mountstest.Image(t, 16<<20): {browse.ErrNothing, "no filesystem was found"},
 	} {
 		dir := t.TempDir()

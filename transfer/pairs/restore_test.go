@@ -166,9 +166,9 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	same(t, image, large, 0, size)
 }
 
-// waiting makes the image of a mirror one with an update that waits, and returns what it
-// is to hold.
-func waiting(t testing.TB, image string, size int64) []byte {
+// waiting makes the image of a mirror one with an update that waits, which changes what the
+// image holds, and returns that.
+func waiting(t testing.TB, image string, size int64, change func(p []byte)) []byte {
 	t.Helper()
 	d, err := block.Open(image, block.Options{Write: true})
 	if err != nil {
@@ -190,8 +190,11 @@ func waiting(t testing.TB, image string, size int64) []byte {
 	if _, err := d.ReadAt(want, 0); err != nil {
 		t.Fatal(err)
 	}
-	copy(want, bytes.Repeat([]byte("newer"), mib/8))
-	_, err = txn.Put([]transfer.Chunk{{Extent: extent.Extent{Len: mib}, Data: want[:mib]}})
+	change(want)
+	for off := int64(0); off < size; off += mib {
+		_, perr := txn.Put([]transfer.Chunk{{Extent: extent.Extent{Off: off, Len: mib}, Data: want[off : off+mib]}})
+		err = errors.Join(err, perr)
+	}
 	if err = errors.Join(err, txn.Seal(transfer.Commit{Time: time.Now()}), txn.Publish(), txn.Abort(transfer.RunRecord{}), store.Close(), dir.Close(), d.Close()); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +207,7 @@ func TestAMirrorIsBroughtToItsEndBeforeItIsRestored(t *testing.T) {
 	fill(t, source, 0, 2*mib)
 	o := pairs.RestoreOptions{Options: quiet(t)}
 	image := copied(t, source, o.Options)
-	want := waiting(t, image, size)
+	want := waiting(t, image, size, func(p []byte) { copy(p, bytes.Repeat([]byte("newer"), mib/8)) })
 	dst := filepath.Join(t.TempDir(), "dst.img")
 
 	dry := o

@@ -12,20 +12,27 @@ import (
 	"tidemark/test/vm/guest"
 )
 
-// planned wants a dry run to go well, or to be refused (6) with all of these words.
+// planned wants a dry run to go well, or to be refused with all of these words.
 func planned(t *testing.T, source string, words ...string) {
 	t.Helper()
-	out, err := exec.Command("tidemark", "mirror", "-n", source, filepath.Join(t.TempDir(), "x.img")).CombinedOutput()
+	refused(t, []string{"mirror", "-n", source, filepath.Join(t.TempDir(), "x.img")}, words...)
+}
+
+// refused wants a command of tidemark to be refused (6) with all of these words, or, where
+// there are none, to go well.
+func refused(t *testing.T, args []string, words ...string) {
+	t.Helper()
+	out, err := exec.Command("tidemark", args...).CombinedOutput()
 	code := 0
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		code = exit.ExitCode()
 	}
 	if (code == 0) != (len(words) == 0) || code != 0 && code != 6 {
-		t.Errorf("mirror of %s: exit code %d\n%s", source, code, out)
+		t.Errorf("tidemark %v: exit code %d\n%s", args, code, out)
 	}
 	for _, word := range words {
 		if !strings.Contains(string(out), word) {
-			t.Errorf("mirror of %s does not say %q\n%s", source, word, out)
+			t.Errorf("tidemark %v does not say %q\n%s", args, word, out)
 		}
 	}
 }
