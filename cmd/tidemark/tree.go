@@ -162,7 +162,7 @@ func newRoot() *cobra.Command {
 	root := command{
 		use:   "tidemark",
 		short: "Keep incremental, consistent copies of live block devices",
-		long: `tidemark copies a mounted, busy block device to an image file or another device. The first run reads everything; each later run reads and writes only what changed since. Every run ends with the copy equal to the source at one instant, with a filesystem that checks clean.
+		long: `tidemark copies a mounted, busy block device to an image file or another device. The first run reads everything; each later run reads and writes only what changed since. Every run ends with the copy equal to the source at one instant, at which its filesystems were frozen.
 
 An eBPF program in the kernel remembers which blocks were written, and a short filesystem freeze gives the instant. No kernel module, no reboot, no spare volume.`,
 		example: `# Can this machine do it?
