@@ -139,7 +139,7 @@ func TestUnwritableImage(t *testing.T) {
 	off := place(t, f.disk.path, "/mirror.img", 7<<20, 64<<10)
 	f.step(t, 0)
 	f.disk.fails(t, failWrites, off, 64<<10)
-	f.fails(t, []string{f.target, "input/output error"})
+	f.fails(t, []string{f.target, "input/output error"}, "--force")
 	f.disk.heals(t)
 	f.follows(t)
 }
@@ -148,7 +148,8 @@ func TestUnwritableImage(t *testing.T) {
 func TestUnwritableFolder(t *testing.T) {
 	f := newFailingFolder(t)
 	f.step(t, 0)
-	f.follows(t)
+	tidemark(t, f.stateDir, exitOK, nil, "mirror", "--force", f.source, f.target)
+	f.equal(t)
 	before := guest.Sum(t, f.target)
 
 	t.Run("fails", func(t *testing.T) {
