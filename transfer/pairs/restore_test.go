@@ -223,6 +223,54 @@ func TestAMirrorIsBroughtToItsEndBeforeItIsRestored(t *testing.T) {
 	}
 }
 
+// The disk of a first copy that was stopped got another use: that is not reverted. Where it
+// did not, the copy goes on.
+func TestAFirstCopyDoesNotGoOnOverWhatCameSince(t *testing.T) {
+	source, dst := mountstest.Disk(t, 64*mib), mountstest.Disk(t, 64*mib)
+	mountstest.Mkfs(t, "ext4", source)
+	fill(t, source, 8*mib, 56*mib)
+	stop := func() pairs.Options {
+		o := quiet(t)
+		stopped, stop := context.WithCancel(t.Context())
+		o.BytesPerSec = 64 * mib
+		o.Progress = func(e transfer.Event) {
+			if e.Phase == "copy" && e.Done >= 16*mib {
+				stop()
+			}
+		}
+		if _, err := pairs.Mirror(stopped, []pairs.Pair{{Source: source, Target: dst}}, o); err == nil {
+			t.Fatal("the first copy was not stopped")
+		}
+		o.BytesPerSec, o.Progress = 0, nil
+		return o
+	}
+	o := stop()
+	if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: dst}}, o); err != nil {
+		t.Error(err)
+	}
+	same(t, source, dst, 0, 64*mib)
+
+	mountstest.Run(t, "wipefs", "--all", "--quiet", dst)
+	o = stop()
+	mountstest.Run(t, "mkfs.ext4", "-q", "-F", dst)
+	was := mountstest.Run(t, "sha256sum", dst)
+	for _, adopt := range []bool{false, true} {
+		o.Adopt = adopt
+		_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: dst}}, o)
+		if !errors.Is(err, pairs.ErrUsedSince) || !strings.Contains(fmt.Sprint(err), "after its first copy was stopped its ext superblock changed") {
+			t.Error(err)
+		}
+	}
+	if now := mountstest.Run(t, "sha256sum", dst); now != was {
+		t.Error("it was written to")
+	}
+	o.Overwrite, o.Adopt = true, false
+	if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: dst}}, o); err != nil {
+		t.Error(err)
+	}
+	same(t, source, dst, 0, 64*mib)
+}
+
 func TestACopyThatHasNotEndedIsNotRestored(t *testing.T) {
 	source := mountstest.Image(t, 4*mib)
 	fill(t, source, 0, 4*mib)
