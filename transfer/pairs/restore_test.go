@@ -3,6 +3,7 @@ package pairs_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -164,6 +165,44 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	}
 	told.has(t, "sectors of 512 bytes, and this one has 4096")
 	same(t, image, large, 0, size)
+}
+
+// What a disk was before may stand at its end, behind the copy, and be taken for what it is.
+func TestWhatALargerDiskWasBeforeIsTold(t *testing.T) {
+	source, larger := mountstest.Image(t, 32*mib), mountstest.Disk(t, 40*mib)
+	mountstest.Mkfs(t, "ext4", source)
+	f, err := os.OpenFile(larger, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const at = 40*mib - 8<<10
+	member := raidMember(1)
+	binary.LittleEndian.PutUint64(member[144:], at/512) // format 1.0: where it is itself
+	if _, err := f.WriteAt(member, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := pairs.RestoreOptions{Options: quiet(t)}
+	image := copied(t, source, o.Options)
+	o.Overwrite = true
+	var told told
+	o.Progress = told.listen
+	if _, err := pairs.Restore(t.Context(), image, larger, o); err != nil {
+		t.Fatal(err)
+	}
+	told.has(t, "still has the signature of a linux_raid_member")
+	is := func() string {
+		return mountstest.Run(t, "blkid", "--probe", "--match-tag", "TYPE", "--output", "value", larger)
+	}
+	if was := is(); was != "linux_raid_member" {
+		t.Errorf("it is taken for %s", was)
+	}
+	mountstest.Run(t, "wipefs", "--all", "--quiet", "--types", "linux_raid_member", larger)
+	if now := is(); now != "ext4" {
+		t.Errorf("it is taken for %s", now)
+	}
 }
 
 // waiting makes the image of a mirror one with an update that waits, which changes what the
