@@ -165,6 +165,14 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	}
 	told.has(t, "sectors of 512 bytes, and this one has 4096")
 	same(t, image, large, 0, size)
+
+	// A first copy that is damaged on the original is that of the copy, too.
+	fill(t, source, 1024, 512)
+	o.Overwrite = true
+	if rep, err = pairs.Restore(t.Context(), copied(t, source, o.Options), larger, o); err != nil || rep.Moved {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	told.has(t, "first copy of its partition table cannot be read")
 }
 
 // What a disk was before may stand at its end, behind the copy, and be taken for what it is.

@@ -49,6 +49,9 @@ func (r *restoration) finishDisk(found []mounts.Signature) error {
 	table, err := gpt.Read(r.to.disk)
 	switch {
 	case errors.Is(err, gpt.ErrNone):
+		if slices.ContainsFunc(found, func(s mounts.Signature) bool { return s.Name == "gpt" }) {
+			r.o.note("%s: the first copy of its partition table cannot be read, and was left as it is (%v): sgdisk --verify %s", r.rep.Target, err, r.rep.Target)
+		}
 	case err != nil:
 		return err
 	case table.SectorSize != r.to.disk.SectorSize():
