@@ -31,7 +31,7 @@ func newRestore(g *globals) *cobra.Command {
 		use: "restore IMAGE DST", short: "Bring a copy back to a disk, or to a new image",
 		long: `Writes what the mirror IMAGE, an image file or a device, is the copy of to DST, a block device (by its path, or UUID=, LABEL=, PARTUUID= or PARTLABEL=) or an image file (made when missing, sparse). DST is no mirror afterwards: nothing is kept of it, and what was known of it as one is forgotten. IMAGE is only read, and may lie on a read-only filesystem.
 
-Each block of IMAGE is held against its checksum before it is written. One that is not what it should be is not written; all the others are, the bad ones are named, and the command ends with exit code 5. With --unchecked it is written as it is. An IMAGE without checksums is refused without --unchecked. A mirror with an update that waits since a crash is brought up to date first, one whose first copy has not ended is refused.
+Each block of IMAGE is held against its checksum before it is written. One that is not what it should be, or cannot be read, is not written; all the others are, the bad ones are named, and the command ends with exit code 5. With --unchecked it is written as it is. An IMAGE without checksums is refused without --unchecked. A mirror with an update that waits since a crash is brought up to date first, one whose first copy has not ended is refused.
 
 Refused, before anything is written: a DST that is mounted or in use, that is IMAGE or holds it, or that is smaller than the copy; and, without --force, one that holds a filesystem or anything else that is known, is a mirror, or is an image that exists.
 

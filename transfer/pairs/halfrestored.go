@@ -48,7 +48,7 @@ func (t *target) recoverRestore(discard bool) (string, error) {
 		if err := restore.Discard(t.dir); err != nil {
 			return "", fmt.Errorf("target: %s: %w", t.path, err)
 		}
-		return "forgot a restore that was cut off: it stays as it is, which may be neither what it was nor the copy", removeEmpty(t.dir)
+		return "forgot a restore that was cut off: it stays as it is, which may be neither what it was nor the copy", t.dissolve()
 	}
 	for _, look := range []func() error{func() error { return t.refuseUsed(nil) }, t.refuseOpeners, func() error { return t.openDisk(0) }} {
 		if err := look(); err != nil {
@@ -60,7 +60,7 @@ func (t *target) recoverRestore(discard bool) (string, error) {
 		return "", fmt.Errorf("target: %s: %w", t.path, err)
 	}
 	if told := store.Recovered(); told != "" && !store.Unfinished() {
-		return told, removeEmpty(t.dir)
+		return told, t.dissolve()
 	}
 	return "", fmt.Errorf("target: %s: %w", t.path, ErrHalfRestored)
 }

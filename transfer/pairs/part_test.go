@@ -14,6 +14,7 @@ import (
 	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/restore"
 )
 
 // spread makes a filesystem on two disks.
@@ -98,6 +99,27 @@ func TestWholeCopiesTheOtherDevicesBesideTheFirst(t *testing.T) {
 	mountstest.Run(t, "e2fsck", "-f", "-n", "-j", journal, data)
 	if out := mountstest.Run(t, "debugfs", "-R", "cat /file", data); !strings.Contains(out, "content") {
 		t.Errorf("the file: %s", out)
+	}
+}
+
+// A device that is added is judged as one that is named.
+func TestWholeAddsNoHalfRestoredDevice(t *testing.T) {
+	disk, other, _ := spread(t, "ext4")
+	o := options(t)
+	o.Whole = true
+	at, err := pairs.Find(other, o.StateDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(at.Folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(at.Folder, restore.RecordFile), nil, 0o600); err != nil { // of a restore that was cut off
+		t.Fatal(err)
+	}
+	_, err = pairs.Mirror(t.Context(), []pairs.Pair{{Source: disk, Target: filepath.Join(t.TempDir(), "data.img")}}, o)
+	if !errors.Is(err, pairs.ErrHalfRestored) {
+		t.Error(err)
 	}
 }
 

@@ -180,7 +180,10 @@ func (r *restoration) openImage(ctx context.Context) (err error) {
 	}
 	r.copy = restore.Copy{Image: r.from, Unchecked: r.o.Unchecked}
 	r.copy.State, err = readState(r.image.folder)
+	waits, _ := mirror.PendingAfter(r.image.folder, r.copy.State) // of a damaged journal settle has told
 	switch {
+	case err == nil && waits: // another run was cut off before this one had the lock
+		return fmt.Errorf("%s: %w", r.rep.Source, ErrPending)
 	case err == nil && !r.copy.State.Complete:
 		return fmt.Errorf("%s: %w", r.rep.Source, ErrIncomplete)
 	case err == nil:

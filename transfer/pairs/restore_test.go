@@ -3,6 +3,7 @@ package pairs_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -164,6 +165,52 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	}
 	told.has(t, "sectors of 512 bytes, and this one has 4096")
 	same(t, image, large, 0, size)
+
+	// A first copy that is damaged on the original is that of the copy, too.
+	fill(t, source, 1024, 512)
+	o.Overwrite = true
+	if rep, err = pairs.Restore(t.Context(), copied(t, source, o.Options), larger, o); err != nil || rep.Moved {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	told.has(t, "first copy of its partition table cannot be read")
+}
+
+// What a disk was before may stand at its end, behind the copy, and be taken for what it is.
+func TestWhatALargerDiskWasBeforeIsTold(t *testing.T) {
+	source, larger := mountstest.Image(t, 32*mib), mountstest.Disk(t, 40*mib)
+	mountstest.Mkfs(t, "ext4", source)
+	f, err := os.OpenFile(larger, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const at = 40*mib - 8<<10
+	member := raidMember(1)
+	binary.LittleEndian.PutUint64(member[144:], at/512) // format 1.0: where it is itself
+	if _, err := f.WriteAt(member, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := pairs.RestoreOptions{Options: quiet(t)}
+	image := copied(t, source, o.Options)
+	o.Overwrite = true
+	var told told
+	o.Progress = told.listen
+	if _, err := pairs.Restore(t.Context(), image, larger, o); err != nil {
+		t.Fatal(err)
+	}
+	told.has(t, "still has the signature of a linux_raid_member")
+	is := func() string {
+		return mountstest.Run(t, "blkid", "--probe", "--match-tag", "TYPE", "--output", "value", larger)
+	}
+	if was := is(); was != "linux_raid_member" {
+		t.Errorf("it is taken for %s", was)
+	}
+	mountstest.Run(t, "wipefs", "--all", "--quiet", "--types", "linux_raid_member", larger)
+	if now := is(); now != "ext4" {
+		t.Errorf("it is taken for %s", now)
+	}
 }
 
 // waiting makes the image of a mirror one with an update that waits, which changes what the
@@ -221,6 +268,54 @@ func TestAMirrorIsBroughtToItsEndBeforeItIsRestored(t *testing.T) {
 	if got, err := os.ReadFile(dst); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("it is not the newer copy (%v)", err)
 	}
+}
+
+// The disk of a first copy that was stopped got another use: that is not reverted. Where it
+// did not, the copy goes on.
+func TestAFirstCopyDoesNotGoOnOverWhatCameSince(t *testing.T) {
+	source, dst := mountstest.Disk(t, 64*mib), mountstest.Disk(t, 64*mib)
+	mountstest.Mkfs(t, "ext4", source)
+	fill(t, source, 8*mib, 56*mib)
+	stop := func() pairs.Options {
+		o := quiet(t)
+		stopped, stop := context.WithCancel(t.Context())
+		o.BytesPerSec = 64 * mib
+		o.Progress = func(e transfer.Event) {
+			if e.Phase == "copy" && e.Done >= 16*mib {
+				stop()
+			}
+		}
+		if _, err := pairs.Mirror(stopped, []pairs.Pair{{Source: source, Target: dst}}, o); err == nil {
+			t.Fatal("the first copy was not stopped")
+		}
+		o.BytesPerSec, o.Progress = 0, nil
+		return o
+	}
+	o := stop()
+	if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: dst}}, o); err != nil {
+		t.Error(err)
+	}
+	same(t, source, dst, 0, 64*mib)
+
+	mountstest.Run(t, "wipefs", "--all", "--quiet", dst)
+	o = stop()
+	mountstest.Run(t, "mkfs.ext4", "-q", "-F", dst)
+	was := mountstest.Run(t, "sha256sum", dst)
+	for _, adopt := range []bool{false, true} {
+		o.Adopt = adopt
+		_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: dst}}, o)
+		if !errors.Is(err, pairs.ErrUsedSince) || !strings.Contains(fmt.Sprint(err), "after its first copy was stopped its ext superblock changed") {
+			t.Error(err)
+		}
+	}
+	if now := mountstest.Run(t, "sha256sum", dst); now != was {
+		t.Error("it was written to")
+	}
+	o.Overwrite, o.Adopt = true, false
+	if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: dst}}, o); err != nil {
+		t.Error(err)
+	}
+	same(t, source, dst, 0, 64*mib)
 }
 
 func TestACopyThatHasNotEndedIsNotRestored(t *testing.T) {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -27,11 +25,12 @@ func (r *restoration) finish(ctx context.Context) error {
 		err = r.store.End()
 	}
 	if err == nil {
-		err = removeEmpty(r.to.dir)
+		err = r.to.dissolve()
 	}
 	if err != nil {
 		return fmt.Errorf("target: %s: %w", r.rep.Target, err)
 	}
+	r.tellLeft(found)
 	r.tellGrowth(found)
 	r.tellTwins(ctx)
 	return nil
@@ -50,6 +49,9 @@ func (r *restoration) finishDisk(found []mounts.Signature) error {
 	table, err := gpt.Read(r.to.disk)
 	switch {
 	case errors.Is(err, gpt.ErrNone):
+		if slices.ContainsFunc(found, func(s mounts.Signature) bool { return s.Name == "gpt" }) {
+			r.o.note("%s: the first copy of its partition table cannot be read, and was left as it is (%v): sgdisk --verify %s", r.rep.Target, err, r.rep.Target)
+		}
 	case err != nil:
 		return err
 	case table.SectorSize != r.to.disk.SectorSize():
@@ -95,6 +97,17 @@ const bootCode = 440
 // bootHint is what may be left to do for a disk to boot.
 const bootHint = `it boots where the firmware looks for it; if it does not, see "To boot from it" in the manual's page "Getting a disk back" (efibootmgr, grub-install)`
 
+// tellLeft tells of signatures behind the copy: md and some RAID controllers have theirs at
+// the end of a disk, and are asked before any filesystem.
+func (r *restoration) tellLeft(found []mounts.Signature) {
+	for _, s := range found {
+		if s.Off >= r.rep.Size {
+			r.o.note("%s: behind the copy it still has the signature of a %s from before, and will be taken for one: wipefs --all --types %s %s",
+				r.rep.Target, s, s.Name, r.rep.Target)
+		}
+	}
+}
+
 // tellGrowth tells how what is smaller than its disk becomes larger.
 func (r *restoration) tellGrowth(found []mounts.Signature) {
 	dst, room := r.rep.Target, r.to.disk.Size()-r.rep.Size
@@ -120,15 +133,9 @@ func (r *restoration) tellGrowth(found []mounts.Signature) {
 	}
 }
 
-// removeEmpty removes the folder when nothing but its lock is in it.
-func removeEmpty(d *transaction.Dir) error {
-	names, err := os.ReadDir(d.Path())
-	if err != nil || len(names) != 1 || names[0].Name() != transaction.LockFile {
-		return err
-	}
-	err = errors.Join(os.Remove(filepath.Join(d.Path(), transaction.LockFile)), os.Remove(d.Path()))
-	if errors.Is(err, unix.ENOTEMPTY) { // somebody waits for it already
-		return nil
-	}
-	return err
+// dissolve gives up the folder, and removes it when nothing but its lock is in it.
+func (t *target) dissolve() error {
+	dir := t.dir
+	t.dir = nil
+	return dir.Dissolve()
 }

@@ -438,9 +438,7 @@ func (t *target) undo() error {
 	if err := errors.Join(os.Remove(t.path), mirror.Forget(t.dir)); err != nil {
 		return err
 	}
-	dir := t.dir
-	t.dir = nil
-	return errors.Join(dir.Dissolve(), atomicfile.SyncDir(filepath.Dir(t.path)))
+	return errors.Join(t.dissolve(), atomicfile.SyncDir(filepath.Dir(t.path)))
 }
 
 // isAt reports whether a path leads to an open image.

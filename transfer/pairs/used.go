@@ -211,13 +211,15 @@ func mbrPartitions(r io.ReaderAt, head []byte, size int64, add func(start, lengt
 	return *parts, nil
 }
 
-// refuseUsedSince protects a complete mirror of the source that somebody has used since the
-// last run: a filesystem was mounted read-write or made, or the disk was partitioned. A run
+// refuseUsedSince protects a mirror of the source that somebody has used since the last
+// run: a filesystem was mounted read-write or made, or the disk was partitioned. A run
 // would revert that. A target that looks as it was left is not read. Other changes are
-// found, and repaired, by the run.
+// found, and repaired, by the run. Of a first copy that was stopped in good order what was
+// copied is looked at; of one that was cut off that may be torn by itself.
 func (t *target) refuseUsedSince() error {
 	why, err := t.suspect()
-	if why == "" || err != nil || t.pending || t.is != ours {
+	told := transaction.Stamp(t.state.Target).Telling()
+	if why == "" || err != nil || t.pending || t.is != ours && !(t.is == unfinished && told) {
 		return err
 	}
 	d, err := block.Open(t.path, block.Options{})
@@ -227,7 +229,7 @@ func (t *target) refuseUsedSince() error {
 	defer d.Close()
 	disk := transaction.Disk{Device: d}
 	transaction.Reread(disk)
-	found := traces{block: t.state.BlockSize, known: transaction.Stamp(t.state.Target).Telling()}
+	found := traces{block: t.state.BlockSize, known: told}
 	if err := found.find(d, min(d.Size(), t.state.Size)); err != nil {
 		return fmt.Errorf("target: %s: %w", t.path, err)
 	}
@@ -235,7 +237,11 @@ func (t *target) refuseUsedSince() error {
 	if found.known { // else the last run was cut off, or verify found damage
 		t.vague = found.vague
 	}
-	bad, err := mirror.Differ(t.folder, t.state, disk, placesOf(found.sure))
+	sure := placesOf(found.sure)
+	if !t.state.Complete {
+		sure = sure.Clip(extent.Extent{Len: t.state.Copied})
+	}
+	bad, err := mirror.Differ(t.folder, t.state, disk, sure)
 	if err == nil && bad.Empty() || cannotBeUsed(err) || errors.Is(err, fs.ErrNotExist) {
 		return nil // of sums that are damaged or missing, opening it tells
 	}
@@ -255,9 +261,13 @@ func placesOf(all []trace) extent.Set {
 
 // usedSince names the first trace that was changed, nil if none was.
 func (t *target) usedSince(of []trace, bad extent.Set) error {
+	after := "the copy of " + t.state.Time.Local().Format(timeFormat)
+	if !t.state.Complete {
+		after = "its first copy was stopped"
+	}
 	for _, tr := range of {
 		if !bad.Intersect(extent.NewSet(tr.Extent)).Empty() {
-			return t.refused(ErrUsedSince, "after the copy of %s %s changed, and a run would revert that", t.state.Time.Local().Format(timeFormat), tr.what)
+			return t.refused(ErrUsedSince, "after %s %s changed, and a run would revert that", after, tr.what)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ type tally struct {
 	written   int64 // bytes that the target got, zeros included
 	journaled int64 // bytes of the journal
 	bad       []extent.Extent
+	lost      int64 // bytes of the copy that could not be read
+	lostTo    error // the first error of reading it
 }
 
 // Read returns how many bytes of the copy were read, holes left out.
@@ -61,7 +64,11 @@ func (s *Store) damage(rest string) error {
 	if bad.Empty() || s.copy.Unchecked {
 		return nil
 	}
-	return fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), Ranges(bad), rest)
+	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), Ranges(bad), rest)
+	if s.lost > 0 {
+		err = fmt.Errorf("%w; %d bytes cannot be read: %w", err, s.lost, s.lostTo)
+	}
+	return err
 }
 
 // mostRanges is how many ranges are named.
@@ -242,7 +249,7 @@ func (s *Store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []exten
 	var lost []extent.Extent
 	for _, d := range data.Extents() {
 		if lost, err = s.readAt(d, buf[d.Off-e.Off:][:d.Len], lost); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("copy: %d bytes at offset %d: %w", d.Len, d.Off, err)
 		}
 	}
 	if bad, err = s.wrong(e, buf); err != nil {
@@ -256,15 +263,16 @@ func (s *Store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []exten
 	return bad, nil
 }
 
-// readAt reads a part of the image, and adds to lost what cannot be read, which becomes
-// zeros. Unless the copy is restored unchecked that is an error.
+// mostLost is how much of a copy may be unreadable, in bytes, before its disk is taken to be
+// gone.
+const mostLost = 16 << 20
+
+// readAt reads a part of the image, and adds to lost the blocks that cannot be read, which
+// become zeros.
 func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
 	err := readFull(s.copy.Image, buf, e.Off)
 	if err == nil {
 		return lost, nil
-	}
-	if !s.copy.Unchecked {
-		return lost, fmt.Errorf("copy: %d bytes at offset %d: %w", e.Len, e.Off, err)
 	}
 	bs := s.copy.State.BlockSize
 	for at := int64(0); at < e.Len; {
@@ -272,10 +280,22 @@ func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]ext
 		if readFull(s.copy.Image, buf[at:at+n], e.Off+at) != nil {
 			clear(buf[at : at+n])
 			lost = append(lost, extent.Extent{Off: e.Off + at, Len: n})
+			if s.lose(n, err) && !s.copy.Unchecked {
+				return lost, err
+			}
 		}
 		at += n
 	}
 	return lost, nil
+}
+
+// lose counts what could not be read, and reports whether it is too much.
+func (s *Store) lose(n int64, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost += n
+	s.lostTo = cmp.Or(s.lostTo, err)
+	return s.lost > mostLost
 }
 
 // put writes blocks, zeros and others apart.

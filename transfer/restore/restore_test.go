@@ -313,17 +313,27 @@ func (b broken) ReadAt(p []byte, off int64) (int, error) {
 	return b.image.ReadAt(p, off)
 }
 
-func TestWhatCannotBeReadBecomesZerosWhenThatIsAskedFor(t *testing.T) {
+func TestWhatCannotBeReadIsLeftOutAndBecomesZerosWhenThatIsAskedFor(t *testing.T) {
 	rng, _ := seeded(t)
 	b := content(rng)
 	c := copyOf(t, b)
 	c.Image = broken{c.Image.(image)}
-	w := world(t, rng, content(rng))
+	old := content(rng)
+	w := world(t, rng, old)
 	s, err := Open(w.Target(), w.Folder(), c, false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Write(context.Background(), c.whole(), 0); !errors.Is(err, errSector) {
+	if err := s.Write(context.Background(), c.whole(), 0); !errors.Is(err, errSector) || !errors.Is(err, ErrDamaged) {
+		t.Errorf("%v", err)
+	}
+	rest := bytes.Clone(b)
+	copy(rest[2*blockSize:3*blockSize], old[2*blockSize:])
+	if copied, _, _ := s.Resumes(); !bytes.Equal(w.Content(), rest) || copied != 2*blockSize {
+		t.Errorf("another content, or it would go on at %d", copied)
+	}
+	s.lost = mostLost // its disk is gone
+	if err := s.Write(context.Background(), c.whole(), 0); !errors.Is(err, errSector) || errors.Is(err, ErrDamaged) {
 		t.Errorf("%v", err)
 	}
 	c.Unchecked = true
