@@ -75,8 +75,23 @@ func timerOf(j job.Job) timer.Timer {
 	return timer.Timer{Job: j.Name, Schedule: j.Schedule, Jitter: j.Jitter, MaxAge: j.MaxAge > 0}
 }
 
+// checkedJobs is what "job check" says of a file in which nothing is wrong.
+type checkedJobs struct {
+	File     string       `json:"file"`
+	Jobs     []checkedJob `json:"jobs"`
+	Warnings []string     `json:"warnings"`
+}
+
+// checkedJob is when a job runs.
+type checkedJob struct {
+	Name string   `json:"name"`
+	Next []string `json:"next"`           // as systemd-analyze writes times; empty without a schedule
+	Note string   `json:"note,omitempty"` // why Next is empty
+}
+
 func newJobCheck(g *globals) *cobra.Command {
-	return command{
+	var asJSON bool
+	cmd := command{
 		use: "check", short: "Check the file of jobs",
 		long: `Says all that is wrong in the file of jobs, each with its line, and when each job runs next. A source that is not there, a timer that has another schedule than the file, and one whose job is gone are warnings.
 
@@ -88,48 +103,72 @@ Schedules are judged by systemd-analyze(1), where that is installed.`,
 			if err != nil {
 				return err
 			}
-			return checkJobs(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), c)
+			checked, err := checkJobs(cmd.Context(), c)
+			if err == nil && asJSON {
+				return printJSON(cmd.OutOrStdout(), checked)
+			}
+			return errors.Join(checked.print(cmd.OutOrStdout(), cmd.ErrOrStderr(), err == nil), err)
 		},
 	}.build()
+	addJSON(cmd, &asJSON, "one object")
+	return cmd
 }
 
 // checkSchedules is how many times of each schedule are shown.
 const checkSchedules = 3
 
-func checkJobs(ctx context.Context, out, warn io.Writer, c *job.Config) error {
+func checkJobs(ctx context.Context, c *job.Config) (checkedJobs, error) {
+	checked := checkedJobs{File: c.Path, Jobs: []checkedJob{}, Warnings: []string{}}
 	var faults job.Faults
 	for _, j := range c.Jobs {
-		when := "when it is started by hand or by others"
+		is := checkedJob{Name: j.Name, Next: []string{}, Note: "when it is started by hand or by others"}
 		if j.Schedule != "" {
 			times, err := timer.Calendar(ctx, j.Schedule, checkSchedules)
 			switch {
 			case errors.Is(err, timer.ErrNoSystemd):
-				when = "schedule not checked: " + err.Error()
+				is.Note = "schedule not checked: " + err.Error()
 			case err != nil:
 				faults = append(faults, job.Fault{File: c.Path, Line: j.ScheduleLine, Text: fmt.Sprintf("job %s: schedule: %v", j.Name, err)})
 				continue
 			default:
-				when = "next " + strings.Join(times, ", ")
+				is.Next, is.Note = times, ""
 			}
 		}
-		fmt.Fprintf(out, "%s: %s\n", j.Name, when)
+		checked.Jobs = append(checked.Jobs, is)
 		for _, text := range doubts(j) {
-			fmt.Fprintf(warn, "%s:%d: warning: job %s: %s\n", c.Path, j.Line, j.Name, text)
+			checked.Warnings = append(checked.Warnings, fmt.Sprintf("%s:%d: warning: job %s: %s", c.Path, j.Line, j.Name, text))
 		}
 	}
 	names, err := timer.System{}.Jobs()
 	if err != nil {
-		return err
+		return checked, err
 	}
 	for _, name := range names {
 		if _, ok := c.Find(name); !ok {
-			fmt.Fprintf(warn, "%s: warning: there is a timer of job %s, which is not in the file: \"tidemark job disable %s\" removes it\n", c.Path, name, name)
+			checked.Warnings = append(checked.Warnings, fmt.Sprintf("%s: warning: there is a timer of job %s, which is not in the file: \"tidemark job disable %s\" removes it", c.Path, name, name))
 		}
 	}
 	if len(faults) > 0 {
-		return faults
+		return checked, faults
 	}
-	_, err = fmt.Fprintf(out, "%s: nothing wrong (jobs: %d)\n", c.Path, len(c.Jobs))
+	return checked, nil
+}
+
+func (c checkedJobs) print(out, warn io.Writer, well bool) error {
+	for _, j := range c.Jobs {
+		when := j.Note
+		if len(j.Next) > 0 {
+			when = "next " + strings.Join(j.Next, ", ")
+		}
+		fmt.Fprintf(out, "%s: %s\n", j.Name, when)
+	}
+	for _, text := range c.Warnings {
+		fmt.Fprintln(warn, text)
+	}
+	if !well {
+		return nil
+	}
+	_, err := fmt.Fprintf(out, "%s: nothing wrong (jobs: %d)\n", c.File, len(c.Jobs))
 	return err
 }
 
@@ -157,7 +196,7 @@ func doubts(j job.Job) []string {
 }
 
 func newJobRun(g *globals) *cobra.Command {
-	var quiet, showHooks bool
+	var quiet, showHooks, asJSON bool
 	cmd := command{
 		use: "run NAME", short: "Run a job once",
 		long:    `Runs one job of the file, as "tidemark mirror" does, keeps how it went, writes the metrics and tells whom the file names. While a run of a job is under way, another ends with exit code 7 and does nothing. When a copy that the job has made is not there any more, the run is refused: mostly its disk is not mounted, and the one below would be filled.`,
@@ -170,9 +209,13 @@ func newJobRun(g *globals) *cobra.Command {
 				return err
 			}
 			defer outliveReaders()()
+			if quiet && asJSON {
+				return usagef("--quiet does not go together with --json")
+			}
 			f, list := mirrorOf(j, quiet, showHooks)
+			f.asJSON = asJSON
 			err = g.jobStore().Run(cmd.Context(), c, j, func(ctx context.Context) ([]transfer.Report, error) {
-				bar := &noting{progress: newProgress(cmd.ErrOrStderr(), quiet), notes: []string{}}
+				bar := &noting{progress: newProgress(cmd.ErrOrStderr(), quiet || asJSON), notes: []string{}}
 				return f.once(ctx, cmd, g, list, bar, nil)
 			}, warnTo(cmd))
 			return f.standing(cmd.Context(), err, g, list)
@@ -180,6 +223,7 @@ func newJobRun(g *globals) *cobra.Command {
 	}.build()
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing when all is well, for cron; errors as always")
 	cmd.Flags().BoolVar(&showHooks, "show-hooks", false, "show what hooks print, after the thaw; of a hook that fails it is shown anyway")
+	addJSON(cmd, &asJSON, "one object a line for each pair")
 	return cmd
 }
 
