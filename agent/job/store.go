@@ -44,6 +44,9 @@ type Record struct {
 // OK is the outcome of a run that did all that it should.
 const OK = "ok"
 
+// cutOff is the outcome of a run that has not ended.
+const cutOff = "it has not ended: it was killed, or the machine went down"
+
 // watch is what the search for late jobs remembers of one.
 type watch struct {
 	Since time.Time `json:"since,omitzero"` // when the job was seen first
@@ -114,8 +117,7 @@ func (s Store) Running(name string) bool {
 
 // Run runs a job: do makes the copies. It keeps the record, writes the metrics, and tells
 // who is to be told; what goes wrong with that goes to warn and is no failure of the job.
-// The error is that of do, wraps ErrBusy
-// or ErrGone, or is that of keeping the record.
+// The error is that of do, wraps ErrBusy or ErrGone, or is that of keeping the record.
 func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Context) ([]transfer.Report, error), warn func(error)) error {
 	unlock, err := s.lock(j.Name, false)
 	if err != nil {
@@ -127,9 +129,9 @@ func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Contex
 	if err != nil {
 		warn(fmt.Errorf("job %s: its record begins anew: %w", j.Name, err))
 	}
-	rec.Began = time.Now()
-	if rec.First.IsZero() {
-		rec.First = rec.Began
+	rec.begin(time.Now())
+	if err := s.keep(j, rec); err != nil {
+		warn(err)
 	}
 	var reports []transfer.Report
 	failed := rec.missing(j)
@@ -137,10 +139,7 @@ func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Contex
 		reports, failed = do(ctx)
 	}
 	rec.add(j, reports, failed)
-	kept := atomicfile.WriteJSON(s.path(j.Name, ".run.json"), atomicfile.Options{Durable: true}, rec)
-	if kept != nil {
-		kept = fmt.Errorf("job %s: its record is not kept: %w", j.Name, kept)
-	}
+	kept := s.keep(j, rec)
 	event, message := Success, "job "+j.Name+": done"
 	if err := errors.Join(failed, kept); err != nil {
 		event, message = Failure, "job "+j.Name+": "+err.Error()
@@ -151,6 +150,26 @@ func (s Store) Run(ctx context.Context, c *Config, j Job, do func(context.Contex
 		}
 	}
 	return errors.Join(failed, kept)
+}
+
+func (s Store) keep(j Job, r Record) error {
+	err := atomicfile.WriteJSON(s.path(j.Name, ".run.json"), atomicfile.Options{Durable: true}, r)
+	if err != nil {
+		err = fmt.Errorf("job %s: its record is not kept: %w", j.Name, err)
+	}
+	return err
+}
+
+// begin notes a run that begins. One that never ends, as when it is killed, has failed.
+func (r *Record) begin(now time.Time) {
+	if r.Outcome == cutOff {
+		r.Failures++
+	}
+	r.Began, r.Outcome = now, cutOff
+	if r.First.IsZero() {
+		r.First = now
+	}
+	r.Runs++
 }
 
 // missing says which copy that the job made, and is to go on with, is not there any more.
@@ -169,7 +188,6 @@ func (r *Record) missing(j Job) error {
 
 // add notes a run that has ended.
 func (r *Record) add(j Job, reports []transfer.Report, failed error) {
-	r.Runs++
 	r.TookMS = float64(time.Since(r.Began).Microseconds()) / 1000
 	r.Read, r.Written, r.FrozenMS = 0, 0, 0
 	for _, rep := range reports {
@@ -264,7 +282,7 @@ func (s Store) lookAt(ctx context.Context, j Job, now time.Time, warn func(error
 func lateMessage(j Job, rec Record) string {
 	last := "it has made no copy yet"
 	if !rec.LastSuccess.IsZero() {
-		last = "its last copy is of " + rec.LastSuccess.Local().Format("2006-01-02 15:04:05 -0700")
+		last = "its last copy is of " + rec.LastSuccess.Local().Format(time.DateTime+" MST")
 	}
 	return fmt.Sprintf("job %s is late: %s, and max-age is %v", j.Name, last, j.MaxAge)
 }

@@ -7,12 +7,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"tidemark/agent/job"
+	"tidemark/linux/atomicfile"
 	"tidemark/transfer"
 )
 
@@ -86,6 +88,30 @@ func TestARunIsKeptAndTold(t *testing.T) {
 	bad, err := s.Record("srv")
 	if err != nil || bad.Outcome != "no disk" || bad.Runs != 2 || bad.Failures != 1 || bad.Read != 0 || !bad.LastSuccess.Equal(good.LastSuccess) || !bad.First.Equal(good.First) {
 		t.Errorf("%+v, %v", bad, err)
+	}
+}
+
+func TestARunThatWasKilledHasFailed(t *testing.T) {
+	s, c, j := one(t, job.Notify{})
+	var during job.Record
+	err := s.Run(t.Context(), c, j, func(ctx context.Context) ([]transfer.Report, error) {
+		var err error
+		if during, err = s.Record("srv"); err != nil {
+			t.Error(err)
+		}
+		return works(ctx)
+	}, noWarning(t))
+	if err != nil || during.Runs != 1 || during.Outcome == job.OK {
+		t.Errorf("%+v, %v", during, err)
+	}
+	if err := atomicfile.WriteJSON(filepath.Join(s.Dir, "srv.run.json"), atomicfile.Options{}, during); err != nil { // what a kill leaves
+		t.Fatal(err)
+	}
+	if err := s.Run(t.Context(), c, j, works, noWarning(t)); err != nil {
+		t.Error(err)
+	}
+	if r, err := s.Record("srv"); err != nil || r.Runs != 2 || r.Failures != 1 || r.Outcome != job.OK {
+		t.Errorf("%+v, %v", r, err)
 	}
 }
 

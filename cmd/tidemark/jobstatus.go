@@ -107,11 +107,7 @@ tidemark job status --json`,
 			if err != nil {
 				return err
 			}
-			bad := stale(all)
-			if bad != nil {
-				bad = told{bad}
-			}
-			return errors.Join(printJobStatus(cmd.OutOrStdout(), all, asJSON), bad)
+			return errors.Join(printJobStatus(cmd.OutOrStdout(), all, asJSON), stale(all))
 		},
 	}.build()
 	addJSON(cmd, &asJSON, "one object a line for each job")
@@ -139,8 +135,8 @@ func (g *globals) jobStatus(ctx context.Context, names []string) ([]jobStatus, e
 	var all []jobStatus
 	for _, j := range jobs {
 		s, err := statusOfJob(g.jobStore(), j)
-		if err != nil {
-			return nil, err
+		if err != nil { // a record that is damaged; the next run begins it anew
+			s.State, s.Failed, s.Outcome = jobFailed, true, err.Error()
 		}
 		if at, ok := next[j.Name]; ok {
 			s.Next = &at
@@ -161,7 +157,7 @@ func statusOfJob(store job.Store, j job.Job) (jobStatus, error) {
 	if err != nil {
 		return s, err
 	}
-	s.Late, s.Failed = !since.IsZero(), s.Runs > 0 && s.Outcome != job.OK
+	s.Late, s.Failed = !since.IsZero(), s.Runs > 0 && !s.Running && s.Outcome != job.OK
 	switch s.State = jobOK; {
 	case s.Running:
 		s.State = jobRunning

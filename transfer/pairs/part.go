@@ -92,12 +92,6 @@ func (s *session) add(ctx context.Context, p part, pairs []Pair, sources []*sour
 		if err != nil {
 			return nil, nil, err
 		}
-		if err := refuseHalfRestored(src.Path(), s.o.StateDir); err != nil {
-			return nil, nil, err
-		}
-		if _, err := settle(ctx, src.Path(), false, s.o); err != nil {
-			return nil, nil, fmt.Errorf("source: %w", err)
-		}
 		target, err := beside(pairs[p.source].Target, src)
 		if err != nil {
 			return nil, nil, err

@@ -22,6 +22,7 @@ type session struct {
 	o       Options
 	dry     bool // nothing is started, made or written
 	ends    []*ends
+	waiting []string                // sources that have to be settled first
 	eras    map[string]*era.Tracker // by disk: a device answers one at a time
 	frozen  time.Duration           // that starting to track has cost the sources' users
 	closers []func() error          // to be called in reverse
@@ -65,78 +66,66 @@ func (s *session) end(err error, tell func(string)) error {
 // nothing has been made or started, and nothing has been written to a target. A source that
 // is a mirror with an update that waits is then brought to its end, and all looked at anew.
 func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error) {
-	waiting, err := s.find(ctx, pairs)
-	if err != nil {
-		return nil, err
-	}
-	if len(waiting) > 0 {
-		err := s.close()
-		s.ends = nil
+	err := s.find(ctx, pairs)
+	if waiting := s.waiting; err == nil && len(waiting) > 0 {
+		err = s.close()
+		s.ends, s.waiting = nil, nil
 		for _, path := range waiting {
 			if err == nil {
 				_, err = settle(ctx, path, true, s.o)
 			}
 		}
 		if err == nil {
-			waiting, err = s.find(ctx, pairs)
+			err = s.find(ctx, pairs)
 		}
-		if err == nil && len(waiting) > 0 {
-			err = fmt.Errorf("%s: %w, again", waiting[0], ErrPending)
+		if err == nil && len(s.waiting) > 0 {
+			err = fmt.Errorf("%s: %w, again", s.waiting[0], ErrPending)
 		}
-		if err != nil {
-			return nil, err
-		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	return s.view(ctx)
 }
 
-// find opens the sources and judges the targets. It returns the sources that have to be
-// settled first.
-func (s *session) find(ctx context.Context, pairs []Pair) (waiting []string, err error) {
+// find opens the sources and judges the targets.
+func (s *session) find(ctx context.Context, pairs []Pair) (err error) {
 	var sources []*source
 	for _, p := range pairs {
 		src, err := s.source(ctx, p.Source)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		sources = append(sources, src)
-		if err := refuseHalfRestored(src.Path(), s.o.StateDir); err != nil {
-			return nil, err
-		}
-		switch _, err := settle(ctx, src.Path(), false, s.o); {
-		case errors.Is(err, ErrPending) && !s.dry:
-			waiting = append(waiting, src.Path())
-		case err != nil:
-			return nil, fmt.Errorf("source: %w", err)
-		}
 	}
 	if pairs, sources, err = s.whole(ctx, pairs, sources); err != nil {
-		return nil, err
+		return err
 	}
 	for i, p := range pairs {
 		path, err := s.o.target(ctx, p.Target)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		t, err := findTarget(path, s.o.StateDir)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s.later(t.close)
 		for _, other := range s.ends {
 			if other.target.folder == t.folder {
-				return nil, fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, ErrRefused)
+				return fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, ErrRefused)
 			}
 		}
 		s.ends = append(s.ends, &ends{sources[i], t})
 		if err := s.judge(s.ends[i], sources); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return waiting, nil
+	return nil
 }
 
-// source opens the source of that name.
+// source opens the source of that name. It is refused when it is no copy of anything, and
+// noted when an update waits for it.
 func (s *session) source(ctx context.Context, name string) (*source, error) {
 	path, err := SourcePath(ctx, name)
 	if err != nil {
@@ -149,6 +138,15 @@ func (s *session) source(ctx context.Context, name string) (*source, error) {
 	s.later(src.Close)
 	if path != name {
 		s.o.note("%s is %s", name, path)
+	}
+	if err := refuseHalfRestored(src.Path(), s.o.StateDir); err != nil {
+		return nil, err
+	}
+	switch _, err := settle(ctx, src.Path(), false, s.o); {
+	case errors.Is(err, ErrPending) && !s.dry:
+		s.waiting = append(s.waiting, src.Path())
+	case err != nil:
+		return nil, fmt.Errorf("source: %w", err)
 	}
 	return src, nil
 }

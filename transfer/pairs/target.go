@@ -298,7 +298,7 @@ func (t *target) openStore(src *source, o Options) (err error) {
 	if !t.pending {
 		return nil
 	}
-	t.state, t.size = t.store.State(), t.disk.Size()
+	t.state, t.size, t.pending = t.store.State(), t.disk.Size(), false
 	return t.judge(src, o)
 }
 
