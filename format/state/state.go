@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/bits"
 	"strings"
 	"time"
@@ -153,6 +154,15 @@ func (s State) Encode() ([]byte, error) {
 	}
 	line = append(line, '\n')
 	return append(line, seal(line)...), nil
+}
+
+// Read decodes what r holds from its start.
+func Read(r io.ReaderAt) (State, error) {
+	b, err := io.ReadAll(io.NewSectionReader(r, 0, Max+1))
+	if err != nil {
+		return State{}, fmt.Errorf("state: %w", err)
+	}
+	return Decode(b)
 }
 
 // Decode parses the bytes of a state. The error wraps ErrNotOurs,

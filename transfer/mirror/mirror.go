@@ -36,7 +36,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -55,7 +54,6 @@ const StateFile = "state"
 
 // The other files of the folder, besides those of package transaction.
 const (
-	newState = "state.new"
 	sumsFile = "sums"
 )
 
@@ -295,11 +293,7 @@ func (s *Store) loadState() error {
 		return err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.NewSectionReader(f, 0, state.Max+1))
-	if err != nil {
-		return fmt.Errorf("state: %w", err)
-	}
-	s.state, err = state.Decode(b)
+	s.state, err = state.Read(f)
 	s.exists = err == nil
 	return err
 }
@@ -310,21 +304,7 @@ func (s *Store) saveState(next state.State) error {
 	if err != nil {
 		return err
 	}
-	f, err := s.folder.Open(newState, true)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(b, 0); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := s.folder.Rename(newState, StateFile); err != nil {
-		return err
-	}
-	if err := s.folder.Sync(); err != nil {
+	if err := transaction.Replace(s.folder, StateFile, b); err != nil {
 		return err
 	}
 	s.state, s.exists = next, true

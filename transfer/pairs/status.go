@@ -3,7 +3,6 @@ package pairs
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -53,11 +52,7 @@ func readState(folder string) (state.State, error) {
 		return state.State{}, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, state.Max+1))
-	if err != nil {
-		return state.State{}, err
-	}
-	st, err := state.Decode(b)
+	st, err := state.Read(f)
 	if err != nil {
 		return state.State{}, fmt.Errorf("%s: %w", path, err)
 	}

@@ -28,7 +28,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -47,8 +46,6 @@ import (
 // far that came. It has the format of package state: its ID and Update are those of the
 // copy, Source is what the copy is of, Target how the target looked when a run stopped.
 const RecordFile = "restore"
-
-const newRecord = "restore.new"
 
 // blobStart begins what a journal says of its owner.
 const blobStart = "tidemark restore\n"
@@ -187,16 +184,8 @@ func recordIn(path string) (record state.State, is bool, err error) {
 		return record, false, err
 	}
 	defer f.Close()
-	record, err = decode(f)
+	record, err = state.Read(f)
 	return record, true, err
-}
-
-func decode(r io.ReaderAt) (state.State, error) {
-	b, err := io.ReadAll(io.NewSectionReader(r, 0, state.Max+1))
-	if err != nil {
-		return state.State{}, err
-	}
-	return state.Decode(b)
 }
 
 // load reads the record. One that cannot be understood says that something was cut off, and
@@ -210,7 +199,7 @@ func (s *Store) load() error {
 		return err
 	}
 	defer f.Close()
-	if s.record, err = decode(f); err != nil {
+	if s.record, err = state.Read(f); err != nil {
 		s.record = state.State{}
 	}
 	s.exists = true
@@ -223,21 +212,7 @@ func (s *Store) save(next state.State) error {
 	if err != nil {
 		return err
 	}
-	f, err := s.folder.Open(newRecord, true)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(b, 0); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := s.folder.Rename(newRecord, RecordFile); err != nil {
-		return err
-	}
-	if err := s.folder.Sync(); err != nil {
+	if err := transaction.Replace(s.folder, RecordFile, b); err != nil {
 		return err
 	}
 	s.record, s.exists = next, true
@@ -272,7 +247,7 @@ func Discard(folder transaction.Folder) (err error) {
 
 // Forget removes the record of a restore that was cut off.
 func Forget(folder transaction.Folder) error {
-	for _, name := range []string{newRecord, RecordFile} {
+	for _, name := range []string{RecordFile + transaction.NewEnd, RecordFile} {
 		if err := folder.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

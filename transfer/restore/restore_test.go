@@ -199,7 +199,7 @@ func recorded(t *testing.T, w *faultdisk.World) (copied int64, is bool) {
 	if err != nil {
 		return 0, false
 	}
-	st, err := decode(f)
+	st, err := state.Read(f)
 	if err != nil {
 		t.Fatal(err)
 	}

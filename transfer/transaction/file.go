@@ -82,3 +82,26 @@ func (f *osFile) Close() error {
 	}
 	return err
 }
+
+// NewEnd is of a file that takes the place of another.
+const NewEnd = ".new"
+
+// Replace makes b the content of a file of a folder, durably and in one step: a power cut
+// leaves the old content or the new.
+func Replace(folder Folder, name string, b []byte) error {
+	f, err := folder.Open(name+NewEnd, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := folder.Rename(name+NewEnd, name); err != nil {
+		return err
+	}
+	return folder.Sync()
+}
