@@ -26,7 +26,7 @@ cleanup() {
 }
 stop_writer() {
     [[ -n $writer ]] || return 0
-    kill "$writer" 2>/dev/null || true
+    touch "$work/stop" # a kill would leave what it has just started, for a moment, on the filesystem
     wait "$writer" 2>/dev/null || true
     writer=''
 }
@@ -37,10 +37,10 @@ trap 'exit 143' TERM
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 show() { printf '$ %s\n' "${*//$tidemark/tidemark}"; "$@"; }
 
-# load writes files, renames them, syncs some and deletes the oldest, for ever.
+# load writes files, renames them, syncs some and deletes the oldest, until it is stopped.
 load() {
     local i=0
-    while :; do
+    while [[ ! -e $work/stop ]]; do
         i=$((i + 1))
         head -c $((RANDOM * 32 + 1)) /dev/urandom >"$work/mnt/busy/new"
         mv "$work/mnt/busy/new" "$work/mnt/busy/file-$((i % 40))"
