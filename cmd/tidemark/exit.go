@@ -212,6 +212,7 @@ func mirrorClasses() []class {
 		{"immutable", pairs.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
 		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
 		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
+		{"no-device", pairs.ErrNoDevice, exitRefused, "lsblk lists the disks of this machine; a device that is missing has to be attached"},
 		{"own-source", pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
 		{"used-since", pairs.ErrUsedSince, exitRefused, "give another target; --force reverts it to the copy that is made now"},
 		{"holds-other", pairs.ErrHoldsOther, exitRefused, "give another target; --adopt goes on with this one if it is an older copy of the source, which it compares first; --force overwrites whatever it holds"},

@@ -42,8 +42,11 @@ var (
 	// why. Only what ErrHoldsOther refuses is done with Options.Overwrite, or with Adopt.
 	ErrInUse = fmt.Errorf("%w: it is in use", ErrRefused)
 	// ErrBrowsed wraps ErrInUse, and says that Browse shows its files.
-	ErrBrowsed    = fmt.Errorf("%w by tidemark mount", ErrInUse)
-	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
+	ErrBrowsed  = fmt.Errorf("%w by tidemark mount", ErrInUse)
+	ErrTooSmall = fmt.Errorf("%w: it is too small", ErrRefused)
+	// ErrNoDevice says that a target is named like a device, and is none: a file there would
+	// lie in memory, and be gone with the next boot. Options.Overwrite does not help.
+	ErrNoDevice   = fmt.Errorf("%w: it is no device", ErrRefused)
 	ErrOwnSource  = fmt.Errorf("%w: it lies on a filesystem of the source", ErrRefused)
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
 	// ErrUsedSince says that somebody has used a mirror since the last run, which a run would

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -31,11 +32,23 @@ func (t *target) refused(class error, format string, args ...any) error {
 	return &refusal{t.path, class, fmt.Sprintf(format, args...)}
 }
 
+// refuseNoDevice refuses a file, or one that would be made, among the devices: a name that
+// was mistyped, or a disk that is gone.
+func (t *target) refuseNoDevice() error {
+	if t.device || !strings.HasPrefix(t.path, "/dev/") || strings.HasPrefix(t.path, "/dev/shm/") {
+		return nil
+	}
+	return t.refused(ErrNoDevice, "a file of that name would lie in memory, and be gone with the next boot")
+}
+
 // judge finds out what a target is to its source, and refuses (ErrRefused) what must
 // not be lost. With Overwrite nothing is refused that this target holds, but only what
 // does not fit; with Adopt what is mostly the same as the source is not. The error is one
 // of package state's when what is known of the target cannot be read.
 func (t *target) judge(src *source, o Options) error {
+	if err := t.refuseNoDevice(); err != nil {
+		return err
+	}
 	if t.device && t.size < src.Size() {
 		return t.refused(ErrTooSmall, "it has %s, %s has %s", exactly(t.size), src.Path(), exactly(src.Size()))
 	}

@@ -118,6 +118,9 @@ func (r *restoration) restore(ctx context.Context) (err error) {
 	if r.to, err = findTarget(r.rep.Target, r.o.StateDir); err != nil {
 		return err
 	}
+	if err := r.to.refuseNoDevice(); err != nil {
+		return err
+	}
 	if err := r.to.refuseUsed([]*source{r.from}); err != nil {
 		return err
 	}
