@@ -51,7 +51,7 @@ func (s *session) end(err error, tell func(string)) error {
 	var undone error
 	if err != nil {
 		for _, e := range s.ends {
-			undone = errors.Join(undone, e.target.undo())
+			undone = errors.Join(undone, e.target.undo(s.o.StateDir))
 		}
 	}
 	closeErr := errors.Join(undone, s.close())

@@ -417,8 +417,8 @@ func (t *target) isDisk() bool {
 }
 
 // undo removes an image that this run has made, and its folder, where nothing was copied to
-// it.
-func (t *target) undo() error {
+// it. The list of mirrors does not name it any more.
+func (t *target) undo(stateDir string) error {
 	if !t.made || t.disk == nil || t.dir == nil {
 		return nil
 	}
@@ -435,7 +435,7 @@ func (t *target) undo() error {
 	if !isAt(t.path, t.disk) {
 		return nil
 	}
-	if err := errors.Join(os.Remove(t.path), mirror.Forget(t.dir)); err != nil {
+	if err := errors.Join(os.Remove(t.path), t.forget(stateDir)); err != nil {
 		return err
 	}
 	return errors.Join(t.dissolve(), atomicfile.SyncDir(filepath.Dir(t.path)))
