@@ -124,8 +124,8 @@ func (s *session) resumeOrBegin(ctx context.Context, opts Options, begin, broken
 	case err != nil:
 		return false, err
 	case why == "" && opts.BlockSize != 0 && opts.BlockSize != s.rec.Granularity:
-		return false, fmt.Errorf("track: %s is already tracked with a block size of %d, not %d: stop tracking it first",
-			s.source.Disk, s.rec.Granularity, opts.BlockSize)
+		return false, fmt.Errorf("track: /dev/%s is already tracked with a block size of %d bytes, not %d bytes: \"tidemark track stop /dev/%s\" ends that, and the next run of each mirror of it reads everything",
+			s.source.Disk, s.rec.Granularity, opts.BlockSize, s.source.Disk)
 	case why == "":
 		return false, nil
 	case why == notTracked && !begin:

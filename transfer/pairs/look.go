@@ -117,6 +117,8 @@ func (m *Seen) judge(t *target) {
 		m.Why = fmt.Sprintf("verify found %s that are not what they should be, on %s; the next run repairs that", sized(m.Damage.Bytes), m.Damage.Time.Local().Format(timeFormat))
 	case m.Known.Pending:
 		m.Condition, m.Why = Pending, `an update is committed and not finished; "tidemark recover" or the next run does that`
+	case !m.State.Complete && m.Running != nil:
+		m.Condition, m.Why = Incomplete, "its first copy is being made"
 	case !m.State.Complete:
 		m.Condition, m.Why = Incomplete, fmt.Sprintf("%s of %s copied; run mirror again", sized(m.Copied), sized(m.Size))
 	case last.Outcome != "ok" && !strings.HasPrefix(last.Outcome, "pending: "): // it was finished

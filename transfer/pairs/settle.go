@@ -174,7 +174,7 @@ func (t *target) discard(known Known, stateDir string) (string, error) {
 		return "nothing waits to be discarded: it is a copy of " + known.Time.Local().Format(timeFormat), nil
 	default:
 		if err = t.forget(stateDir); err == nil {
-			return fmt.Sprintf("forgot a first copy that had not ended (%d of %d bytes): it is no mirror any more", known.Copied, known.Size), nil
+			return fmt.Sprintf("forgot a first copy that had not ended (%s of %s): it is no mirror any more", sized(known.Copied), sized(known.Size)), nil
 		}
 	}
 	return "", fmt.Errorf("target: %s: %w", t.path, err)
