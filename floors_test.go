@@ -34,7 +34,7 @@ var floors = [][]string{
 	{"track/history"},
 	{"track/bpf", "track/era"},
 	{"transfer/browse", "transfer/transaction"},
-	{"transfer"},
+	{"transfer", "transfer/inuse"},
 	{"transfer/mirror", "boot"},
 	{"transfer/apply", "transfer/export", "transfer/restore"},
 	{"transfer/pairs"},

@@ -33,6 +33,7 @@ import (
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/browse"
+	"tidemark/transfer/inuse"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/restore"
 	"tidemark/transfer/streams"
@@ -207,8 +208,8 @@ func mirrorClasses() []class {
 		{"untracked", transfer.ErrUntracked, exitNoConverge, "have it tracked, or allow the time with --max-freeze or --force-freeze"},
 		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
-		{"browsed", pairs.ErrBrowsed, exitRefused, "that command ends it"},
-		{"in-use", pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
+		{"browsed", inuse.ErrBrowsed, exitRefused, "that command ends it"},
+		{"in-use", inuse.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
 		{"immutable", pairs.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
 		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
 		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
