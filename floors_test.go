@@ -29,7 +29,7 @@ var floors = [][]string{
 	{"block"},
 	{"format/*"},
 	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers"},
-	{"linux/dmera"},
+	{"linux/dmera", "linux/dmsnap", "linux/lvm"},
 	{"track", "view"},
 	{"track/history"},
 	{"track/bpf", "track/era"},
