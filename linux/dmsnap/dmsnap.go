@@ -98,6 +98,18 @@ func List(ctl *dm.Control) ([]Snapshot, []Origin, error) {
 	return snapshots, origins, nil
 }
 
+// Get returns the snapshot that the device of that name is.
+func Get(ctl *dm.Control, name string) (Snapshot, error) {
+	table, info, err := ctl.Table(name)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	if len(table) != 1 || table[0].Type != "snapshot" && table[0].Type != "snapshot-merge" {
+		return Snapshot{}, fmt.Errorf("dmsnap: %s: it is no snapshot", name)
+	}
+	return parseSnapshot(info, table[0])
+}
+
 func odd(info dm.Info, t dm.Target) error {
 	return fmt.Errorf("dmsnap: %s: a table that is not understood: %q", info.Name, t.String())
 }

@@ -33,6 +33,8 @@ var (
 	ErrRefused = errors.New("refused")
 	// ErrInUse says that a volume is mounted or open. Nothing was changed.
 	ErrInUse = errors.New("in use")
+	// ErrHalfDone says that a store was applied to a volume in part.
+	ErrHalfDone = errors.New("neither old nor new")
 )
 
 // Activate makes a volume's device appear, with those of its snapshots, also when the volume
@@ -66,18 +68,18 @@ func Remove(ctx context.Context, v Volume) error {
 }
 
 // change runs a command that says nothing of interest when it succeeds.
-func change(ctx context.Context, args ...string) error {
-	_, err := run(ctx, args...)
+func change(ctx context.Context, program string, args ...string) error {
+	_, err := run(ctx, program, args...)
 	return err
 }
 
 // run runs one of lvm2's commands and returns what it prints. The command is not killed when
 // ctx ends, for it may be half-way through a change of metadata; it is not begun then.
-func run(ctx context.Context, args ...string) ([]byte, error) {
+func run(ctx context.Context, program string, args ...string) ([]byte, error) {
 	if err := context.Cause(ctx); err != nil {
-		return nil, fmt.Errorf("%s: %w", args[0], err)
+		return nil, fmt.Errorf("%s: %w", program, err)
 	}
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := exec.Command(program, args...)
 	// Messages in English, and none about descriptors that others have left open.
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
 	var stderr bytes.Buffer
@@ -93,7 +95,7 @@ func run(ctx context.Context, args ...string) ([]byte, error) {
 	if said = strings.Trim(said, "; "); said == "" {
 		said = err.Error()
 	}
-	return nil, &Error{Command: args[0], Said: said}
+	return nil, &Error{Command: program, Said: said}
 }
 
 // Error is what a command of lvm2 said when it failed.

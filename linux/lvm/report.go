@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,11 +63,14 @@ func (v Volume) DMUUID(layer string) string {
 // dmPrefix starts the device-mapper UUIDs of LVM's devices.
 const dmPrefix = "LVM-"
 
-// Find returns the volume that name means: "VG/LV", or the path of its device. The error wraps
-// ErrNotFound when LVM knows none.
+// Find returns the volume that name means: "VG/LV", or the path of its device, as "/dev/VG/LV"
+// also of one that is not active. The error wraps ErrNotFound when LVM knows none.
 func Find(ctx context.Context, name string) (Volume, error) {
 	if strings.HasPrefix(name, "/") {
-		return ofDevice(ctx, name)
+		if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+			return ofDevice(ctx, name)
+		}
+		name = strings.TrimPrefix(name, "/dev/")
 	}
 	vg, lv, ok := strings.Cut(name, "/")
 	if !ok || vg == "" || lv == "" || strings.Contains(lv, "/") || strings.HasPrefix(name, "-") {
@@ -112,13 +117,13 @@ func ofDevice(ctx context.Context, path string) (Volume, error) {
 // List returns all volumes of a volume group, hidden ones too; of all groups when vg is "".
 func List(ctx context.Context, vg string) ([]Volume, error) {
 	args := []string{
-		"lvs", "--all", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary",
+		"--all", "--reportformat", "json", "--units", "b", "--nosuffix", "--binary",
 		"--options", strings.Join(fields, ","),
 	}
 	if vg != "" {
 		args = append(args, "--", vg)
 	}
-	out, err := run(ctx, args...)
+	out, err := run(ctx, "lvs", args...)
 	if err != nil {
 		return nil, err
 	}
