@@ -135,7 +135,7 @@ func List(ctx context.Context, vg string) ([]Volume, error) {
 var fields = []string{
 	"vg_name", "vg_uuid", "lv_name", "lv_uuid", "lv_size", "lv_layout", "lv_role", "lv_tags", "lv_path",
 	"origin", "pool_lv", "data_lv", "metadata_lv", "lv_active_locally", "lv_device_open", "lv_suspended",
-	"lv_skip_activation", "lv_merging", "lv_converting", "lv_merge_failed", "lv_snapshot_invalid",
+	"lv_skip_activation", "lv_merging", "lv_merge_failed", "lv_snapshot_invalid",
 	"thin_id", "chunk_size",
 }
 

@@ -2,12 +2,23 @@ package vm
 
 import "testing"
 
-var lvm2 = []string{"lvm", "lvs", "lvchange", "lvcreate", "lvconvert", "lvremove", "pvcreate", "vgcreate", "vgchange", "vgremove"}
+// lvm2 is LVM's commands, beside what is in every guest.
+var lvm2 = []string{"lvm", "lvs", "lvchange", "lvcreate", "lvconvert", "lvremove", "vgcreate", "vgremove"}
 
-func TestSnapstoreExplore(t *testing.T) {
+// Stores of dm-snapshot are applied as the kernel and LVM apply them.
+func TestSnapstore(t *testing.T) {
+	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/snapstore")
-	Run(t, Config{
-		Kernel: Linux612, Modules: []string{"dm-snapshot", "dm-thin-pool"}, Programs: lvm2,
-		Disks: []Disk{NewDisk(t, "data", 256<<20)},
-	}, program)
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			t.Parallel()
+			r := Run(t, Config{
+				Kernel: kernel, Modules: []string{"dm-snapshot"}, Programs: lvm2,
+				Files: map[string]string{"/bin/tidemark": command},
+				Disks: []Disk{NewDisk(t, "data", 128<<20)},
+			}, program)
+			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
+		})
+	}
 }
