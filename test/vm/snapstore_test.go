@@ -14,7 +14,7 @@ func TestSnapstore(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			r := Run(t, Config{
-				Kernel: kernel, Modules: []string{"dm-snapshot"}, Programs: lvm2,
+				Kernel: kernel, Modules: []string{"dm-snapshot", "dm-delay"}, Programs: append(lvm2, "fio"),
 				Files: map[string]string{"/bin/tidemark": command},
 				Disks: []Disk{NewDisk(t, "data", 128<<20)},
 			}, program)

@@ -228,11 +228,13 @@ func (t *Tracker) changes(ctx context.Context, since, until track.Mark) (extent.
 	}
 	var set extent.Set
 	if !still {
-		if set, err = t.exceptions(ctx, false); err != nil {
-			return extent.Set{}, err
-		}
+		set, err = t.exceptions(ctx, false)
 	}
-	return set, t.now()
+	// After the reading. The store of a snapshot that is lost may be unreadable, too.
+	if lost := t.now(); lost != nil {
+		return extent.Set{}, lost
+	}
+	return set, err
 }
 
 // still reports whether nothing was written to the source from an epoch of this Tracker until

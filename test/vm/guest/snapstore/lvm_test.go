@@ -5,15 +5,22 @@
 package snapstore_test
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"tidemark/linux/dm"
+	"tidemark/linux/dmsnap"
+	"tidemark/linux/fsfreeze"
 	"tidemark/linux/lvm"
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 )
 
 func TestMain(m *testing.M) {
+	reexec.Main(fsfreeze.Watchdog)
 	if guest.Inside() {
 		if err := configure(); err != nil {
 			panic(err)
@@ -54,6 +61,53 @@ func volume(t *testing.T, name string) string {
 	}
 	d.Close()
 	return path
+}
+
+// Stores and origins that the kernel has in use are refused by name, and those that it has let go
+// of are not.
+func TestWhatIsLiveIsRefused(t *testing.T) {
+	group(t)
+	lv := volume(t, "lv")
+	snapped(t, "8M")
+	const real, store, snap = "/dev/mapper/vg-lv-real", "/dev/mapper/vg-snap-cow", "/dev/mapper/vg-snap"
+	refused := func(err error, words string) {
+		t.Helper()
+		if !errors.Is(err, dmsnap.ErrLive) || !strings.Contains(err.Error(), words) {
+			t.Errorf("%v, want %q", err, words)
+		}
+	}
+	refused(dmsnap.StoreUnused(store), snap+": LVM has it active: name the volumes with --lv and --snapshot")
+	refused(dmsnap.OriginUnused(real), snap+" would change with it")
+	for _, err := range []error{
+		dmsnap.StoreUnused(lv), dmsnap.StoreUnused(guest.Disk(t, "data")), dmsnap.OriginUnused(snap),
+		dmsnap.OriginUnused(lv), // the kernel copies what is written through it
+	} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	disk := guest.Mapper(t, "copy", "0 16384 linear "+store+" 0")
+	if err := errors.Join(dmsnap.StoreUnused(disk), dmsnap.OriginUnused(disk)); err != nil {
+		t.Error(err)
+	}
+
+	// A file with a loop device over it, and no LVM.
+	file := filepath.Join(t.TempDir(), "store")
+	guest.Run(t, "truncate", "-s", "4M", file)
+	loop := guest.Loop(t, file)
+	origin := guest.Mapper(t, "below", "0 8192 linear "+lv+" 0")
+	guest.Run(t, "dmsetup", "create", "bare", "--table", "0 8192 snapshot "+origin+" "+loop+" P 8")
+	refused(dmsnap.StoreUnused(file), `"dmsetup remove bare" ends it, and leaves the store`)
+	refused(dmsnap.StoreUnused(loop), "/dev/mapper/bare")
+	guest.Run(t, "dmsetup", "remove", "bare")
+	guest.Mapper(t, "above", "0 8192 snapshot-origin "+origin)
+	refused(dmsnap.OriginUnused(origin), "it lies below /dev/mapper/above")
+	if err := dmsnap.StoreUnused(file); err != nil {
+		t.Error(err)
+	}
+	guest.Mapper(t, "bare", "0 8192 snapshot-merge "+origin+" "+loop+" P 8")
+	refused(dmsnap.StoreUnused(file), "the kernel merges it into /dev/mapper/bare")
+	refused(dmsnap.OriginUnused("/dev/mapper/bare"), "the kernel merges a store into it")
 }
 
 func TestDetachLeavesNothingBehind(t *testing.T) {
