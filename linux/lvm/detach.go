@@ -78,6 +78,27 @@ func Detach(ctx context.Context, ctl *dm.Control, origin, snapshot Volume) (*Det
 	return d, nil
 }
 
+// Layers returns the paths of LVM's own devices for what an active volume and a snapshot of it
+// consist of: the volume's content, and the snapshot's store. Both are in use, and are good
+// for reading.
+func Layers(ctl *dm.Control, origin, snapshot Volume) (content, store string, err error) {
+	d := &Detached{ctl: ctl, volume: origin}
+	var paths [2]string
+	for i, uuid := range []string{origin.DMUUID("real"), snapshot.DMUUID("cow")} {
+		info, ok, err := d.byUUID(uuid)
+		if err != nil {
+			return "", "", err
+		}
+		if !ok {
+			return "", "", fmt.Errorf("lvm: %s is not active: \"lvchange -ay %s\" activates it", origin.FullName(), origin.FullName())
+		}
+		if paths[i], err = sysfs.Node(info.Dev()); err != nil {
+			return "", "", fmt.Errorf("lvm: %w", err)
+		}
+	}
+	return paths[0], paths[1], nil
+}
+
 // takeDown makes our devices and has LVM take down its own.
 func (d *Detached) takeDown(ctx context.Context, snapshot Volume) error {
 	if err := d.duplicate(snapshot); err != nil {
@@ -271,7 +292,12 @@ func (d *Detached) Begin(ctx context.Context) error {
 		return err
 	}
 	d.torn = true
-	return nil
+	// LVM does not flush what it writes: the disk must have the tag before any of what follows.
+	f, err := os.Open(d.Origin)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Attach takes our devices away and activates the volumes again, where they were active. When

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 )
 
 // Errors that callers act on.
@@ -82,6 +83,8 @@ func run(ctx context.Context, program string, args ...string) ([]byte, error) {
 	cmd := exec.Command(program, args...)
 	// Messages in English, and none about descriptors that others have left open.
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
+	// A Ctrl-C is for this program, which then has more to ask of LVM.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -144,4 +145,13 @@ func TestDetachLeavesNothingBehind(t *testing.T) {
 		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
 	t.Log(guest.Run(t, "lvs", "-o+tags"))
+}
+
+// rounds is how often a random test goes round: more often in make soak.
+func rounds(t *testing.T, few int) int {
+	t.Helper()
+	if many, err := strconv.Atoi(os.Getenv("ROUNDS")); err == nil && many > 0 {
+		return many
+	}
+	return few
 }
