@@ -26,6 +26,9 @@ func (p volumePair) look(ctx context.Context, do func(store, origin string) erro
 	if err != nil {
 		return err
 	}
+	if err := lvm.Detachable(ctx, volume, snapshot); err != nil {
+		return err
+	}
 	ctl, err := dm.Open()
 	if err != nil {
 		return err

@@ -51,14 +51,7 @@ type Detached struct {
 // when that is not to be; then nothing has changed. After any other error they are as they
 // were, or the error says how they are.
 func Detach(ctx context.Context, ctl *dm.Control, origin, snapshot Volume) (*Detached, error) {
-	all, err := List(ctx, origin.VG)
-	if err != nil {
-		return nil, err
-	}
-	if err := fit(origin, snapshot, all); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(unused(origin), unused(snapshot)); err != nil {
+	if err := Detachable(ctx, origin, snapshot); err != nil {
 		return nil, err
 	}
 	d := &Detached{ctl: ctl, volume: origin, torn: slices.Contains(origin.Tags, halfDone)}
@@ -111,6 +104,21 @@ func (d *Detached) takeDown(ctx context.Context, snapshot Volume) error {
 		return err
 	}
 	return d.down(snapshot)
+}
+
+// Detachable returns nil when Detach would begin. The error wraps ErrRefused or ErrInUse.
+func Detachable(ctx context.Context, origin, snapshot Volume) error {
+	all, err := List(ctx, origin.VG)
+	if err != nil {
+		return err
+	}
+	if err := fit(origin, snapshot, all); err != nil {
+		return err
+	}
+	if err := unused(origin); err != nil {
+		return err
+	}
+	return unused(snapshot)
 }
 
 // fit refuses volumes to which a store cannot be applied without harm.
@@ -288,14 +296,19 @@ func (d *Detached) down(snapshot Volume) error {
 // Begin is called before the first byte is written to Origin: from here on the volume is not
 // activated by itself, as when the machine boots, until Attach has been told that all is done.
 func (d *Detached) Begin(ctx context.Context) error {
-	if err := change(ctx, "lvchange", "--addtag", halfDone, "--setactivationskip", "y", d.volume.FullName()); err != nil {
+	d.torn = true // and so is a volume of which LVM does not say whether it has the tag
+	return d.tag(ctx, "--addtag", halfDone, "--setactivationskip", "y")
+}
+
+// tag changes what LVM knows of the volume, on the disk. LVM does not flush what it writes, and
+// the disk must have it before what follows.
+func (d *Detached) tag(ctx context.Context, args ...string) error {
+	if err := change(ctx, "lvchange", append(args, d.volume.FullName())...); err != nil {
 		return err
 	}
-	d.torn = true
-	// LVM does not flush what it writes: the disk must have the tag before any of what follows.
 	f, err := os.Open(d.Origin)
 	if err != nil {
-		return err
+		return fmt.Errorf("lvm: %w", err)
 	}
 	return errors.Join(f.Sync(), f.Close())
 }
@@ -304,18 +317,19 @@ func (d *Detached) Begin(ctx context.Context) error {
 // the volume is neither old nor new, it stays down until done says that all has been written
 // and is on the disk; the error says so. Attach must be called once, whatever happened.
 func (d *Detached) Attach(done bool) error {
+	ctx := context.Background() // also when the run was interrupted
+	if d.torn && done {
+		if err := d.tag(ctx, d.untag()...); err != nil {
+			return errors.Join(err, d.removeOurs())
+		}
+		d.torn = false
+	}
 	if err := d.removeOurs(); err != nil {
 		return err
 	}
-	ctx := context.Background() // also when the run was interrupted
 	name := d.volume.FullName()
-	if d.torn && !done {
-		return fmt.Errorf("lvm: %s is %w, and stays down: the same command again finishes it; \"lvchange -ay -K %s\" activates it as it is", name, ErrHalfDone, name)
-	}
 	if d.torn {
-		if err := change(ctx, "lvchange", d.untag()...); err != nil {
-			return err
-		}
+		return fmt.Errorf("lvm: %s is %w, and stays down: the same command again finishes it; \"lvchange -ay -K %s\" activates it as it is", name, ErrHalfDone, name)
 	}
 	if !d.activate {
 		return nil
@@ -330,7 +344,7 @@ func (d *Detached) untag() []string {
 	if !d.volume.SkipActivation || slices.Contains(d.volume.Tags, halfDone) {
 		args = append(args, "--setactivationskip", "n")
 	}
-	return append(args, d.volume.FullName())
+	return args
 }
 
 // giveUp undoes a Detach that failed.
