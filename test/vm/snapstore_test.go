@@ -23,13 +23,35 @@ func TestSnapstore(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			r := Run(t, Config{
-				Kernel: kernel, Timeout: busyTimeout, Skip: "^TestCut$",
+				Kernel: kernel, Timeout: busyTimeout + time.Duration(*storeRounds)*10*time.Second, Skip: "^Test(Cut|Measure)$",
 				Modules: []string{"dm-snapshot", "dm-delay"}, Programs: append([]string{"fio"}, lvm2...),
 				Files: map[string]string{"/bin/tidemark": command},
 				Disks: []Disk{NewDisk(t, "data", 128<<20)},
 				Env:   []string{fmt.Sprintf("ROUNDS=%d", *storeRounds)},
 			}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
+		})
+	}
+}
+
+var applyRounds = flag.Int("apply-rounds", 0, "measure as often how fast a store is applied; bench/run does")
+
+// How fast a store is applied, by us and by the kernel: figures for bench/run, and nothing that
+// can fail by being slow.
+func TestApplySpeed(t *testing.T) {
+	if *applyRounds == 0 {
+		t.Skip("a measurement: bench/run -only merge")
+	}
+	program := Build(t, "tidemark/test/vm/guest/snapstore")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			Run(t, Config{
+				Kernel: kernel, Timeout: busyTimeout, Tests: "^TestMeasure$",
+				Modules: []string{"dm-snapshot"}, Programs: []string{"fio"}, Files: map[string]string{"/bin/tidemark": command},
+				Disks: []Disk{NewDisk(t, "data", 512<<20), NewDisk(t, "master", 256<<20)},
+				Env:   []string{fmt.Sprintf("MEASURE=%d", *applyRounds), "KERNEL=" + string(kernel)},
+			}, program)
 		})
 	}
 }

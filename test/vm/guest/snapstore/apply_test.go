@@ -85,7 +85,14 @@ func made(t *testing.T, origin, store string, chunk int, written ...string) stri
 // merged has the kernel merge a store, and waits until that has ended.
 func merged(t *testing.T, origin, store string, chunk int) {
 	t.Helper()
-	guest.Mapper(t, "merging", fmt.Sprintf("0 %d snapshot-merge %s %s P %d", originSectors, origin, store, chunk))
+	guest.Run(t, "dmsetup", "create", "merging", "--table", fmt.Sprintf("0 %d snapshot-merge %s %s P %d", originSectors, origin, store, chunk))
+	untilMerged(t)
+	guest.Run(t, "dmsetup", "remove", "--retry", "merging")
+}
+
+// untilMerged waits until the kernel has merged all that the device "merging" has to.
+func untilMerged(t *testing.T) {
+	t.Helper()
 	ctl, err := dm.Open()
 	if err != nil {
 		t.Fatal(err)
