@@ -37,11 +37,12 @@ func measurements() []measurement {
 		{"era", eraTools},
 		{"stream", stream},
 		{"rig", rig},
+		{"merge", merge},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, merge")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")

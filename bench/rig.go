@@ -12,17 +12,9 @@ const rigRounds = 9
 // dm-era: our tracker, dm-era and neither.
 func rig(l *lab) error {
 	fmt.Printf("## dm-era's cost beside the tracker's\n\nfio, 4 KiB random writes, direct, queue depth 16, a virtio disk of 1 GiB in an emulated guest of 2 processors, dm-era with blocks of 64 KiB; %d rounds of 3 s in turns. Emulation makes the processor's part far larger than it is.\n\n", rigRounds)
-	out, err := l.do("go", "test", "./test/vm", "-count=1", "-v", "-run", "^TestWriteOverhead$", "-args", "-overhead-rounds", strconv.Itoa(rigRounds))
+	figures, err := l.inRig("TestWriteOverhead", "-overhead-rounds", rigRounds)
 	if err != nil {
 		return err
-	}
-	figures := map[string]sample{}
-	for _, m := range regexp.MustCompile(`figure (\S+ \S+) (\S+)`).FindAllStringSubmatch(out, -1) {
-		f, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			return err
-		}
-		figures[m[1]] = append(figures[m[1]], f)
 	}
 	for _, kernel := range []string{"6.1", "6.12"} {
 		neither := figures[kernel+" neither"]
@@ -35,9 +27,53 @@ func rig(l *lab) error {
 		} {
 			s := figures[kernel+" "+k.name]
 			if len(s) != rigRounds || len(neither) != rigRounds {
-				return fmt.Errorf("%d figures of %q in %q", len(s), k.words, out)
+				return fmt.Errorf("%d figures of %q", len(s), k.words)
 			}
 			fmt.Printf("| %s | %s | **%s** |\n", k.words, s.spread("%.0f"), s.over(neither).spread("%.2f"))
+		}
+		fmt.Println()
+	}
+	return nil
+}
+
+// inRig runs one measurement of test/vm, that often, and returns its figures by their names.
+func (l *lab) inRig(test, flag string, rounds int) (map[string]sample, error) {
+	out, err := l.do("go", "test", "./test/vm", "-count=1", "-v", "-timeout=2h", "-run", "^"+test+"$", "-args", flag, strconv.Itoa(rounds))
+	if err != nil {
+		return nil, err
+	}
+	figures := map[string]sample{}
+	for _, m := range regexp.MustCompile(`figure (\S.*) (\S+)`).FindAllStringSubmatch(out, -1) {
+		f, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			return nil, err
+		}
+		figures[m[1]] = append(figures[m[1]], f)
+	}
+	return figures, nil
+}
+
+const mergeRounds = 5
+
+// merge measures in the rig how fast a store is applied: by us, and by the kernel's own merge.
+func merge(l *lab) error {
+	fmt.Printf("## snapstore apply beside the kernel's snapshot-merge\n\nA store of dm-snapshot with 64 MiB in its exceptions, applied to an origin of 256 MiB of zeros on the same virtio disk, in an emulated guest, until all is on the disk; %d rounds in turns, each result compared with what the snapshot was. Emulation makes the processor's part far larger than it is.\n\n", mergeRounds)
+	figures, err := l.inRig("TestApplySpeed", "-apply-rounds", mergeRounds)
+	if err != nil {
+		return err
+	}
+	for _, kernel := range []string{"6.1", "6.12"} {
+		fmt.Printf("| Linux %s | tidemark, MiB/s, median (min to max) | snapshot-merge | tidemark / it |\n|---|---|---|---|\n", kernel)
+		for _, c := range []struct{ name, words string }{
+			{"4K-random", "chunks of 4 KiB, written at random"},
+			{"64K-random", "chunks of 64 KiB, written at random"},
+			{"4K-consecutive", "chunks of 4 KiB, written in order"},
+		} {
+			ours, theirs := figures[kernel+" "+c.name+" tidemark"], figures[kernel+" "+c.name+" kernel"]
+			if len(ours) != mergeRounds || len(theirs) != mergeRounds {
+				return fmt.Errorf("%d and %d figures of %s", len(ours), len(theirs), c.name)
+			}
+			fmt.Printf("| %s | %s | %s | **%s** |\n", c.words, ours.spread("%.1f"), theirs.spread("%.1f"), ours.over(theirs).spread("%.2f"))
 		}
 		fmt.Println()
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -16,6 +17,7 @@ import (
 	"tidemark/extent"
 	"tidemark/track"
 	"tidemark/track/bpf"
+	"tidemark/track/cow"
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
 )
@@ -220,18 +222,21 @@ type changed struct {
 
 func newTrackChanges(g *globals) *cobra.Command {
 	var since string
+	var tracker choice
 	var asJSON bool
 	cmd := command{
 		use: "changes DEVICE", short: "Print which parts of a device changed since a mark",
 		long: `Prints the parts of DEVICE that changed since a mark, one a line: offset and length in bytes. Every block whose content changed is among them; some may be whose content is what it was.
 
-With --json there is also a mark of this moment ("until"), to ask from the next time. A part that is being written at this moment is told again then, so that a copy made in between is never left behind.`,
+With --json there is also a mark of this moment ("until"), to ask from the next time. A part that is being written at this moment is told again then, so that a copy made in between is never left behind.
+
+With --tracker cow:STORE the store of a live dm-snapshot of DEVICE is asked instead (see "tidemark mirror"). Without --since that is all that changed since the snapshot was made.`,
 		example: `tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1
 # for programs
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 		exits: []exitCode{exitMarkLost},
 		args: func(cmd *cobra.Command, args []string) error {
-			if since == "" {
+			if since == "" && tracker.value == bpf.Kind {
 				return errors.New("--since MARK is needed")
 			}
 			return cobra.ExactArgs(1)(cmd, args)
@@ -241,7 +246,12 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 			if err != nil {
 				return err
 			}
-			c, err := changesSince(cmd.Context(), device, track.Mark(since), asJSON, g.trackOptions())
+			var c changed
+			if store, ok := strings.CutPrefix(tracker.value, cow.Kind+":"); ok {
+				c, err = changesInStore(cmd.Context(), device, store, track.Mark(since))
+			} else {
+				c, err = changesSince(cmd.Context(), device, track.Mark(since), asJSON, g.trackOptions())
+			}
 			if err != nil {
 				return err
 			}
@@ -249,8 +259,32 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 		},
 	}.build()
 	cmd.Flags().StringVar(&since, "since", "", "`mark` to start from, as printed by \"track start\" and \"track status\"")
+	addChoice(cmd, &tracker, "tracker", "what to ask: bpf is the tracking that is on; cow:STORE the store of a live snapshot, by its device or that of the snapshot", bpf.Kind, "cow:STORE")
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
+}
+
+// changesInStore asks the store of a snapshot.
+func changesInStore(ctx context.Context, device, store string, since track.Mark) (c changed, err error) {
+	source, err := block.Open(device, block.Options{})
+	if err != nil {
+		return c, fmt.Errorf("track: %w", err)
+	}
+	defer source.Close()
+	t, err := cow.Open(source, store)
+	if err != nil {
+		return c, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	if since == "" {
+		since = t.Beginning()
+	}
+	cut, err := t.Cut(ctx)
+	if err != nil {
+		return c, err
+	}
+	set, err := t.Changes(ctx, since, cut.Mark)
+	return changed{Device: device, Since: since, Until: cut.Mark, Granularity: t.Granularity(), Bytes: set.Bytes(), set: set}, err
 }
 
 // changesSince asks without starting anything: where nothing is tracked, every

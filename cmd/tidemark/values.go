@@ -11,7 +11,7 @@ import (
 	"tidemark/agent/job"
 )
 
-// choice is a flag with a few values.
+// choice is a flag with a few values. "cow:STORE" allows any text behind "cow:".
 type choice struct {
 	value   string
 	allowed []string
@@ -22,7 +22,12 @@ func (c *choice) Type() string   { return strings.Join(c.allowed, "|") }
 
 // Set implements pflag.Value.
 func (c *choice) Set(s string) error {
-	if !slices.Contains(c.allowed, s) {
+	kind, rest, _ := strings.Cut(s, ":")
+	fits := func(allowed string) bool {
+		begin, open := strings.CutSuffix(allowed, ":STORE")
+		return open && begin == kind && rest != "" || !open && allowed == s
+	}
+	if !slices.ContainsFunc(c.allowed, fits) {
 		return fmt.Errorf("must be one of %s", strings.Join(c.allowed, ", "))
 	}
 	c.value = s

@@ -163,6 +163,17 @@ func (c *Control) Resume(name string) (Info, error) {
 	return info, p.Wait()
 }
 
+// ResumeHidden is Resume of a device that this program alone is to use: udev makes its node, and
+// looks at nothing on it, so that no link by UUID leads to it and nobody mounts it. Udev
+// remembers that for as long as there is the device.
+func (c *Control) ResumeHidden(name string) (Info, error) {
+	info, p, err := c.startResume(name, flagsHidden)
+	if err != nil {
+		return Info{}, err
+	}
+	return info, p.Wait()
+}
+
 // Pending is a change that udev may not have dealt with yet.
 type Pending struct {
 	wait func() error
@@ -175,7 +186,10 @@ func (p *Pending) Wait() error { return p.wait() }
 // StartResume is Resume without the wait for udev, which Pending does. To resume
 // several devices that were suspended together, start all of them and then wait for
 // each: udev may need one device to deal with another.
-func (c *Control) StartResume(name string) (Info, *Pending, error) {
+func (c *Control) StartResume(name string) (Info, *Pending, error) { return c.startResume(name, 0) }
+
+// startResume is StartResume with flags for udev.
+func (c *Control) startResume(name string, flags uint32) (Info, *Pending, error) {
 	r, err := onDevice("resume", cmdDevSuspend, name)
 	if err != nil {
 		return Info{}, nil, err
@@ -183,7 +197,7 @@ func (c *Control) StartResume(name string) (Info, *Pending, error) {
 	log := openKernelLog()
 	defer log.close()
 	cookie := c.udev.begin()
-	r.eventNr = cookie.eventNr()
+	r.eventNr = cookie.eventNr() | flags
 	got, err := c.run(r)
 	if err != nil {
 		cookie.end()

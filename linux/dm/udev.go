@@ -18,6 +18,10 @@ const (
 	cookieMask  = 0xffff
 	// flagPrimary marks the kernel's own events, as against those that udev makes up.
 	flagPrimary = 0x0040 << 16
+	// flagsHidden have udev make the node in /dev/mapper, and neither look at the content of
+	// the device, nor link to it, nor tell other programs that there is anything to use
+	// (DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG, …_DISK_…, …_OTHER_…).
+	flagsHidden = (0x0002 | 0x0004 | 0x0008) << 16
 )
 
 const (

@@ -81,7 +81,7 @@ type Pair struct{ Source, Target string }
 type Options struct {
 	StateDir string      // DefaultStateDir when empty
 	Track    bpf.Options // where and how to track
-	Tracker  string      // "auto" (or ""), "bpf", "era" or "scan"
+	Tracker  string      // "auto" (or ""), "bpf", "era", "cow:" with a store, or "scan"
 	View     string      // "auto" (or ""), "freeze" or "offline"
 	Hooks    view.Hooks
 	// MaxFreeze bounds the frozen time; 0 stands for transfer.DefaultMaxFreeze.

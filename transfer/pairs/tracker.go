@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"tidemark/block"
@@ -12,6 +13,7 @@ import (
 	"tidemark/linux/sysfs"
 	"tidemark/track"
 	"tidemark/track/bpf"
+	"tidemark/track/cow"
 	"tidemark/track/era"
 	"tidemark/view"
 )
@@ -19,6 +21,9 @@ import (
 // tracker chooses the tracker of a source, by the mark that is stored with its mirror;
 // "" is none. A dry session starts none.
 func (s *session) tracker(ctx context.Context, src *source, stored track.Mark) (track.Tracker, error) {
+	if store, ok := strings.CutPrefix(s.o.Tracker, cow.Kind+":"); ok {
+		return cow.Open(src.Device, store)
+	}
 	if s.o.Tracker == track.KindScan || s.o.automatic() && !src.IsDevice() {
 		if src.untracked = "as was asked for"; !src.IsDevice() {
 			src.untracked = overFile(src.Path())

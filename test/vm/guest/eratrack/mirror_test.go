@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"tidemark/test/vm/guest"
+	"tidemark/test/vm/guest/instant"
 	"tidemark/track/era"
 	"tidemark/transfer"
 )
@@ -21,7 +22,7 @@ import (
 func TestMirrorsOfABusyEraDevice(t *testing.T) {
 	s := made(t, "busy", t.TempDir())
 	at, unmount := s.mounted(t)
-	stop := load(t, at)
+	stop := instant.Load(t, at)
 	s.mirrored(t, "full")
 	s.checked(t)
 	for range 3 {
@@ -58,7 +59,7 @@ func TestCommandChoosesTheEras(t *testing.T) {
 		}
 		return rep
 	}
-	if rep := run("era full", "--dry-run"); rep.Read != int64(len(mustRead(t, s.path()))) {
+	if rep := run("era full", "--dry-run"); rep.Read != int64(len(instant.MustRead(t, s.path()))) {
 		t.Errorf("a dry run would read %d bytes", rep.Read)
 	}
 	run("era full")
@@ -81,7 +82,7 @@ func TestCommandChoosesTheEras(t *testing.T) {
 	run("bpf incremental")
 	guest.Run(t, "tidemark", "track", "stop", s.path())
 	run("era scan")
-	compare(t, mustRead(t, s.path()), mustRead(t, s.image()))
+	instant.Compare(t, instant.MustRead(t, s.path()), instant.MustRead(t, s.image()))
 	run("era incremental")
 	refused(t, s, "not an era device", "--tracker", "era", guest.Disk(t, "meta"))
 }
@@ -110,7 +111,7 @@ func refused(t *testing.T, s *source, words string, flag, value, device string) 
 func TestKilledRunsLeaveNoSnapshot(t *testing.T) {
 	s := made(t, "killed", t.TempDir())
 	at, _ := s.mounted(t)
-	defer load(t, at)()
+	defer instant.Load(t, at)()
 	command(t, s)
 	for i := range 4 {
 		cmd := exec.Command("tidemark", "mirror", "--force-freeze", "--every", "1ms", "--state-dir", s.stateDir(), s.path(), s.image())

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"tidemark/test/vm/guest"
+	"tidemark/test/vm/guest/instant"
 )
 
 // home mounts the disk where mirror and state are kept over restarts.
@@ -24,7 +25,7 @@ func TestRestartBegin(t *testing.T) {
 	guest.Run(t, "mkfs.ext4", "-q", guest.Disk(t, "home"))
 	s := made(t, "restart", home(t))
 	at, unmount := s.mounted(t)
-	stop := load(t, at)
+	stop := instant.Load(t, at)
 	s.mirrored(t, "full")
 	s.mirrored(t, "incremental")
 	stop()
@@ -41,7 +42,7 @@ func TestRestartClean(t *testing.T) {
 		t.Errorf("%d bytes were read", rep.Read)
 	}
 	s.checked(t)
-	load(t, at)
+	instant.Load(t, at)
 	guest.Tell(t, "busy")
 	for i := 0; ; i++ {
 		guest.WriteFile(t, filepath.Join(at, "n"), strconv.Itoa(i))
