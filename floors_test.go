@@ -39,7 +39,8 @@ var floors = [][]string{
 	{"transfer/mirror", "boot"},
 	{"transfer/apply", "transfer/export", "transfer/restore"},
 	{"transfer/pairs"},
-	{"transfer/streams"},
+	{"transfer/merge", "transfer/streams"},
+	{"transfer/stores"},
 	{"agent/..."},
 	{"cmd/tidemark/..."},
 	{"test/...", "bench", "internal/*"}, // for tests and measurements only
