@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,13 +20,16 @@ import (
 	"tidemark/format/era"
 	"tidemark/format/erastream"
 	"tidemark/format/redo"
+	"tidemark/format/snapstore"
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
+	"tidemark/linux/dmsnap"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/loop"
+	"tidemark/linux/lvm"
 	"tidemark/track"
 	"tidemark/track/bpf"
 	eratrack "tidemark/track/era"
@@ -34,8 +38,10 @@ import (
 	"tidemark/transfer/apply"
 	"tidemark/transfer/browse"
 	"tidemark/transfer/inuse"
+	"tidemark/transfer/merge"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/restore"
+	"tidemark/transfer/stores"
 	"tidemark/transfer/streams"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
@@ -174,7 +180,7 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
+	return slices.Concat(mirrorClasses(), jobClasses(), storeClasses(), eraClasses(), machineClasses())
 }
 
 func jobClasses() []class {
@@ -294,6 +300,27 @@ func eraClasses() []class {
 		{"boot-unsuitable", boot.ErrUnsuitable, exitRefused, ""},
 		{"boot-hibernation", boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
 		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
+	}
+}
+
+func storeClasses() []class {
+	return []class{
+		{"store-overflowed", snapstore.ErrOverflowed, exitRefused, "what the snapshot was cannot be told any more; remove it, and give the next one more room"},
+		{"store-invalid", snapstore.ErrInvalid, exitRefused, "what the snapshot was cannot be told any more; remove it, and see the kernel's log of that time"},
+		{"store-foreign", snapstore.ErrNotStore, exitDamaged, "give the COW device of a persistent dm-snapshot (type P or PO), or an image of it"},
+		{"store-newer", snapstore.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"store-damaged", snapstore.ErrDamaged, exitDamaged, `"tidemark snapstore check" lists every fault`},
+		{"store-live", dmsnap.ErrLive, exitRefused, ""},
+		{"apply-cut-off", stores.ErrCutOff, exitError, "run the same command again: it finishes it; keep a file of --undo, and leave --undo away then"},
+		{"store-on-origin", stores.ErrSame, exitRefused, "give the device that the store is a snapshot of, which it does not lie on"},
+		{"undo-refused", stores.ErrUndo, exitRefused, "give a file that does not exist"},
+		{"merge-pending", merge.ErrPending, exitError, "run the same command again: it finishes it"},
+		{"target-is-a-mirror", merge.ErrMirror, exitRefused, "give another target"},
+		{"merge-refused", merge.ErrRefused, exitRefused, "give another target"},
+		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
+		{"lvm-refused", lvm.ErrRefused, exitRefused, ""},
+		{"lvm-in-use", lvm.ErrInUse, exitBusy, "unmount it, or end what uses it"},
+		{"lvm-missing", lvm.ErrMissing, exitError, ""},
 	}
 }
 

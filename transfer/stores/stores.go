@@ -38,6 +38,9 @@ import (
 var (
 	// ErrSame refuses an origin that the store lies on, or that is the store.
 	ErrSame = fmt.Errorf("%w: the store lies on it", merge.ErrRefused)
+	// ErrCutOff says that an origin is neither old nor new, until the same store is applied
+	// again, or what was kept of it.
+	ErrCutOff = errors.New("it is partly written, and neither what it was nor what it is to be")
 	// ErrUndo refuses a file for what is overwritten.
 	ErrUndo = fmt.Errorf("%w: it cannot keep what is overwritten", merge.ErrRefused)
 )
@@ -95,6 +98,11 @@ type Options struct {
 	// Undo names a file, which must not exist, that becomes a store of what is overwritten:
 	// applied in its turn it brings that back.
 	Undo string
+	// Begin, if not nil, is called when all was read and judged, before the first byte is
+	// written. Its error ends Apply.
+	Begin func() error
+	// Live has Plan look at a store and an origin that are in use.
+	Live bool
 	// Progress, if not nil, is told of the bytes that are done of how many in a phase. It
 	// is called by one goroutine at a time.
 	Progress func(phase string, done, total int64)
@@ -114,10 +122,12 @@ func (s *Store) ready(origin int64) (snapstore.Summary, error) {
 	if err := dmsnap.StoreUnused(s.Path()); err != nil {
 		return snapstore.Summary{}, err
 	}
-	return s.sound(origin)
+	return s.Sound(origin)
 }
 
-func (s *Store) sound(origin int64) (snapstore.Summary, error) {
+// Sound returns what the store holds when it can be applied to an origin of that size, in
+// bytes: it is valid, and has no faults.
+func (s *Store) Sound(origin int64) (snapstore.Summary, error) {
 	if err := s.Valid(); err != nil {
 		return snapstore.Summary{}, fmt.Errorf("store: %s: %w", s.Path(), err)
 	}
@@ -150,15 +160,17 @@ func bytes(s *Store, sum snapstore.Summary, origin int64) int64 {
 // Plan judges as Apply does and tells how much would be brought to the origin, and how much
 // of it is equal already. It writes nothing.
 func (s *Store) Plan(ctx context.Context, origin string, o Options) (merge.Report, error) {
-	if err := s.judge(origin, o.StateDir); err != nil {
-		return merge.Report{}, err
+	if !o.Live {
+		if err := errors.Join(s.judge(origin, o.StateDir), dmsnap.StoreUnused(s.Path())); err != nil {
+			return merge.Report{}, err
+		}
 	}
 	d, err := block.Open(origin, block.Options{Direct: true})
 	if err != nil {
 		return merge.Report{}, fmt.Errorf("origin: %w", err)
 	}
 	defer d.Close()
-	sum, err := s.ready(d.Size())
+	sum, err := s.Sound(d.Size())
 	if err != nil {
 		return merge.Report{}, err
 	}
@@ -197,30 +209,21 @@ func (s *Store) Apply(ctx context.Context, origin string, o Options) (rep merge.
 			return rep, err
 		}
 	}
+	if o.Begin != nil {
+		if err := o.Begin(); err != nil {
+			return rep, err
+		}
+	}
 	job := s.job(target.Size(), sum, "applying", o)
 	if o.Journal {
 		return target.Commit(ctx, job)
 	}
 	rep, err = target.Write(ctx, job, o.Direct)
 	if err != nil && rep.Bytes > 0 {
-		err = &CutOff{Origin: origin, Undo: o.Undo, Err: err}
+		err = fmt.Errorf("%s: %w: %w", origin, ErrCutOff, err)
 	}
 	return rep, err
 }
-
-// CutOff says that an origin is neither old nor new.
-type CutOff struct {
-	Origin string
-	Undo   string // the file that has what was overwritten, "" if none
-	Err    error  // why
-}
-
-func (e *CutOff) Error() string {
-	return fmt.Sprintf("%s is partly written, and neither what it was nor what it is to be: %v", e.Origin, e.Err)
-}
-
-// Unwrap returns why.
-func (e *CutOff) Unwrap() error { return e.Err }
 
 // keep makes a store of what the origin has where the store has chunks. Until it is whole and
 // durable it is none, and nothing has been overwritten.
