@@ -50,8 +50,8 @@ func refuseMirror(path, stateDir string) error {
 }
 
 // Open opens the image or device at path, which Judge approves of, for writing, and first
-// finishes a change that was committed and has not reached it. stateDir is
-// pairs.DefaultStateDir when empty.
+// finishes a change that was committed and has not reached it: half of it may be there, and
+// nothing else makes that whole. stateDir is pairs.DefaultStateDir when empty.
 func Open(path, stateDir string) (_ *Target, err error) {
 	place, err := pairs.Find(path, stateDir)
 	if err != nil {
@@ -85,7 +85,7 @@ func (t *Target) open(path, stateDir string) (err error) {
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	done, err := transaction.Recover(t.disk(), t.dir, transaction.FinishUntouched, transaction.Steps{})
+	done, err := transaction.Recover(t.disk(), t.dir, transaction.FinishSame, transaction.Steps{})
 	if err != nil {
 		if pending, perr := transaction.Pending(t.dir); pending || perr != nil {
 			err = fmt.Errorf("target: %w: %w", ErrPending, err)
