@@ -173,7 +173,7 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
+	return slices.Concat(mirrorClasses(), jobClasses(), eraClasses(), volumeClasses(), machineClasses())
 }
 
 func jobClasses() []class {
