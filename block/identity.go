@@ -41,6 +41,12 @@ func (id Identity) IsPartition() bool {
 	return id.Major != id.DiskMajor || id.Minor != id.DiskMinor
 }
 
+// Overlaps reports whether two devices share bytes of one disk.
+func (id Identity) Overlaps(other Identity) bool {
+	return id.DiskMajor == other.DiskMajor && id.DiskMinor == other.DiskMinor &&
+		id.Start < other.Start+other.Size && other.Start < id.Start+id.Size
+}
+
 // Identify reads the identity of the block device that path leads to now. The error
 // wraps ErrNotBlockDevice when path is something else. What is open already is told by
 // Device.Identity.

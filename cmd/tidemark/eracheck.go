@@ -127,14 +127,17 @@ func (c *eraCheck) text(out io.Writer, path string) checkReport {
 	}
 }
 
-func verdict(sum era.Summary) string {
-	switch sum.Faults {
+func verdict(sum era.Summary) string { return counted(int(sum.Faults)) }
+
+// counted is a number of faults in words.
+func counted(faults int) string {
+	switch faults {
 	case 0:
 		return "no faults"
 	case 1:
 		return "1 fault"
 	}
-	return fmt.Sprintf("%d faults", sum.Faults)
+	return fmt.Sprintf("%d faults", faults)
 }
 
 // faultText says where and what, without the name of the package.

@@ -14,6 +14,7 @@ import (
 	"tidemark/block"
 	"tidemark/format/era"
 	"tidemark/linux/mounts"
+	"tidemark/transfer/inuse"
 )
 
 // eraInput is open metadata. Reading it ends when the context does.
@@ -131,7 +132,7 @@ func openEraTarget(ctx context.Context, path string, input *os.File, overwrite b
 	}
 	dev, err := block.Open(path, block.Options{Write: true, Direct: true, Exclusive: true})
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("era: output %s: %w: it is in use", path, errOutput)
+		return nil, fmt.Errorf("era: output: %s: %w", path, inuse.ErrInUse)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("era: output: %w", err)
@@ -151,16 +152,8 @@ func sameFile(path string, f *os.File) (bool, error) {
 // refuseUsedOutput protects who uses the output, and an input that the output
 // is made of.
 func refuseUsedOutput(path, input string) error {
-	table, err := mounts.Read()
-	if err != nil {
+	if err := inuse.Held(path); err != nil {
 		return fmt.Errorf("era: output: %w", err)
-	}
-	use, err := table.UseOf(path)
-	if err != nil {
-		return fmt.Errorf("era: output: %w", err)
-	}
-	if use.InUse() {
-		return fmt.Errorf("era: output %s: %w: it is in use (%s)", path, errOutput, use)
 	}
 	id, err := block.Identify(path)
 	if errors.Is(err, block.ErrNotBlockDevice) {
@@ -168,6 +161,10 @@ func refuseUsedOutput(path, input string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("era: output: %w", err)
+	}
+	table, err := mounts.Read()
+	if err != nil {
+		return fmt.Errorf("era: input: %w", err)
 	}
 	over, err := table.UseOf(input)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,22 +20,29 @@ import (
 	"tidemark/format/era"
 	"tidemark/format/erastream"
 	"tidemark/format/redo"
+	"tidemark/format/snapstore"
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
+	"tidemark/linux/dmsnap"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/loop"
+	"tidemark/linux/lvm"
 	"tidemark/track"
 	"tidemark/track/bpf"
+	"tidemark/track/cow"
 	eratrack "tidemark/track/era"
 	"tidemark/track/history"
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/browse"
+	"tidemark/transfer/inuse"
+	"tidemark/transfer/merge"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/restore"
+	"tidemark/transfer/stores"
 	"tidemark/transfer/streams"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
@@ -173,7 +181,7 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), jobClasses(), eraClasses(), volumeClasses(), machineClasses())
+	return slices.Concat(mirrorClasses(), jobClasses(), storeClasses(), volumeClasses(), eraClasses(), machineClasses())
 }
 
 func jobClasses() []class {
@@ -207,8 +215,8 @@ func mirrorClasses() []class {
 		{"untracked", transfer.ErrUntracked, exitNoConverge, "have it tracked, or allow the time with --max-freeze or --force-freeze"},
 		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
 		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
-		{"browsed", pairs.ErrBrowsed, exitRefused, "that command ends it"},
-		{"in-use", pairs.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
+		{"browsed", inuse.ErrBrowsed, exitRefused, "that command ends it"},
+		{"in-use", inuse.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
 		{"immutable", pairs.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
 		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
 		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
@@ -293,6 +301,38 @@ func eraClasses() []class {
 		{"boot-unsuitable", boot.ErrUnsuitable, exitRefused, ""},
 		{"boot-hibernation", boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
 		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
+	}
+}
+
+func storeClasses() []class {
+	return []class{
+		{"store-overflowed", snapstore.ErrOverflowed, exitRefused, "what the snapshot was cannot be told any more; remove it, and give the next one more room"},
+		{"store-invalid", snapstore.ErrInvalid, exitRefused, "what the snapshot was cannot be told any more; remove it, and see the kernel's log of that time"},
+		{"store-foreign", snapstore.ErrNotStore, exitDamaged, "give the COW device of a persistent dm-snapshot (type P or PO), or an image of it"},
+		{"store-newer", snapstore.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"store-damaged", snapstore.ErrDamaged, exitDamaged, `"tidemark snapstore check" lists every fault`},
+		{"store-live", dmsnap.ErrLive, exitRefused, ""},
+		{"apply-cut-off", stores.ErrCutOff, exitError, "run the same command again: it finishes it; keep a file of --undo, and leave --undo away then"},
+		{"store-on-origin", stores.ErrSame, exitRefused, "give the device that the store is a snapshot of, which it does not lie on"},
+		{"undo-refused", stores.ErrUndo, exitRefused, "give a file that does not exist"},
+		{"merge-pending", merge.ErrPending, exitError, "run the same command again: it finishes it"},
+		{"target-is-a-mirror", merge.ErrMirror, exitRefused, "give another target"},
+		{"merge-refused", merge.ErrRefused, exitRefused, "give another target"},
+		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
+	}
+}
+
+// volumeClasses are those of LVM's volumes, and of live snapshots.
+func volumeClasses() []class {
+	return []class{
+		{"lvm-half-applied", lvm.ErrHalfDone, exitError, `"lvs -o +tags" shows it, until that command has ended`},
+		{"lvm-refused", lvm.ErrRefused, exitRefused, ""},
+		{"lvm-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
+		{"lvm-unknown", lvm.ErrNotFound, exitError, `"lvs" lists the volumes`},
+		{"lvm-missing", lvm.ErrMissing, exitError, ""},
+		{"cow-not-live", cow.ErrNoSnapshot, exitRefused, `"dmsetup table" lists the live snapshots; "tidemark snapstore list" reads any other store`},
+		{"cow-not-origin", cow.ErrNotOrigin, exitRefused, "name that as the source"},
+		{"cow-unfit", cow.ErrUnfit, exitRefused, "make another snapshot, or use another tracker"},
 	}
 }
 

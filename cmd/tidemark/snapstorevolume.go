@@ -5,9 +5,7 @@ import (
 	"errors"
 
 	"tidemark/linux/dm"
-	"tidemark/linux/dmsnap"
 	"tidemark/linux/lvm"
-	"tidemark/track/cow"
 )
 
 // volumePair is a volume of LVM and a snapshot of it, by name.
@@ -61,19 +59,4 @@ func (p volumePair) apply(ctx context.Context, do func(store, origin string, beg
 	}
 	err = do(d.Store, d.Origin, func() error { return d.Begin(ctx) })
 	return errors.Join(err, d.Attach(err == nil))
-}
-
-// volumeClasses are the errors of LVM's volumes and of live snapshots.
-func volumeClasses() []class {
-	return []class{
-		{"half-applied", lvm.ErrHalfDone, exitError, `"lvs -o +tags" shows it, until that command has ended`},
-		{"volume-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
-		{"volume-refused", lvm.ErrRefused, exitRefused, ""},
-		{"no-volume", lvm.ErrNotFound, exitError, `"lvs" lists them`},
-		{"no-lvm", lvm.ErrMissing, exitError, ""},
-		{"live-snapshot", dmsnap.ErrLive, exitRefused, ""},
-		{"no-live-snapshot", cow.ErrNoSnapshot, exitRefused, `"dmsetup table" lists the snapshots and their stores; "tidemark snapstore list" reads a store that is not in use`},
-		{"not-origin", cow.ErrNotOrigin, exitRefused, "name that as the source"},
-		{"snapshot-unfit", cow.ErrUnfit, exitRefused, "make another snapshot, or use --tracker bpf"},
-	}
 }

@@ -90,7 +90,7 @@ func overlapping(id block.Identity) (paths []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if other.Path != "" && overlaps(id, other) {
+		if other.Path != "" && id.Overlaps(other) {
 			paths = append(paths, other.Path)
 		}
 	}

@@ -6,9 +6,9 @@
 //
 // The package owns everything around package transfer that takes a path: it opens
 // sources and targets, chooses tracker and view, finds the folder where a mirror's
-// files lie, and refuses targets whose content must not be lost (ErrRefused): a target
-// that is in use, is the source or lies on it, or holds something else than a mirror of
-// the source. Nothing has been written to a target that is refused. It finds sources by
+// files lie, and refuses targets whose content must not be lost: a target that is in use
+// (inuse.ErrInUse), is the source or lies on it, or holds something else than a mirror of
+// the source (ErrRefused). Nothing has been written to a target that is refused. It finds sources by
 // their UUID, label or mount point, and refuses to copy a part of what lies on several
 // devices (ErrPart). [Survey] tells how it would judge the devices of this machine.
 //
@@ -38,11 +38,8 @@ import (
 var (
 	// ErrRefused says that a target holds, or may hold, what must not be lost.
 	ErrRefused = errors.New("refused")
-	// ErrInUse, ErrTooSmall, ErrOwnSource and ErrHoldsOther wrap ErrRefused, and say
-	// why. Only what ErrHoldsOther refuses is done with Options.Overwrite, or with Adopt.
-	ErrInUse = fmt.Errorf("%w: it is in use", ErrRefused)
-	// ErrBrowsed wraps ErrInUse, and says that Browse shows its files.
-	ErrBrowsed  = fmt.Errorf("%w by tidemark mount", ErrInUse)
+	// ErrTooSmall, ErrOwnSource and ErrHoldsOther wrap ErrRefused, and say why. Only what
+	// ErrHoldsOther refuses is done with Options.Overwrite, or with Adopt.
 	ErrTooSmall = fmt.Errorf("%w: it is too small", ErrRefused)
 	// ErrNoDevice says that a target is named like a device, and is none: a file there would
 	// lie in memory, and be gone with the next boot. Options.Overwrite does not help.

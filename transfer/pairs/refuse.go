@@ -3,18 +3,14 @@ package pairs
 import (
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark/block"
 	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/linux/mounts"
-	"tidemark/linux/openers"
-	"tidemark/linux/sysfs"
+	"tidemark/transfer/inuse"
 	"tidemark/transfer/transaction"
 )
 
@@ -114,92 +110,26 @@ func (t *target) refuse(src *source) error {
 
 // refuseUsed protects the sources from being written to, and the users of the target.
 func (t *target) refuseUsed(sources []*source) error {
-	if !t.exists {
-		return nil
-	}
-	table, err := mounts.Read()
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
 	for _, src := range sources {
-		if same, err := t.reaches(src, table); err != nil {
+		if same, err := inuse.Reaches(t.path, src.Device); err != nil {
 			return fmt.Errorf("target: %w", err)
 		} else if same {
 			return t.refused(ErrRefused, "it is the source, or lies on it")
 		}
 	}
-	use, err := table.UseOf(t.path)
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	if !use.InUse() {
-		return nil
-	}
-	undo, err := browsed(use)
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	if undo != "" {
-		return fmt.Errorf("target: %s: %w (%s): %s", t.path, ErrBrowsed, use, undo)
-	}
-	return fmt.Errorf("target: %s: %w (%s)", t.path, ErrInUse, use)
+	return targeted(inuse.Held(t.path))
 }
 
 // refuseOpeners protects programs that work with the target as with any file: a virtual
 // machine, for example.
-func (t *target) refuseOpeners() error {
-	if !t.exists {
-		return nil
-	}
-	f, err := os.OpenFile(t.path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	defer f.Close()
-	use, err := openers.Of(f)
-	if err != nil {
-		return fmt.Errorf("target: %w", err)
-	}
-	if use.InUse() {
-		return fmt.Errorf("target: %s: %w (%s)", t.path, ErrInUse, use)
-	}
-	return nil
-}
+func (t *target) refuseOpeners() error { return targeted(inuse.Opened(t.path)) }
 
-// reaches reports whether a write to the target is a write to the source: they
-// are the same, or the target is a device that is made of the source.
-func (t *target) reaches(src *source, table *mounts.Table) (bool, error) {
-	if !t.device {
-		a, err := src.File().Stat()
-		if err != nil {
-			return false, err
-		}
-		b, err := os.Stat(t.path)
-		return err == nil && os.SameFile(a, b), err
+// targeted says of an error that it is about a target.
+func targeted(err error) error {
+	if err != nil {
+		err = fmt.Errorf("target: %w", err)
 	}
-	if src.IsDevice() && overlaps(src.Identity(), t.id) {
-		return true, nil
-	}
-	roots := []sysfs.Dev{src.Identity().Dev()}
-	if !src.IsDevice() {
-		var err error
-		if roots, err = table.LoopsOver(src.Path()); err != nil {
-			return false, err
-		}
-	}
-	for _, root := range roots {
-		above, err := table.Above(root)
-		if err != nil || above[t.id.Dev()] {
-			return true, err
-		}
-	}
-	return false, nil
-}
-
-// overlaps reports whether two devices share bytes of one disk.
-func overlaps(a, b block.Identity) bool {
-	return a.DiskMajor == b.DiskMajor && a.DiskMinor == b.DiskMinor &&
-		a.Start < b.Start+b.Size && b.Start < a.Start+a.Size
+	return err
 }
 
 // refuseForeign protects what is not a mirror of ours: a device with a filesystem, or an

@@ -94,7 +94,7 @@ func (t *target) known() (Known, error) {
 // with discard it is forgotten: the target stays as it is, which may be between old and
 // new, and the mirror counts as one whose first copy has not ended. Where nothing waits
 // nothing is done, but with discard a first copy that has not ended is forgotten, and with
-// it that there was a mirror. The error wraps ErrNoMirror, ErrInUse, or is one of packages
+// it that there was a mirror. The error wraps ErrNoMirror, inuse.ErrInUse, or is one of packages
 // state, sums, redo and transaction.
 func Recover(ctx context.Context, path string, discard bool, o Options) (string, error) {
 	o = o.withDefaults()

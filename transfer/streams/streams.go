@@ -5,8 +5,8 @@
 // [Recover] when an error of it wraps apply.ErrPending.
 //
 // The package is to package apply what package pairs is to the engine: it finds the
-// folder beside a target, opens and locks both, and refuses (ErrRefused) a target that is
-// in use, is the stream itself, or is a mirror. Nothing has been written to a target that
+// folder beside a target, opens and locks both, and refuses a target that is in use
+// (inuse.ErrInUse), is the stream itself, or is a mirror (ErrRefused). Nothing has been written to a target that
 // is refused. Functions on different targets may run at the same time.
 package streams
 
@@ -21,9 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
-	"tidemark/linux/mounts"
-	"tidemark/linux/openers"
 	"tidemark/transfer/apply"
+	"tidemark/transfer/inuse"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/transaction"
 )
@@ -47,7 +46,7 @@ type Options struct {
 
 // Apply reads a stream to its end and brings it to the target at path, which is made when
 // it does not exist. First it brings to an end what an earlier run left, as o.Waiting says.
-// The errors are those of packages apply and transaction, and ErrRefused.
+// The errors are those of packages apply and transaction, ErrRefused, and inuse.ErrInUse.
 func Apply(ctx context.Context, path string, in io.Reader, o Options) (apply.Report, error) {
 	place, err := find(path, in, o)
 	switch {
@@ -115,15 +114,7 @@ func find(path string, in io.Reader, o Options) (pairs.Place, error) {
 			return place, err
 		}
 	}
-	table, err := mounts.Read()
-	if err != nil {
-		return place, err
-	}
-	use, err := table.UseOf(place.Path)
-	if err == nil && use.InUse() {
-		err = fmt.Errorf("%w: it is in use (%s)", ErrRefused, use)
-	}
-	return place, err
+	return place, inuse.Held(place.Path)
 }
 
 // refuseMirror refuses a mirror. It is asked first, and again when the folder is locked:
@@ -136,21 +127,6 @@ func refuseMirror(place pairs.Place, stateDir string) error {
 		return err
 	}
 	return nil
-}
-
-// refuseOpeners refuses a target that a program has open for writing, or has locked. It is
-// asked when the folder is locked, so that another run of ours is none of them.
-func refuseOpeners(path string) error {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	use, err := openers.Of(f)
-	if err == nil && use.InUse() {
-		err = fmt.Errorf("%w: it is in use (%s)", ErrRefused, use)
-	}
-	return err
 }
 
 // isFile reports whether path leads to an open file.
@@ -205,12 +181,13 @@ func (o Options) update(ctx context.Context, place pairs.Place, in io.Reader) (r
 	if err := refuseMirror(place, o.StateDir); err != nil {
 		return rep, err
 	}
-	if err := refuseOpeners(place.Path); err != nil {
+	// The folder is locked: another run of ours is none of those that are found.
+	if err := inuse.Opened(place.Path); err != nil {
 		return rep, err
 	}
 	d, err := block.Open(place.Path, block.Options{Write: true, Exclusive: true})
 	if errors.Is(err, unix.EBUSY) {
-		return rep, fmt.Errorf("%w: it is in use", ErrRefused)
+		return rep, fmt.Errorf("%s: %w", place.Path, inuse.ErrInUse)
 	}
 	if err != nil {
 		return rep, err
