@@ -32,6 +32,7 @@ import (
 	"tidemark/linux/lvm"
 	"tidemark/track"
 	"tidemark/track/bpf"
+	"tidemark/track/cow"
 	eratrack "tidemark/track/era"
 	"tidemark/track/history"
 	"tidemark/transfer"
@@ -180,7 +181,7 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), jobClasses(), storeClasses(), eraClasses(), machineClasses())
+	return slices.Concat(mirrorClasses(), jobClasses(), storeClasses(), volumeClasses(), eraClasses(), machineClasses())
 }
 
 func jobClasses() []class {
@@ -318,9 +319,20 @@ func storeClasses() []class {
 		{"target-is-a-mirror", merge.ErrMirror, exitRefused, "give another target"},
 		{"merge-refused", merge.ErrRefused, exitRefused, "give another target"},
 		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
+	}
+}
+
+// volumeClasses are those of LVM's volumes, and of live snapshots.
+func volumeClasses() []class {
+	return []class{
+		{"lvm-half-applied", lvm.ErrHalfDone, exitError, `"lvs -o +tags" shows it, until that command has ended`},
 		{"lvm-refused", lvm.ErrRefused, exitRefused, ""},
-		{"lvm-in-use", lvm.ErrInUse, exitBusy, "unmount it, or end what uses it"},
+		{"lvm-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
+		{"lvm-unknown", lvm.ErrNotFound, exitError, `"lvs" lists the volumes`},
 		{"lvm-missing", lvm.ErrMissing, exitError, ""},
+		{"cow-not-live", cow.ErrNoSnapshot, exitRefused, `"dmsetup table" lists the live snapshots; "tidemark snapstore list" reads any other store`},
+		{"cow-not-origin", cow.ErrNotOrigin, exitRefused, "name that as the source"},
+		{"cow-unfit", cow.ErrUnfit, exitRefused, "make another snapshot, or use another tracker"},
 	}
 }
 

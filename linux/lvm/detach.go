@@ -103,7 +103,15 @@ func (d *Detached) takeDown(ctx context.Context, snapshot Volume) error {
 		}
 		return err
 	}
-	return d.down(snapshot)
+	if err := d.down(snapshot); err != nil {
+		return err
+	}
+	// A pvmove in between would have moved what our devices lead to.
+	now, err := Find(ctx, d.volume.FullName())
+	if err == nil && now.Seqno != d.volume.Seqno {
+		err = fmt.Errorf("lvm: %s: %w: its volume group was changed at the same moment", d.volume.FullName(), ErrInUse)
+	}
+	return err
 }
 
 // Detachable returns nil when Detach would begin. The error wraps ErrRefused or ErrInUse.
@@ -137,6 +145,8 @@ func fit(origin, snapshot Volume, all []Volume) error {
 		return fmt.Errorf("lvm: %s: %w: it was overflowed, and what it held is lost: \"lvremove %s\"", snapshot.FullName(), ErrRefused, snapshot.FullName())
 	case origin.Suspended || snapshot.Suspended:
 		return fmt.Errorf("lvm: %s: %w: it is suspended: \"dmsetup resume\" lets it go on", name, ErrRefused)
+	case origin.ReadOnly:
+		return fmt.Errorf("lvm: %s: %w: it is read-only: \"lvchange --permission rw %s\" has it written to", name, ErrRefused, name)
 	}
 	for _, other := range all {
 		if other.Origin == origin.Name && other.UUID != snapshot.UUID {
@@ -313,28 +323,24 @@ func (d *Detached) tag(ctx context.Context, args ...string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// Attach takes our devices away and activates the volumes again, where they were active. When
+// Attach activates the volumes again, where they were active, and takes our devices away. When
 // the volume is neither old nor new, it stays down until done says that all has been written
 // and is on the disk; the error says so. Attach must be called once, whatever happened.
 func (d *Detached) Attach(done bool) error {
 	ctx := context.Background() // also when the run was interrupted
-	if d.torn && done {
-		if err := d.tag(ctx, d.untag()...); err != nil {
-			return errors.Join(err, d.removeOurs())
-		}
-		d.torn = false
-	}
-	if err := d.removeOurs(); err != nil {
-		return err
-	}
 	name := d.volume.FullName()
-	if d.torn {
-		return fmt.Errorf("lvm: %s is %w, and stays down: the same command again finishes it; \"lvchange -ay -K %s\" activates it as it is", name, ErrHalfDone, name)
+	var err error
+	switch {
+	case d.torn && !done:
+		err = fmt.Errorf("lvm: %s is %w, and stays down: the same command again finishes it; \"lvchange -ay -K %s\" activates it as it is", name, ErrHalfDone, name)
+	case d.torn:
+		err = d.tag(ctx, d.untag()...)
 	}
-	if !d.activate {
-		return nil
+	if err == nil && d.activate {
+		err = Activate(ctx, d.volume)
 	}
-	return Activate(ctx, d.volume)
+	// Last, for they tell the next run that this one was killed.
+	return errors.Join(err, d.removeOurs())
 }
 
 // untag takes back what Begin did. A volume that was to be skipped before stays so, unless a
@@ -349,11 +355,11 @@ func (d *Detached) untag() []string {
 
 // giveUp undoes a Detach that failed.
 func (d *Detached) giveUp() error {
-	err := d.removeOurs()
+	back := Deactivate
 	if d.volume.Active {
-		return errors.Join(err, Activate(context.Background(), d.volume))
+		back = Activate
 	}
-	return errors.Join(err, Deactivate(context.Background(), d.volume))
+	return errors.Join(back(context.Background(), d.volume), d.removeOurs())
 }
 
 // removeOurs removes our devices.

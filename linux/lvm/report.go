@@ -18,6 +18,7 @@ import (
 type Volume struct {
 	VG, Name       string   // the name of a hidden volume is without the brackets
 	VGUUID, UUID   string   // as LVM writes them, with dashes
+	Seqno          int64    // of the group's metadata: grows with each change
 	Size           int64    // bytes
 	Layout, Role   []string // "thin", "sparse"; "public", "snapshot", "thicksnapshot"
 	Tags           []string
@@ -29,6 +30,7 @@ type Volume struct {
 	ThinID         uint32 // of a thin volume, in its pool
 	ChunkSize      int64  // bytes, of a pool or a snapshot with a store; else 0
 	Active, Open   bool
+	ReadOnly       bool // by what LVM's metadata says, or the kernel
 	Suspended      bool
 	SkipActivation bool // is left alone by vgchange --activate y
 	Merging        bool // of a snapshot, or an origin: LVM merges it, or will when it is next activated
@@ -133,8 +135,8 @@ func List(ctx context.Context, vg string) ([]Volume, error) {
 // fields are what is asked of each volume. segtype, thin_id and chunk_size are of its
 // segments, and make lvs list one line for each of them.
 var fields = []string{
-	"vg_name", "vg_uuid", "lv_name", "lv_uuid", "lv_size", "lv_layout", "lv_role", "lv_tags", "lv_path",
-	"origin", "pool_lv", "data_lv", "metadata_lv", "lv_active_locally", "lv_device_open", "lv_suspended",
+	"vg_name", "vg_uuid", "vg_seqno", "lv_name", "lv_uuid", "lv_size", "lv_layout", "lv_role", "lv_tags", "lv_path",
+	"origin", "pool_lv", "data_lv", "metadata_lv", "lv_active_locally", "lv_device_open", "lv_permissions", "lv_suspended",
 	"lv_skip_activation", "lv_merging", "lv_merge_failed", "lv_snapshot_invalid",
 	"thin_id", "chunk_size",
 }
@@ -181,12 +183,14 @@ func parseRow(m map[string]string) (Volume, error) {
 	v := Volume{
 		VG: r.must("vg_name"), VGUUID: r.must("vg_uuid"), UUID: r.must("lv_uuid"),
 		Name:   strings.TrimSuffix(strings.TrimPrefix(r.must("lv_name"), "["), "]"),
+		Seqno:  r.number("vg_seqno", 32),
 		Size:   r.number("lv_size", 63),
 		Layout: r.list("lv_layout"), Role: r.list("lv_role"), Tags: r.list("lv_tags"),
 		Path: r.text("lv_path"), Origin: r.hidden("origin"), Pool: r.hidden("pool_lv"),
 		DataLV: r.hidden("data_lv"), MetadataLV: r.hidden("metadata_lv"),
 		ThinID: uint32(r.number("thin_id", 24)), ChunkSize: r.number("chunk_size", 62),
 		Active: r.yes("lv_active_locally"), Open: r.yes("lv_device_open"), Suspended: r.yes("lv_suspended"),
+		ReadOnly:       strings.HasPrefix(r.text("lv_permissions"), "read-only"), // or writeable, or unknown
 		SkipActivation: r.yes("lv_skip_activation"),
 		Merging:        r.yes("lv_merging"), MergeFailed: r.yes("lv_merge_failed"), Invalid: r.yes("lv_snapshot_invalid"),
 	}

@@ -99,6 +99,7 @@ func TestAStoreIsNotAppliedWhereItCouldDoHarm(t *testing.T) {
 		"LVM merges":          {merging["lv"], merging["snap"], nil, "LVM itself merges"},
 		"overflowed":          {lv, with(snap, func(v *Volume) { v.Invalid = true }), nil, "lvremove vg/snap"},
 		"suspended":           {with(lv, func(v *Volume) { v.Suspended = true }), snap, nil, "dmsetup resume"},
+		"read-only":           {with(lv, func(v *Volume) { v.ReadOnly = true }), snap, nil, "lvchange --permission rw vg/lv"},
 		"a second snapshot":   {lv, snap, []Volume{with(of["snap2"], func(v *Volume) { v.Origin = "lv" })}, "vg/snap2 is a snapshot of it too"},
 		"snapshots elsewhere": {lv, snap, []Volume{of["snap2"]}, ""},
 	} {

@@ -123,7 +123,7 @@ func (t *Tracker) open(store string) (err error) {
 	if t.store, err = block.Open(node, block.Options{Direct: true}); err != nil {
 		return fmt.Errorf("track: %w", err)
 	}
-	if _, err := t.exceptions(context.Background(), true); err != nil {
+	if _, err := t.openStore(); err != nil {
 		return errors.Join(err, t.store.Close())
 	}
 	return nil
@@ -228,7 +228,7 @@ func (t *Tracker) changes(ctx context.Context, since, until track.Mark) (extent.
 	}
 	var set extent.Set
 	if !still {
-		set, err = t.exceptions(ctx, false)
+		set, err = t.exceptions(ctx)
 	}
 	// After the reading. The store of a snapshot that is lost may be unreadable, too.
 	if lost := t.now(); lost != nil {

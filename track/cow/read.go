@@ -2,39 +2,52 @@ package cow
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 
-	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/format/snapstore"
 )
 
-// exceptions returns what has an exception in the store; with only, the store's header is
-// looked at, and no more.
-func (t *Tracker) exceptions(ctx context.Context, only bool) (extent.Set, error) {
-	chunk := t.found.snapshot.ChunkSize
-	buf := block.AlignedBuffer(int(chunk))
-	if _, err := t.store.ReadAt(buf, 0); err != nil {
+// exceptions returns the chunks of the origin that the store has, clipped to the source.
+func (t *Tracker) exceptions(ctx context.Context) (extent.Set, error) {
+	store, err := t.openStore()
+	if err != nil {
 		return extent.Set{}, err
 	}
-	if binary.LittleEndian.Uint32(buf) != 0x70416e53 || binary.LittleEndian.Uint32(buf[4:]) != 1 || int64(binary.LittleEndian.Uint32(buf[12:]))*512 != chunk {
-		return extent.Set{}, fmt.Errorf("track: %s: bad header", t.store.Path())
-	}
-	if only {
-		return extent.Set{}, nil
-	}
-	var exts []extent.Extent
-	perArea := chunk / 16
-	for area := int64(0); ; area++ {
-		if _, err := t.store.ReadAt(buf, (1+area*(perArea+1))*chunk); err != nil {
-			return extent.Set{}, err
+	chunk, size := store.ChunkSize(), t.source.Size()
+	var found []extent.Extent
+	for e, err := range store.Exceptions() {
+		if err == nil {
+			err = context.Cause(ctx)
 		}
-		for i := range perArea {
-			oldChunk, newChunk := binary.LittleEndian.Uint64(buf[i*16:]), binary.LittleEndian.Uint64(buf[i*16+8:])
-			if newChunk == 0 {
-				return extent.NewSet(exts...), context.Cause(ctx)
-			}
-			exts = append(exts, extent.Extent{Off: int64(oldChunk) * chunk, Len: min(chunk, t.source.Size()-int64(oldChunk)*chunk)})
+		if err == nil && e.Old > uint64((size-1)/chunk) {
+			err = fmt.Errorf("%w: an exception for chunk %d, behind the end of the source", snapstore.ErrDamaged, e.Old)
 		}
+		if err != nil {
+			return extent.Set{}, fmt.Errorf("track: %s: %w", t.store.Path(), err)
+		}
+		off := int64(e.Old) * chunk
+		length := min(chunk, size-off)
+		if n := len(found); n > 0 && found[n-1].Off+found[n-1].Len == off {
+			found[n-1].Len += length // written in order
+			continue
+		}
+		found = append(found, extent.Extent{Off: off, Len: length})
 	}
+	return extent.NewSet(found...), nil
+}
+
+// openStore reads the store's header, which must be that of the snapshot.
+func (t *Tracker) openStore() (*snapstore.Store, error) {
+	store, err := snapstore.Open(t.store, t.store.Size())
+	if err == nil {
+		err = store.Valid()
+	}
+	if err == nil && store.ChunkSize() != t.found.snapshot.ChunkSize {
+		err = fmt.Errorf("%w: its chunks have %d bytes, and those of %s %d", ErrUnfit, store.ChunkSize(), t.found.snapshot.Path(), t.found.snapshot.ChunkSize)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("track: %s: %w", t.store.Path(), err)
+	}
+	return store, nil
 }

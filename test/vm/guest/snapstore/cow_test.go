@@ -57,7 +57,7 @@ func TestMirrorsOfABusyOrigin(t *testing.T) {
 	}}
 	stop := instant.Load(t, at)
 	c.Run(t, "full")
-	for range 3 {
+	for range 2 {
 		c.Run(t, "incremental")
 	}
 	stop()

@@ -52,7 +52,7 @@ func TestAVolumeIsRolledBackInOneCommand(t *testing.T) {
 		t.Errorf("a dry run has changed\n%s\nto\n%s", before, after)
 	}
 	t.Log(applied(t))
-	guest.Run(t, "lvconvert", "--merge", "vg/twinsnap")
+	guest.Run(t, "lvconvert", "--interval", "1", "--merge", "vg/twinsnap")
 	if ours, theirs := guest.Sum(t, lv), guest.Sum(t, "/dev/vg/twin"); ours != want || theirs != want {
 		t.Errorf("at the snapshot it was %s, we made %s, LVM %s", want, ours, theirs)
 	}
@@ -93,6 +93,9 @@ func TestVolumesInUseAreRefused(t *testing.T) {
 	guest.Run(t, "mount", "-o", "ro", "/dev/vg/snap", at)
 	refuse("mounted")
 	guest.Run(t, "umount", at)
+	guest.Run(t, "lvchange", "--permission", "r", "vg/lv")
+	refuse("read-only")
+	guest.Run(t, "lvchange", "--permission", "rw", "vg/lv")
 	f, err := os.Open(lv)
 	if err != nil {
 		t.Fatal(err)
@@ -130,10 +133,14 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Duration(rand.Int64N(int64(whole))))
-		if err := cmd.Process.Kill(); err != nil {
+		how := [...]os.Signal{os.Kill, os.Interrupt}[rand.IntN(2)]
+		if err := cmd.Process.Signal(how); err != nil {
 			t.Log(err)
 		}
 		_ = cmd.Wait() // killed, or done
+		if left := guest.Run(t, "dmsetup", "ls"); how == os.Interrupt && strings.Contains(left, "tidemark") {
+			t.Fatalf("a run that was interrupted leaves behind:\n%s", left)
+		}
 		attr := guest.Run(t, "lvs", "--noheadings", "-o", "lv_active,lv_tags", "vg/lv")
 		states[strings.Join(strings.Fields(attr), " ")]++
 		if half := strings.Contains(attr, "tidemark_half_applied"); half {
@@ -143,9 +150,6 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 			}
 		}
 		applied(t)
-		if _, err := os.Stat(lv); err != nil {
-			guest.Run(t, "lvchange", "--activate", "y", "vg/lv") // it was down, and whole
-		}
 		if guest.Sum(t, lv) != want || guest.Sum(t, "/dev/vg/snap") != want {
 			t.Fatal("after a run that was killed the next one does not restore the volume")
 		}
