@@ -13,7 +13,7 @@ import (
 	"tidemark/extent"
 	"tidemark/format/era"
 	"tidemark/transfer/apply"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 )
 
 // rangeTools lists the programs that copy changed ranges, by name. They take no
@@ -124,7 +124,7 @@ func asEraApply(ctx context.Context, args []string, std stdio) error {
 	}
 	stateDir := os.Getenv(envStateDir)
 	if stateDir == "" {
-		stateDir = pairs.DefaultStateDir
+		stateDir = target.DefaultStateDir
 	}
 	a := &eraApply{grow: true, progress: c.progress, mode: 0o644}
 	err = a.run(ctx, c.args[0], stateDir, std)

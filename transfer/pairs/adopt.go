@@ -7,6 +7,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/transfer/target"
 )
 
 const (
@@ -26,11 +27,11 @@ func (s sample) String() string {
 
 // adopt refuses a target, for the reason why, unless it is mostly the same as its source.
 // It reads, and writes nothing.
-func (t *target) adopt(src *source, why error) error {
+func (t *goal) adopt(src *block.Device, why error) error {
 	if t.sampled != nil {
 		return nil // it was asked before the target was locked or opened
 	}
-	fits := t.size <= src.Size() || t.device // the end of a larger image would be cut off
+	fits := t.Size <= src.Size() || t.Device // the end of a larger image would be cut off
 	if t.empty() || !fits || t.state.Complete && t.state.Size > src.Size() {
 		return why
 	}
@@ -39,7 +40,7 @@ func (t *target) adopt(src *source, why error) error {
 		return fmt.Errorf("target: %w", err)
 	}
 	if s.of == 0 || 2*s.same < s.of {
-		return t.refused(ErrHoldsOther, "%s as in %s: it is no older copy of it", s, src.Path())
+		return t.Refused(target.ErrHoldsOther, "%s as in %s: it is no older copy of it", s, src.Path())
 	}
 	t.sampled = &s
 	return nil
@@ -47,13 +48,13 @@ func (t *target) adopt(src *source, why error) error {
 
 // compare compares places that are spread evenly over a target and its source, as far as
 // both go: a source may have grown.
-func (t *target) compare(src *source) (s sample, err error) {
-	d, err := block.Open(t.path, block.Options{Direct: true})
+func (t *goal) compare(src *block.Device) (s sample, err error) {
+	d, err := block.Open(t.Path, block.Options{Direct: true})
 	if err != nil {
 		return s, err
 	}
 	defer d.Close()
-	whole := extent.Extent{Len: min(src.Size(), t.size)}
+	whole := extent.Extent{Len: min(src.Size(), t.Size)}
 	data, err := d.Data(whole)
 	if err != nil {
 		return s, err
@@ -67,7 +68,7 @@ func (t *target) compare(src *source) (s sample, err error) {
 			return s, fmt.Errorf("compare: %s at byte %d: %w", src.Path(), at, err)
 		}
 		if _, err := d.ReadAt(b[:n], at); err != nil {
-			return s, fmt.Errorf("compare: %s at byte %d: %w", t.path, at, err)
+			return s, fmt.Errorf("compare: %s at byte %d: %w", t.Path, at, err)
 		}
 		if block.IsZero(a[:n]) && block.IsZero(b[:n]) {
 			continue
