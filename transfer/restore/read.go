@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"sync"
 
@@ -97,7 +96,7 @@ func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set
 	var mu sync.Mutex
 	var all []extent.Extent
 	err = s.eachHeld(ctx, s.align(set), s.target, func(e extent.Extent, buf []byte) error {
-		if err := readFull(s.target, buf, e.Off); err != nil {
+		if err := block.ReadPadded(s.target, buf, e.Off); err != nil {
 			return fmt.Errorf("target: %d bytes at offset %d: %w", e.Len, e.Off, err)
 		}
 		wrong, err := s.wrong(e, buf)
@@ -115,23 +114,7 @@ func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err err
 	if s.copy.Sums == nil {
 		return nil, nil
 	}
-	bs := s.copy.State.BlockSize
-	want := make([]sums.Sum, sums.Blocks(e.Len, bs))
-	if err := s.copy.Sums.Read(want, e.Off); err != nil {
-		return nil, err
-	}
-	for i := range want {
-		at := int64(i) * bs
-		end := min(at+bs, e.Len)
-		is := sums.Sum{}
-		if buf != nil {
-			is = sums.Of(buf[at:end])
-		}
-		if is != want[i] {
-			all = append(all, extent.Extent{Off: e.Off + at, Len: end - at})
-		}
-	}
-	return all, nil
+	return s.copy.Sums.Wrong(e, buf)
 }
 
 // window is how much is looked through for holes at once, in bytes.
@@ -270,14 +253,14 @@ const mostLost = 16 << 20
 // readAt reads a part of the image, and adds to lost the blocks that cannot be read, which
 // become zeros.
 func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
-	err := readFull(s.copy.Image, buf, e.Off)
+	err := block.ReadPadded(s.copy.Image, buf, e.Off)
 	if err == nil {
 		return lost, nil
 	}
 	bs := s.copy.State.BlockSize
 	for at := int64(0); at < e.Len; {
 		n := min(bs-(e.Off+at)%bs, e.Len-at)
-		if readFull(s.copy.Image, buf[at:at+n], e.Off+at) != nil {
+		if block.ReadPadded(s.copy.Image, buf[at:at+n], e.Off+at) != nil {
 			clear(buf[at : at+n])
 			lost = append(lost, extent.Extent{Off: e.Off + at, Len: n})
 			if s.lose(n, err) && !s.copy.Unchecked {
@@ -337,14 +320,4 @@ func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte) error
 	defer s.mu.Unlock()
 	s.written += e.Len
 	return nil
-}
-
-// readFull reads len(p) bytes; what lies behind the end reads as zeros.
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	if errors.Is(err, io.EOF) {
-		clear(p[n:])
-		return nil
-	}
-	return err
 }

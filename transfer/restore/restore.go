@@ -35,7 +35,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"tidemark/extent"
-	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/transfer"
@@ -150,23 +149,7 @@ func Unfinished(path string) (record state.State, is bool, err error) {
 	if record, is, err = recordIn(path); is || err != nil {
 		return record, is, err
 	}
-	f, err := os.Open(filepath.Join(path, transaction.ReadyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return record, false, nil
-	}
-	if err != nil {
-		return record, false, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return record, false, err
-	}
-	j, err := redo.NewReader(f, info.Size())
-	if err != nil {
-		return record, false, err
-	}
-	blob, err := j.Blob()
+	blob, _, err := transaction.Waiting(path)
 	if err != nil || !bytes.HasPrefix(blob, []byte(blobStart)) {
 		return record, false, err
 	}

@@ -9,11 +9,13 @@ package traces
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
 
 	"tidemark/extent"
+	"tidemark/format/gpt"
 	"tidemark/linux/mounts"
 )
 
@@ -149,38 +151,24 @@ const (
 // partitions returns the partitions of a table whose signature stands at byte at of a disk:
 // those of a GPT, or of an MBR with its extended ones. A damaged table has none.
 func partitions(r io.ReaderAt, at, size int64) (parts []Trace, err error) {
-	head := make([]byte, 512)
-	if _, err := r.ReadAt(head, at/512*512); err != nil {
+	add := func(start, length int64) {
+		if start > 0 && length > 0 && length <= size-start && len(parts) < maxParts {
+			parts = append(parts, Trace{extent.Extent{Off: start, Len: length}, fmt.Sprintf("partition %d's", len(parts)+1)})
+		}
+	}
+	if at == 510 {
+		err := mbrPartitions(r, size, add)
+		return parts, err
+	}
+	table, err := gpt.Read(r)
+	if errors.Is(err, gpt.ErrNone) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, err
 	}
-	add := func(start, length int64) {
-		if e := (extent.Extent{Off: start, Len: length}); start > 0 && length > 0 && e.End() <= size {
-			parts = append(parts, Trace{e, fmt.Sprintf("partition %d's", len(parts)+1)})
-		}
-	}
-	switch {
-	case string(head[:8]) == "EFI PART" && (at == 512 || at == 4096):
-		sector, each := at, int64(binary.LittleEndian.Uint32(head[84:]))
-		count := min(binary.LittleEndian.Uint32(head[80:]), maxParts)
-		if each < 128 || each > 4096 {
-			return nil, nil
-		}
-		entries := make([]byte, int64(count)*each)
-		first := int64(binary.LittleEndian.Uint64(head[72:]))
-		if first < 0 || first > size/sector || first*sector+int64(len(entries)) > size {
-			return nil, nil
-		}
-		if _, err := r.ReadAt(entries, first*sector); err != nil {
-			return nil, err
-		}
-		for e := range slices.Chunk(entries, int(each)) {
-			from, to := int64(binary.LittleEndian.Uint64(e[32:])), int64(binary.LittleEndian.Uint64(e[40:]))
-			if from > 0 && to >= from && to < size/sector {
-				add(from*sector, (to-from+1)*sector)
-			}
-		}
-	case at == 510:
-		return mbrPartitions(r, head, size, add, &parts)
+	for _, p := range table.Partitions {
+		add(p.Start, p.Size)
 	}
 	return parts, nil
 }
@@ -190,10 +178,14 @@ var extendedTypes = []byte{0x05, 0x0f, 0x85}
 
 // mbrPartitions follows an MBR and the chain of its extended partition. Sectors are of 512
 // bytes: on other disks nothing is found where they point to.
-func mbrPartitions(r io.ReaderAt, head []byte, size int64, add func(start, length int64), parts *[]Trace) ([]Trace, error) {
+func mbrPartitions(r io.ReaderAt, size int64, add func(start, length int64)) error {
 	const sector, entry = 512, 446
 	extended, base := int64(0), int64(0) // of the extended partition, and of the record in it, bytes
+	head := make([]byte, sector)
 	for range maxParts {
+		if _, err := r.ReadAt(head, base); err != nil {
+			return err
+		}
 		next := int64(0)
 		for i := range 4 {
 			e := head[entry+16*i:][:16]
@@ -211,9 +203,6 @@ func mbrPartitions(r io.ReaderAt, head []byte, size int64, add func(start, lengt
 		if base = next; extended == 0 {
 			extended = next
 		}
-		if _, err := r.ReadAt(head, base); err != nil {
-			return nil, err
-		}
 	}
-	return *parts, nil
+	return nil
 }
