@@ -3,7 +3,7 @@
 // ([Where]), and its files ([Browse]).
 //
 // A mirror is locked while it is looked at; functions on different copies may run at the
-// same time. The program's main must call reexec.Main first.
+// same time.
 package copies
 
 import (

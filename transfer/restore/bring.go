@@ -32,14 +32,14 @@ func (r *restoration) bring(ctx context.Context) (err error) {
 	}
 	if bad := r.store.Bad(); !bad.Empty() {
 		r.o.note("%s: %s of it are not what they should be, and were restored as they are: %s",
-			r.rep.Source, words.Size(bad.Bytes()), Ranges(bad))
+			r.rep.Source, words.Size(bad.Bytes()), ranges(bad))
 	}
 	if !r.o.Verify || r.copy.Sums == nil {
 		return nil
 	}
 	bad, err := r.compare(ctx, "verify", extent.NewSet(extent.Extent{Len: r.rep.Size}))
 	if bad = bad.Subtract(r.store.Bad()); err == nil && !bad.Empty() {
-		err = fmt.Errorf("%s: %w: %s differ: %s", r.rep.Target, ErrNotKept, words.Size(bad.Bytes()), Ranges(bad))
+		err = fmt.Errorf("%s: %w: %s differ: %s", r.rep.Target, ErrNotKept, words.Size(bad.Bytes()), ranges(bad))
 	}
 	return err
 }

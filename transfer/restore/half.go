@@ -47,7 +47,7 @@ func Recover(t *target.Target, discard bool) (string, error) {
 		return "", fmt.Errorf("target: %s: %w", t.Path, ErrHalf)
 	}
 	if discard {
-		if err := Discard(t.Dir); err != nil {
+		if err := abandon(t.Dir); err != nil {
 			return "", fmt.Errorf("target: %s: %w", t.Path, err)
 		}
 		return "forgot a restore that was cut off: it stays as it is, which may be neither what it was nor the copy", t.Dissolve()
@@ -57,7 +57,7 @@ func Recover(t *target.Target, discard bool) (string, error) {
 			return "", err
 		}
 	}
-	store, err := Open(transaction.Disk{Device: t.Disk}, t.Dir, Copy{}, false)
+	store, err := openStore(transaction.Disk{Device: t.Disk}, t.Dir, kept{}, false)
 	if err != nil {
 		return "", fmt.Errorf("target: %s: %w", t.Path, err)
 	}

@@ -58,12 +58,12 @@ func (t *tally) Bad() extent.Set {
 
 // damage is the error of a copy with such blocks, nil where they are to be restored. rest
 // says what became of the others.
-func (s *Store) damage(rest string) error {
+func (s *store) damage(rest string) error {
 	bad := s.Bad()
 	if bad.Empty() || s.copy.Unchecked {
 		return nil
 	}
-	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), Ranges(bad), rest)
+	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), ranges(bad), rest)
 	if s.lost > 0 {
 		err = fmt.Errorf("%w; %d bytes cannot be read: %w", err, s.lost, s.lostTo)
 	}
@@ -73,8 +73,8 @@ func (s *Store) damage(rest string) error {
 // mostRanges is how many ranges are named.
 const mostRanges = 8
 
-// Ranges names the ranges of a set, the first ones of many.
-func Ranges(set extent.Set) string {
+// ranges names the ranges of a set, the first ones of many.
+func ranges(set extent.Set) string {
 	text := "bytes"
 	for i, e := range set.Extents() {
 		if i == mostRanges {
@@ -90,7 +90,7 @@ func Ranges(set extent.Set) string {
 
 // Compare returns the blocks of set in which the target does not hold what the checksums
 // of the copy say. It reads the target alone, from its disk.
-func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set, err error) {
+func (s *store) Compare(ctx context.Context, set extent.Set) (differs extent.Set, err error) {
 	defer explain(&err)
 	transaction.Reread(s.target)
 	var mu sync.Mutex
@@ -110,7 +110,7 @@ func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set
 
 // wrong returns the blocks of e that are not what the checksums say when buf is their
 // content, nil for zeros.
-func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err error) {
+func (s *store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err error) {
 	if s.copy.Sums == nil {
 		return nil, nil
 	}
@@ -122,7 +122,7 @@ const window = 4 << 30
 
 // eachHeld is each for the pieces of set that hold anything but holes, in x or by their
 // checksums.
-func (s *Store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e extent.Extent, buf []byte) error) error {
+func (s *store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e extent.Extent, buf []byte) error) error {
 	for _, run := range set.Extents() {
 		for ; !run.Empty(); run.Off, run.Len = run.Off+window, run.Len-window {
 			w := extent.Extent{Off: run.Off, Len: min(window, run.Len)}
@@ -148,7 +148,7 @@ func (s *Store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e ex
 }
 
 // each calls f for the pieces of set, several at a time, with a buffer for each.
-func (s *Store) each(ctx context.Context, set extent.Set, f func(e extent.Extent, buf []byte) error) error {
+func (s *store) each(ctx context.Context, set extent.Set, f func(e extent.Extent, buf []byte) error) error {
 	size := max(pieceBytes, s.copy.State.BlockSize)
 	bufs := sync.Pool{New: func() any { b := block.AlignedBuffer(int(size)); return &b }}
 	group, running := errgroup.WithContext(ctx)
@@ -179,7 +179,7 @@ func (s *Store) each(ctx context.Context, set extent.Set, f func(e extent.Extent
 }
 
 // bring returns what reads a piece of the copy, checks it, and hands it to a writer.
-func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.Extent, buf []byte) error {
+func (s *store) bring(ctx context.Context, to transaction.Writer) func(e extent.Extent, buf []byte) error {
 	return func(e extent.Extent, buf []byte) error {
 		if err := s.wait(ctx, len(buf)); err != nil {
 			return err
@@ -214,7 +214,7 @@ func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.
 }
 
 // wait waits until n more bytes may be read.
-func (s *Store) wait(ctx context.Context, n int) error {
+func (s *store) wait(ctx context.Context, n int) error {
 	for s.Limit != nil && n > 0 {
 		part := min(n, s.Limit.Burst())
 		if err := s.Limit.WaitN(ctx, part); err != nil {
@@ -227,7 +227,7 @@ func (s *Store) wait(ctx context.Context, n int) error {
 
 // fetch reads a piece of the copy into buf and returns its blocks that are not what they
 // should be. What is no data is a hole of the image, and not read; without any, buf is nil.
-func (s *Store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []extent.Extent, err error) {
+func (s *store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []extent.Extent, err error) {
 	clear(buf)
 	var lost []extent.Extent
 	for _, d := range data.Extents() {
@@ -252,7 +252,7 @@ const mostLost = 16 << 20
 
 // readAt reads a part of the image, and adds to lost the blocks that cannot be read, which
 // become zeros.
-func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
+func (s *store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
 	err := block.ReadPadded(s.copy.Image, buf, e.Off)
 	if err == nil {
 		return lost, nil
@@ -273,7 +273,7 @@ func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]ext
 }
 
 // lose counts what could not be read, and reports whether it is too much.
-func (s *Store) lose(n int64, err error) bool {
+func (s *store) lose(n int64, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost += n
@@ -282,7 +282,7 @@ func (s *Store) lose(n int64, err error) bool {
 }
 
 // put writes blocks, zeros and others apart.
-func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
+func (s *store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
 	bs := s.copy.State.BlockSize
 	for at := int64(0); at < e.Len; {
 		zero := block.IsZero(buf[at:min(at+bs, e.Len)])
@@ -303,7 +303,7 @@ func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
 }
 
 // write writes blocks; data is nil for zeros.
-func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte) error {
+func (s *store) write(to transaction.Writer, e extent.Extent, data []byte) error {
 	switch {
 	case data == nil && s.empty && to == transaction.Writer(s.target):
 		return nil

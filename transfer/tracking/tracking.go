@@ -4,8 +4,9 @@
 //
 // The package knows which tracker is the right one for a device, what stands against it, and
 // what the mark that is stored with a mirror has to do with it. Trackers themselves are in
-// package track and those below it. [Drain] is what starting to track by eBPF needs. A
-// Chooser serves one goroutine at a time.
+// package track and those below it. [Drain] is what starting to track by eBPF needs, by a
+// freeze: the program's main must call reexec.Main first. A Chooser serves one goroutine at
+// a time.
 package tracking
 
 import (

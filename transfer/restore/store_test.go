@@ -58,9 +58,9 @@ func content(rng *rand.Rand) []byte {
 }
 
 // copyOf is the copy of content with its checksums.
-func copyOf(t testing.TB, b []byte) Copy {
+func copyOf(t testing.TB, b []byte) kept {
 	t.Helper()
-	c := Copy{Image: image(bytes.Clone(b)), State: state.State{ID: state.ID{7}, Update: 3, Size: int64(len(b)), BlockSize: blockSize, Complete: true}}
+	c := kept{Image: image(bytes.Clone(b)), State: state.State{ID: state.ID{7}, Update: 3, Size: int64(len(b)), BlockSize: blockSize, Complete: true}}
 	var err error
 	if c.Sums, err = sums.Create(&sumsFile{}, c.State.ID, blockSize); err != nil {
 		t.Fatal(err)
@@ -108,7 +108,7 @@ func TestTheDiskThatTheCopyIsOfIsOldOrNewWhateverCrashes(t *testing.T) {
 	faultdisk.Change{
 		World: func(rng *rand.Rand) *faultdisk.World { return world(t, rng, old) },
 		Run: func(w *faultdisk.World) error {
-			s, err := Open(w.Target(), w.Folder(), c, false)
+			s, err := openStore(w.Target(), w.Folder(), c, false)
 			if err != nil {
 				return err
 			}
@@ -122,7 +122,7 @@ func TestTheDiskThatTheCopyIsOfIsOldOrNewWhateverCrashes(t *testing.T) {
 			return s.End()
 		},
 		Recover: func(w *faultdisk.World) error {
-			_, err := Open(w.Target(), w.Folder(), c, false)
+			_, err := openStore(w.Target(), w.Folder(), c, false)
 			return err
 		},
 		Old: old, New: b,
@@ -130,8 +130,8 @@ func TestTheDiskThatTheCopyIsOfIsOldOrNewWhateverCrashes(t *testing.T) {
 }
 
 // goOn is one run of a restore in place, as package pairs does it.
-func goOn(w *faultdisk.World, c Copy, ctx context.Context) error {
-	s, err := Open(w.Target(), w.Folder(), c, false)
+func goOn(w *faultdisk.World, c kept, ctx context.Context) error {
+	s, err := openStore(w.Target(), w.Folder(), c, false)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func TestAStoppedRestoreGoesOnWithoutAnotherLook(t *testing.T) {
 	if err := goOn(w, first, ctx); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	s, err := Open(w.Target(), w.Folder(), c, false)
+	s, err := openStore(w.Target(), w.Folder(), c, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestAStoppedRestoreGoesOnWithoutAnotherLook(t *testing.T) {
 		t.Fatal("it was not stopped")
 	}
 	c.State.Update++
-	if s, err = Open(w.Target(), w.Folder(), c, false); err != nil {
+	if s, err = openStore(w.Target(), w.Folder(), c, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, ok := s.Resumes(); ok {
@@ -270,7 +270,7 @@ func TestADamagedBlockIsNotRestored(t *testing.T) {
 		for _, journaled := range []bool{false, true} {
 			c.Unchecked = unchecked
 			w := world(t, rng, old)
-			s, err := Open(w.Target(), w.Folder(), c, false)
+			s, err := openStore(w.Target(), w.Folder(), c, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -320,7 +320,7 @@ func TestWhatCannotBeReadIsLeftOutAndBecomesZerosWhenThatIsAskedFor(t *testing.T
 	c.Image = broken{c.Image.(image)}
 	old := content(rng)
 	w := world(t, rng, old)
-	s, err := Open(w.Target(), w.Folder(), c, false)
+	s, err := openStore(w.Target(), w.Folder(), c, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestWhatCannotBeReadIsLeftOutAndBecomesZerosWhenThatIsAskedFor(t *testing.T
 		t.Errorf("%v", err)
 	}
 	c.Unchecked = true
-	if s, err = Open(w.Target(), w.Folder(), c, false); err != nil {
+	if s, err = openStore(w.Target(), w.Folder(), c, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Write(context.Background(), c.whole(), 0); err != nil {
@@ -361,10 +361,10 @@ func TestWhatWaitsOfAnotherOwnerIsKept(t *testing.T) {
 	if err := errors.Join(txn.Data(0, b[:blockSize]), txn.Seal(context.Background(), int64(len(b)), nil), txn.Publish()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(w.Target(), w.Folder(), c, false); !errors.Is(err, transaction.ErrOtherOwner) {
+	if _, err := openStore(w.Target(), w.Folder(), c, false); !errors.Is(err, transaction.ErrOtherOwner) {
 		t.Errorf("%v", err)
 	}
-	s, err := Open(w.Target(), w.Folder(), c, true)
+	s, err := openStore(w.Target(), w.Folder(), c, true)
 	if err != nil || s.Recovered() == "" {
 		t.Errorf("%v", err)
 	}
