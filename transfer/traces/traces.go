@@ -47,19 +47,36 @@ var marking = []string{"ext", "btrfs", "vfat", "exfat", "nilfs2", "jfs", "bcache
 // says that the last run told how it left the target.
 func Find(r io.ReaderAt, size, blockSize int64, known bool) (Traces, error) {
 	t := Traces{block: blockSize, known: known}
-	tables, err := t.add(r, extent.Extent{Len: size}, "its")
-	for _, at := range tables {
-		parts, perr := partitions(r, at, size)
-		if perr != nil {
-			return t, perr
-		}
-		for _, p := range parts {
-			if _, err := t.add(r, p.Extent, p.What); err != nil {
-				return t, err
-			}
+	if err := t.add(r, extent.Extent{Len: size}, "its"); err != nil {
+		return t, err
+	}
+	parts, err := Partitions(r, size)
+	for _, p := range parts {
+		if err := t.add(r, p.Extent, p.What); err != nil {
+			return t, err
 		}
 	}
 	return t, err
+}
+
+// Partitions returns the partitions of the first size bytes of a disk, those of an MBR with
+// its extended ones; none where the table is damaged. What names each: "partition 1's".
+func Partitions(r io.ReaderAt, size int64) ([]Trace, error) {
+	found, err := mounts.Probe(r, size)
+	if err != nil {
+		return nil, err
+	}
+	var all []Trace
+	for _, s := range found {
+		if s.Kind == mounts.KindTable {
+			parts, err := partitions(r, s.Off, size)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, parts...)
+		}
+	}
+	return all, nil
 }
 
 // Set returns the places of all traces.
@@ -81,20 +98,18 @@ func Changed(all []Trace, bad extent.Set) (Trace, bool) {
 	return Trace{}, false
 }
 
-// add adds the traces of a whole target, or of one of its partitions, and returns where
-// there is a partition table.
-func (t *Traces) add(r io.ReaderAt, within extent.Extent, whose string) (tables []int64, err error) {
+// add adds the traces of a whole target, or of one of its partitions.
+func (t *Traces) add(r io.ReaderAt, within extent.Extent, whose string) error {
 	part := io.NewSectionReader(r, within.Off, within.Len)
 	found, err := mounts.Probe(part, within.Len)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, s := range found {
 		what := whose + " " + s.Name
 		place := Trace{extent.Extent{Off: within.Off + s.Off, Len: 1}, what}
 		switch {
 		case s.Kind == mounts.KindTable:
-			tables = append(tables, s.Off)
 			place.What = whose + " partition table"
 			t.Sure = append(t.Sure, place)
 			if s.Name == "gpt" {
@@ -108,7 +123,7 @@ func (t *Traces) add(r io.ReaderAt, within extent.Extent, whose string) (tables 
 			t.Sure = append(t.Sure, place)
 		case s.Name == "xfs":
 			if err := t.addXFS(part, within, place); err != nil {
-				return nil, err
+				return err
 			}
 		case s.Kind == mounts.KindSwap:
 			t.Sure = append(t.Sure, place)
@@ -116,7 +131,7 @@ func (t *Traces) add(r io.ReaderAt, within extent.Extent, whose string) (tables 
 			t.Sure, t.Vague = append(t.Sure, place), append(t.Vague, Trace{within, what})
 		}
 	}
-	return tables, nil
+	return nil
 }
 
 // addXFS adds an XFS. To mount it read-only writes to its superblock and its log, and
