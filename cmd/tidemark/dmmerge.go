@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"tidemark/transfer/pairs"
 	"tidemark/transfer/stores"
+	"tidemark/transfer/target"
 )
 
 const dmMergeUsage = `dm-merge (tidemark) applies a dm-snapshot's store to the device that it is a snapshot of.
@@ -87,7 +87,7 @@ func (m *dmMerge) run(ctx context.Context, std stdio) error {
 	}
 	stateDir := os.Getenv(envStateDir)
 	if stateDir == "" {
-		stateDir = pairs.DefaultStateDir
+		stateDir = target.DefaultStateDir
 	}
 	if m.output == "" {
 		return m.count(std.out)

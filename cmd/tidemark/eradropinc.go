@@ -13,7 +13,7 @@ import (
 	"tidemark/extent"
 	"tidemark/format/era"
 	"tidemark/transfer/apply"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 )
 
 // otherTools lists the programs that are none of thin-provisioning-tools, by name.
@@ -125,7 +125,7 @@ func asEraApply(ctx context.Context, args []string, std stdio) error {
 	}
 	stateDir := os.Getenv(envStateDir)
 	if stateDir == "" {
-		stateDir = pairs.DefaultStateDir
+		stateDir = target.DefaultStateDir
 	}
 	a := &eraApply{grow: true, progress: c.progress, mode: 0o644}
 	err = a.run(ctx, c.args[0], stateDir, std)

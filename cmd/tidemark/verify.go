@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/extent"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/copies"
 )
 
 // verified is what "verify" says.
@@ -43,7 +43,7 @@ type spot struct {
 // locate finds out what lies where the target differs. Where that cannot be told the ranges
 // are all there is.
 func (v *verified) locate(ctx context.Context, bad extent.Set, bar progress) {
-	spots, notes, err := pairs.Where(ctx, v.Target, bad)
+	spots, notes, err := copies.Where(ctx, v.Target, bad)
 	if err != nil {
 		notes = append(notes, "what lies there cannot be told: "+err.Error())
 	}
@@ -52,7 +52,7 @@ func (v *verified) locate(ctx context.Context, bad extent.Set, bar progress) {
 	}
 	if len(spots) == 0 {
 		for _, e := range bad.Extents() {
-			spots = append(spots, pairs.Spot{Extent: e})
+			spots = append(spots, copies.Spot{Extent: e})
 		}
 	}
 	for _, s := range spots {

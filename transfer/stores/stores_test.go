@@ -14,8 +14,8 @@ import (
 
 	"tidemark/format/snapstore"
 	"tidemark/transfer/inuse"
-	"tidemark/transfer/merge"
 	"tidemark/transfer/stores"
+	"tidemark/transfer/target"
 )
 
 var ctx = context.Background()
@@ -247,7 +247,7 @@ func TestWhatMustNotBeWrittenToIsRefused(t *testing.T) {
 		if !bytes.Equal(read(t, c.origin), before) {
 			t.Error("the origin was written to")
 		}
-		if _, err := s.Apply(ctx, filepath.Join(dir, "missing"), o); !errors.Is(err, os.ErrNotExist) || errors.Is(err, merge.ErrRefused) {
+		if _, err := s.Apply(ctx, filepath.Join(dir, "missing"), o); !errors.Is(err, os.ErrNotExist) || errors.Is(err, target.ErrRefused) {
 			t.Error(err)
 		}
 	})
