@@ -21,7 +21,9 @@ import (
 	"tidemark/transfer/names"
 	"tidemark/transfer/origin"
 	"tidemark/transfer/target"
+	"tidemark/transfer/traces"
 	"tidemark/transfer/transaction"
+	"tidemark/words"
 )
 
 // Options say where to look, and whom to tell. The zero value works.
@@ -44,8 +46,9 @@ func (o Options) tell(e transfer.Event) {
 // what their checksums say, and the bytes that an image lacks or has too many; and
 // how many bytes were checked. What was found is remembered, unless what is known of the
 // mirror lies on a read-only filesystem, which is told; if there is anything the next run
-// holds all of the mirror against its checksums. The error wraps target.ErrNoMirror when there is none, and
-// target.ErrPending when a run has to finish what a crash left first.
+// holds all of the mirror against its checksums. The error wraps target.ErrNoMirror when there
+// is none, target.ErrPending when a run has to finish what a crash left first, and
+// target.ErrIncomplete when nothing is wrong with what was copied, but that is not all.
 func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checked int64, err error) {
 	if path, err = names.Noted(ctx, path, o.note); err != nil {
 		return bad, 0, err
@@ -88,7 +91,30 @@ func Verify(ctx context.Context, path string, o Options) (bad extent.Set, checke
 		o.note("%s: what was found is not remembered: %s lies on a read-only filesystem", path, t.Folder)
 		err = nil
 	}
+	if err == nil && known.Complete && !bad.Empty() {
+		err = o.tellUse(t, known, bad)
+	}
+	if err == nil && !known.Complete {
+		text := fmt.Sprintf("%s of %s were copied, and checked", words.Size(known.Copied), words.Size(known.Size))
+		if bad.Empty() {
+			return bad, checked, fmt.Errorf("%s: %w: %s", path, target.ErrIncomplete, text)
+		}
+		o.note("%s: %v: %s", path, target.ErrIncomplete, text)
+	}
 	return bad, checked, err
+}
+
+// tellUse tells where what differs comes from somebody's use of the copy: the next run does
+// not repair that.
+func (o Options) tellUse(t *target.Target, known target.Known, bad extent.Set) error {
+	found, err := traces.Find(t.Disk, min(t.Disk.Size(), known.Size), known.BlockSize, false)
+	if err != nil {
+		return fmt.Errorf("target: %s: %w", t.Path, err)
+	}
+	if tr, ok := traces.Changed(found.Sure, bad); ok {
+		o.note("%s: %s changed: it was used since it was copied, and the next run refuses to revert that without --force", t.Path, tr.What)
+	}
+	return nil
 }
 
 // Compare returns where the files or devices at two paths differ, in pieces of

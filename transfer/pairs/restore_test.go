@@ -20,6 +20,7 @@ import (
 	"tidemark/extent"
 	"tidemark/linux/mounts/mountstest"
 	"tidemark/transfer"
+	"tidemark/transfer/copies"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/restore"
@@ -337,6 +338,9 @@ func TestACopyThatHasNotEndedIsNotRestored(t *testing.T) {
 	}
 	if _, err := restore.Restore(t.Context(), image, dst, o); !errors.Is(err, target.ErrIncomplete) {
 		t.Errorf("%v", err)
+	}
+	if _, _, err := copies.Verify(t.Context(), image, copies.Options{StateDir: o.StateDir}); !errors.Is(err, target.ErrIncomplete) {
+		t.Errorf("verify: %v", err)
 	}
 	if _, err := os.Stat(dst); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it was made (%v)", err)

@@ -126,7 +126,7 @@ func (m *Seen) judge(t *target.Target) {
 		m.Condition, m.Why = Missing, "the image is gone: the next run copies everything"
 	case m.Damage != nil:
 		m.Condition = Damaged
-		m.Why = fmt.Sprintf("verify found %s that are not what they should be, on %s; the next run repairs that", words.Size(m.Damage.Bytes), words.Time(m.Damage.Time))
+		m.Why = fmt.Sprintf("verify found %s that are not what they should be, on %s; the next run repairs that, or is refused where the copy was used (mounted, formatted)", words.Size(m.Damage.Bytes), words.Time(m.Damage.Time))
 	case m.Known.Pending:
 		m.Condition, m.Why = Pending, `an update is committed and not finished; "tidemark recover" or the next run does that`
 	case !m.State.Complete && m.Running != nil:
