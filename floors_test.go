@@ -39,7 +39,7 @@ var floors = [][]string{
 	{"transfer/mirror", "transfer/tracking", "boot"},
 	{"transfer/apply", "transfer/export", "transfer/target"},
 	{"transfer/merge", "transfer/restore", "transfer/running", "transfer/streams"},
-	{"transfer/stores"},
+	{"transfer/cowfiles", "transfer/stores"},
 	{"transfer/copies", "transfer/pairs", "transfer/status", "transfer/survey"},
 	{"agent/..."},
 	{"cmd/tidemark/..."},

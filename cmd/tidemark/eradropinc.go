@@ -23,6 +23,7 @@ import (
 func otherTools() map[string]func(ctx context.Context, args []string, std stdio) error {
 	return map[string]func(ctx context.Context, args []string, std stdio) error{
 		"era_copy": asEraCopy, "era_apply": asEraApply, "dm-merge": asDMMerge,
+		"update-img": asUpdateImg("update-img"), "img-merge": asUpdateImg("img-merge"),
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"tidemark/agent/timer"
 	"tidemark/block"
 	"tidemark/boot"
+	"tidemark/format/cbtmap"
+	"tidemark/format/datto"
 	"tidemark/format/epochs"
 	"tidemark/format/era"
 	"tidemark/format/erastream"
@@ -38,6 +40,7 @@ import (
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/browse"
+	"tidemark/transfer/cowfiles"
 	"tidemark/transfer/inuse"
 	"tidemark/transfer/merge"
 	"tidemark/transfer/names"
@@ -321,6 +324,17 @@ func storeClasses() []class {
 		{"undo-refused", stores.ErrUndo, exitRefused, "give a file that does not exist"},
 		{"merge-pending", merge.ErrPending, exitError, "run the same command again: it finishes it"},
 		{"target-is-a-mirror", merge.ErrMirror, exitRefused, "give another target"},
+		{"cow-not-clean", datto.ErrNotClean, exitRefused, "have the driver close it: transition-to-snapshot closes the file before, umount any"},
+		{"cow-foreign", datto.ErrNotCOW, exitDamaged, "give the file that was named to dbdctl or elioctl as the COW file"},
+		{"cow-newer", datto.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"cow-damaged", datto.ErrDamaged, exitDamaged, "make a new image of the whole snapshot"},
+		{"cow-no-data", datto.ErrNoData, exitRefused, "an image of it can be made while the snapshot is there, of its device"},
+		{"cow-other", datto.ErrOther, exitRefused, "merge the files of the snapshots between, in their order, or make a new image of the whole snapshot"},
+		{"no-driver", cowfiles.ErrNoDriver, exitError, "give a file with its answer, as it was in /proc/datto-info, with --info"},
+		{"wrong-image", cowfiles.ErrWrongImage, exitRefused, "give the image of the snapshot before, or make a new one of the whole snapshot"},
+		{"cbt-unknown", cbtmap.ErrUnknown, exitMarkLost, "take everything as changed"},
+		{"cbt-damaged", cbtmap.ErrDamaged, exitDamaged, "see that the size of the device and of its blocks is that of the map"},
+		{"target-refused", target.ErrRefused, exitRefused, "give another target"},
 		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -328,16 +329,40 @@ func changesSince(ctx context.Context, device string, since track.Mark, tell boo
 
 func (c changed) print(w io.Writer, asJSON bool) error {
 	if asJSON {
-		c.Extents = [][2]int64{}
-		for _, e := range c.set.Extents() {
-			c.Extents = append(c.Extents, [2]int64{e.Off, e.Len})
-		}
+		c.Extents = pairsOf(c.set)
 		return printJSON(w, c)
 	}
-	for _, e := range c.set.Extents() {
-		if _, err := fmt.Fprintf(w, "%d %d\n", e.Off, e.Len); err != nil {
-			return err
-		}
+	return printExtents(w, c.set)
+}
+
+// pairsOf returns the offsets and lengths of the extents of a set, in bytes.
+func pairsOf(set extent.Set) [][2]int64 {
+	list := [][2]int64{}
+	for _, e := range set.Extents() {
+		list = append(list, [2]int64{e.Off, e.Len})
 	}
-	return nil
+	return list
+}
+
+// printExtents prints offset and length of each extent, in bytes, one a line.
+func printExtents(w io.Writer, set extent.Set) error {
+	b := bufio.NewWriter(w)
+	for _, e := range set.Extents() {
+		fmt.Fprintln(b, e.Off, e.Len)
+	}
+	return b.Flush()
+}
+
+// extentList is a set for programs.
+type extentList struct {
+	Bytes   int64      `json:"bytes"`
+	Extents [][2]int64 `json:"extents"`
+}
+
+// printSet prints a set for people, or for programs.
+func printSet(w io.Writer, set extent.Set, asJSON bool) error {
+	if asJSON {
+		return printJSON(w, extentList{set.Bytes(), pairsOf(set)})
+	}
+	return printExtents(w, set)
 }
