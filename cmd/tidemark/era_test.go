@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"io"
@@ -39,11 +40,21 @@ func unpacks(cases string) func(ts *testscript.TestScript, neg bool, args []stri
 			name, packed := strings.CutSuffix(filepath.Base(file), ".zst")
 			if packed {
 				b, err = unzstd(b)
-				ts.Check(err)
+			} else if name, packed = strings.CutSuffix(name, ".gz"); packed {
+				b, err = gunzip(b)
 			}
+			ts.Check(err)
 			ts.Check(os.WriteFile(filepath.Join(dir, name), b, 0o600))
 		}
 	}
+}
+
+func gunzip(b []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(z)
 }
 
 func unzstd(b []byte) ([]byte, error) {

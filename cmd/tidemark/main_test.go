@@ -26,6 +26,7 @@ func TestScripts(t *testing.T) {
 	cmds := diskCommands()
 	cmds["exits"], cmds["json"] = exits, jsonHas
 	cmds["eracase"], cmds["claim"] = unpacks(eraCases), claim
+	cmds["cowcase"] = unpacks("../../transfer/cowfiles/testdata/cases")
 	cmds["storecase"] = unpacks("../../transfer/stores/testdata/cases")
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",

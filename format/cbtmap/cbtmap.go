@@ -92,7 +92,7 @@ func (i Info) Since(number int, generation string) error {
 // The error wraps ErrUnknown, ErrDamaged or io.ErrUnexpectedEOF, or is that of r.
 func Changes(r io.Reader, i Info, since int) (extent.Set, error) {
 	size := i.blockSize()
-	if i.Device <= 0 || size <= 0 {
+	if i.Device <= 0 || i.Device > 1<<60 || size <= 0 || size > 1<<40 { // so that no sum overflows
 		return extent.Set{}, fmt.Errorf("cbtmap: a device of %d bytes in blocks of %d cannot be", i.Device, size)
 	}
 	var set extent.Builder
