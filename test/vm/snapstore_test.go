@@ -14,6 +14,8 @@ var lvm2 = []string{"lvm", "lvs", "lvchange", "lvcreate", "lvconvert", "lvremove
 
 var storeRounds = flag.Int("store-rounds", 0, "how often to kill a run that applies a store, and to cut its power; 0 is a few times")
 
+var storeTests = flag.String("store-tests", "", "the `pattern` of the tests of stores to run in guests")
+
 // Stores of dm-snapshot are applied as the kernel and LVM apply them, and tell what changed.
 func TestSnapstore(t *testing.T) {
 	t.Parallel()
@@ -23,7 +25,7 @@ func TestSnapstore(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			r := Run(t, Config{
-				Kernel: kernel, Timeout: busyTimeout + time.Duration(*storeRounds)*10*time.Second, Skip: "^Test(Cut|Measure)$",
+				Kernel: kernel, Timeout: busyTimeout + time.Duration(*storeRounds)*10*time.Second, Tests: *storeTests, Skip: "^Test(Cut|Measure)$",
 				Modules: []string{"dm-snapshot", "dm-delay"}, Programs: append([]string{"fio"}, lvm2...),
 				Files: map[string]string{"/bin/tidemark": command},
 				Disks: []Disk{NewDisk(t, "data", 128<<20)},
