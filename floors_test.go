@@ -25,7 +25,7 @@ const (
 // that it has. A package imports only from floors below its own, and from folders inside
 // its own.
 var floors = [][]string{
-	{"extent", "linux/sysfs", "linux/atomicfile", "linux/reexec", "linux/shell"},
+	{"extent", "words", "linux/sysfs", "linux/atomicfile", "linux/reexec", "linux/shell"},
 	{"block"},
 	{"format/*"},
 	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers"},
@@ -34,13 +34,13 @@ var floors = [][]string{
 	{"track", "view"},
 	{"track/history"},
 	{"track/bpf", "track/cow", "track/era"},
-	{"transfer/browse", "transfer/transaction"},
-	{"transfer", "transfer/inuse"},
-	{"transfer/mirror", "boot"},
-	{"transfer/apply", "transfer/export", "transfer/restore"},
-	{"transfer/pairs"},
-	{"transfer/merge", "transfer/streams"},
+	{"transfer/browse", "transfer/names", "transfer/traces", "transfer/transaction"},
+	{"transfer", "transfer/inuse", "transfer/origin", "transfer/parts"},
+	{"transfer/mirror", "transfer/tracking", "boot"},
+	{"transfer/apply", "transfer/export", "transfer/target"},
+	{"transfer/merge", "transfer/restore", "transfer/running", "transfer/streams"},
 	{"transfer/stores"},
+	{"transfer/copies", "transfer/pairs", "transfer/status", "transfer/survey"},
 	{"agent/..."},
 	{"cmd/tidemark/..."},
 	{"test/...", "bench", "internal/*"}, // for tests and measurements only

@@ -1,12 +1,26 @@
 package block
 
-import "bytes"
+import (
+	"bytes"
+	"errors"
+	"io"
+)
 
 // bufferAlign is the address that direct I/O wants a buffer to have: kernels before 6.1
 // a multiple of the logical sector, of which theirs are at most 4 KiB; later ones less.
 const bufferAlign = 4096
 
 var zeroPage [bufferAlign]byte
+
+// ReadPadded reads len(p) bytes at off; what lies behind the end reads as zeros.
+func ReadPadded(r io.ReaderAt, p []byte, off int64) error {
+	n, err := r.ReadAt(p, off)
+	if errors.Is(err, io.EOF) {
+		clear(p[n:])
+		return nil
+	}
+	return err
+}
 
 // IsZero reports whether p holds nothing but zeros.
 func IsZero(p []byte) bool {

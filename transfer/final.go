@@ -8,10 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/dustin/go-humanize"
-
 	"tidemark/extent"
 	"tidemark/view"
+	"tidemark/words"
 )
 
 const (
@@ -71,7 +70,7 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 // tooMuch says why rest bytes cannot be copied while users wait.
 func (r *runner) tooMuch(rest int64) error {
 	text := fmt.Sprintf("%s would take %v at %s, allowed are %v",
-		humanize.IBytes(uint64(rest)), r.speed.time(rest).Round(time.Millisecond), &r.speed, r.o.MaxFreeze)
+		words.Size(rest), r.speed.time(rest).Round(time.Millisecond), &r.speed, r.o.MaxFreeze)
 	for _, j := range r.jobs {
 		if j.traits.NamesChanges {
 			continue

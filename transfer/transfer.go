@@ -106,6 +106,26 @@ type Event struct {
 	Text  string // something to tell the user, "" mostly
 }
 
+// Count returns a function that is told bytes of a phase that are done, and tells of them.
+func Count(phase string, total int64, progress func(Event)) func(bytes int64) {
+	done := int64(0)
+	return func(n int64) {
+		done += n
+		progress(Event{Phase: phase, Done: done, Total: total})
+	}
+}
+
+// limitBurst is what may be read at once under a limit, in bytes.
+const limitBurst = 1 << 20
+
+// NewLimiter bounds the bytes that are read in a second; 0 is no limit.
+func NewLimiter(bytesPerSec int64) *rate.Limiter {
+	if bytesPerSec == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(bytesPerSec), limitBurst)
+}
+
 // Report says what one run did to one sink.
 type Report struct {
 	Source   string        `json:"source"`

@@ -14,6 +14,7 @@ import (
 
 	"tidemark/linux/atomicfile"
 	"tidemark/transfer"
+	"tidemark/words"
 )
 
 var (
@@ -282,7 +283,7 @@ func (s Store) lookAt(ctx context.Context, j Job, now time.Time, warn func(error
 func lateMessage(j Job, rec Record) string {
 	last := "it has made no copy yet"
 	if !rec.LastSuccess.IsZero() {
-		last = "its last copy is of " + rec.LastSuccess.Local().Format(time.DateTime+" MST")
+		last = "its last copy is of " + words.Time(rec.LastSuccess)
 	}
 	return fmt.Sprintf("job %s is late: %s, and max-age is %v", j.Name, last, j.MaxAge)
 }

@@ -13,13 +13,13 @@ import (
 
 	"tidemark/cmd/tidemark/internal/doctor"
 	"tidemark/track"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/survey"
 )
 
 // diagnosis is what "doctor" says.
 type diagnosis struct {
 	doctor.Report
-	Devices []pairs.Device `json:"devices"`
+	Devices []survey.Device `json:"devices"`
 }
 
 func newDoctor(g *globals) *cobra.Command {
@@ -45,11 +45,11 @@ It ends with 0 when a mounted filesystem can be mirrored, if need be by reading 
 
 func (g *globals) diagnose(ctx context.Context) (found diagnosis, err error) {
 	found.Report = doctor.Run(doctor.Options{BPFFS: g.bpffs})
-	o := pairs.Options{StateDir: g.stateDir, Track: g.trackOptions()}
+	o := survey.Options{StateDir: g.stateDir, Track: g.trackOptions()}
 	if found.Live != doctor.Incremental {
 		o.Tracker = track.KindScan
 	}
-	found.Devices, err = pairs.Survey(ctx, o)
+	found.Devices, err = survey.Survey(ctx, o)
 	return found, err
 }
 
@@ -93,7 +93,7 @@ func liveText(l doctor.Live) string {
 	return "no"
 }
 
-func printDevices(w io.Writer, devices []pairs.Device) error {
+func printDevices(w io.Writer, devices []survey.Device) error {
 	if len(devices) == 0 {
 		return nil
 	}
@@ -109,7 +109,7 @@ func printDevices(w io.Writer, devices []pairs.Device) error {
 }
 
 // deviceText says what a device holds.
-func deviceText(d pairs.Device) string {
+func deviceText(d survey.Device) string {
 	text := cmp.Or(d.Type, "nothing known")
 	if d.Label != "" {
 		text += fmt.Sprintf(" %q", d.Label)
@@ -121,11 +121,11 @@ func deviceText(d pairs.Device) string {
 }
 
 // adviceOn says what can be done with a device.
-func adviceOn(d pairs.Device) []string {
+func adviceOn(d survey.Device) []string {
 	var lines []string
 	switch d.View {
 	case "":
-	case pairs.Refused:
+	case survey.Refused:
 		lines = append(lines, "not by itself: "+d.ViewWhy)
 	default:
 		after := "after a reboot a run reads all of it"

@@ -6,6 +6,7 @@ import (
 	"tidemark/extent"
 	"tidemark/track/bpf"
 	"tidemark/transfer"
+	"tidemark/transfer/copies"
 	"tidemark/transfer/pairs"
 	"tidemark/view"
 )
@@ -44,14 +45,14 @@ func (f *mirrorFlags) mirror(ctx context.Context, g *globals, list []pairs.Pair,
 
 // verify compares a mirror with its checksums or with a source.
 func (g *globals) verify(ctx context.Context, target, against string, bar progress) (verified, error) {
-	o := pairs.Options{StateDir: g.stateDir, Progress: shower(bar)}
+	o := copies.Options{StateDir: g.stateDir, Progress: shower(bar)}
 	var bad extent.Set
 	var err error
 	v := verified{Target: target, Against: against}
 	if against != "" {
-		bad, v.Checked, err = pairs.Compare(ctx, target, against, o)
+		bad, v.Checked, err = copies.Compare(ctx, target, against, o)
 	} else {
-		bad, v.Checked, err = pairs.Verify(ctx, target, o)
+		bad, v.Checked, err = copies.Verify(ctx, target, o)
 	}
 	if v.Different = bad.Bytes(); err == nil && !bad.Empty() {
 		v.locate(ctx, bad, bar)

@@ -19,28 +19,30 @@ import (
 
 const eraCases = "../../format/era/testdata/cases"
 
-// eraCase unpacks metadata that a kernel made, and what is known about it, into
-// a folder: eracase NAME FOLDER.
-func eraCase(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: eracase NAME FOLDER")
-	}
-	files, err := filepath.Glob(filepath.Join(eraCases, args[0], "*"))
-	ts.Check(err)
-	if len(files) == 0 {
-		ts.Fatalf("no case %s", args[0])
-	}
-	dir := ts.MkAbs(args[1])
-	ts.Check(os.MkdirAll(dir, 0o755))
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		ts.Check(err)
-		name, packed := strings.CutSuffix(filepath.Base(file), ".zst")
-		if packed {
-			b, err = unzstd(b)
-			ts.Check(err)
+// unpacks returns a command that unpacks one of the cases that lie in a folder:
+// COMMAND NAME FOLDER.
+func unpacks(cases string) func(ts *testscript.TestScript, neg bool, args []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 2 {
+			ts.Fatalf("usage: NAME FOLDER")
 		}
-		ts.Check(os.WriteFile(filepath.Join(dir, name), b, 0o600))
+		files, err := filepath.Glob(filepath.Join(cases, args[0], "*"))
+		ts.Check(err)
+		if len(files) == 0 {
+			ts.Fatalf("no case %s", args[0])
+		}
+		dir := ts.MkAbs(args[1])
+		ts.Check(os.MkdirAll(dir, 0o755))
+		for _, file := range files {
+			b, err := os.ReadFile(file)
+			ts.Check(err)
+			name, packed := strings.CutSuffix(filepath.Base(file), ".zst")
+			if packed {
+				b, err = unzstd(b)
+				ts.Check(err)
+			}
+			ts.Check(os.WriteFile(filepath.Join(dir, name), b, 0o600))
+		}
 	}
 }
 

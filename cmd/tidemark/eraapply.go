@@ -14,8 +14,8 @@ import (
 
 	"tidemark/format/redo"
 	"tidemark/transfer/apply"
-	"tidemark/transfer/pairs"
 	"tidemark/transfer/streams"
+	"tidemark/transfer/target"
 	"tidemark/transfer/transaction"
 )
 
@@ -101,7 +101,7 @@ func (a *eraApply) run(ctx context.Context, path, stateDir string, std stdio) er
 		return err
 	}
 	defer closeInput()
-	if place, err := pairs.Find(path, stateDir); err == nil && place.Device && a.size > 0 {
+	if place, err := target.Find(path, stateDir); err == nil && place.Device && a.size > 0 {
 		return usagef("--size is for image files, and %s is a device", place.Path)
 	}
 	widen(in)
@@ -185,7 +185,7 @@ func (a *eraApply) options(stateDir string, in io.Reader, bar progress) applyOpt
 
 // advise says what to do next where that depends on the folder of the target.
 func (a *eraApply) advise(err error, path, stateDir string) error {
-	place, findErr := pairs.Find(path, stateDir)
+	place, findErr := target.Find(path, stateDir)
 	switch {
 	case findErr != nil:
 	case errors.Is(err, streams.ErrMirror):

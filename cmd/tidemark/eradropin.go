@@ -136,7 +136,7 @@ var errQuiet = errors.New("failed")
 // called runs the program by whose name the command line calls it.
 func called(args []string, stdout, stderr io.Writer) int {
 	name := filepath.Base(args[0])
-	if tool, ok := rangeTools()[name]; ok {
+	if tool, ok := otherTools()[name]; ok {
 		ctx, stop := withSignals(context.Background())
 		defer stop()
 		return finish(ctx, tool(ctx, args[1:], stdio{os.Stdin, stdout, stderr}), stderr)

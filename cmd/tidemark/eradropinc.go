@@ -13,15 +13,16 @@ import (
 	"tidemark/extent"
 	"tidemark/format/era"
 	"tidemark/transfer/apply"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 )
 
-// rangeTools lists the programs that copy changed ranges, by name. They take no
-// options but --progress, first, and those that every program answers; the output of
-// era_copy without a device is read by scripts.
-func rangeTools() map[string]func(ctx context.Context, args []string, std stdio) error {
+// otherTools lists the programs that are none of thin-provisioning-tools, by name.
+// era_copy and era_apply copy changed ranges. They take no options but --progress, first,
+// and those that every program answers; the output of era_copy without a device is read by
+// scripts.
+func otherTools() map[string]func(ctx context.Context, args []string, std stdio) error {
 	return map[string]func(ctx context.Context, args []string, std stdio) error{
-		"era_copy": asEraCopy, "era_apply": asEraApply,
+		"era_copy": asEraCopy, "era_apply": asEraApply, "dm-merge": asDMMerge,
 	}
 }
 
@@ -124,7 +125,7 @@ func asEraApply(ctx context.Context, args []string, std stdio) error {
 	}
 	stateDir := os.Getenv(envStateDir)
 	if stateDir == "" {
-		stateDir = pairs.DefaultStateDir
+		stateDir = target.DefaultStateDir
 	}
 	a := &eraApply{grow: true, progress: c.progress, mode: 0o644}
 	err = a.run(ctx, c.args[0], stateDir, std)

@@ -6,7 +6,9 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/transfer/origin"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 )
 
 // repeat calls once at every interval until ctx ends; a call that takes longer
@@ -23,7 +25,7 @@ func repeat(ctx context.Context, interval time.Duration, once func(ctx context.C
 	}
 	for first := true; ; first = false {
 		if err := once(ctx, next); err != nil {
-			if first && errors.Is(err, pairs.ErrSource) || errors.Is(err, errNoReader) {
+			if first && errors.Is(err, origin.ErrSource) || errors.Is(err, errNoReader) {
 				return err
 			}
 			switch classify(ctx, err).code {
@@ -49,7 +51,7 @@ func (f *mirrorFlags) standing(ctx context.Context, err error, g *globals, list 
 	}
 	var lines []string
 	for _, p := range list {
-		if known, failed := pairs.Status(p.Target, g.stateDir); failed == nil {
+		if known, failed := target.Status(p.Target, g.stateDir); failed == nil {
 			lines = append(lines, p.Target+": "+completeness(known, false))
 		}
 	}

@@ -40,10 +40,14 @@ import (
 	"tidemark/transfer/browse"
 	"tidemark/transfer/inuse"
 	"tidemark/transfer/merge"
+	"tidemark/transfer/names"
+	"tidemark/transfer/origin"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/parts"
 	"tidemark/transfer/restore"
 	"tidemark/transfer/stores"
 	"tidemark/transfer/streams"
+	"tidemark/transfer/target"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
@@ -200,10 +204,10 @@ func jobClasses() []class {
 func mirrorClasses() []class {
 	return []class{
 		{"different", errDifferent, exitDifferent, ""},
-		{"half-restored", pairs.ErrHalfRestored, exitRefused, `"tidemark restore" onto it, again, ends it; "tidemark recover --discard" has it used as it is`},
-		{"unchecked", pairs.ErrUnchecked, exitRefused, "--unchecked restores it as it is"},
-		{"no-room-for-journal", pairs.ErrNoJournalRoom, exitRefused, "nothing was written; make room, keep the journal elsewhere with --state-dir, or write in place with --no-journal"},
-		{"not-kept", pairs.ErrNotKept, exitDifferent, "use another disk"},
+		{"half-restored", restore.ErrHalf, exitRefused, `"tidemark restore" onto it, again, ends it; "tidemark recover --discard" has it used as it is`},
+		{"unchecked", restore.ErrUnchecked, exitRefused, "--unchecked restores it as it is"},
+		{"no-room-for-journal", restore.ErrNoJournalRoom, exitRefused, "nothing was written; make room, keep the journal elsewhere with --state-dir, or write in place with --no-journal"},
+		{"not-kept", restore.ErrNotKept, exitDifferent, "use another disk"},
 		{"restore-pending", restore.ErrPending, exitError, `run "tidemark restore" again: it finishes it`},
 		{"copy-damaged", restore.ErrDamaged, exitDifferent, "--unchecked restores them as they are"},
 		{"stale", errStale, exitStale, ""},
@@ -214,34 +218,34 @@ func mirrorClasses() []class {
 		{"not-tracked", bpf.ErrNotTracked, exitError, `"tidemark track start" starts it`},
 		{"untracked", transfer.ErrUntracked, exitNoConverge, "have it tracked, or allow the time with --max-freeze or --force-freeze"},
 		{"not-converging", transfer.ErrNotConverging, exitNoConverge, "try when less is written, allow more with --max-freeze, or use --force-freeze"},
-		{"not-a-path", pairs.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
+		{"not-a-path", names.ErrNotAPath, exitUsage, "mount the other machine's folder here (sshfs, NFS, rclone mount), or attach its disk (NBD, iSCSI), and name a path or device there"},
 		{"browsed", inuse.ErrBrowsed, exitRefused, "that command ends it"},
 		{"in-use", inuse.ErrInUse, exitRefused, "give another target, or end what uses this one (umount, swapoff, losetup --detach, the program or virtual machine); --force does not help"},
-		{"immutable", pairs.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
-		{"no-size", pairs.ErrNoSize, exitError, "attach it again, or insert its medium"},
-		{"too-small", pairs.ErrTooSmall, exitRefused, "give a larger target"},
-		{"no-device", pairs.ErrNoDevice, exitRefused, "lsblk lists the disks of this machine; a device that is missing has to be attached"},
+		{"immutable", target.ErrImmutable, exitError, "lsattr shows it, and chattr -i or -a lets it be written to; root alone does not help"},
+		{"no-size", origin.ErrNoSize, exitError, "attach it again, or insert its medium"},
+		{"too-small", target.ErrTooSmall, exitRefused, "give a larger target"},
+		{"no-device", target.ErrNoDevice, exitRefused, "lsblk lists the disks of this machine; a device that is missing has to be attached"},
 		{"own-source", pairs.ErrOwnSource, exitRefused, "give a target on another disk"},
 		{"used-since", pairs.ErrUsedSince, exitRefused, "give another target; --force reverts it to the copy that is made now"},
-		{"holds-other", pairs.ErrHoldsOther, exitRefused, "give another target; --adopt goes on with this one if it is an older copy of the source, which it compares first; --force overwrites whatever it holds"},
-		{"part", pairs.ErrPart, exitRefused, "copy all of it with --whole, or give each device with --pair; --force-part copies the part alone"},
-		{"ambiguous", pairs.ErrAmbiguous, exitRefused, "name one of them by its path; a copy has the UUID and label of its original"},
-		{"no-such-name", pairs.ErrName, exitError, "blkid lists what there is"},
+		{"holds-other", target.ErrHoldsOther, exitRefused, "give another target; --adopt goes on with this one if it is an older copy of the source, which it compares first; --force overwrites whatever it holds"},
+		{"part", parts.ErrPart, exitRefused, "copy all of it with --whole, or give each device with --pair; --force-part copies the part alone"},
+		{"ambiguous", names.ErrAmbiguous, exitRefused, "name one of them by its path; a copy has the UUID and label of its original"},
+		{"no-such-name", names.ErrNone, exitError, "blkid lists what there is"},
 		{"no-blkid", blkid.ErrMissing, exitError, ""},
-		{"refused", pairs.ErrRefused, exitRefused, "give another target"},
-		{"no-mirror", pairs.ErrNoMirror, exitError, "give the target of a mirror"},
+		{"refused", target.ErrRefused, exitRefused, "give another target"},
+		{"no-mirror", target.ErrNoMirror, exitError, "give the target of a mirror"},
 		{"mounted", view.ErrMounted, exitRefused, "unmount it, or use --view freeze"},
 		{"unseen-use", view.ErrUnseen, exitRefused, "it may be a filesystem that is unmounted but still in use, or mounted in another mount namespace: end its users, or run in that namespace (nsenter --mount); for a program that uses the device raw and is stopped, use --view freeze if a filesystem on the source is mounted, else --view offline"},
 		{"nothing-to-freeze", view.ErrNothingToFreeze, exitRefused, "see that nobody writes to the source, and use --view offline"},
 		{"hook-failed", view.ErrHook, exitError, "run the hook by hand, or with --show-hooks to see what it says; --hook-timeout allows it more time"},
-		{"pending", pairs.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
+		{"pending", target.ErrPending, exitError, `"tidemark recover" finishes it, also without its source`},
 		{"beside-original", browse.ErrOriginal, exitRefused, ""},
 		{"nothing-to-mount", browse.ErrNothing, exitError, ""},
 		{"mounted-already", browse.ErrMounted, exitRefused, `"tidemark umount" on that folder first, or give another one`},
 		{"not-ours-to-unmount", browse.ErrNotOurs, exitRefused, "umount(8) unmounts anything"},
 		{"files-in-use", browse.ErrBusy, exitBusy, "leave the folder, and end what uses it: fuser -vm lists that"},
 		{"no-loop-devices", loop.ErrNotSupported, exitError, ""},
-		{"incomplete", pairs.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
+		{"incomplete", target.ErrIncomplete, exitRefused, `"tidemark mirror" from its own source goes on with it; when it is something else by now, "tidemark recover --discard" forgets that it was to be a mirror`},
 		{"no-room-beside-source", transaction.ErrNoRoom, exitError, "keep the target, and with --state-dir what is kept beside it, on a disk that is not copied"},
 		{"mirror-busy", transaction.ErrBusy, exitBusy, "wait until it ends"},
 		{"frozen-by-other", fsfreeze.ErrBusy, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},
@@ -317,7 +321,6 @@ func storeClasses() []class {
 		{"undo-refused", stores.ErrUndo, exitRefused, "give a file that does not exist"},
 		{"merge-pending", merge.ErrPending, exitError, "run the same command again: it finishes it"},
 		{"target-is-a-mirror", merge.ErrMirror, exitRefused, "give another target"},
-		{"merge-refused", merge.ErrRefused, exitRefused, "give another target"},
 		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
 	}
 }
@@ -346,7 +349,7 @@ func machineClasses() []class {
 		{"access-denied", syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"run-folder-unwritable", history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
 		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
-		{"source-unusable", pairs.ErrSource, exitError, ""},
+		{"source-unusable", origin.ErrSource, exitError, ""},
 	}
 }
 

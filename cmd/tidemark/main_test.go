@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	for name := range dropIns() {
 		programs[name] = main
 	}
-	for name := range rangeTools() {
+	for name := range otherTools() {
 		programs[name] = main
 	}
 	testscript.Main(m, programs)
@@ -25,7 +25,8 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	cmds := diskCommands()
 	cmds["exits"], cmds["json"] = exits, jsonHas
-	cmds["eracase"], cmds["claim"] = eraCase, claim
+	cmds["eracase"], cmds["claim"] = unpacks(eraCases), claim
+	cmds["storecase"] = unpacks("../../transfer/stores/testdata/cases")
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/transfer/browse"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/copies"
 )
 
 // mounted is what "mount" says.
@@ -52,7 +52,7 @@ tidemark mount --partition 2 /backup/vdb.img /mnt`,
 		args:  cobra.ExactArgs(2),
 		run: func(cmd *cobra.Command, args []string) error {
 			bar := &noting{progress: newProgress(cmd.ErrOrStderr(), asJSON)}
-			shown, err := pairs.Browse(cmd.Context(), args[0], args[1], int(partition), pairs.Options{StateDir: g.stateDir, Progress: shower(bar)})
+			shown, err := copies.Browse(cmd.Context(), args[0], args[1], int(partition), copies.Options{StateDir: g.stateDir, Progress: shower(bar)})
 			bar.End()
 			if err != nil {
 				return err

@@ -7,9 +7,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"tidemark/words"
 )
 
 // plainInterval is the least time between two progress lines where there is no
@@ -154,5 +155,5 @@ func size(n int64) string {
 	if n < 0 {
 		return "-" + size(-n)
 	}
-	return humanize.IBytes(uint64(n))
+	return words.Size(n)
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"tidemark/transfer"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 	"tidemark/transfer/transaction"
 )
 
@@ -53,13 +53,13 @@ func TestABarDrawsOnlyWhenItIsToldAndLeavesNothingOnItsLine(t *testing.T) {
 }
 
 func TestRepeatGoesOnAfterWhatPasses(t *testing.T) {
-	results := []error{nil, transfer.ErrNotConverging, transaction.ErrBusy, syscall.EIO, pairs.ErrRefused, nil}
+	results := []error{nil, transfer.ErrNotConverging, transaction.ErrBusy, syscall.EIO, target.ErrRefused, nil}
 	calls, told := 0, 0
 	err := repeat(context.Background(), time.Microsecond, func(context.Context, func() time.Time) error {
 		calls++
 		return results[calls-1]
 	}, func(error, time.Time) { told++ })
-	if !errors.Is(err, pairs.ErrRefused) || calls != 5 || told != 3 {
+	if !errors.Is(err, target.ErrRefused) || calls != 5 || told != 3 {
 		t.Errorf("ended with %v after %d calls, told of %d", err, calls, told)
 	}
 }

@@ -10,7 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/restore"
+	"tidemark/transfer/target"
 )
 
 // restoreFlags is the command line of "restore".
@@ -69,15 +70,13 @@ tidemark restore --dry-run /backup/vdb1.img /dev/vdc1`,
 func (f *restoreFlags) run(ctx context.Context, image, dst string, g *globals, std stdio) error {
 	defer outliveReaders()()
 	bar := &noting{progress: newProgress(std.errs, f.asJSON), notes: []string{}}
-	rep, err := pairs.Restore(ctx, image, dst, pairs.RestoreOptions{
-		Options: pairs.Options{
-			StateDir: g.stateDir, Track: g.trackOptions(), Tracker: f.tracker.value,
-			BytesPerSec: int64(f.bwLimit.byteSize), Overwrite: f.force, Progress: shower(bar),
-		},
+	rep, err := restore.Restore(ctx, image, dst, restore.Options{
+		StateDir: g.stateDir, Track: g.trackOptions(), Tracker: f.tracker.value,
+		BytesPerSec: int64(f.bwLimit.byteSize), Overwrite: f.force, Progress: shower(bar),
 		Unchecked: f.unchecked, NoJournal: f.noJournal, Verify: f.verify, DryRun: f.dryRun,
 	})
 	bar.End()
-	if errors.Is(err, pairs.ErrHoldsOther) {
+	if errors.Is(err, target.ErrHoldsOther) {
 		err = hinted{err, "give another target; --force overwrites whatever it holds"}
 	}
 	if !f.asJSON {
@@ -96,7 +95,7 @@ func (f *restoreFlags) run(ctx context.Context, image, dst string, g *globals, s
 	return errors.Join(err, unread)
 }
 
-func printRestored(w io.Writer, rep pairs.Restored, dry bool) error {
+func printRestored(w io.Writer, rep restore.Result, dry bool) error {
 	what := rep.Source
 	if rep.Of != "" {
 		what = fmt.Sprintf("%s, the copy of %s of %s", rep.Source, rep.Of, stamp(rep.Time))

@@ -14,7 +14,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/format/state"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/names"
+	"tidemark/transfer/running"
+	"tidemark/transfer/status"
+	"tidemark/transfer/target"
+	"tidemark/words"
 )
 
 const (
@@ -25,15 +29,15 @@ const (
 // mirrorStatus is what "status" says of one mirror.
 type mirrorStatus struct {
 	Path      string `json:"path"`
-	Condition string `json:"state"` // "running", or a pairs.Condition
+	Condition string `json:"state"` // "running", or a status.Condition
 	Reason    string `json:"reason,omitempty"`
-	Pending   bool   `json:"pending"` // see pairs.Known
+	Pending   bool   `json:"pending"` // see target.Known
 	// AgeSeconds is how long ago the source was what the copy is.
-	AgeSeconds *float64       `json:"age_s,omitempty"`
-	Next       string         `json:"next,omitempty"` // see pairs.NextChanges
-	NextReason string         `json:"next_reason,omitempty"`
-	Running    *pairs.Running `json:"running,omitempty"`
-	Problems   []string       `json:"problems,omitempty"` // with --max-age
+	AgeSeconds *float64     `json:"age_s,omitempty"`
+	Next       string       `json:"next,omitempty"` // see status.NextChanges
+	NextReason string       `json:"next_reason,omitempty"`
+	Running    *running.Run `json:"running,omitempty"`
+	Problems   []string     `json:"problems,omitempty"` // with --max-age
 	*state.State
 }
 
@@ -81,7 +85,7 @@ func (f *statusFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 	if f.forget {
 		var errs []error
 		for _, path := range args {
-			errs = append(errs, pairs.Forget(path, g.stateDir))
+			errs = append(errs, target.Forget(path, g.stateDir))
 		}
 		return errors.Join(errs...)
 	}
@@ -105,17 +109,17 @@ func (f *statusFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 // look returns how the mirrors are: all that are known here, or those at the paths. With
 // judge a path that has none is one that is missing, and otherwise an error, when all others
 // have been looked at.
-func (g *globals) look(ctx context.Context, paths []string, judge bool) (all []pairs.Seen, err error) {
-	o := pairs.Options{StateDir: g.stateDir, Track: g.trackOptions()}
+func (g *globals) look(ctx context.Context, paths []string, judge bool) (all []status.Seen, err error) {
+	o := status.Options{StateDir: g.stateDir, Track: g.trackOptions()}
 	if len(paths) == 0 {
-		return pairs.Mirrors(ctx, o)
+		return status.Mirrors(ctx, o)
 	}
 	var errs []error
 	for _, name := range paths {
-		var m pairs.Seen
-		path, err := pairs.TargetPath(ctx, name)
+		var m status.Seen
+		path, err := names.Target(ctx, name)
 		if err == nil {
-			m, err = pairs.Look(ctx, path, o)
+			m, err = status.Look(ctx, path, o)
 		}
 		if err == nil || judge && m.Condition != "" {
 			all = append(all, m)
@@ -131,11 +135,11 @@ func (g *globals) completeMirrors(cmd *cobra.Command, _ []string, _ string) ([]s
 	if g.resolve(cmd) != nil {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	return pairs.Paths(g.stateDir), cobra.ShellCompDirectiveDefault
+	return target.Paths(g.stateDir), cobra.ShellCompDirectiveDefault
 }
 
 // judge tells what is wrong for --max-age.
-func (f *statusFlags) judge(w io.Writer, all []pairs.Seen, g *globals) error {
+func (f *statusFlags) judge(w io.Writer, all []status.Seen, g *globals) error {
 	lines, bad, oldest := []string{}, 0, time.Duration(0)
 	for _, m := range all {
 		problems := f.problems(m)
@@ -163,10 +167,10 @@ func (f *statusFlags) judge(w io.Writer, all []pairs.Seen, g *globals) error {
 }
 
 // problems lists what is wrong with a mirror.
-func (f *statusFlags) problems(m pairs.Seen) (why []string) {
+func (f *statusFlags) problems(m status.Seen) (why []string) {
 	switch m.Condition {
-	case pairs.Complete:
-	case pairs.Pending, pairs.Failed:
+	case status.Complete:
+	case status.Pending, status.Failed:
 		if m.Running == nil {
 			why = append(why, string(m.Condition)+": "+m.Why)
 		}
@@ -179,7 +183,7 @@ func (f *statusFlags) problems(m pairs.Seen) (why []string) {
 	return why
 }
 
-func (f *statusFlags) printJSON(w io.Writer, all []pairs.Seen) error {
+func (f *statusFlags) printJSON(w io.Writer, all []status.Seen) error {
 	for _, m := range all {
 		s := mirrorStatus{
 			Path: m.Path, Condition: word(m), Reason: m.Why, Pending: m.Pending,
@@ -203,7 +207,7 @@ func (f *statusFlags) printJSON(w io.Writer, all []pairs.Seen) error {
 }
 
 // word is how a mirror is, in one word.
-func word(m pairs.Seen) string {
+func word(m status.Seen) string {
 	if m.Running != nil {
 		return "running"
 	}
@@ -211,7 +215,7 @@ func word(m pairs.Seen) string {
 }
 
 // printOverview prints a line for each mirror, and then what is to be said of some.
-func printOverview(w io.Writer, all []pairs.Seen) error {
+func printOverview(w io.Writer, all []status.Seen) error {
 	if len(all) == 0 {
 		_, err := fmt.Fprintln(w, "no mirror is known here: each is listed from its first run on")
 		return err
@@ -242,20 +246,20 @@ func printOverview(w io.Writer, all []pairs.Seen) error {
 }
 
 // nextWord is what the next run reads, in a word or two.
-func nextWord(m pairs.Seen) string {
+func nextWord(m status.Seen) string {
 	switch m.Next {
-	case pairs.NextChanges:
+	case status.NextChanges:
 		return "what changed"
-	case pairs.NextRest:
+	case status.NextRest:
 		return "the rest"
-	case pairs.NextAll:
+	case status.NextAll:
 		return "all"
 	}
 	return "-"
 }
 
 // printStatus prints all that people are shown of each mirror.
-func printStatus(w io.Writer, all []pairs.Seen) error {
+func printStatus(w io.Writer, all []status.Seen) error {
 	for i, m := range all {
 		if i > 0 {
 			fmt.Fprintln(w)
@@ -267,7 +271,7 @@ func printStatus(w io.Writer, all []pairs.Seen) error {
 	return nil
 }
 
-func printMirror(w io.Writer, m pairs.Seen) error {
+func printMirror(w io.Writer, m status.Seen) error {
 	if _, err := fmt.Fprintf(w, "%s: %s\n", m.Path, completeness(m.Known, m.Running != nil)); err != nil {
 		return err
 	}
@@ -275,7 +279,7 @@ func printMirror(w io.Writer, m pairs.Seen) error {
 	if m.Running != nil {
 		fmt.Fprintf(table, "  running\t%s\n", runningText(m.Running))
 	}
-	if m.Condition != pairs.Complete && m.Condition != pairs.Incomplete {
+	if m.Condition != status.Complete && m.Condition != status.Incomplete {
 		fmt.Fprintf(table, "  %s\t%s\n", m.Condition, m.Why)
 	}
 	fmt.Fprintf(table, "  source\t%s\n", m.Source.Path)
@@ -298,7 +302,7 @@ func printMirror(w io.Writer, m pairs.Seen) error {
 }
 
 // completeness says of what a mirror is the copy.
-func completeness(m pairs.Known, running bool) string {
+func completeness(m target.Known, running bool) string {
 	switch {
 	case !m.Complete && running:
 		return "incomplete: its first copy is being made"
@@ -311,19 +315,19 @@ func completeness(m pairs.Known, running bool) string {
 }
 
 // markText says from where the next run goes on.
-func markText(m pairs.Seen) string {
+func markText(m status.Seen) string {
 	switch {
-	case m.Next == pairs.NextAll && m.Mark == "":
+	case m.Next == status.NextAll && m.Mark == "":
 		return "none: the next run reads all of the source"
-	case m.Next == pairs.NextAll:
+	case m.Next == status.NextAll:
 		return m.NextWhy + "; the next run reads all (" + m.Mark + ")"
-	case m.Next == pairs.NextUnknown && m.NextWhy != "":
+	case m.Next == status.NextUnknown && m.NextWhy != "":
 		return m.Mark + " (whether it is good cannot be told: " + m.NextWhy + ")"
 	}
 	return cmp.Or(m.Mark, "none")
 }
 
-func runningText(r *pairs.Running) string {
+func runningText(r *running.Run) string {
 	if r == nil {
 		return ""
 	}
@@ -339,7 +343,7 @@ func runningText(r *pairs.Running) string {
 const runFormat = time.DateTime + ".000 MST"
 
 // stamp writes a time for people, with its zone.
-func stamp(t time.Time) string { return t.Local().Format(time.DateTime + " MST") }
+func stamp(t time.Time) string { return words.Time(t) }
 
 // age says how long something is ago.
 func age(d time.Duration) string {

@@ -19,7 +19,8 @@ import (
 	"tidemark/track/bpf"
 	"tidemark/track/cow"
 	"tidemark/transfer"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/names"
+	"tidemark/transfer/tracking"
 )
 
 func newTrack(g *globals) *cobra.Command {
@@ -52,7 +53,7 @@ func newTrackStart(g *globals) *cobra.Command {
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
 			for _, name := range args {
-				device, err := pairs.SourcePath(cmd.Context(), name)
+				device, err := names.Source(cmd.Context(), name)
 				if err != nil {
 					return err
 				}
@@ -83,7 +84,7 @@ func printStarted(w io.Writer, s started, asJSON bool) error {
 }
 
 func startTracking(ctx context.Context, device string, o bpf.Options) (s started, err error) {
-	o.Drain = func(ctx context.Context) error { return pairs.Drain(ctx, device, transfer.DefaultMaxFreeze) }
+	o.Drain = func(ctx context.Context) error { return tracking.Drain(ctx, device, transfer.DefaultMaxFreeze) }
 	source, err := block.Open(device, block.Options{})
 	if err != nil {
 		return s, fmt.Errorf("track: %w", err)
@@ -104,7 +105,7 @@ func newTrackStop(g *globals) *cobra.Command {
 		run: func(cmd *cobra.Command, args []string) error {
 			var errs []error
 			for _, name := range args {
-				device, err := pairs.SourcePath(cmd.Context(), name)
+				device, err := names.Source(cmd.Context(), name)
 				if err == nil {
 					err = bpf.Stop(cmd.Context(), device, g.trackOptions())
 				}
@@ -150,7 +151,7 @@ func statusOf(ctx context.Context, devices []string, o bpf.Options) ([]bpf.Statu
 	}
 	chosen := []bpf.Status{}
 	for _, name := range devices {
-		device, err := pairs.SourcePath(ctx, name)
+		device, err := names.Source(ctx, name)
 		if err != nil {
 			return nil, err
 		}
@@ -242,7 +243,7 @@ tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1 --json`,
 			return cobra.ExactArgs(1)(cmd, args)
 		},
 		run: func(cmd *cobra.Command, args []string) error {
-			device, err := pairs.SourcePath(cmd.Context(), args[0])
+			device, err := names.Source(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/extent"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/copies"
 )
 
 // verified is what "verify" says.
@@ -43,7 +43,7 @@ type spot struct {
 // locate finds out what lies where the target differs. Where that cannot be told the ranges
 // are all there is.
 func (v *verified) locate(ctx context.Context, bad extent.Set, bar progress) {
-	spots, notes, err := pairs.Where(ctx, v.Target, bad)
+	spots, notes, err := copies.Where(ctx, v.Target, bad)
 	if err != nil {
 		notes = append(notes, "what lies there cannot be told: "+err.Error())
 	}
@@ -52,7 +52,7 @@ func (v *verified) locate(ctx context.Context, bad extent.Set, bar progress) {
 	}
 	if len(spots) == 0 {
 		for _, e := range bad.Extents() {
-			spots = append(spots, pairs.Spot{Extent: e})
+			spots = append(spots, copies.Spot{Extent: e})
 		}
 	}
 	for _, s := range spots {
@@ -67,11 +67,13 @@ func newVerify(g *globals) *cobra.Command {
 		use: "verify DST", short: "Check a mirror against its checksums, or against its source",
 		long: `Reads all of DST and compares it with the checksums that were kept when it was copied. With --against it is compared with SRC byte for byte, which makes sense while nobody writes to SRC.
 
-What differs is told by its place: offset and bytes, the partition, what that holds, and of ext2, ext3 and ext4 the files, where debugfs (package e2fsprogs) is installed. Nothing is repaired: the next "tidemark mirror" copies what differs, and until then "tidemark status" says that the mirror is damaged.
+What differs is told by its place: offset and bytes, the partition, what that holds, and of ext2, ext3 and ext4 the files, where debugfs (package e2fsprogs) is installed. Nothing is repaired: the next "tidemark mirror" copies what differs, or is refused where somebody has used DST (mounted it read-write, formatted or partitioned it), which is told; until then "tidemark status" says that the mirror is damaged.
+
+Of a mirror whose first copy has not ended, or that was discarded, what was copied is checked; it is no copy of anything, and where nothing else is wrong the command ends with exit code 6.
 
 A mirror on a disk that is mounted read-only can be verified too; what was found is not remembered then.`,
 		example: "tidemark verify /backup/vdb1.img\ntidemark verify /backup/vdb1.img --against /dev/vdb1",
-		exits:   append(interruptible(), exitDifferent, exitBusy, exitDamaged),
+		exits:   append(interruptible(), exitDifferent, exitRefused, exitBusy, exitDamaged),
 		args:    cobra.ExactArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
 			bar := &noting{progress: newProgress(cmd.ErrOrStderr(), asJSON)}

@@ -166,6 +166,27 @@ func (s *Sums) Read(sums []Sum, off int64) error {
 	return nil
 }
 
+// Wrong returns the blocks of e (bytes, from the start of a block) that are not what the
+// checksums say when data is their content; nil stands for zeros.
+func (s *Sums) Wrong(e extent.Extent, data []byte) (all []extent.Extent, err error) {
+	want := make([]Sum, Blocks(e.Len, s.blockSize))
+	if err := s.Read(want, e.Off); err != nil {
+		return nil, err
+	}
+	for i := range want {
+		at := int64(i) * s.blockSize
+		end := min(at+s.blockSize, e.Len)
+		is := Sum{}
+		if data != nil {
+			is = Of(data[at:end])
+		}
+		if is != want[i] {
+			all = append(all, extent.Extent{Off: e.Off + at, Len: end - at})
+		}
+	}
+	return all, nil
+}
+
 // Write stores the checksums of the blocks from the one at off (bytes).
 func (s *Sums) Write(sums []Sum, off int64) error {
 	buf := make([]byte, 0, len(sums)*sumSize)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+
+	"tidemark/block"
 )
 
 // Kind is the sort of owner that left a signature.
@@ -35,9 +37,9 @@ func (s Signature) String() string { return s.Name + s.version + " " + string(s.
 // Probe looks for the signatures of filesystems, volume managers and partition
 // tables on a device of size bytes. It serves to refuse a target, not to tell versions
 // apart, and may find a signature too many. Reads from r are whole 4 KiB blocks at
-// multiples of 4 KiB, cut at size.
+// multiples of 4 KiB, cut at size, into a buffer that is fit for direct I/O.
 func Probe(r io.ReaderAt, size int64) ([]Signature, error) {
-	p := &prober{r: r, size: size}
+	p := &prober{r: r, size: size, buf: block.AlignedBuffer(probeBlock)}
 	var found []Signature
 	for _, m := range magics {
 		ok, err := p.matches(m)
@@ -81,7 +83,7 @@ type prober struct {
 	size  int64
 	block int64 // the one in buf, as index + 1; 0 is none
 	have  int
-	buf   [probeBlock]byte
+	buf   []byte // fit for direct I/O
 }
 
 func (p *prober) matches(m magic) (bool, error) {

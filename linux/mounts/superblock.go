@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/sysfs"
 )
 
@@ -27,6 +28,9 @@ type Superblock struct {
 	Journal string // UUID of the journal that an ext has on a device of its own
 	// ExternalLog and RealTime say that an XFS has its log, or data, on a device of its own.
 	ExternalLog, RealTime bool
+	// Log is where an XFS has its log in itself, in bytes; empty where it has none, or the
+	// superblock makes no sense.
+	Log extent.Extent
 
 	journalDev uint32 // the number of the device with the journal, as new_encode_dev writes it
 }
@@ -45,6 +49,8 @@ const (
 	extHasJournal, extIsJournal              = 4, 8
 	xfsSize                                  = 512
 	xfsRBlocks, xfsID, xfsLogStart           = 16, 32, 48
+	xfsBlockSize, xfsGroupBlocks             = 4, 84
+	xfsLogBlocks, xfsGroupBits               = 96, 124
 	xfsIncompat, xfsRTStart                  = 216, 288
 	xfsZoned                                 = 1 << 9
 	xlogMagic                                = 0xfeedbabe
@@ -119,7 +125,24 @@ func readXFSSuper(r io.ReaderAt, size int64) (Superblock, error) {
 		Type: "xfs", UUID: uuid(b[xfsID:]),
 		ExternalLog: be.Uint64(b[xfsLogStart:]) == 0,
 		RealTime:    be.Uint64(b[xfsRBlocks:]) != 0 && !inside,
+		Log:         xfsLog(b),
 	}, nil
+}
+
+// xfsLog returns where the log lies by the superblock b. The number of its first block has
+// that of an allocation group in the upper bits.
+func xfsLog(b []byte) extent.Extent {
+	be := binary.BigEndian
+	start, bits := be.Uint64(b[xfsLogStart:]), b[xfsGroupBits]&31
+	group, in := int64(start>>bits), int64(start&(1<<bits-1))
+	size := int64(be.Uint32(b[xfsBlockSize:]))
+	if start == 0 || size > 64<<10 || group > 1<<20 {
+		return extent.Extent{} // external, or nonsense
+	}
+	return extent.Extent{
+		Off: (group*int64(be.Uint32(b[xfsGroupBlocks:])) + in) * size,
+		Len: int64(be.Uint32(b[xfsLogBlocks:])) * size,
+	}
 }
 
 // readXFSLog looks for the first record of a log that has the device to itself.

@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"tidemark/format/state"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 )
 
 // Partitions of one disk share its tracking, so that a mark of one can be vouched
@@ -60,7 +60,7 @@ func TestCommittedUpdateFromAnotherSourceIsFinishedFirst(t *testing.T) {
 	fill(t, two, 0, 12*mib)
 	image, other := filepath.Join(dir, "mirror.img"), filepath.Join(dir, "other.img")
 	p.mirror(t, two, other)
-	known, err := pairs.Status(other, p.stateDir)
+	known, err := target.Status(other, p.stateDir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,90 +4,91 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
 	"tidemark/transfer/inuse"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 	"tidemark/transfer/transaction"
 )
 
-var (
-	// ErrRefused says that a target must not be written to.
-	ErrRefused = errors.New("refused")
-	// ErrMirror refuses a target that is a mirror, and would no longer be one. The error
-	// wraps ErrRefused as well.
-	ErrMirror = fmt.Errorf("%w: it is a mirror, and would no longer be one", ErrRefused)
-)
+// ErrMirror refuses a target that is a mirror, and would no longer be one. It wraps
+// target.ErrRefused.
+var ErrMirror = fmt.Errorf("%w: it is a mirror, and would no longer be one", target.ErrRefused)
 
 // Target is an open target, locked against other runs.
 type Target struct {
-	*block.Device
 	// Recovered tells in words what Open found to finish or discard, "" if nothing.
 	Recovered string
 
-	dir *transaction.Dir
+	place *target.Target
 }
 
-// Judge returns nil where the image or device at path may be written to: it is in use by
-// nobody, and no mirror. The error wraps inuse.ErrInUse or ErrRefused.
+// Judge returns nil where the image or device at path, which must be there, may be written
+// to: it is in use by nobody, and no mirror. The error wraps fs.ErrNotExist,
+// inuse.ErrInUse or ErrMirror.
 func Judge(path, stateDir string) error {
-	if err := inuse.Check(path); err != nil {
+	place, err := find(path, stateDir)
+	if err != nil {
 		return err
 	}
-	return refuseMirror(path, stateDir)
+	return errors.Join(refuseMirror(place, stateDir), inuse.Check(place.Path))
 }
 
-func refuseMirror(path, stateDir string) error {
-	switch _, err := pairs.Status(path, stateDir); {
+func find(path, stateDir string) (*target.Target, error) {
+	place, err := target.Find(path, stateDir)
+	if err == nil && !place.Exists {
+		err = fmt.Errorf("target: %w", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist})
+	}
+	return place, err
+}
+
+func refuseMirror(place *target.Target, stateDir string) error {
+	switch _, err := target.Status(place.Path, stateDir); {
 	case err == nil:
-		return fmt.Errorf("%s: %w", path, ErrMirror)
-	case !errors.Is(err, pairs.ErrNoMirror):
+		return fmt.Errorf("%s: %w", place.Path, ErrMirror)
+	case !errors.Is(err, target.ErrNoMirror):
 		return err
 	}
 	return nil
 }
 
 // Open opens the image or device at path, which Judge approves of, for writing, and first
-// finishes a change that was committed and has not reached it. stateDir is
-// pairs.DefaultStateDir when empty.
+// finishes a change that was committed and has not reached it: half of it may be there, and
+// nothing else makes that whole. stateDir is target.DefaultStateDir when empty.
 func Open(path, stateDir string) (_ *Target, err error) {
-	place, err := pairs.Find(path, stateDir)
+	place, err := find(path, stateDir)
 	if err != nil {
 		return nil, err
 	}
-	if !place.Exists {
-		return nil, fmt.Errorf("target: %s: there is nothing", path)
-	}
-	if err := errors.Join(inuse.Held(path), refuseMirror(path, stateDir)); err != nil {
+	if err := errors.Join(refuseMirror(place, stateDir), inuse.Held(place.Path)); err != nil {
 		return nil, err
 	}
-	t := &Target{}
-	if t.dir, err = transaction.OpenDir(place.Folder, true); err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+	if err := place.Lock(true); err != nil {
+		return nil, err
 	}
-	if err := t.open(path, stateDir); err != nil {
+	t := &Target{place: place}
+	if err := t.open(stateDir); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
 
-func (t *Target) open(path, stateDir string) (err error) {
-	// Behind the lock, so that another run of ours is nobody.
-	if err := errors.Join(refuseMirror(path, stateDir), inuse.Opened(path)); err != nil {
+func (t *Target) open(stateDir string) error {
+	// The folder is locked: another run of ours is none of those that are found.
+	if err := errors.Join(refuseMirror(t.place, stateDir), inuse.Opened(t.place.Path)); err != nil {
 		return err
 	}
-	t.Device, err = block.Open(path, block.Options{Write: true, Exclusive: true})
-	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("%s: %w (claimed by a program or the kernel)", path, inuse.ErrInUse)
-	}
-	if err != nil {
+	if err := t.place.Open(0); errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s: %w (claimed by a program or the kernel)", t.place.Path, inuse.ErrInUse)
+	} else if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
-	done, err := transaction.Recover(t.disk(), t.dir, transaction.FinishUntouched, transaction.Steps{})
+	done, err := transaction.Recover(t.disk(), t.place.Dir, transaction.FinishSame, transaction.Steps{})
 	if err != nil {
-		if pending, perr := transaction.Pending(t.dir); pending || perr != nil {
+		if pending, perr := transaction.Pending(t.place.Dir); pending || perr != nil {
 			err = fmt.Errorf("target: %w: %w", ErrPending, err)
 		}
 		return err
@@ -96,7 +97,10 @@ func (t *Target) open(path, stateDir string) (err error) {
 	return nil
 }
 
-func (t *Target) disk() transaction.Disk { return transaction.Disk{Device: t.Device} }
+// Device returns the open target, which stays the Target's.
+func (t *Target) Device() *block.Device { return t.place.Disk }
+
+func (t *Target) disk() transaction.Disk { return transaction.Disk{Device: t.place.Disk} }
 
 // Write brings the pieces of a job to the target; see Job.Write.
 func (t *Target) Write(ctx context.Context, j Job, direct bool) (Report, error) {
@@ -105,14 +109,8 @@ func (t *Target) Write(ctx context.Context, j Job, direct bool) (Report, error) 
 
 // Commit brings them to it in one transaction; see Job.Commit.
 func (t *Target) Commit(ctx context.Context, j Job) (Report, error) {
-	return j.Commit(ctx, t.disk(), t.dir)
+	return j.Commit(ctx, t.disk(), t.place.Dir)
 }
 
 // Close gives the target up to others.
-func (t *Target) Close() error {
-	var err error
-	if t.Device != nil {
-		err = t.Device.Close()
-	}
-	return errors.Join(err, t.dir.Dissolve())
-}
+func (t *Target) Close() error { return errors.Join(t.place.Dissolve(), t.place.Close()) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -116,22 +115,10 @@ func Differ(path string, st state.State, target transaction.Target, places exten
 }
 
 func (s *Store) checkChunk(buf []byte, off int64) ([]extent.Extent, error) {
-	if err := readFull(s.target, buf, off); err != nil {
+	if err := block.ReadPadded(s.target, buf, off); err != nil {
 		return nil, fmt.Errorf("%d bytes at offset %d: %w", len(buf), off, err)
 	}
-	bs := s.state.BlockSize
-	want := make([]sums.Sum, sums.Blocks(int64(len(buf)), bs))
-	if err := s.sums.Read(want, off); err != nil {
-		return nil, err
-	}
-	var bad []extent.Extent
-	for i, got := range sumsOf(buf, bs) {
-		if got != want[i] {
-			at := int64(i) * bs
-			bad = append(bad, extent.Extent{Off: off + at, Len: min(bs, int64(len(buf))-at)})
-		}
-	}
-	return bad, nil
+	return s.sums.Wrong(extent.Extent{Off: off, Len: int64(len(buf))}, buf)
 }
 
 // sumsOf returns the checksum of each block.
@@ -142,14 +129,4 @@ func sumsOf(data []byte, blockSize int64) []sums.Sum {
 		all[i] = sums.Of(data[at:min(at+blockSize, int64(len(data)))])
 	}
 	return all
-}
-
-// readFull reads len(p) bytes; what lies behind the end reads as zeros.
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	if errors.Is(err, io.EOF) {
-		clear(p[n:])
-		return nil
-	}
-	return err
 }

@@ -37,12 +37,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"tidemark/extent"
-	"tidemark/format/redo"
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/transfer/transaction"
@@ -372,24 +369,8 @@ func (s *Store) extendSums(size int64) error {
 // PendingAfter reports, without opening or locking the folder at path, whether it holds a
 // committed update that the state st does not count yet.
 func PendingAfter(path string, st state.State) (bool, error) {
-	f, err := os.Open(filepath.Join(path, transaction.ReadyFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return false, err
-	}
-	j, err := redo.NewReader(f, info.Size())
-	if err != nil {
-		return false, err
-	}
-	blob, err := j.Blob()
-	if err != nil {
+	blob, waits, err := transaction.Waiting(path)
+	if err != nil || !waits {
 		return false, err
 	}
 	next, err := decodeBlob(blob)

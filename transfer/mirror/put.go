@@ -149,7 +149,7 @@ func (t *txn) held(p piece) ([]byte, error) {
 		}
 	}
 	held := block.AlignedBuffer(int(p.Len))
-	return held, readFull(t.store.target, held, p.Off)
+	return held, block.ReadPadded(t.store.target, held, p.Off)
 }
 
 // compare tells for each block whether it has to be written.

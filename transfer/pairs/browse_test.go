@@ -8,12 +8,12 @@ import (
 
 	"tidemark/linux/mounts/mountstest"
 	"tidemark/transfer/browse"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/copies"
 )
 
 func TestAMirrorIsBroughtToItsEndBeforeItsFilesAreShown(t *testing.T) {
 	const size = 4 * mib
-	source, o := mountstest.Disk(t, size), quiet(t)
+	source, o := mountstest.Disk(t, size), quiet(t.TempDir())
 	mountstest.Mkfs(t, "ext4", source)
 	dir := mountstest.Mount(t, source)
 	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("older"), 0o600); err != nil {
@@ -23,7 +23,7 @@ func TestAMirrorIsBroughtToItsEndBeforeItsFilesAreShown(t *testing.T) {
 	image := copied(t, source, o)
 	waiting(t, image, size, func(p []byte) { copy(p, bytes.ReplaceAll(p, []byte("older"), []byte("newer"))) })
 
-	if _, err := pairs.Browse(t.Context(), image, dir, 0, o); err != nil {
+	if _, err := copies.Browse(t.Context(), image, dir, 0, copies.Options{StateDir: o.StateDir}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"tidemark/transfer/copies"
 	"tidemark/transfer/pairs"
 )
 
@@ -32,7 +33,7 @@ func ExampleMirror() {
 		}
 		fmt.Println(reports[0].Mode, "wrote", reports[0].Written, "bytes:", reports[0].Outcome)
 	}
-	bad, checked, err := pairs.Verify(context.Background(), pair[0].Target, pairs.Options{StateDir: dir})
+	bad, checked, err := copies.Verify(context.Background(), pair[0].Target, copies.Options{StateDir: dir})
 	fmt.Println(bad.Bytes(), "of", checked, "bytes differ:", err)
 	// Output:
 	// full wrote 1048576 bytes: ok

@@ -14,7 +14,9 @@ import (
 	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/parts"
 	"tidemark/transfer/restore"
+	"tidemark/transfer/target"
 )
 
 // spread makes a filesystem on two disks.
@@ -58,7 +60,7 @@ func TestAPartOfAFilesystemIsRefused(t *testing.T) {
 							return err
 						},
 					} {
-						if err := run(); !errors.Is(err, pairs.ErrPart) || !errors.Is(err, pairs.ErrRefused) || !strings.Contains(err.Error(), half[1]) {
+						if err := run(); !errors.Is(err, parts.ErrPart) || !strings.Contains(err.Error(), half[1]) {
 							t.Errorf("%s of %s without %s: %v", name, half[0], half[1], err)
 						}
 					}
@@ -107,7 +109,7 @@ func TestWholeAddsNoHalfRestoredDevice(t *testing.T) {
 	disk, other, _ := spread(t, "ext4")
 	o := options(t)
 	o.Whole = true
-	at, err := pairs.Find(other, o.StateDir)
+	at, err := target.Find(other, o.StateDir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +120,7 @@ func TestWholeAddsNoHalfRestoredDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = pairs.Mirror(t.Context(), []pairs.Pair{{Source: disk, Target: filepath.Join(t.TempDir(), "data.img")}}, o)
-	if !errors.Is(err, pairs.ErrHalfRestored) {
+	if !errors.Is(err, restore.ErrHalf) {
 		t.Error(err)
 	}
 }
@@ -139,7 +141,7 @@ func TestWholeFindsTheMirrorOfADeviceUnderAnotherName(t *testing.T) {
 		t.Errorf("%+v, %v", reports, err)
 	}
 	device := mountstest.Disk(t, 320<<20)
-	if _, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: disk, Target: device}}, o); !errors.Is(err, pairs.ErrRefused) || !strings.Contains(err.Error(), "--pair") {
+	if _, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: disk, Target: device}}, o); !errors.Is(err, target.ErrRefused) || !strings.Contains(err.Error(), "--pair") {
 		t.Errorf("beside a device: %v", err)
 	}
 }
@@ -187,7 +189,7 @@ func TestAnImageOfAPartIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := []pairs.Pair{{Source: images[0].Target, Target: filepath.Join(dir, "c.img")}, {Source: images[1].Target, Target: filepath.Join(dir, "d.img")}}
-	if _, err := pairs.Plan(t.Context(), again[:1], o); !errors.Is(err, pairs.ErrPart) {
+	if _, err := pairs.Plan(t.Context(), again[:1], o); !errors.Is(err, parts.ErrPart) {
 		t.Errorf("one: %v", err)
 	}
 	if _, err := pairs.Plan(t.Context(), again, o); err != nil {
@@ -207,7 +209,7 @@ func TestADeviceThatIsAddedDuringARunIsNoticed(t *testing.T) {
 		}
 	}
 	_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: disk, Target: filepath.Join(t.TempDir(), "x.img")}}, o)
-	if !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), other) {
+	if !errors.Is(err, parts.ErrPart) || !strings.Contains(err.Error(), other) {
 		t.Error(err)
 	}
 }
@@ -226,7 +228,7 @@ func TestAMemberThatIsNotAssembledIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	o, target := options(t), filepath.Join(t.TempDir(), "x.img")
-	if _, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: link, Target: target}}, o); !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), other) {
+	if _, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: link, Target: target}}, o); !errors.Is(err, parts.ErrPart) || !strings.Contains(err.Error(), other) {
 		t.Errorf("one: %v", err)
 	}
 	both := []pairs.Pair{{Source: link, Target: target}, {Source: other, Target: target + ".2"}}
@@ -256,8 +258,8 @@ func raidMember(number byte) []byte {
 
 // A disk has all of what lies on its partitions.
 func TestADiskIsMoreThanAPartitionOfIt(t *testing.T) {
-	disk, parts := mountstest.Partitioned(t, 300<<20, 2)
-	mountstest.Mkfs(t, "btrfs", parts...)
+	disk, pieces := mountstest.Partitioned(t, 300<<20, 2)
+	mountstest.Mkfs(t, "btrfs", pieces...)
 	o := options(t)
 	plan := func(source string) error {
 		_, err := pairs.Plan(t.Context(), []pairs.Pair{{Source: source, Target: filepath.Join(t.TempDir(), "x.img")}}, o)
@@ -267,11 +269,11 @@ func TestADiskIsMoreThanAPartitionOfIt(t *testing.T) {
 		if err := plan(disk); err != nil {
 			t.Errorf("%s: %v", state, err)
 		}
-		if err := plan(parts[1]); !errors.Is(err, pairs.ErrPart) || !strings.Contains(err.Error(), parts[0]) {
+		if err := plan(pieces[1]); !errors.Is(err, parts.ErrPart) || !strings.Contains(err.Error(), pieces[0]) {
 			t.Errorf("%s: %v", state, err)
 		}
 		if state == "unmounted" {
-			mountstest.Mount(t, parts[1])
+			mountstest.Mount(t, pieces[1])
 		}
 	}
 }

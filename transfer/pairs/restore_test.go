@@ -20,17 +20,19 @@ import (
 	"tidemark/extent"
 	"tidemark/linux/mounts/mountstest"
 	"tidemark/transfer"
+	"tidemark/transfer/copies"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/pairs"
 	"tidemark/transfer/restore"
+	"tidemark/transfer/target"
 	"tidemark/transfer/transaction"
 )
 
 const mib = 1 << 20
 
 // quiet are options of a test: no tracking, files in a folder of its own.
-func quiet(t testing.TB) pairs.Options {
-	return pairs.Options{StateDir: t.TempDir(), Tracker: "scan", View: "offline"}
+func quiet(stateDir string) pairs.Options {
+	return pairs.Options{StateDir: stateDir, Tracker: "scan", View: "offline"}
 }
 
 // copied mirrors a source to a new image, which it returns.
@@ -114,11 +116,11 @@ func TestFilesystemsComeBackWhole(t *testing.T) {
 			fill(t, mountstest.ImageIn(t, dir, 0), 0, 3*mib)
 			mountstest.Unmount(t, dir)
 			fill(t, larger, c.size/2, 2*mib) // what was there before
-			o := pairs.RestoreOptions{Options: quiet(t), Verify: true}
-			image := copied(t, source, o.Options)
+			o := restore.Options{StateDir: t.TempDir(), Tracker: "scan", Verify: true}
+			image := copied(t, source, quiet(o.StateDir))
 			var told told
 			o.Progress = told.listen
-			rep, err := pairs.Restore(t.Context(), image, larger, o)
+			rep, err := restore.Restore(t.Context(), image, larger, o)
 			if err != nil || rep.Outcome != "ok" {
 				t.Fatalf("%+v, %v", rep, err)
 			}
@@ -138,11 +140,11 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	mountstest.Mkfs(t, "ext4", parts[1])
 	mountstest.Run(t, "partx", "--delete", source) // blkid lists whole disks without partitions
 	larger := mountstest.Disk(t, more)
-	o := pairs.RestoreOptions{Options: quiet(t)}
-	image := copied(t, source, o.Options)
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
+	image := copied(t, source, quiet(o.StateDir))
 	var told told
 	o.Progress = told.listen
-	rep, err := pairs.Restore(t.Context(), image, larger, o)
+	rep, err := restore.Restore(t.Context(), image, larger, o)
 	if err != nil || !rep.Moved {
 		t.Fatalf("%+v, %v", rep, err)
 	}
@@ -160,7 +162,7 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	// Where sectors are of another size, the table is no table.
 	large := mountstest.Run(t, "losetup", "--find", "--show", "--sector-size", "4096", mountstest.Image(t, more))
 	t.Cleanup(func() { mountstest.Run(t, "losetup", "--detach", large) })
-	if rep, err = pairs.Restore(t.Context(), image, large, o); err != nil || rep.Moved {
+	if rep, err = restore.Restore(t.Context(), image, large, o); err != nil || rep.Moved {
 		t.Errorf("%+v, %v", rep, err)
 	}
 	told.has(t, "sectors of 512 bytes, and this one has 4096")
@@ -169,7 +171,7 @@ func TestAWholeDiskComesBackOnALargerOne(t *testing.T) {
 	// A first copy that is damaged on the original is that of the copy, too.
 	fill(t, source, 1024, 512)
 	o.Overwrite = true
-	if rep, err = pairs.Restore(t.Context(), copied(t, source, o.Options), larger, o); err != nil || rep.Moved {
+	if rep, err = restore.Restore(t.Context(), copied(t, source, quiet(o.StateDir)), larger, o); err != nil || rep.Moved {
 		t.Errorf("%+v, %v", rep, err)
 	}
 	told.has(t, "first copy of its partition table cannot be read")
@@ -192,12 +194,12 @@ func TestWhatALargerDiskWasBeforeIsTold(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	o := pairs.RestoreOptions{Options: quiet(t)}
-	image := copied(t, source, o.Options)
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
+	image := copied(t, source, quiet(o.StateDir))
 	o.Overwrite = true
 	var told told
 	o.Progress = told.listen
-	if _, err := pairs.Restore(t.Context(), image, larger, o); err != nil {
+	if _, err := restore.Restore(t.Context(), image, larger, o); err != nil {
 		t.Fatal(err)
 	}
 	told.has(t, "still has the signature of a linux_raid_member")
@@ -252,17 +254,17 @@ func TestAMirrorIsBroughtToItsEndBeforeItIsRestored(t *testing.T) {
 	const size = 4 * mib
 	source := mountstest.Image(t, size)
 	fill(t, source, 0, 2*mib)
-	o := pairs.RestoreOptions{Options: quiet(t)}
-	image := copied(t, source, o.Options)
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
+	image := copied(t, source, quiet(o.StateDir))
 	want := waiting(t, image, size, func(p []byte) { copy(p, bytes.Repeat([]byte("newer"), mib/8)) })
 	dst := filepath.Join(t.TempDir(), "dst.img")
 
 	dry := o
 	dry.DryRun = true
-	if _, err := pairs.Restore(t.Context(), image, dst, dry); !errors.Is(err, pairs.ErrPending) {
+	if _, err := restore.Restore(t.Context(), image, dst, dry); !errors.Is(err, target.ErrPending) {
 		t.Errorf("dry run: %v", err)
 	}
-	if _, err := pairs.Restore(t.Context(), image, dst, o); err != nil {
+	if _, err := restore.Restore(t.Context(), image, dst, o); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(dst); err != nil || !bytes.Equal(got, want) {
@@ -277,7 +279,7 @@ func TestAFirstCopyDoesNotGoOnOverWhatCameSince(t *testing.T) {
 	mountstest.Mkfs(t, "ext4", source)
 	fill(t, source, 8*mib, 56*mib)
 	stop := func() pairs.Options {
-		o := quiet(t)
+		o := quiet(t.TempDir())
 		stopped, stop := context.WithCancel(t.Context())
 		o.BytesPerSec = 64 * mib
 		o.Progress = func(e transfer.Event) {
@@ -321,20 +323,24 @@ func TestAFirstCopyDoesNotGoOnOverWhatCameSince(t *testing.T) {
 func TestACopyThatHasNotEndedIsNotRestored(t *testing.T) {
 	source := mountstest.Image(t, 4*mib)
 	fill(t, source, 0, 4*mib)
-	o := pairs.RestoreOptions{Options: quiet(t), Unchecked: true}
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan", Unchecked: true}
 	image, dst := filepath.Join(t.TempDir(), "copy.img"), filepath.Join(t.TempDir(), "dst.img")
 	stopped, stop := context.WithCancel(t.Context())
-	o.BytesPerSec = mib
-	o.Progress = func(e transfer.Event) {
+	first := quiet(o.StateDir)
+	first.BytesPerSec = mib
+	first.Progress = func(e transfer.Event) {
 		if e.Phase == "copy" {
 			stop()
 		}
 	}
-	if _, err := pairs.Mirror(stopped, []pairs.Pair{{Source: source, Target: image}}, o.Options); err == nil {
+	if _, err := pairs.Mirror(stopped, []pairs.Pair{{Source: source, Target: image}}, first); err == nil {
 		t.Fatal("the first copy was not stopped")
 	}
-	if _, err := pairs.Restore(t.Context(), image, dst, o); !errors.Is(err, pairs.ErrIncomplete) {
+	if _, err := restore.Restore(t.Context(), image, dst, o); !errors.Is(err, target.ErrIncomplete) {
 		t.Errorf("%v", err)
+	}
+	if _, _, err := copies.Verify(t.Context(), image, copies.Options{StateDir: o.StateDir}); !errors.Is(err, target.ErrIncomplete) {
+		t.Errorf("verify: %v", err)
 	}
 	if _, err := os.Stat(dst); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it was made (%v)", err)
@@ -348,13 +354,13 @@ func TestACopyOnAReadOnlyFilesystemIsRestored(t *testing.T) {
 	t.Cleanup(func() { mountstest.Unmount(t, dir) })
 	source, image := mountstest.Image(t, 4*mib), filepath.Join(dir, "copy.img")
 	fill(t, source, mib, 2*mib)
-	o := pairs.RestoreOptions{Options: quiet(t), Verify: true}
-	if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: image}}, o.Options); err != nil {
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan", Verify: true}
+	if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: image}}, quiet(o.StateDir)); err != nil {
 		t.Fatal(err)
 	}
 	mountstest.Run(t, "mount", "-o", "remount,ro", dir)
 	dst := mountstest.Disk(t, 4*mib)
-	if _, err := pairs.Restore(t.Context(), image, dst, o); err != nil {
+	if _, err := restore.Restore(t.Context(), image, dst, o); err != nil {
 		t.Fatal(err)
 	}
 	same(t, source, dst, 0, 4*mib)
@@ -366,8 +372,8 @@ func TestRestoreToBeKilled(t *testing.T) {
 	if len(args) != 3 {
 		return
 	}
-	o := pairs.RestoreOptions{Options: pairs.Options{StateDir: args[2], BytesPerSec: 60 * mib, Overwrite: true}}
-	if _, err := pairs.Restore(context.Background(), args[0], args[1], o); err != nil {
+	o := restore.Options{StateDir: args[2], BytesPerSec: 60 * mib, Overwrite: true}
+	if _, err := restore.Restore(context.Background(), args[0], args[1], o); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -379,9 +385,9 @@ func TestARestoreThatWasKilledGoesOn(t *testing.T) {
 		fill(t, source, off, 20*mib)
 	}
 	fill(t, dst, 200*mib, 50*mib)
-	o := pairs.RestoreOptions{Options: quiet(t)}
-	image := copied(t, source, o.Options)
-	found, err := pairs.Find(dst, o.StateDir)
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
+	image := copied(t, source, quiet(o.StateDir))
+	found, err := target.Find(dst, o.StateDir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,7 +405,7 @@ func TestARestoreThatWasKilledGoesOn(t *testing.T) {
 		if err := errors.Join(cmd.Process.Kill(), ignore(cmd.Wait())); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: dst, Target: image}}, o.Options); round < 2 && !errors.Is(err, pairs.ErrHalfRestored) {
+		if _, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: dst, Target: image}}, quiet(o.StateDir)); round < 2 && !errors.Is(err, restore.ErrHalf) {
 			t.Fatalf("round %d: the copy is overwritten with half of it: %v", round, err)
 		}
 	}
@@ -410,12 +416,12 @@ func TestARestoreThatWasKilledGoesOn(t *testing.T) {
 	}
 	fill(t, dst, mib, 4096)
 	mountstest.Run(t, "mkswap", dst)
-	if _, err := pairs.Restore(t.Context(), image, dst, o); !errors.Is(err, pairs.ErrHoldsOther) {
+	if _, err := restore.Restore(t.Context(), image, dst, o); !errors.Is(err, target.ErrHoldsOther) {
 		t.Errorf("%v", err)
 	}
 	o.Overwrite = true
-	rep, err := pairs.Restore(t.Context(), image, dst, o)
-	if err != nil || rep.Mode != pairs.RestoreResumed || rep.Compared != st.Copied || rep.Read >= 200*mib {
+	rep, err := restore.Restore(t.Context(), image, dst, o)
+	if err != nil || rep.Mode != restore.Resumed || rep.Compared != st.Copied || rep.Read >= 200*mib {
 		t.Errorf("%+v, %v", rep, err)
 	}
 	same(t, image, dst, 0, size)
@@ -433,24 +439,24 @@ func ignore(err error) error {
 // A partition that is half restored is not copied with its disk, nor as the whole.
 func TestNothingOverAHalfRestoredPartIsCopied(t *testing.T) {
 	disk, parts := mountstest.Partitioned(t, 64*mib, 2)
-	o := pairs.RestoreOptions{Options: quiet(t)}
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
 	source := mountstest.Image(t, 8*mib)
 	fill(t, source, 0, 8*mib)
-	image := copied(t, source, o.Options)
+	image := copied(t, source, quiet(o.StateDir))
 	fill(t, image, 5*mib, 4096) // damaged: the restore does not end
-	if _, err := pairs.Restore(t.Context(), image, parts[0], o); !errors.Is(err, restore.ErrDamaged) {
+	if _, err := restore.Restore(t.Context(), image, parts[0], o); !errors.Is(err, restore.ErrDamaged) {
 		t.Fatal(err)
 	}
 	for source, refused := range map[string]bool{disk: true, parts[0]: true, parts[1]: false} {
-		_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: filepath.Join(t.TempDir(), "copy")}}, o.Options)
-		if errors.Is(err, pairs.ErrHalfRestored) != refused {
+		_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: source, Target: filepath.Join(t.TempDir(), "copy")}}, quiet(o.StateDir))
+		if errors.Is(err, restore.ErrHalf) != refused {
 			t.Errorf("%s: %v", source, err)
 		}
 	}
-	if _, err := pairs.Recover(t.Context(), parts[0], true, o.Options); err != nil {
+	if _, err := pairs.Recover(t.Context(), parts[0], true, quiet(o.StateDir)); err != nil {
 		t.Fatal(err)
 	}
-	copied(t, disk, o.Options)
+	copied(t, disk, quiet(o.StateDir))
 }
 
 // What is a hole in the copy costs nothing.
@@ -458,10 +464,10 @@ func TestASparseCopyIsRestoredAtOnce(t *testing.T) {
 	const size = 20 << 30
 	source := mountstest.Image(t, size)
 	fill(t, source, size/2, mib)
-	o := pairs.RestoreOptions{Options: quiet(t)}
-	image, dst := copied(t, source, o.Options), filepath.Join(t.TempDir(), "dst.img")
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
+	image, dst := copied(t, source, quiet(o.StateDir)), filepath.Join(t.TempDir(), "dst.img")
 	began := time.Now()
-	rep, err := pairs.Restore(t.Context(), image, dst, o)
+	rep, err := restore.Restore(t.Context(), image, dst, o)
 	if err != nil || rep.Read > 2*mib || rep.Written > 2*mib {
 		t.Errorf("%+v, %v", rep, err)
 	}
@@ -477,20 +483,20 @@ func TestAJournalThatDoesNotFitIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	mountstest.Run(t, "mount", "-t", "tmpfs", "-o", "size="+strconv.Itoa(2*mib), "tidemark-test", dir)
 	t.Cleanup(func() { mountstest.Unmount(t, dir) })
-	o := pairs.RestoreOptions{Options: quiet(t)}
+	o := restore.Options{StateDir: t.TempDir(), Tracker: "scan"}
 	source := mountstest.Disk(t, 16*mib)
 	fill(t, source, 0, 16*mib)
-	image := copied(t, source, o.Options)
+	image := copied(t, source, quiet(o.StateDir))
 	fill(t, source, 4*mib, 6*mib)
 	changed := filepath.Join(t.TempDir(), "changed")
 	mountstest.Run(t, "cp", source, changed)
 	o.StateDir = dir
-	if _, err := pairs.Restore(t.Context(), image, source, o); !errors.Is(err, pairs.ErrNoJournalRoom) {
+	if _, err := restore.Restore(t.Context(), image, source, o); !errors.Is(err, restore.ErrNoJournalRoom) {
 		t.Errorf("%v", err)
 	}
 	same(t, changed, source, 0, 16*mib)
 	o.NoJournal = true
-	if rep, err := pairs.Restore(t.Context(), image, source, o); err != nil || rep.Written != 6*mib {
+	if rep, err := restore.Restore(t.Context(), image, source, o); err != nil || rep.Written != 6*mib {
 		t.Errorf("%+v, %v", rep, err)
 	}
 	same(t, image, source, 0, 16*mib)

@@ -5,15 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/track"
-	"tidemark/track/era"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
+	"tidemark/transfer/names"
+	"tidemark/transfer/origin"
+	"tidemark/transfer/restore"
+	"tidemark/transfer/running"
+	"tidemark/transfer/target"
+	"tidemark/transfer/tracking"
 	"tidemark/view"
 )
 
@@ -22,16 +26,25 @@ type session struct {
 	o       Options
 	dry     bool // nothing is started, made or written
 	ends    []*ends
-	waiting []string                // sources that have to be settled first
-	eras    map[string]*era.Tracker // by disk: a device answers one at a time
-	frozen  time.Duration           // that starting to track has cost the sources' users
-	closers []func() error          // to be called in reverse
+	waiting []string // sources that have to be settled first
+	choose  tracking.Chooser
+	closers []func() error // to be called in reverse
 }
 
 // ends are the source and the target of one pair.
 type ends struct {
-	source *source
-	target *target
+	source    *block.Device
+	untracked string // why its changes are not tracked, "" where they are
+	target    *goal
+}
+
+func newSession(o Options, dry bool) *session {
+	s := &session{o: o.withDefaults(), dry: dry}
+	s.choose.Options = tracking.Options{
+		Track: s.o.Track, Tracker: s.o.Tracker, StateDir: s.o.StateDir, MaxFreeze: s.o.MaxFreeze, Dry: dry,
+		Note: func(format string, args ...any) { s.o.note(format, args...) },
+	}
+	return s
 }
 
 func (s *session) later(f func() error) { s.closers = append(s.closers, f) }
@@ -51,7 +64,7 @@ func (s *session) end(err error, tell func(string)) error {
 	var undone error
 	if err != nil {
 		for _, e := range s.ends {
-			undone = errors.Join(undone, e.target.undo(s.o.StateDir))
+			undone = errors.Join(undone, e.target.undo())
 		}
 	}
 	closeErr := errors.Join(undone, s.close())
@@ -72,14 +85,14 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 		s.ends, s.waiting = nil, nil
 		for _, path := range waiting {
 			if err == nil {
-				_, err = settle(ctx, path, true, s.o)
+				_, err = target.Settle(ctx, path, s.o.StateDir, true, s.o.note)
 			}
 		}
 		if err == nil {
 			err = s.find(ctx, pairs)
 		}
 		if err == nil && len(s.waiting) > 0 {
-			err = fmt.Errorf("%s: %w, again", s.waiting[0], ErrPending)
+			err = fmt.Errorf("%s: %w, again", s.waiting[0], target.ErrPending)
 		}
 	}
 	if err != nil {
@@ -90,7 +103,7 @@ func (s *session) look(ctx context.Context, pairs []Pair) (view.Provider, error)
 
 // find opens the sources and judges the targets.
 func (s *session) find(ctx context.Context, pairs []Pair) (err error) {
-	var sources []*source
+	var sources []*block.Device
 	for _, p := range pairs {
 		src, err := s.source(ctx, p.Source)
 		if err != nil {
@@ -102,21 +115,22 @@ func (s *session) find(ctx context.Context, pairs []Pair) (err error) {
 		return err
 	}
 	for i, p := range pairs {
-		path, err := s.o.target(ctx, p.Target)
+		path, err := names.Noted(ctx, p.Target, s.o.note)
 		if err != nil {
 			return err
 		}
-		t, err := findTarget(path, s.o.StateDir)
+		found, err := target.Find(path, s.o.StateDir)
 		if err != nil {
 			return err
 		}
+		t := &goal{Target: found}
 		s.later(t.close)
 		for _, other := range s.ends {
-			if other.target.folder == t.folder {
-				return fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, ErrRefused)
+			if other.target.Folder == t.Folder {
+				return fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, target.ErrRefused)
 			}
 		}
-		s.ends = append(s.ends, &ends{sources[i], t})
+		s.ends = append(s.ends, &ends{source: sources[i], target: t})
 		if err := s.judge(s.ends[i], sources); err != nil {
 			return err
 		}
@@ -126,12 +140,12 @@ func (s *session) find(ctx context.Context, pairs []Pair) (err error) {
 
 // source opens the source of that name. It is refused when it is no copy of anything, and
 // noted when an update waits for it.
-func (s *session) source(ctx context.Context, name string) (*source, error) {
-	path, err := SourcePath(ctx, name)
+func (s *session) source(ctx context.Context, name string) (*block.Device, error) {
+	path, err := names.Source(ctx, name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrSource, err)
+		return nil, fmt.Errorf("%w: %w", origin.ErrSource, err)
 	}
-	src, err := openSource(path)
+	src, err := origin.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -139,11 +153,11 @@ func (s *session) source(ctx context.Context, name string) (*source, error) {
 	if path != name {
 		s.o.note("%s is %s", name, path)
 	}
-	if err := refuseHalfRestored(src.Path(), s.o.StateDir); err != nil {
+	if err := restore.RefuseHalf(src.Path(), s.o.StateDir); err != nil {
 		return nil, err
 	}
-	switch _, err := settle(ctx, src.Path(), false, s.o); {
-	case errors.Is(err, ErrPending) && !s.dry:
+	switch _, err := target.Settle(ctx, src.Path(), s.o.StateDir, false, s.o.note); {
+	case errors.Is(err, target.ErrPending) && !s.dry:
 		s.waiting = append(s.waiting, src.Path())
 	case err != nil:
 		return nil, fmt.Errorf("source: %w", err)
@@ -153,17 +167,17 @@ func (s *session) source(ctx context.Context, name string) (*source, error) {
 
 // judge refuses a target that must not be written to, and otherwise finds out what it
 // is to its source.
-func (s *session) judge(e *ends, sources []*source) error {
+func (s *session) judge(e *ends, sources []*block.Device) error {
 	t := e.target
-	if err := t.refuseUsed(sources); err != nil {
+	if err := t.RefuseUsed(sources...); err != nil {
 		return err
 	}
 	if !s.dry {
-		if err := t.lock(false); err != nil {
+		if err := t.Lock(false); err != nil {
 			return err
 		}
 	}
-	if err := t.refuseOpeners(); err != nil {
+	if err := t.RefuseOpeners(); err != nil {
 		return err
 	}
 	if !s.dry {
@@ -180,7 +194,7 @@ func (s *session) judge(e *ends, sources []*source) error {
 func (s *session) view(ctx context.Context) (view.Provider, error) {
 	var sources []*block.Device
 	for _, e := range s.ends {
-		sources = append(sources, e.source.Device)
+		sources = append(sources, e.source)
 	}
 	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
 	if s.o.ForceFreeze {
@@ -202,37 +216,44 @@ func (s *session) view(ctx context.Context) (view.Provider, error) {
 	return provider, nil
 }
 
+// tracker opens the tracker of a source, by the mark that is stored with its mirror.
+func (s *session) tracker(ctx context.Context, e *ends) (t track.Tracker, err error) {
+	t, e.untracked, err = s.choose.Open(ctx, e.source, track.Mark(e.target.state.Mark))
+	if err == nil {
+		s.later(t.Close)
+	}
+	return t, err
+}
+
 // open opens the tracker and the target of one pair.
 func (s *session) open(ctx context.Context, e *ends) (*transfer.Pair, error) {
-	tracker, err := s.tracker(ctx, e.source, track.Mark(e.target.state.Mark))
+	tracker, err := s.tracker(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	s.later(tracker.Close)
 	sink, err := e.target.open(e.source, tracker.Granularity(), s.o)
 	if err != nil {
 		return nil, err
 	}
-	if err := e.target.register(s.o.StateDir); err != nil {
-		s.o.note("%s: \"tidemark status\" will not list it: %v", e.target.path, err)
+	if err := e.target.Register(); err != nil {
+		s.o.note("%s: \"tidemark status\" will not list it: %v", e.target.Path, err)
 	}
 	return e.pair(tracker, sink), nil
 }
 
 func (e *ends) pair(tracker track.Tracker, sink transfer.Sink) *transfer.Pair {
 	return &transfer.Pair{
-		Name: e.source.Path(), Target: e.target.name, Source: e.source, Tracker: tracker, Sink: sink, Untracked: e.source.untracked,
-		Owner: e.target.owner(), Freezes: e.target.freezes,
+		Name: e.source.Path(), Target: e.target.Name, Source: e.source, Tracker: tracker, Sink: sink, Untracked: e.untracked,
+		Owner: e.target.Owner(), Freezes: e.target.freezes,
 	}
 }
 
 // plan is open without its effects.
 func (s *session) plan(ctx context.Context, e *ends) (*transfer.Pair, error) {
-	tracker, err := s.tracker(ctx, e.source, track.Mark(e.target.state.Mark))
+	tracker, err := s.tracker(ctx, e)
 	if err != nil {
 		return nil, err
 	}
-	s.later(tracker.Close)
 	if err := e.target.foretell(e.source, s.o); err != nil {
 		return nil, err
 	}
@@ -249,7 +270,7 @@ func (p plannedSink) Begin(context.Context, int64, func(transfer.Event)) (transf
 }
 
 // have tells what open would find, or make, at the target.
-func (t *target) have(granularity int64) transfer.Have {
+func (t *goal) have(granularity int64) transfer.Have {
 	if t.is.begins() {
 		return transfer.Have{Block: blockSize(granularity), Compared: !t.empty()}
 	}
@@ -261,4 +282,23 @@ func (t *target) have(granularity int64) transfer.Have {
 // format allows.
 func blockSize(granularity int64) int64 {
 	return min(max(granularity&-granularity, state.MinBlock), state.MaxBlock)
+}
+
+// publish has the run told to other processes, as far as the run folder can be written: a
+// copy is worth more than news of it.
+func (s *session) publish() {
+	p := running.New(s.o.Progress)
+	s.later(func() error {
+		if err := p.Close(); err != nil {
+			s.o.note("\"tidemark status\" could not be told of this run: %v", err)
+		}
+		return nil
+	})
+	for _, e := range s.ends {
+		if p.Add(s.o.Track.RunDir, e.target.Folder) != nil {
+			return
+		}
+	}
+	s.o.Progress = p.Tell
+	p.Tell(transfer.Event{Phase: "begin"})
 }

@@ -9,7 +9,9 @@ import (
 
 	"tidemark/extent"
 	"tidemark/track"
+	"tidemark/transfer/copies"
 	"tidemark/transfer/pairs"
+	"tidemark/transfer/restore"
 )
 
 // readBytes counts what this process has read with system calls (proc(5), rchar).
@@ -61,13 +63,17 @@ func TestHolesOfImagesAreNotRead(t *testing.T) {
 			_, err := pairs.Mirror(t.Context(), []pairs.Pair{{Source: src, Target: dst}}, o)
 			return err
 		}},
-		{"verify", func() error { return sound(pairs.Verify(t.Context(), dst, o)) }},
-		{"compare", func() error { return sound(pairs.Compare(t.Context(), dst, src, o)) }},
+		{"verify", func() error { return sound(copies.Verify(t.Context(), dst, copies.Options{StateDir: o.StateDir})) }},
+		{"compare", func() error {
+			return sound(copies.Compare(t.Context(), dst, src, copies.Options{StateDir: o.StateDir}))
+		}},
 		{"restore", func() error {
-			_, err := pairs.Restore(t.Context(), dst, other, pairs.RestoreOptions{Options: o, Verify: true})
+			_, err := restore.Restore(t.Context(), dst, other, restore.Options{StateDir: o.StateDir, Tracker: o.Tracker, Verify: true})
 			return err
 		}},
-		{"compare what was restored", func() error { return sound(pairs.Compare(t.Context(), other, src, o)) }},
+		{"compare what was restored", func() error {
+			return sound(copies.Compare(t.Context(), other, src, copies.Options{StateDir: o.StateDir}))
+		}},
 	} {
 		before := readBytes(t)
 		if err := step.do(); err != nil {
@@ -85,7 +91,7 @@ func TestHolesOfImagesAreNotRead(t *testing.T) {
 	if _, err := f.WriteAt([]byte("bad"), size/4); err != nil {
 		t.Fatal(err)
 	}
-	if bad, _, err := pairs.Verify(t.Context(), dst, o); err != nil || bad.Empty() {
+	if bad, _, err := copies.Verify(t.Context(), dst, copies.Options{StateDir: o.StateDir}); err != nil || bad.Empty() {
 		t.Errorf("verify of a hole that was written to: %v, %v", bad, err)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"sync"
 
@@ -59,12 +58,12 @@ func (t *tally) Bad() extent.Set {
 
 // damage is the error of a copy with such blocks, nil where they are to be restored. rest
 // says what became of the others.
-func (s *Store) damage(rest string) error {
+func (s *store) damage(rest string) error {
 	bad := s.Bad()
 	if bad.Empty() || s.copy.Unchecked {
 		return nil
 	}
-	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), Ranges(bad), rest)
+	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), ranges(bad), rest)
 	if s.lost > 0 {
 		err = fmt.Errorf("%w; %d bytes cannot be read: %w", err, s.lost, s.lostTo)
 	}
@@ -74,8 +73,8 @@ func (s *Store) damage(rest string) error {
 // mostRanges is how many ranges are named.
 const mostRanges = 8
 
-// Ranges names the ranges of a set, the first ones of many.
-func Ranges(set extent.Set) string {
+// ranges names the ranges of a set, the first ones of many.
+func ranges(set extent.Set) string {
 	text := "bytes"
 	for i, e := range set.Extents() {
 		if i == mostRanges {
@@ -91,13 +90,13 @@ func Ranges(set extent.Set) string {
 
 // Compare returns the blocks of set in which the target does not hold what the checksums
 // of the copy say. It reads the target alone, from its disk.
-func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set, err error) {
+func (s *store) Compare(ctx context.Context, set extent.Set) (differs extent.Set, err error) {
 	defer explain(&err)
 	transaction.Reread(s.target)
 	var mu sync.Mutex
 	var all []extent.Extent
 	err = s.eachHeld(ctx, s.align(set), s.target, func(e extent.Extent, buf []byte) error {
-		if err := readFull(s.target, buf, e.Off); err != nil {
+		if err := block.ReadPadded(s.target, buf, e.Off); err != nil {
 			return fmt.Errorf("target: %d bytes at offset %d: %w", e.Len, e.Off, err)
 		}
 		wrong, err := s.wrong(e, buf)
@@ -111,27 +110,11 @@ func (s *Store) Compare(ctx context.Context, set extent.Set) (differs extent.Set
 
 // wrong returns the blocks of e that are not what the checksums say when buf is their
 // content, nil for zeros.
-func (s *Store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err error) {
+func (s *store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err error) {
 	if s.copy.Sums == nil {
 		return nil, nil
 	}
-	bs := s.copy.State.BlockSize
-	want := make([]sums.Sum, sums.Blocks(e.Len, bs))
-	if err := s.copy.Sums.Read(want, e.Off); err != nil {
-		return nil, err
-	}
-	for i := range want {
-		at := int64(i) * bs
-		end := min(at+bs, e.Len)
-		is := sums.Sum{}
-		if buf != nil {
-			is = sums.Of(buf[at:end])
-		}
-		if is != want[i] {
-			all = append(all, extent.Extent{Off: e.Off + at, Len: end - at})
-		}
-	}
-	return all, nil
+	return s.copy.Sums.Wrong(e, buf)
 }
 
 // window is how much is looked through for holes at once, in bytes.
@@ -139,7 +122,7 @@ const window = 4 << 30
 
 // eachHeld is each for the pieces of set that hold anything but holes, in x or by their
 // checksums.
-func (s *Store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e extent.Extent, buf []byte) error) error {
+func (s *store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e extent.Extent, buf []byte) error) error {
 	for _, run := range set.Extents() {
 		for ; !run.Empty(); run.Off, run.Len = run.Off+window, run.Len-window {
 			w := extent.Extent{Off: run.Off, Len: min(window, run.Len)}
@@ -165,7 +148,7 @@ func (s *Store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e ex
 }
 
 // each calls f for the pieces of set, several at a time, with a buffer for each.
-func (s *Store) each(ctx context.Context, set extent.Set, f func(e extent.Extent, buf []byte) error) error {
+func (s *store) each(ctx context.Context, set extent.Set, f func(e extent.Extent, buf []byte) error) error {
 	size := max(pieceBytes, s.copy.State.BlockSize)
 	bufs := sync.Pool{New: func() any { b := block.AlignedBuffer(int(size)); return &b }}
 	group, running := errgroup.WithContext(ctx)
@@ -196,7 +179,7 @@ func (s *Store) each(ctx context.Context, set extent.Set, f func(e extent.Extent
 }
 
 // bring returns what reads a piece of the copy, checks it, and hands it to a writer.
-func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.Extent, buf []byte) error {
+func (s *store) bring(ctx context.Context, to transaction.Writer) func(e extent.Extent, buf []byte) error {
 	return func(e extent.Extent, buf []byte) error {
 		if err := s.wait(ctx, len(buf)); err != nil {
 			return err
@@ -231,7 +214,7 @@ func (s *Store) bring(ctx context.Context, to transaction.Writer) func(e extent.
 }
 
 // wait waits until n more bytes may be read.
-func (s *Store) wait(ctx context.Context, n int) error {
+func (s *store) wait(ctx context.Context, n int) error {
 	for s.Limit != nil && n > 0 {
 		part := min(n, s.Limit.Burst())
 		if err := s.Limit.WaitN(ctx, part); err != nil {
@@ -244,7 +227,7 @@ func (s *Store) wait(ctx context.Context, n int) error {
 
 // fetch reads a piece of the copy into buf and returns its blocks that are not what they
 // should be. What is no data is a hole of the image, and not read; without any, buf is nil.
-func (s *Store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []extent.Extent, err error) {
+func (s *store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []extent.Extent, err error) {
 	clear(buf)
 	var lost []extent.Extent
 	for _, d := range data.Extents() {
@@ -269,15 +252,15 @@ const mostLost = 16 << 20
 
 // readAt reads a part of the image, and adds to lost the blocks that cannot be read, which
 // become zeros.
-func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
-	err := readFull(s.copy.Image, buf, e.Off)
+func (s *store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]extent.Extent, error) {
+	err := block.ReadPadded(s.copy.Image, buf, e.Off)
 	if err == nil {
 		return lost, nil
 	}
 	bs := s.copy.State.BlockSize
 	for at := int64(0); at < e.Len; {
 		n := min(bs-(e.Off+at)%bs, e.Len-at)
-		if readFull(s.copy.Image, buf[at:at+n], e.Off+at) != nil {
+		if block.ReadPadded(s.copy.Image, buf[at:at+n], e.Off+at) != nil {
 			clear(buf[at : at+n])
 			lost = append(lost, extent.Extent{Off: e.Off + at, Len: n})
 			if s.lose(n, err) && !s.copy.Unchecked {
@@ -290,7 +273,7 @@ func (s *Store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]ext
 }
 
 // lose counts what could not be read, and reports whether it is too much.
-func (s *Store) lose(n int64, err error) bool {
+func (s *store) lose(n int64, err error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lost += n
@@ -299,7 +282,7 @@ func (s *Store) lose(n int64, err error) bool {
 }
 
 // put writes blocks, zeros and others apart.
-func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
+func (s *store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
 	bs := s.copy.State.BlockSize
 	for at := int64(0); at < e.Len; {
 		zero := block.IsZero(buf[at:min(at+bs, e.Len)])
@@ -320,7 +303,7 @@ func (s *Store) put(to transaction.Writer, e extent.Extent, buf []byte) error {
 }
 
 // write writes blocks; data is nil for zeros.
-func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte) error {
+func (s *store) write(to transaction.Writer, e extent.Extent, data []byte) error {
 	switch {
 	case data == nil && s.empty && to == transaction.Writer(s.target):
 		return nil
@@ -337,14 +320,4 @@ func (s *Store) write(to transaction.Writer, e extent.Extent, data []byte) error
 	defer s.mu.Unlock()
 	s.written += e.Len
 	return nil
-}
-
-// readFull reads len(p) bytes; what lies behind the end reads as zeros.
-func readFull(r io.ReaderAt, p []byte, off int64) error {
-	n, err := r.ReadAt(p, off)
-	if errors.Is(err, io.EOF) {
-		clear(p[n:])
-		return nil
-	}
-	return err
 }

@@ -18,7 +18,7 @@ const stretchBytes = 128 << 20
 // Write brings what set covers of the copy to the target, in place. The bytes before copied
 // are in the target already, but for what set has of them. A later Write goes on where the
 // last sync was.
-func (s *Store) Write(ctx context.Context, set extent.Set, copied int64) (err error) {
+func (s *store) Write(ctx context.Context, set extent.Set, copied int64) (err error) {
 	defer explain(&err)
 	set = s.align(set)
 	if !set.Empty() {
@@ -62,7 +62,7 @@ const pageSize = 4096
 
 // writePart writes what part covers past the page cache, where all of the copy fits that and
 // the target can, or else through it.
-func (s *Store) writePart(ctx context.Context, part extent.Set) error {
+func (s *store) writePart(ctx context.Context, part extent.Set) error {
 	u, ok := s.target.(transaction.Uncached)
 	if ok && !s.cached && s.copy.State.Size%pageSize == 0 {
 		if past, err := u.Uncached(); err == nil {
@@ -78,7 +78,7 @@ func (s *Store) writePart(ctx context.Context, part extent.Set) error {
 	return s.writeTo(ctx, part, s.target)
 }
 
-func (s *Store) writeTo(ctx context.Context, part extent.Set, to transaction.Writer) error {
+func (s *store) writeTo(ctx context.Context, part extent.Set, to transaction.Writer) error {
 	if s.empty { // there holes need not be made
 		return s.eachHeld(ctx, part, s.copy.Image, s.bring(ctx, to))
 	}
@@ -86,7 +86,7 @@ func (s *Store) writeTo(ctx context.Context, part extent.Set, to transaction.Wri
 }
 
 // resize gives an image its size.
-func (s *Store) resize() error {
+func (s *store) resize() error {
 	if s.empty {
 		if err := s.target.Resize(0); err != nil {
 			return err
@@ -96,7 +96,7 @@ func (s *Store) resize() error {
 }
 
 // sound is how far the target is what it should be when all before end was written.
-func (s *Store) sound(end int64) int64 {
+func (s *store) sound(end int64) int64 {
 	if bad := s.Bad(); !s.copy.Unchecked && !bad.Empty() {
 		end = min(end, bad.Extents()[0].Off)
 	}
@@ -104,7 +104,7 @@ func (s *Store) sound(end int64) int64 {
 }
 
 // pause notes how the target looks, so that the next run need not compare what is durable.
-func (s *Store) pause(ctx context.Context) error {
+func (s *store) pause(ctx context.Context) error {
 	if err := s.target.Sync(); err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (s *Store) pause(ctx context.Context) error {
 }
 
 // sizeAfter is the size that an image has afterwards, in bytes.
-func (s *Store) sizeAfter() int64 {
+func (s *store) sizeAfter() int64 {
 	if now, err := s.target.Stamp(); err == nil && now.Kind == transaction.Device {
 		return max(now.Size, s.copy.State.Size)
 	}
@@ -126,13 +126,13 @@ func (s *Store) sizeAfter() int64 {
 }
 
 // align makes set one of whole blocks.
-func (s *Store) align(set extent.Set) extent.Set {
+func (s *store) align(set extent.Set) extent.Set {
 	return set.Align(s.copy.State.BlockSize, s.copy.State.Size).Intersect(s.copy.whole())
 }
 
 // Commit brings what set covers of the copy to the target, which is then what it was or the
-// copy, whatever crashes. The error wraps ErrPending when the next Open will finish it.
-func (s *Store) Commit(ctx context.Context, set extent.Set) (err error) {
+// copy, whatever crashes. The error wraps ErrPending when the next openStore will finish it.
+func (s *store) Commit(ctx context.Context, set extent.Set) (err error) {
 	defer explain(&err)
 	set = s.align(set)
 	now, err := s.target.Stamp()
@@ -155,7 +155,7 @@ func (s *Store) Commit(ctx context.Context, set extent.Set) (err error) {
 	return errors.Join(err, t.Abort())
 }
 
-func (s *Store) commit(ctx context.Context, t *transaction.Txn, set extent.Set) error {
+func (s *store) commit(ctx context.Context, t *transaction.Txn, set extent.Set) error {
 	if err := s.each(ctx, set, s.bring(ctx, journal{t})); err != nil {
 		return err
 	}

@@ -33,16 +33,17 @@ import (
 	"tidemark/linux/dmsnap"
 	"tidemark/transfer/inuse"
 	"tidemark/transfer/merge"
+	"tidemark/transfer/target"
 )
 
 var (
 	// ErrSame refuses an origin that the store lies on, or that is the store.
-	ErrSame = fmt.Errorf("%w: the store lies on it", merge.ErrRefused)
+	ErrSame = fmt.Errorf("%w: the store lies on it", target.ErrRefused)
 	// ErrCutOff says that an origin is neither old nor new, until the same store is applied
 	// again, or what was kept of it.
 	ErrCutOff = errors.New("it is partly written, and neither what it was nor what it is to be")
 	// ErrUndo refuses a file for what is overwritten.
-	ErrUndo = fmt.Errorf("%w: it cannot keep what is overwritten", merge.ErrRefused)
+	ErrUndo = fmt.Errorf("%w: it cannot keep what is overwritten", target.ErrRefused)
 )
 
 // Store is an open store.
@@ -89,7 +90,7 @@ func (s *Store) Pieces(origin int64) iter.Seq2[merge.Piece, error] {
 
 // Options say how to apply. The zero value works.
 type Options struct {
-	StateDir string // pairs.DefaultStateDir when empty
+	StateDir string // target.DefaultStateDir when empty
 	// Journal makes the origin old or new, whatever crashes; it takes as much room as the
 	// store has data.
 	Journal bool
@@ -192,20 +193,21 @@ func (s *Store) Apply(ctx context.Context, origin string, o Options) (rep merge.
 	if err := s.judge(origin, o.StateDir); err != nil {
 		return rep, err
 	}
-	target, err := merge.Open(origin, o.StateDir)
+	to, err := merge.Open(origin, o.StateDir)
 	if err != nil {
 		return rep, err
 	}
-	defer func() { err = errors.Join(err, target.Close()) }()
-	if target.Recovered != "" && o.Note != nil {
-		o.Note(target.Recovered)
+	defer func() { err = errors.Join(err, to.Close()) }()
+	if to.Recovered != "" && o.Note != nil {
+		o.Note(to.Recovered)
 	}
-	sum, err := s.ready(target.Size())
+	size := to.Device().Size()
+	sum, err := s.ready(size)
 	if err != nil {
 		return rep, err
 	}
 	if o.Undo != "" {
-		if err := s.keep(ctx, target.Device, sum, o); err != nil {
+		if err := s.keep(ctx, to.Device(), sum, o); err != nil {
 			return rep, err
 		}
 	}
@@ -214,11 +216,11 @@ func (s *Store) Apply(ctx context.Context, origin string, o Options) (rep merge.
 			return rep, err
 		}
 	}
-	job := s.job(target.Size(), sum, "applying", o)
+	job := s.job(size, sum, "applying", o)
 	if o.Journal {
-		return target.Commit(ctx, job)
+		return to.Commit(ctx, job)
 	}
-	rep, err = target.Write(ctx, job, o.Direct)
+	rep, err = to.Write(ctx, job, o.Direct)
 	if err != nil && rep.Bytes > 0 {
 		err = fmt.Errorf("%s: %w: %w", origin, ErrCutOff, err)
 	}

@@ -23,7 +23,7 @@ import (
 	"tidemark/block"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/inuse"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/target"
 	"tidemark/transfer/transaction"
 )
 
@@ -38,7 +38,7 @@ var (
 // Options say what to do with a target. The zero value works.
 type Options struct {
 	apply.Options
-	StateDir string      // pairs.DefaultStateDir when empty
+	StateDir string      // target.DefaultStateDir when empty
 	Mode     fs.FileMode // of an image that is made
 	// Note, if not nil, is told what an earlier run had left to finish or to discard.
 	Note func(text string)
@@ -97,8 +97,8 @@ type eof struct{}
 func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 
 // find looks at what path is and refuses what must not be written to.
-func find(path string, in io.Reader, o Options) (pairs.Place, error) {
-	place, err := pairs.Find(path, o.StateDir)
+func find(path string, in io.Reader, o Options) (*target.Target, error) {
+	place, err := target.Find(path, o.StateDir)
 	if err != nil {
 		return place, err
 	}
@@ -119,11 +119,11 @@ func find(path string, in io.Reader, o Options) (pairs.Place, error) {
 
 // refuseMirror refuses a mirror. It is asked first, and again when the folder is locked:
 // another run may have made one meanwhile.
-func refuseMirror(place pairs.Place, stateDir string) error {
-	switch _, err := pairs.Status(place.Path, stateDir); {
+func refuseMirror(place *target.Target, stateDir string) error {
+	switch _, err := target.Status(place.Path, stateDir); {
 	case err == nil:
 		return ErrMirror
-	case !errors.Is(err, pairs.ErrNoMirror):
+	case !errors.Is(err, target.ErrNoMirror):
 		return err
 	}
 	return nil
@@ -145,7 +145,7 @@ func mayGrow(d *block.Device, o apply.Options) apply.Options {
 	return o
 }
 
-func (o Options) create(ctx context.Context, place pairs.Place, in io.Reader) (rep apply.Report, err error) {
+func (o Options) create(ctx context.Context, place *target.Target, in io.Reader) (rep apply.Report, err error) {
 	dir, err := apply.OpenDir(place.Folder, place.Path, o.Mode)
 	if err != nil {
 		return rep, err
@@ -158,7 +158,7 @@ func (o Options) create(ctx context.Context, place pairs.Place, in io.Reader) (r
 }
 
 // discard forgets what waits for a target that is gone.
-func (o Options) discard(place pairs.Place) (err error) {
+func (o Options) discard(place *target.Target) (err error) {
 	dir, err := apply.OpenDir(place.Folder, place.Path, o.Mode)
 	if err != nil {
 		return err
@@ -172,7 +172,7 @@ func (o Options) discard(place pairs.Place) (err error) {
 }
 
 // update changes a target that exists.
-func (o Options) update(ctx context.Context, place pairs.Place, in io.Reader) (rep apply.Report, err error) {
+func (o Options) update(ctx context.Context, place *target.Target, in io.Reader) (rep apply.Report, err error) {
 	dir, err := apply.OpenDir(place.Folder, place.Path, o.Mode)
 	if err != nil {
 		return rep, err

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"syscall"
 
 	"tidemark/format/redo"
@@ -150,6 +152,29 @@ func Pending(folder Folder) (bool, error) {
 		return false, err
 	}
 	return true, f.Close()
+}
+
+// Waiting reports, without locking the folder at path, whether a committed change waits in
+// it, and what the journal says of its owner. The error wraps one of package redo.
+func Waiting(path string) (blob []byte, waits bool, err error) {
+	f, err := os.Open(filepath.Join(path, ReadyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, true, err
+	}
+	j, err := redo.NewReader(f, info.Size())
+	if err != nil {
+		return nil, true, err
+	}
+	blob, err = j.Blob()
+	return blob, true, err
 }
 
 // Forget removes a committed journal, durably, and reports whether there was one. Its

@@ -15,7 +15,7 @@ import (
 	"tidemark/test/vm/guest"
 	"tidemark/track"
 	"tidemark/track/bpf"
-	"tidemark/transfer/pairs"
+	"tidemark/transfer/tracking"
 )
 
 // replaceTable puts another table in the place of a device's.
@@ -87,7 +87,7 @@ func TestTrackingOfARawDiskBeginsWithoutWritesInFlight(t *testing.T) {
 
 // drained are the options of a mirror.
 func drained(dev string) bpf.Options {
-	return bpf.Options{Drain: func(ctx context.Context) error { return pairs.Drain(ctx, dev, time.Minute) }}
+	return bpf.Options{Drain: func(ctx context.Context) error { return tracking.Drain(ctx, dev, time.Minute) }}
 }
 
 // A write that a device above sends on as it is (md raid0) is not queued again on the

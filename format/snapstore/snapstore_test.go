@@ -1,0 +1,295 @@
+package snapstore
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// memory is a device of fixed size.
+type memory []byte
+
+func (m memory) WriteAt(p []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(p)) > int64(len(m)) {
+		return 0, os.ErrInvalid
+	}
+	return copy(m[off:], p), nil
+}
+
+// write makes a store of exceptions with random data.
+func write(t testing.TB, size, chunk int64, olds ...uint64) []byte {
+	t.Helper()
+	m := make(memory, size)
+	w, err := NewWriter(m, size, chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := bytes.Repeat([]byte{0xd5}, int(chunk))
+	for _, old := range olds {
+		if err := w.Add(old, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.End(func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func open(t testing.TB, b []byte) *Store {
+	t.Helper()
+	s, err := Open(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func all(t testing.TB, s *Store) (list []Exception) {
+	t.Helper()
+	for e, err := range s.Exceptions() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// The kernel's own word on its stores: number of exceptions, chunk size, what it counts as used.
+func TestStoresOfTheKernelAreReadAsItReadsThem(t *testing.T) {
+	files, err := filepath.Glob("../../transfer/stores/testdata/cases/*/meta.json")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no cases", err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(filepath.Dir(file)), func(t *testing.T) {
+			var meta struct {
+				Origin int64 `json:"origin_bytes"`
+				State  struct {
+					State        string
+					ChunkSectors int64 `json:"chunk_sectors"`
+					Entries      int64
+					StatusUsage  string `json:"status_usage"`
+				} `json:"store_state"`
+			}
+			text, err := os.ReadFile(file)
+			if err == nil {
+				err = json.Unmarshal(text, &meta)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			image := unzstd(t, filepath.Join(filepath.Dir(file), "cow.img.zst"))
+			s := open(t, image)
+			sum, err := s.Check(CheckOptions{OriginSize: meta.Origin})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var used, total, metadata int64
+			if _, err := fmt.Sscanf(meta.State.StatusUsage, "%d/%d %d", &used, &total, &metadata); err != nil {
+				t.Fatal(err)
+			}
+			if sum.Exceptions != meta.State.Entries || s.ChunkSize() != meta.State.ChunkSectors*SectorSize ||
+				sum.Used != used*SectorSize || s.Size() != total*SectorSize || (1+sum.Areas)*s.ChunkSize() != metadata*SectorSize {
+				t.Errorf("%+v, chunks of %d; want %+v", sum, s.ChunkSize(), meta.State)
+			}
+			if valid := s.Valid(); (valid == nil) != (meta.State.State == "valid") || valid != nil && !errors.Is(valid, ErrOverflowed) {
+				t.Errorf("%v, want %s", valid, meta.State.State)
+			}
+			if n := int64(len(all(t, s))); n != sum.Exceptions {
+				t.Errorf("%d exceptions, want %d", n, sum.Exceptions)
+			}
+		})
+	}
+}
+
+func unzstd(t testing.TB, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if b, err = d.DecodeAll(b, nil); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// What is written is read again, for every number of exceptions around the ends of areas.
+func TestWhatIsWrittenIsRead(t *testing.T) {
+	const chunk = 512 // 32 exceptions an area
+	for n := range uint64(70) {
+		var olds []uint64
+		for i := range n {
+			olds = append(olds, (i*37)%101)
+		}
+		size := SizeFor(int64(n), chunk)
+		s := open(t, write(t, size, chunk, olds...))
+		sum, err := s.Check(CheckOptions{OriginSize: 101 * chunk})
+		if err != nil || sum.Exceptions != int64(n) {
+			t.Fatalf("%d: %+v, %v", n, sum, err)
+		}
+		for i, e := range all(t, s) {
+			if e.Old != olds[i] {
+				t.Errorf("%d: %v, want chunk %d", i, e, olds[i])
+			}
+		}
+		w, err := NewWriter(make(memory, size-chunk), size-chunk, chunk)
+		if err != nil {
+			continue // not even the first area fits
+		}
+		for _, old := range olds {
+			if err = w.Add(old, nil); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, ErrFull) {
+			t.Errorf("%d exceptions fit in %d bytes: %v", n, size-chunk, err)
+		}
+	}
+}
+
+// Until End a store is none, and what was one before is none either.
+func TestAStoreThatIsNotWholeIsNone(t *testing.T) {
+	m := memory(write(t, 1<<20, 4096, 1, 2, 3))
+	w, err := NewWriter(m, 1<<20, 4096)
+	if err == nil {
+		err = w.Add(7, make([]byte, 4096))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(bytes.NewReader(m), 1<<20); !errors.Is(err, ErrNotStore) {
+		t.Error(err)
+	}
+}
+
+func TestFaultsAreFound(t *testing.T) {
+	const chunk, size = 4096, 64 * 4096
+	sound := write(t, size, chunk, 10, 11, 12, 30)
+	entry := func(i int) int { return chunk + 16*i }
+	for name, c := range map[string]struct {
+		at   int
+		to   byte
+		want string
+	}{
+		"two of one chunk":       {entry(3), 11, "chunk 11 of the origin has another exception"},
+		"one data chunk twice":   {entry(3) + 8, 2, "data chunk 2 is that of another"},
+		"data chunk left out":    {entry(3) + 8, 9, "the 4 exceptions have no more than 5"},
+		"an area as data":        {entry(2) + 8, 1, "data chunk 1 is one of exceptions"},
+		"data behind the end":    {entry(2) + 8, 64, "lies behind the end of the store"},
+		"data far behind":        {entry(2) + 15, 0x80, "lies behind the end of the store"},
+		"origin too small":       {entry(3), 200, "chunk 200 lies behind the end of the origin, which has 409600 bytes"},
+		"no such origin":         {entry(3) + 7, 0x80, "lies behind the end of the origin"},
+		"a hole in the list":     {entry(1) + 8, 0, "behind the end of the list"},
+		"behind the list's end":  {entry(9), 5, "behind the end of the list"},
+		"order of two exchanged": {entry(3) + 8, 4, "data chunk 4 is that of another"},
+	} {
+		b := bytes.Clone(sound)
+		b[c.at] = c.to
+		_, err := open(t, b).Check(CheckOptions{OriginSize: 100 * chunk})
+		if !errors.Is(err, ErrDamaged) || !bytes.Contains([]byte(err.Error()), []byte(c.want)) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	out := bytes.Clone(sound) // an older kernel may have ended two copies in another order
+	out[entry(2)+8], out[entry(3)+8] = 5, 4
+	if _, err := open(t, out).Check(CheckOptions{}); err != nil {
+		t.Error(err)
+	}
+	var faults []*Fault
+	b := bytes.Clone(sound)
+	b[entry(1)], b[entry(2)+8] = 10, 1
+	if _, err := open(t, b).Check(CheckOptions{Faults: func(f *Fault) { faults = append(faults, f) }}); err != nil || len(faults) != 2 {
+		t.Errorf("%v, %v: want two faults", faults, err)
+	}
+}
+
+// A store that is cut off anywhere in its list is refused.
+func TestACutStoreIsRefused(t *testing.T) {
+	const chunk = 512
+	var olds []uint64
+	for i := range uint64(64) {
+		olds = append(olds, i)
+	}
+	b := write(t, SizeFor(64, chunk), chunk, olds...)
+	for size := range int64(len(b)) {
+		s, err := Open(bytes.NewReader(b[:size]), size)
+		if err == nil {
+			_, err = s.Check(CheckOptions{})
+		}
+		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotStore) {
+			t.Fatalf("%d bytes: %v", size, err)
+		}
+	}
+	if _, err := open(t, b).Check(CheckOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHeadersAreToldApart(t *testing.T) {
+	sound := write(t, 16<<10, 4096, 1)
+	for name, c := range map[string]struct {
+		at   int
+		to   byte
+		want error
+	}{
+		"magic": {0, 'X', ErrNotStore}, "version 2": {8, 2, ErrNewer}, "version 0": {8, 0, ErrDamaged},
+		"chunks of 0": {12, 0, ErrDamaged}, "of 12 sectors": {12, 12, ErrDamaged}, "of 2 GiB": {14, 0x40, ErrDamaged},
+		"valid of 2": {4, 2, ErrDamaged},
+	} {
+		b := bytes.Clone(sound)
+		b[c.at] = c.to
+		if _, err := Open(bytes.NewReader(b), int64(len(b))); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	b := bytes.Clone(sound)
+	b[4] = 0
+	if err := open(t, b).Valid(); !errors.Is(err, ErrInvalid) || errors.Is(err, ErrOverflowed) {
+		t.Error(err)
+	}
+}
+
+// What a fuzzer finds sound is written again as it was read.
+func FuzzCheck(f *testing.F) {
+	f.Add(write(f, SizeFor(40, 512), 512, 3, 1, 2))
+	f.Add(write(f, 16<<10, 4096, 1, 2))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := Open(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			return
+		}
+		if _, err := s.Check(CheckOptions{OriginSize: 1 << 40}); err != nil || s.Valid() != nil {
+			return
+		}
+		seen := map[uint64]bool{}
+		var olds []uint64
+		for e, err := range s.Exceptions() {
+			if err != nil {
+				t.Fatal("sound, and cannot be read: ", err)
+			}
+			if at := int64(e.New+1) * s.ChunkSize(); seen[e.Old] || at > int64(len(b)) {
+				t.Fatalf("%v of %d bytes passed", e, len(b))
+			}
+			seen[e.Old] = true
+			olds = append(olds, e.Old)
+		}
+		again := open(t, write(t, SizeFor(int64(len(olds)), s.ChunkSize()), s.ChunkSize(), olds...))
+		if got := all(t, again); len(got) != len(olds) {
+			t.Fatalf("%d exceptions, want %d", len(got), len(olds))
+		}
+	})
+}
