@@ -126,7 +126,7 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 	applied(t)
 	whole := time.Since(began)
 	states := map[string]int{}
-	for range rounds(t, 6) {
+	for range rounds(t, 4) {
 		load(t, 10, lv)
 		cmd := apply()
 		var told strings.Builder
