@@ -306,8 +306,16 @@ func (d *Detached) down(snapshot Volume) error {
 // Begin is called before the first byte is written to Origin: from here on the volume is not
 // activated by itself, as when the machine boots, until Attach has been told that all is done.
 func (d *Detached) Begin(ctx context.Context) error {
-	d.torn = true // and so is a volume of which LVM does not say whether it has the tag
-	return d.tag(ctx, "--addtag", halfDone, "--setactivationskip", "y")
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	err := d.tag(ctx, "--addtag", halfDone, "--setactivationskip", "y")
+	if err != nil && !d.torn {
+		return errors.Join(err, d.tag(ctx, d.untag()...)) // nothing was written
+	}
+	d.torn = true
+	return err
 }
 
 // tag changes what LVM knows of the volume, on the disk. LVM does not flush what it writes, and

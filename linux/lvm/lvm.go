@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 )
@@ -83,8 +84,12 @@ func run(ctx context.Context, program string, args ...string) ([]byte, error) {
 	cmd := exec.Command(program, args...)
 	// Messages in English, and none about descriptors that others have left open.
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "LVM_SUPPRESS_FD_WARNINGS=1")
-	// A Ctrl-C is for this program, which then has more to ask of LVM.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A Ctrl-C is for this program, which then has more to ask of LVM. When this program is
+	// killed, a command that waits for LVM's lock gives up (flock in lib/locking of lvm2):
+	// later it could undo what the next run has done. One that has the lock goes on.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGINT}
+	runtime.LockOSThread() // whose death the command is told of
+	defer runtime.UnlockOSThread()
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

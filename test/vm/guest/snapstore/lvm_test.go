@@ -12,10 +12,8 @@ import (
 	"strings"
 	"testing"
 
-	"tidemark/linux/dm"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/fsfreeze"
-	"tidemark/linux/lvm"
 	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 )
@@ -109,42 +107,6 @@ func TestWhatIsLiveIsRefused(t *testing.T) {
 	guest.Mapper(t, "bare", "0 8192 snapshot-merge "+origin+" "+loop+" P 8")
 	refused(dmsnap.StoreUnused(file), "the kernel merges it into /dev/mapper/bare")
 	refused(dmsnap.OriginUnused("/dev/mapper/bare"), "the kernel merges a store into it")
-}
-
-func TestDetachLeavesNothingBehind(t *testing.T) {
-	group(t)
-	volume(t, "lv")
-	guest.Run(t, "lvcreate", "--quiet", "--snapshot", "--size", "8M", "--chunksize", "4k", "--name", "snap", "vg/lv")
-	before := guest.Run(t, "dmsetup", "ls")
-	ctl, err := dm.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ctl.Close()
-	origin, err := lvm.Find(t.Context(), "vg/lv")
-	if err != nil {
-		t.Fatal(err)
-	}
-	snap, err := lvm.Find(t.Context(), "/dev/vg/snap")
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := lvm.Detach(t.Context(), ctl, origin, snap)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%+v\n%s", d, guest.Run(t, "dmsetup", "table"))
-	if err := d.Begin(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	t.Log(guest.Run(t, "lvs", "-o+tags"))
-	if err := d.Attach(true); err != nil {
-		t.Fatal(err)
-	}
-	if after := guest.Run(t, "dmsetup", "ls"); len(after) != len(before) {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
-	}
-	t.Log(guest.Run(t, "lvs", "-o+tags"))
 }
 
 // rounds is how often a random test goes round: more often in make soak.

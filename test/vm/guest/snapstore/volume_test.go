@@ -126,9 +126,11 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 	applied(t)
 	whole := time.Since(began)
 	states := map[string]int{}
-	for range rounds(t, 6) {
+	for range rounds(t, 4) {
 		load(t, 10, lv)
 		cmd := apply()
+		var told strings.Builder
+		cmd.Stdout, cmd.Stderr = &told, &told
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +151,11 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 				t.Fatal("a volume that is neither old nor new was activated")
 			}
 		}
-		applied(t)
+		here := tables(t)
+		said := applied(t)
+		if _, err := os.Stat(lv); err != nil {
+			t.Fatalf("%v: %s\nIt was\n%s\nThen the next run said %s, and it is\n%s", how, told.String(), here, said, tables(t))
+		}
 		if guest.Sum(t, lv) != want || guest.Sum(t, "/dev/vg/snap") != want {
 			t.Fatal("after a run that was killed the next one does not restore the volume")
 		}
