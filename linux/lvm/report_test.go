@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -106,6 +107,18 @@ func TestAStoreIsNotAppliedWhereItCouldDoHarm(t *testing.T) {
 		err := fit(c.origin, c.snapshot, append(c.others, c.origin, c.snapshot))
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+func TestWithoutLVMItIsSaidWhatToInstall(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := Find(t.Context(), "vg/lv"); !errors.Is(err, ErrMissing) {
+		t.Error(err)
+	}
+	for _, bad := range []string{"", "vg", "vg/", "/lv", "vg/lv/x", "--help/x"} {
+		if _, err := Find(t.Context(), bad); err == nil || errors.Is(err, ErrMissing) {
+			t.Errorf("%q: %v", bad, err)
 		}
 	}
 }
