@@ -69,19 +69,19 @@ func merge(l *lab) error {
 			{"64K-random", "chunks of 64 KiB, written at random"},
 			{"4K-consecutive", "chunks of 4 KiB, written in order"},
 		} {
-			row := "| " + c.words
+			fmt.Print("| ", c.words)
 			theirs := figures[kernel+" "+c.name+" kernel"]
 			for _, who := range []string{"kernel", "tidemark", "direct"} {
 				s := figures[kernel+" "+c.name+" "+who]
 				if len(s) != mergeRounds || len(theirs) != mergeRounds {
 					return fmt.Errorf("%d figures of %s, %s", len(s), c.name, who)
 				}
-				row += " | " + s.spread("%.0f")
+				fmt.Print(" | ", s.spread("%.0f"))
 				if who != "kernel" {
-					row += " | **" + s.over(theirs).spread("%.2f") + "**"
+					fmt.Print(" | **", s.over(theirs).spread("%.2f"), "**")
 				}
 			}
-			fmt.Println(row + " |")
+			fmt.Println(" |")
 		}
 		fmt.Println()
 	}

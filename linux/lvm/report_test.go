@@ -122,16 +122,3 @@ func TestWithoutLVMItIsSaidWhatToInstall(t *testing.T) {
 		}
 	}
 }
-
-func FuzzReport(f *testing.F) {
-	f.Add(report(f, "volumes"))
-	f.Add([]byte(`{"report":[{"seg":[{}]}]}`))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		all, err := parse(text)
-		for _, v := range all {
-			if err == nil && (v.VG == "" || v.Name == "" || v.UUID == "" || v.Size < 0 || v.ChunkSize < 0) {
-				t.Errorf("%q is read as %+v", text, v)
-			}
-		}
-	})
-}
