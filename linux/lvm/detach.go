@@ -81,6 +81,9 @@ func Layers(ctl *dm.Control, origin, snapshot Volume) (content, store string, er
 		if err != nil {
 			return "", "", err
 		}
+		if !ok && slices.Contains(origin.Tags, halfDone) {
+			return "", "", fmt.Errorf("lvm: %s is %w, and stays down until a run has finished it", origin.FullName(), ErrHalfDone)
+		}
 		if !ok {
 			return "", "", fmt.Errorf("lvm: %s is not active: \"lvchange -ay %s\" activates it", origin.FullName(), origin.FullName())
 		}
@@ -111,6 +114,11 @@ func (d *Detached) takeDown(ctx context.Context, snapshot Volume) error {
 		err = fmt.Errorf("lvm: %s: %w: its volume group was changed at the same moment", d.volume.FullName(), ErrInUse)
 	}
 	return err
+}
+
+// ourName is the name of our device for one of LVM's, with its hyphens twice as LVM has them.
+func ourName(v Volume) string {
+	return "tidemark-" + strings.ReplaceAll(v.VG, "-", "--") + "-" + strings.ReplaceAll(v.Name, "-", "--")
 }
 
 // ourUUID is the UUID of our device for one of LVM's.
@@ -178,10 +186,10 @@ func (d *Detached) duplicate(snapshot Volume) error {
 	if live.Merge || !live.Persistent || usage.State != dmsnap.Valid {
 		return fmt.Errorf("lvm: %s: %w: the kernel says that it is %q", snapshot.FullName(), ErrRefused, usage.State)
 	}
-	if d.Origin, err = d.copyOf(live.Origin, d.volume.DMUUID("real"), "tidemark-"+d.volume.VG+"-"+d.volume.Name, dm.LoadOptions{}); err != nil {
+	if d.Origin, err = d.copyOf(live.Origin, d.volume.DMUUID("real"), ourName(d.volume), dm.LoadOptions{}); err != nil {
 		return err
 	}
-	d.Store, err = d.copyOf(live.Store, snapshot.DMUUID("cow"), "tidemark-"+snapshot.VG+"-"+snapshot.Name, dm.LoadOptions{ReadOnly: true})
+	d.Store, err = d.copyOf(live.Store, snapshot.DMUUID("cow"), ourName(snapshot), dm.LoadOptions{ReadOnly: true})
 	if err != nil {
 		return err
 	}
