@@ -18,6 +18,13 @@ func (n TreeNode) Value(i int) []byte {
 	return n[at : at+n.ValueSize()]
 }
 
+// Words returns the keys, and the values of a node whose values have 8 bytes: 8 bytes for each
+// entry.
+func (n TreeNode) Words() (keys, values []byte) {
+	split := nodeHeader + 8*n.MaxEntries()
+	return n[nodeHeader:split], n[split:]
+}
+
 // Search returns the first entry whose key is k or more.
 func (n TreeNode) Search(k uint64) int {
 	return sort.Search(n.Entries(), func(i int) bool { return n.Key(i) >= k })
@@ -34,6 +41,15 @@ func (s Span) Clip(t Span) Span { return Span{max(s.Lo, t.Lo), min(s.Hi, t.Hi)} 
 
 // Empty reports whether there is no key.
 func (s Span) Empty() bool { return s.Lo >= s.Hi }
+
+// ReadNode reads one node into n, a block, and checks it: its values have valueSize bytes, those
+// of an internal node ChildWidth, and its keys lie in bound. Only a root may be empty.
+func (d *Device) ReadNode(a Addr, n TreeNode, valueSize int, root bool, bound Span) error {
+	if err := d.Read(a, Node, n); err != nil {
+		return err
+	}
+	return d.checkNode(a, n, valueSize, root, bound)
+}
 
 // checkNode checks the header and the keys of a node that may hold the keys in
 // bound. The order of the checks matters: an accessor is

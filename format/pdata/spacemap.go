@@ -304,7 +304,7 @@ func (c *Counter) Block(a Addr) bool { return c.Dev.Inside(a, "") == nil && c.Re
 // Tree counts a reference to the root and, when it is the first, all that is below. leaf sees
 // the leaves.
 func (c *Counter) Tree(root Addr, valueSize int, leaf func(n TreeNode, i, j int)) {
-	t := Tree{Dev: c.Dev, ValueSize: valueSize, Seen: c.shape}
+	t := Tree{Dev: c.Dev, ValueSize: valueSize, Seen: c.Shape}
 	t.Enter = func(a Addr) bool { return c.Dev.Inside(a, "") != nil || c.Refs.Add(uint64(a)) }
 	t.Leaf = func(n TreeNode, i, j int) error {
 		leaf(n, i, j)
@@ -346,8 +346,8 @@ func (c *Counter) SpaceMap(m *SpaceMap) {
 	}
 }
 
-// shape checks what the kernel keeps to and reading does not need.
-func (c *Counter) shape(a Addr, n TreeNode, root bool) {
+// Shape checks what the kernel keeps to and reading does not need.
+func (c *Counter) Shape(a Addr, n TreeNode, root bool) {
 	if m := MaxEntries(n.ValueSize()); n.MaxEntries() != m {
 		c.minor(a, "room for %d entries, the kernel makes it %d", n.MaxEntries(), m)
 	}

@@ -21,14 +21,20 @@ type Tree struct {
 	// ends the walk.
 	Lost func(keys Span, f *Fault) error
 
+	root      bool // the walk begins at one
 	bufs      [maxDepth]TreeNode
 	leafDepth int
 }
 
 // Walk visits all leaves that may hold wanted keys.
 func (t *Tree) Walk(root Addr, want Span) error {
-	t.leafDepth = -1
-	return t.visit(root, 0, AllKeys(), want)
+	return t.WalkFrom(root, true, AllKeys(), want)
+}
+
+// WalkFrom is Walk from any node, the keys of which lie in bound.
+func (t *Tree) WalkFrom(at Addr, root bool, bound, want Span) error {
+	t.leafDepth, t.root = -1, root
+	return t.visit(at, 0, bound, want)
 }
 
 func (t *Tree) visit(a Addr, depth int, bound, want Span) error {
@@ -77,10 +83,7 @@ func (t *Tree) load(a Addr, depth int, bound Span) (TreeNode, error) {
 		t.bufs[depth] = Buffer(1)
 	}
 	n := t.bufs[depth]
-	if err := t.Dev.Read(a, Node, n); err != nil {
-		return nil, err
-	}
-	if err := t.Dev.checkNode(a, n, t.ValueSize, depth == 0, bound); err != nil {
+	if err := t.Dev.ReadNode(a, n, t.ValueSize, depth == 0 && t.root, bound); err != nil {
 		return nil, err
 	}
 	if !n.Leaf() {
