@@ -118,8 +118,8 @@ func (c *checker) space() {
 	c.data = pdata.NewRefs(min(c.m.super.Data.Blocks, bitmaps*pdata.BitmapEntries))
 	hidden := func() bool { return c.meta.Hidden }
 	c.maps = [2]pdata.SpaceMap{
-		{Dev: &c.m.dev, Root: c.m.super.Metadata, Refs: c.meta.Refs, Where: "superblock", Hidden: hidden, Report: c.fault},
-		{Dev: &c.m.dev, Root: c.m.super.Data, Refs: c.data, Where: "superblock", Hidden: hidden, Report: c.fault, OfData: true},
+		{Dev: &c.m.dev, Root: c.m.super.Metadata, Refs: c.meta.Refs, Where: "superblock", Hidden: hidden, Report: c.fault, Lenient: true},
+		{Dev: &c.m.dev, Root: c.m.super.Data, Refs: c.data, Where: "superblock", Hidden: hidden, Report: c.fault, OfData: true, Lenient: true},
 	}
 }
 

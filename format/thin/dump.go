@@ -24,13 +24,14 @@ type DumpOptions struct {
 	Format       DumpFormat
 	Devices      []uint32 // only these; none: all
 	SkipMappings bool
+	Lenient      bool // a device that does not exist is left out
 }
 
 // Dump writes all of a view, as thin_dump of thin-provisioning-tools 0.9 does. It fails at the
 // first fault; what was written until then is incomplete. The error wraps ErrNoDevice
 // where a device that was asked for does not exist.
 func (v *View) Dump(out io.Writer, o DumpOptions) error {
-	list, err := v.chosen(o.Devices)
+	list, err := v.chosen(o)
 	if err != nil {
 		return err
 	}
@@ -54,9 +55,9 @@ func (v *View) Dump(out io.Writer, o DumpOptions) error {
 }
 
 // chosen returns the devices with these numbers, or all.
-func (v *View) chosen(ids []uint32) ([]Device, error) {
+func (v *View) chosen(o DumpOptions) ([]Device, error) {
 	list, err := v.Devices()
-	if err != nil || len(ids) == 0 {
+	if err != nil || len(o.Devices) == 0 {
 		return list, err
 	}
 	byID := map[uint32]Device{}
@@ -64,9 +65,12 @@ func (v *View) chosen(ids []uint32) ([]Device, error) {
 		byID[d.ID] = d
 	}
 	list = nil
-	for _, id := range ids {
+	for _, id := range o.Devices {
 		d, ok := byID[id]
-		if !ok {
+		switch {
+		case !ok && o.Lenient:
+			continue
+		case !ok:
 			return nil, fmt.Errorf("thin: device %d: %w", id, ErrNoDevice)
 		}
 		list = append(list, d)

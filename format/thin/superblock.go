@@ -83,7 +83,7 @@ func (m *Metadata) SnapshotAt(at Addr) (*View, error) {
 		return nil, ours.Damage(at, "metadata snapshot", "data blocks of %d sectors, the superblock says %d", s.BlockSectors, m.super.BlockSectors)
 	}
 	s.Data, s.Metadata = m.super.Data, m.super.Metadata // its own are zeros
-	return &View{dev: m.dev, super: s}, nil
+	return &View{dev: m.dev, super: s, at: at}, nil
 }
 
 // read reads the superblock or, at another address, its clone.

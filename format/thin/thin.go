@@ -86,6 +86,13 @@ var (
 // ours is what faults of this package say and wrap.
 var ours = pdata.Format{Name: "thin", Damaged: ErrDamaged}
 
+// The severities of faults; see package pdata.
+const (
+	Lost  = pdata.Lost
+	Space = pdata.Space
+	Minor = pdata.Minor
+)
+
 // Addr is the number of a metadata block.
 type Addr = pdata.Addr
 

@@ -10,11 +10,30 @@ import (
 type View struct {
 	dev   pdata.Device
 	super Superblock
+	at    Addr // of the held clone, 0 for the live state
 }
 
 // Superblock returns the fields that hold for this view. Those of the space maps are of the
 // live state.
 func (v *View) Superblock() Superblock { return v.super }
+
+// Recheck reads the superblock again and fails with ErrNoSnapshot when the snapshot that this view
+// shows is no longer held. Call it after the last use of a snapshot of a pool in use: its
+// answers count only when Recheck succeeds.
+func (v *View) Recheck() error {
+	if v.at == 0 {
+		return nil
+	}
+	m, err := Open(v.dev.R, int64(v.dev.Blocks)*pdata.BlockSize)
+	if err != nil {
+		return err
+	}
+	now, err := m.SnapshotAt(v.at)
+	if err != nil || m.super.Snapshot != v.at || now.super.Mappings != v.super.Mappings || now.super.Details != v.super.Details {
+		return fmt.Errorf("thin: metadata snapshot at byte %d: it was released while it was read: %w", v.at.Offset(), ErrNoSnapshot)
+	}
+	return nil
+}
 
 // Device is one thin device of a pool.
 type Device struct {
