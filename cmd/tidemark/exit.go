@@ -25,6 +25,7 @@ import (
 	"tidemark/format/snapstore"
 	"tidemark/format/state"
 	"tidemark/format/sums"
+	"tidemark/format/thin"
 	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
@@ -286,6 +287,11 @@ func eraClasses() []class {
 		{"era-damaged", era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
 		{"era-foreign", era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
 		{"era-newer", era.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"thin-damaged", thin.ErrDamaged, exitDamaged, `"tidemark thin check" lists every fault; thin_repair of thin-provisioning-tools writes what can be read to new metadata`},
+		{"thin-foreign", thin.ErrNotThin, exitDamaged, "give the metadata device of a thin pool, or an image of it"},
+		{"thin-newer", thin.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"thin-no-snapshot", thin.ErrNoSnapshot, exitError, `"dmsetup message POOL 0 reserve_metadata_snap" takes one`},
+		{"no-thin-device", thin.ErrNoDevice, exitError, `"tidemark thin ls" lists them`},
 		{"era-no-snapshot", era.ErrNoSnapshot, exitError, `"dmsetup message NAME 0 take_metadata_snap" takes one`},
 		{"era-snapshot-gone", era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
 		{"era-no-space", era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
