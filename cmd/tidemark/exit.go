@@ -189,7 +189,7 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), jobClasses(), storeClasses(), volumeClasses(), eraClasses(), machineClasses())
+	return slices.Concat(storeClasses(), volumeClasses(), mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
 }
 
 func jobClasses() []class {
@@ -340,8 +340,6 @@ func storeClasses() []class {
 		{"wrong-image", cowfiles.ErrWrongImage, exitRefused, "give the image of the snapshot before, or make a new one of the whole snapshot"},
 		{"cbt-unknown", cbtmap.ErrUnknown, exitMarkLost, "take everything as changed"},
 		{"cbt-damaged", cbtmap.ErrDamaged, exitDamaged, "see that the size of the device and of its blocks is that of the map"},
-		{"target-refused", target.ErrRefused, exitRefused, "give another target"},
-		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
 	}
 }
 
@@ -368,6 +366,7 @@ func machineClasses() []class {
 		{"not-permitted", syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"access-denied", syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"run-folder-unwritable", history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
+		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
 		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 		{"source-unusable", origin.ErrSource, exitError, ""},
 	}

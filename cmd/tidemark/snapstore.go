@@ -22,6 +22,8 @@ func newSnapstore(g *globals) *cobra.Command {
 A store holds one of two things. When the snapshot was written to, it has what was written, and applying it to the origin commits that. When the origin was written to, it has what was there before, and applying it rolls the origin back to the moment of the snapshot. It is the same operation: afterwards the origin is what the snapshot's device read as.
 
 STORE is a block device or a file; so is ORIGIN.`,
+		example: `tidemark snapstore info store.img
+tidemark snapstore apply --dry-run store.img disk.img`,
 	}.build(newSnapstoreInfo(), newSnapstoreList(), newSnapstoreCheck(), newSnapstoreApply(g), newSnapstoreExtract())
 }
 

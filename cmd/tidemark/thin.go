@@ -21,6 +21,8 @@ func newThin() *cobra.Command {
 METADATA is the metadata device of a pool that is not in use, an image of it, or, with --metadata-snap, that of a pool in use: its metadata snapshot is read ("dmsetup message POOL 0 reserve_metadata_snap" takes one, release_metadata_snap drops it).
 
 The programs thin_delta, thin_dump, thin_check and thin_ls of thin-provisioning-tools print the same; tidemark answers to these names.`,
+		example: `tidemark thin ls /dev/vg/pool_tmeta
+tidemark thin delta --snap1 3 --snap2 7 /dev/vg/pool_tmeta`,
 	}.build(newThinDelta(), newThinDump(), newThinCheck(), newThinLs())
 }
 

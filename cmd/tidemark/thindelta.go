@@ -124,7 +124,7 @@ func (d *thinDelta) find(v *thin.View) (roots [2]thin.Addr, err error) {
 		}
 		device, err := v.Device(uint32(d.devices[i].n))
 		if errors.Is(err, thin.ErrNoDevice) {
-			err = fmt.Errorf("Unable to find mapping tree for snap%d (%d): %w", i+1, d.devices[i].n, err)
+			err = fmt.Errorf("snap%d: %w", i+1, err)
 		}
 		if err != nil {
 			return roots, err

@@ -177,15 +177,17 @@ func (r thinRow) field(name string) string {
 	return inUnits(bytes)
 }
 
-// inUnits is a size as thin_ls prints it: below 8192 of a unit, rounded down.
+// inUnits is a size as thin_ls prints it: below 8192 of a unit, and rounded below 1024.
 func inUnits(n uint64) string {
 	if n == 0 {
 		return "0"
 	}
-	units := []string{"b", "KiB", "MiB", "GiB", "TiB", "PiB"}
-	i := 0
-	for ; n >= 8192 && i+1 < len(units); i++ {
-		n /= 1024
+	units, i, unit := []string{"b", "KiB", "MiB", "GiB", "TiB", "PiB"}, 0, uint64(1)
+	for ; n/unit >= 8192 && i+1 < len(units); i++ {
+		unit *= 1024
 	}
-	return strconv.FormatUint(n, 10) + units[i]
+	if n/unit < 1024 {
+		n += unit / 2
+	}
+	return strconv.FormatUint(n/unit, 10) + units[i]
 }
