@@ -106,7 +106,7 @@ func newThinDump() *cobra.Command {
 	d := &thinDump{}
 	cmd := command{
 		use: "dump METADATA", short: "Print all of the metadata as XML",
-		long: `Prints the XML of thin_dump 0.9, which every thin_restore reads: the superblock, the devices and what they map. It ends at the first damage that it meets; nothing is repaired.`,
+		long: `Prints the XML of thin_dump 0.9, which every thin_restore reads: the superblock, the devices and what they map. It ends at the first damage that it meets; nothing is repaired. With --metadata-snap the number of data blocks is that of the pool; thin_dump prints 0, which cannot be restored.`,
 		example: `tidemark thin dump /dev/vg/pool_tmeta -o pool.xml
 tidemark thin dump --metadata-snap --dev-id 3 /dev/mapper/vg-pool_tmeta`,
 		exits: append(interruptible(), exitRefused, exitBusy, exitDamaged),

@@ -105,8 +105,12 @@ func (d *thinDelta) run(ctx context.Context, path string, out, _ io.Writer) erro
 	}
 	w := &deltaXML{Writer: bufio.NewWriterSize(out, 64<<10), verbose: d.verbose}
 	s := v.Superblock()
-	fmt.Fprintf(w, "<superblock uuid=\"%s\" time=\"%d\" transaction=\"%d\" data_block_size=\"%d\" nr_data_blocks=\"%d\">\n",
-		s.UUIDText(), s.Time, s.Transaction, s.BlockSectors, s.Data.Blocks)
+	held := ""
+	if s.Snapshot != 0 {
+		held = fmt.Sprintf(" metadata_snap=\"%d\"", s.Snapshot)
+	}
+	fmt.Fprintf(w, "<superblock uuid=\"%s\" time=\"%d\" transaction=\"%d\" data_block_size=\"%d\" nr_data_blocks=\"%d\"%s>\n",
+		s.UUIDText(), s.Time, s.Transaction, s.BlockSectors, s.Data.Blocks, held)
 	fmt.Fprintf(w, "  <diff left=\"%d\" right=\"%d\">\n", d.devices[0].n, d.devices[1].n)
 	if err := v.Delta(roots[0], roots[1], false, w.add); err != nil {
 		return err

@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,8 +56,12 @@ func compareThin(t *testing.T, command, meta string) {
 		}
 		rest := append(args[1:], meta)
 		got := printed(t, name, rest...)
-		for _, other := range []string{printed(t, "/usr/sbin/"+args[0], rest...), printed(t, newer, append([]string{args[0]}, rest...)...)} {
-			// 1.1 leaves out flags="0" and the last line's end, prints one block as a run in the
+		others := []string{printed(t, "/usr/sbin/"+args[0], rest...)}
+		if !slices.Contains(args, "--verbose") { // 1.1 joins runs whose data does not follow one another
+			others = append(others, printed(t, newer, append([]string{args[0]}, rest...)...))
+		}
+		for _, other := range others {
+			// With -m the tools print 0 data blocks. 1.1 leaves out flags="0", metadata_snap and the last line's end, prints one block as a run in the
 			// text for people, and 0 as 0b; the free blocks of 0.9 are wrong.
 			if a, b := normal(args[0], got), normal(args[0], other); a != b {
 				t.Errorf("%v:\n%.2000s\nwant\n%.2000s", args, a, b)
@@ -64,13 +70,20 @@ func compareThin(t *testing.T, command, meta string) {
 	}
 }
 
+var heldAt = regexp.MustCompile(` metadata_snap="[0-9]+"`)
+
+// dataBlocks is what is said of the disk "data".
+const dataBlocks = `nr_data_blocks="4096"`
+
 func normal(tool, s string) string {
 	if tool == "thin_check" {
 		first, _, _ := strings.Cut(s, "\n")
 		return first
 	}
 	var lines []string
-	for line := range strings.Lines(strings.ReplaceAll(s, ` flags="0"`, "")) {
+	s = heldAt.ReplaceAllString(s, "")
+	s = strings.NewReplacer(` flags="0"`, "", `nr_data_blocks="0"`, dataBlocks).Replace(s)
+	for line := range strings.Lines(s) {
 		line = strings.TrimSpace(line)
 		if from, to, ok := strings.Cut(line, " -> "); ok && strings.HasPrefix(from, "(") {
 			if a, b, _ := strings.Cut(strings.Trim(from, "()"), ".."); a == b {
