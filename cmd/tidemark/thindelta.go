@@ -198,7 +198,10 @@ func (w *deltaXML) end() {
 	case w.open.Len == 0:
 	case w.verbose:
 		fmt.Fprintf(w, "    </%s>\n", w.open.Kind)
-	default:
-		fmt.Fprintf(w, "    <%s begin=\"%d\" length=\"%d\"/>\n", w.open.Kind, w.open.Begin, w.open.Len)
+	default: // of which there may be millions
+		b := append(w.AvailableBuffer(), "    <"...)
+		b = append(append(b, w.open.Kind.String()...), ` begin="`...)
+		b = append(strconv.AppendUint(b, w.open.Begin, 10), `" length="`...)
+		w.Write(append(strconv.AppendUint(b, w.open.Len, 10), "\"/>\n"...))
 	}
 }

@@ -14,14 +14,12 @@ func (v *View) Exclusive(list []Device) (map[uint32]uint64, error) {
 	}
 	out := map[uint32]uint64{}
 	for _, d := range list {
+		own := uint64(0)
 		err := v.Mappings(d.Root, func(m Mapping) error {
-			for b := m.Data; b < m.Data+m.Len; b++ {
-				if uses.get(b) == 1 {
-					out[d.ID]++
-				}
-			}
+			own += uses.once(m)
 			return nil
 		})
+		out[d.ID] = own
 		if err != nil {
 			return nil, err
 		}
@@ -30,7 +28,7 @@ func (v *View) Exclusive(list []Device) (map[uint32]uint64, error) {
 }
 
 // pages counts uses of data blocks, up to two, in pages that are made when they are needed.
-type pages map[uint64]*[pageBlocks]uint8
+type pages []*[pageBlocks]uint8
 
 const pageBlocks = 1 << 16
 
@@ -38,20 +36,27 @@ func (p *pages) add(v *View, m Mapping) error {
 	if end := m.Data + m.Len; end > v.super.Data.Blocks {
 		return ours.Damage(min(v.super.Mappings, pdata.MaxMetadataBlocks), "mapping tree", "block %d is mapped to data block %d, and the pool has %d", m.Begin, m.Data, v.super.Data.Blocks)
 	}
-	if *p == nil {
-		*p = pages{}
-	}
 	for b := m.Data; b < m.Data+m.Len; b++ {
-		page := (*p)[b/pageBlocks]
-		if page == nil {
-			page = new([pageBlocks]uint8)
-			(*p)[b/pageBlocks] = page
+		for uint64(len(*p)) <= b/pageBlocks {
+			*p = append(*p, nil)
 		}
-		if n := &page[b%pageBlocks]; *n < 2 {
+		page := &(*p)[b/pageBlocks]
+		if *page == nil {
+			*page = new([pageBlocks]uint8)
+		}
+		if n := &(*page)[b%pageBlocks]; *n < 2 {
 			*n++
 		}
 	}
 	return nil
 }
 
-func (p pages) get(b uint64) uint8 { return p[b/pageBlocks][b%pageBlocks] }
+// once returns how many blocks of a run are used once.
+func (p pages) once(m Mapping) (n uint64) {
+	for b := m.Data; b < m.Data+m.Len; b++ {
+		if p[b/pageBlocks][b%pageBlocks] == 1 {
+			n++
+		}
+	}
+	return n
+}
