@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"tidemark/format/era"
@@ -36,7 +35,7 @@ func eraTools(l *lab) error {
 	}
 	fmt.Print("| | user time, s | it / tidemark | wall time, s | peak memory, MiB |\n|---|---|---|---|---|\n")
 	for _, job := range [][]string{{"invalidate", "--written-since", "50"}, {"invalidate", "--written-since", "99"}, {"dump"}} {
-		if err := l.eraJob(image, newer, job); err != nil {
+		if err := l.toolJob("era", image, newer, job, true); err != nil {
 			return err
 		}
 	}
@@ -101,49 +100,6 @@ func feedMetadata(s era.Sink, r *rand.Rand) error {
 		return err
 	}
 	return s.End()
-}
-
-// eraJob measures one command of all tools.
-func (l *lab) eraJob(image, newer string, job []string) error {
-	name := "era_" + job[0]
-	tools := []struct {
-		name               string
-		args               []string
-		user, wall, memory sample
-	}{
-		{name: "tidemark", args: append([]string{l.tidemark, "era"}, job...)},
-		{name: name + " 0.9.0", args: append([]string{"/usr/sbin/" + name}, job[1:]...)},
-		{name: name + " 1.1.0", args: append([]string{newer, name}, job[1:]...)},
-	}
-	for range eraRounds {
-		for i := range tools {
-			t := &tools[i]
-			out := l.path(fmt.Sprintf("out%d", i))
-			cmd := l.command(t.args[0], append(t.args[1:], "-o", out, image)...)
-			u, err := timed(cmd)
-			if err != nil {
-				return err
-			}
-			t.user, t.wall = append(t.user, u.user), append(t.wall, u.wall)
-			t.memory = append(t.memory, float64(u.memory)/(1<<20))
-		}
-		for _, other := range []string{"out1", "out2"} {
-			// White space is where the versions differ. It is not done here, because
-			// what this program takes counts as the memory of those it starts.
-			same := fmt.Sprintf(`cmp <(tr -d ' \t\n' <%s) <(tr -d ' \t\n' <%s)`, l.path("out0"), l.path(other))
-			if _, err := l.do("bash", "-c", same); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-		}
-	}
-	for i, t := range tools {
-		ratio := ""
-		if i > 0 {
-			ratio = "**" + t.user.over(tools[0].user).spread("%.2f") + "**"
-		}
-		fmt.Printf("| %s: %s | %s | %s | %s | %.0f |\n", strings.Join(job, " "), t.name, t.user.spread("%.3f"), ratio, t.wall.spread("%.3f"), t.memory.median())
-	}
-	return nil
 }
 
 const (

@@ -182,7 +182,7 @@ tidemark snapstore apply --lv vg/root --snapshot vg/snap`,
 	flags.StringVar(&f.volumes.lv, "lv", "", "the `volume` of LVM to apply to, as vg/lv, in the place of ORIGIN")
 	flags.StringVar(&f.volumes.snapshot, "snapshot", "", "the snapshot of that `volume`, as vg/snap, in the place of STORE")
 	flags.BoolVar(&f.journal, "journal", false, "go through a journal, so that ORIGIN is old or new, whatever crashes")
-	flags.BoolVar(&f.direct, "direct", false, "write past the page cache")
+	flags.BoolVar(&f.direct, "direct", false, "write past the page cache, as is done without it to a device where extents are long")
 	flags.StringVar(&f.undo, "undo", "", "keep what is overwritten in this new `file`, as a store")
 	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "read and compare, and write nothing")
 	addJSON(cmd, &f.asJSON, "one object")

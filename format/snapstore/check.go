@@ -188,7 +188,7 @@ type numbers struct {
 	again *roaring64.Bitmap
 }
 
-const batchSize = 1 << 19
+const batchSize = 1 << 18
 
 func (n *numbers) add(v uint64) {
 	n.batch = append(n.batch, v)

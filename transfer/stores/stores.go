@@ -27,6 +27,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/block"
 	"tidemark/format/snapstore"
 	"tidemark/linux/atomicfile"
@@ -94,7 +96,8 @@ type Options struct {
 	// Journal makes the origin old or new, whatever crashes; it takes as much room as the
 	// store has data.
 	Journal bool
-	// Direct writes past the page cache.
+	// Direct writes past the page cache, as is done to a device without it where extents are
+	// long.
 	Direct bool
 	// Undo names a file, which must not exist, that becomes a store of what is overwritten:
 	// applied in its turn it brings that back.
@@ -220,11 +223,26 @@ func (s *Store) Apply(ctx context.Context, origin string, o Options) (rep merge.
 	if o.Journal {
 		return to.Commit(ctx, job)
 	}
-	rep, err = to.Write(ctx, job, o.Direct)
+	rep, err = to.Write(ctx, job, o.Direct || s.suitsDirect(to, sum))
+	if errors.Is(err, unix.EINVAL) && !o.Direct { // the device wants larger multiples: all of it again
+		rep, err = to.Write(ctx, job, false)
+	}
 	if err != nil && rep.Bytes > 0 {
 		err = fmt.Errorf("%s: %w: %w", origin, ErrCutOff, err)
 	}
 	return rep, err
+}
+
+// leastDirect is how long extents are on average for writes to go past the page cache by
+// themselves, in bytes: the kernel sorts and joins shorter ones.
+const leastDirect = 64 << 10
+
+// suitsDirect reports whether writes past the page cache are quicker, and can be expected to be
+// possible.
+func (s *Store) suitsDirect(to *merge.Target, sum snapstore.Summary) bool {
+	const page = 4096
+	return to.Device().IsDevice() && s.ChunkSize()%page == 0 && to.Device().Size()%page == 0 &&
+		sum.Exceptions*s.ChunkSize() >= leastDirect*sum.Extents
 }
 
 // keep makes a store of what the origin has where the store has chunks. Until it is whole and
