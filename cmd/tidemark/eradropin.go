@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,8 @@ func dropInDump() dropIn {
 		input: true, flags: d.tool,
 		run: func(ctx context.Context, path string, out, errs io.Writer) error {
 			err := d.run(ctx, path, out, errs)
-			if errors.Is(err, era.ErrDamaged) && !d.repair {
+			var fault *era.Fault // of a superblock, it cannot be repaired
+			if errors.As(err, &fault) && fault.Offset > 0 && errors.Is(err, era.ErrDamaged) && !d.repair {
 				return fmt.Errorf("%w\nperhaps you wanted to run with --repair ?", err)
 			}
 			return err
@@ -179,7 +181,43 @@ func (d dropIn) execute(ctx context.Context, name string, args []string, stdout,
 		fmt.Fprintf(stderr, "%s\n%s", lack, d.usageText())
 		return int(exitError)
 	}
+	if d.input {
+		if err := misfit(first(operands)); err != nil {
+			if quiet := flags.Lookup("quiet"); quiet != nil && quiet.Value.String() == "true" {
+				err = errQuiet
+			}
+			return finish(ctx, err, stderr)
+		}
+	}
 	return finish(ctx, d.run(ctx, first(operands), stdout, stderr), stderr)
+}
+
+// misfit tells what cannot be metadata, as it is there, without reading it as such: in
+// the words of the tools where scripts may know them.
+func misfit(path string) error {
+	info, err := os.Stat(path)
+	var known *os.PathError
+	switch {
+	case errors.As(err, &known):
+		return fmt.Errorf("%s: %w", path, known.Err)
+	case err != nil || !info.Mode().IsRegular():
+		return err // what is no file is for others to look at
+	case info.Size() < era.BlockSize:
+		return fmt.Errorf("Metadata device/file too small.  Is this binary metadata? (%s: %d bytes)", path, info.Size())
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	begin := make([]byte, 64)
+	if _, err := f.ReadAt(begin, 0); err != nil {
+		return err
+	}
+	if bytes.HasPrefix(bytes.TrimLeft(begin, " \t\r\n"), []byte("<")) {
+		return fmt.Errorf("This looks like XML, not binary metadata: %s", path)
+	}
+	return nil
 }
 
 func first(words []string) string {
