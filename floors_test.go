@@ -27,6 +27,7 @@ const (
 var floors = [][]string{
 	{"extent", "words", "linux/sysfs", "linux/atomicfile", "linux/reexec", "linux/shell"},
 	{"block"},
+	{"format/pdata"},
 	{"format/*"},
 	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers"},
 	{"linux/dmera", "linux/dmsnap"},

@@ -63,17 +63,25 @@ func merge(l *lab) error {
 		return err
 	}
 	for _, kernel := range []string{"6.1", "6.12"} {
-		fmt.Printf("| Linux %s | tidemark, MiB/s, median (min to max) | snapshot-merge | tidemark / it |\n|---|---|---|---|\n", kernel)
+		fmt.Printf("| Linux %s | snapshot-merge, MiB/s, median (min to max) | tidemark | it / snapshot-merge | tidemark --direct | it / snapshot-merge |\n|---|---|---|---|---|---|\n", kernel)
 		for _, c := range []struct{ name, words string }{
 			{"4K-random", "chunks of 4 KiB, written at random"},
 			{"64K-random", "chunks of 64 KiB, written at random"},
 			{"4K-consecutive", "chunks of 4 KiB, written in order"},
 		} {
-			ours, theirs := figures[kernel+" "+c.name+" tidemark"], figures[kernel+" "+c.name+" kernel"]
-			if len(ours) != mergeRounds || len(theirs) != mergeRounds {
-				return fmt.Errorf("%d and %d figures of %s", len(ours), len(theirs), c.name)
+			fmt.Print("| ", c.words)
+			theirs := figures[kernel+" "+c.name+" kernel"]
+			for _, who := range []string{"kernel", "tidemark", "direct"} {
+				s := figures[kernel+" "+c.name+" "+who]
+				if len(s) != mergeRounds || len(theirs) != mergeRounds {
+					return fmt.Errorf("%d figures of %s, %s", len(s), c.name, who)
+				}
+				fmt.Print(" | ", s.spread("%.0f"))
+				if who != "kernel" {
+					fmt.Print(" | **", s.over(theirs).spread("%.2f"), "**")
+				}
 			}
-			fmt.Printf("| %s | %s | %s | **%s** |\n", c.words, ours.spread("%.1f"), theirs.spread("%.1f"), ours.over(theirs).spread("%.2f"))
+			fmt.Println(" |")
 		}
 		fmt.Println()
 	}

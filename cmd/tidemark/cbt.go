@@ -14,7 +14,8 @@ import (
 func newCBT() *cobra.Command {
 	return command{
 		use: "cbt", short: "Read change-tracking maps of blksnap",
-		long: `The driver blksnap keeps a map with one byte for each block of a device, in which "blksnap readcbtmap" writes it to a file: the number of the snapshot before which the block was last written to.`,
+		long:    `The driver blksnap keeps a map with one byte for each block of a device: the number of the snapshot before which the block was last written to. "blksnap readcbtmap" writes it to a file.`,
+		example: `tidemark cbt changes vdb.map --since 3 --number 4 --device /dev/vdb`,
 	}.build(newCBTChanges())
 }
 

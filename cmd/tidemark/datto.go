@@ -21,6 +21,8 @@ func newDatto(g *globals) *cobra.Command {
 		long: `The drivers dattobd and elastio-snap keep a COW file on the disk that they trace. In the snapshot mode it has what the blocks held that changed since the snapshot; in the incremental mode it has a list of the blocks that changed, from one snapshot to the next. These commands read such files, of every release since 2015, also without the driver.
 
 A file says something only when the driver has closed it: "transition-to-snapshot" does, and so does unmounting its filesystem. One without the flag CLEAN is refused.`,
+		example: `tidemark datto info /mnt/.datto
+tidemark datto merge /dev/datto0 /mnt/.datto1 /backup/vdb1.img`,
 	}.build(newDattoInfo(), newDattoList(), newDattoCheck(), newDattoMerge(g), newDattoExtract())
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,9 +30,16 @@ type dropIn struct {
 	run   func(ctx context.Context, path string, out, errs io.Writer) error
 }
 
-// dropIns lists the era programs of thin-provisioning-tools. The lines of usage
-// are those of 0.9; what 1.x added comes last.
+// dropIns lists the programs of thin-provisioning-tools.
 func dropIns() map[string]dropIn {
+	all := eraDropIns()
+	maps.Copy(all, thinDropIns())
+	return all
+}
+
+// eraDropIns lists the era programs. The lines of usage are those of 0.9; what 1.x added
+// comes last.
+func eraDropIns() map[string]dropIn {
 	return map[string]dropIn{
 		"era_dump":       dropInDump(),
 		"era_invalidate": dropInInvalidate(),
@@ -283,7 +291,9 @@ func (d dropIn) usageText() string {
 // addIgnored adds options of 1.x that choose what makes no difference here.
 func addIgnored(flags *pflag.FlagSet) {
 	flags.String("io-engine", "", "")
-	flags.BoolP("verbose", "v", false, "")
+	if flags.Lookup("verbose") == nil {
+		flags.BoolP("verbose", "v", false, "")
+	}
 }
 
 // unabbreviated lets long options be cut short as getopt_long does, as long as

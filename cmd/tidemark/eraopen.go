@@ -17,28 +17,34 @@ import (
 	"tidemark/transfer/inuse"
 )
 
-// eraInput is open metadata. Reading it ends when the context does.
-type eraInput struct {
+// metadataInput is open metadata, of an era device or of a thin pool. Reading it ends when the
+// context does.
+type metadataInput struct {
 	dev *block.Device
 	ctx context.Context
 }
 
-// openEra opens metadata for reading, past the page cache where it is a device,
+// openEra opens the metadata of an era device for reading; see openMetadata.
+func openEra(ctx context.Context, path string, shared bool) (*metadataInput, error) {
+	return openMetadata(ctx, "era", path, shared)
+}
+
+// openMetadata opens metadata for reading, past the page cache where it is a device,
 // for the kernel writes past it. Unless it is shared, nobody may be using it.
-func openEra(ctx context.Context, path string, shared bool) (*eraInput, error) {
+func openMetadata(ctx context.Context, format, path string, shared bool) (*metadataInput, error) {
 	dev, err := block.Open(path, block.Options{Direct: true, Exclusive: !shared})
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("era: %s: %w%s", path, errMetadataInUse, users(path))
+		return nil, fmt.Errorf("%s: %s: %w%s", format, path, errMetadataInUse, users(path))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("era: %w", err)
+		return nil, fmt.Errorf("%s: %w", format, err)
 	}
 	if !dev.IsDevice() && !shared {
 		if err := refuseActiveImage(path); err != nil {
-			return nil, errors.Join(err, dev.Close())
+			return nil, errors.Join(fmt.Errorf("%s: %w", format, err), dev.Close())
 		}
 	}
-	return &eraInput{dev, ctx}, nil
+	return &metadataInput{dev, ctx}, nil
 }
 
 // users names who uses the device at path, as far as that can be told.
@@ -59,26 +65,26 @@ func users(path string) string {
 func refuseActiveImage(path string) error {
 	table, err := mounts.Read()
 	if err != nil {
-		return fmt.Errorf("era: %w", err)
+		return err
 	}
 	over, err := table.UseOf(path)
 	if err != nil {
-		return fmt.Errorf("era: %w", err)
+		return err
 	}
 	for _, loop := range over.Holders {
 		use, err := table.UseOf(filepath.Join("/dev", loop))
 		if err != nil {
-			return fmt.Errorf("era: %s is %s: %w", loop, path, err)
+			return fmt.Errorf("%s is %s: %w", loop, path, err)
 		}
 		if use.InUse() {
-			return fmt.Errorf("era: %s: %w through %s (%s)", path, errMetadataInUse, loop, use)
+			return fmt.Errorf("%s: %w through %s (%s)", path, errMetadataInUse, loop, use)
 		}
 	}
 	return nil
 }
 
 // ReadAt implements io.ReaderAt.
-func (in *eraInput) ReadAt(p []byte, off int64) (int, error) {
+func (in *metadataInput) ReadAt(p []byte, off int64) (int, error) {
 	if err := context.Cause(in.ctx); err != nil {
 		return 0, err
 	}
@@ -86,10 +92,10 @@ func (in *eraInput) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // Close closes the metadata.
-func (in *eraInput) Close() error { return in.dev.Close() }
+func (in *metadataInput) Close() error { return in.dev.Close() }
 
 // view opens the live state, or the held snapshot.
-func (in *eraInput) view(snapshot bool) (*era.View, error) {
+func (in *metadataInput) view(snapshot bool) (*era.View, error) {
 	m, err := era.Open(in, in.dev.Size())
 	if err != nil {
 		return nil, err

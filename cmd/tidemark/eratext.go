@@ -16,7 +16,7 @@ import (
 // empty. A regular file becomes the new one at once, and only when fill
 // succeeds; until then, also at a power cut, it is the old one. The metadata
 // that is read, and block devices, are refused.
-func writeText(stdout io.Writer, path string, input *eraInput, fill func(io.Writer) error) error {
+func writeText(stdout io.Writer, path string, input *metadataInput, fill func(io.Writer) error) error {
 	if path == "" || isStdout(path, stdout) {
 		return buffered(stdout, fill)
 	}

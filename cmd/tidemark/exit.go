@@ -25,6 +25,7 @@ import (
 	"tidemark/format/snapstore"
 	"tidemark/format/state"
 	"tidemark/format/sums"
+	"tidemark/format/thin"
 	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
@@ -188,7 +189,7 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(mirrorClasses(), jobClasses(), storeClasses(), volumeClasses(), eraClasses(), machineClasses())
+	return slices.Concat(storeClasses(), volumeClasses(), mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
 }
 
 func jobClasses() []class {
@@ -286,6 +287,11 @@ func eraClasses() []class {
 		{"era-damaged", era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
 		{"era-foreign", era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
 		{"era-newer", era.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"thin-damaged", thin.ErrDamaged, exitDamaged, `"tidemark thin check" lists every fault; thin_repair of thin-provisioning-tools writes what can be read to new metadata`},
+		{"thin-foreign", thin.ErrNotThin, exitDamaged, "give the metadata device of a thin pool, or an image of it"},
+		{"thin-newer", thin.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"thin-no-snapshot", thin.ErrNoSnapshot, exitError, `"dmsetup message POOL 0 reserve_metadata_snap" takes one`},
+		{"no-thin-device", thin.ErrNoDevice, exitError, `"tidemark thin ls" lists them`},
 		{"era-no-snapshot", era.ErrNoSnapshot, exitError, `"dmsetup message NAME 0 take_metadata_snap" takes one`},
 		{"era-snapshot-gone", era.ErrSnapshotGone, exitError, "take a metadata snapshot, and drop it when the command has ended"},
 		{"era-no-space", era.ErrNoSpace, exitError, `"tidemark era plan" computes the size`},
@@ -334,8 +340,6 @@ func storeClasses() []class {
 		{"wrong-image", cowfiles.ErrWrongImage, exitRefused, "give the image of the snapshot before, or make a new one of the whole snapshot"},
 		{"cbt-unknown", cbtmap.ErrUnknown, exitMarkLost, "take everything as changed"},
 		{"cbt-damaged", cbtmap.ErrDamaged, exitDamaged, "see that the size of the device and of its blocks is that of the map"},
-		{"target-refused", target.ErrRefused, exitRefused, "give another target"},
-		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
 	}
 }
 
@@ -362,6 +366,7 @@ func machineClasses() []class {
 		{"not-permitted", syscall.EPERM, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"access-denied", syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"run-folder-unwritable", history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
+		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
 		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
 		{"source-unusable", origin.ErrSource, exitError, ""},
 	}

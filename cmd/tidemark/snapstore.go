@@ -22,6 +22,8 @@ func newSnapstore(g *globals) *cobra.Command {
 A store holds one of two things. When the snapshot was written to, it has what was written, and applying it to the origin commits that. When the origin was written to, it has what was there before, and applying it rolls the origin back to the moment of the snapshot. It is the same operation: afterwards the origin is what the snapshot's device read as.
 
 STORE is a block device or a file; so is ORIGIN.`,
+		example: `tidemark snapstore info store.img
+tidemark snapstore apply --dry-run store.img disk.img`,
 	}.build(newSnapstoreInfo(), newSnapstoreList(), newSnapstoreCheck(), newSnapstoreApply(g), newSnapstoreExtract())
 }
 
@@ -164,7 +166,7 @@ All of STORE is read and checked before the first byte is written. One that is i
 
 ORIGIN is written in place. A run that is cut off leaves it neither old nor new; run the same command again, and it is finished: STORE is not changed, and what was written already is written once more. With --journal all goes through a journal beside ORIGIN (for a device, in the state folder), as large as what STORE has, and ORIGIN is old or new, whatever crashes. With --undo what is overwritten is kept in a new file, a store as well: applied in its turn it brings ORIGIN back.
 
-With --lv and --snapshot LVM's volume and a snapshot of it are taken out of use, the store is applied, and both are activated again. The volume must not be mounted. The snapshot stays, and reads as the volume does; "lvremove" removes it. Where a run was cut off the volume is not activated by itself until the same command has finished it.`,
+With --lv and --snapshot LVM's volume and a snapshot of it are taken out of use, the store is applied, and both are activated again. The volume must not be mounted. The snapshot stays, and reads as the volume does: applied once more it rolls back to the same again, and "lvremove" removes it. Where a run was cut off the volume is not activated by itself, nor when the machine boots, until the same command has finished it. Refused are thin snapshots, volumes that have another snapshot or that LVM merges, and those that are not linear or striped: use "lvconvert --merge" for them.`,
 		example: `# What would be written, and how much of it is there already?
 tidemark snapstore apply --dry-run store.img disk.img
 tidemark snapstore apply --undo before.img store.img disk.img

@@ -3,6 +3,8 @@ package era
 import (
 	"fmt"
 	"math/bits"
+
+	"tidemark/format/pdata"
 )
 
 // windowBitsets is how many blocks of a bitset are merged at once: a window of
@@ -62,24 +64,24 @@ type scan struct {
 	all       bool // a fault hides whole eras: any block may have changed
 	skipArray bool // all that is digested is older than asked for
 
-	seen    bitmap
-	changed bitmap // of the window
-	base    uint64 // first block of the window
-	eras    *array
-	bits    *array
+	seen    pdata.Bitmap
+	changed pdata.Bitmap // of the window
+	base    uint64       // first block of the window
+	eras    *pdata.Array
+	bits    *pdata.Array
 	runs    runs
 }
 
 func newScan(v *View, q Query) *scan {
 	n := min(uint64(v.super.NrBlocks), windowBitsets*bitsPerBlock)
-	s := &scan{view: v, query: q, seen: newBitmap(v.dev.blocks), changed: newBitmap(n)}
-	s.eras = newArray(&v.dev, "era array", eraWidth, s.seen)
-	s.eras.block = s.mergeEras
-	s.bits = newArray(&v.dev, "writeset", wordWidth, s.seen)
-	s.bits.block = s.mergeBits
+	s := &scan{view: v, query: q, seen: pdata.NewBitmap(v.dev.Blocks), changed: pdata.NewBitmap(n)}
+	s.eras = pdata.NewArray(&v.dev, "era array", eraWidth, s.seen)
+	s.eras.Block = s.mergeEras
+	s.bits = pdata.NewArray(&v.dev, "writeset", wordWidth, s.seen)
+	s.bits.Block = s.mergeBits
 	if q.Damaged != nil {
-		s.eras.lost = func(at span, f *Fault) error { return s.lose(at, erasPerBlock, f) }
-		s.bits.lost = func(at span, f *Fault) error { return s.lose(at, bitsPerBlock, f) }
+		s.eras.Lost = func(at pdata.Span, f *Fault) error { return s.lose(at, erasPerBlock, f) }
+		s.bits.Lost = func(at pdata.Span, f *Fault) error { return s.lose(at, bitsPerBlock, f) }
 	}
 	return s
 }
@@ -87,10 +89,10 @@ func newScan(v *View, q Query) *scan {
 // list finds the writesets that count. The kernel digests the oldest era first,
 // so nothing in the era array is newer than the oldest writeset.
 func (s *scan) list() error {
-	var lost func(span, *Fault) error
+	var lost func(pdata.Span, *Fault) error
 	if s.query.Damaged != nil {
-		lost = func(eras span, f *Fault) error {
-			s.all = s.all || eras.hi > uint64(s.query.Since)
+		lost = func(eras pdata.Span, f *Fault) error {
+			s.all = s.all || eras.Hi > uint64(s.query.Since)
 			s.query.Damaged(f)
 			return nil
 		}
@@ -114,7 +116,7 @@ func (s *scan) window(lo, hi uint64) error {
 	s.base = lo
 	clear(s.changed)
 	if s.all {
-		s.changed.fill(0, hi-lo)
+		s.changed.Fill(0, hi-lo)
 		return nil
 	}
 	for _, w := range s.writesets {
@@ -122,20 +124,20 @@ func (s *scan) window(lo, hi uint64) error {
 		if n <= lo {
 			continue
 		}
-		if err := s.bits.read(w.Root, uint64(w.Bits), span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}); err != nil {
+		if err := s.bits.Read(w.Root, uint64(w.Bits), pdata.Span{Lo: lo / bitsPerBlock, Hi: pdata.CeilDiv(n, bitsPerBlock)}); err != nil {
 			return fmt.Errorf("era: writeset of era %d: %w", w.Era, err)
 		}
 	}
 	if s.skipArray {
 		return nil
 	}
-	return s.eras.read(s.view.super.EraArray, uint64(s.view.super.NrBlocks), span{lo / erasPerBlock, ceilDiv(hi, erasPerBlock)})
+	return s.eras.Read(s.view.super.EraArray, uint64(s.view.super.NrBlocks), pdata.Span{Lo: lo / erasPerBlock, Hi: pdata.CeilDiv(hi, erasPerBlock)})
 }
 
-func (s *scan) lose(index span, per uint64, f *Fault) error {
+func (s *scan) lose(index pdata.Span, per uint64, f *Fault) error {
 	s.query.Damaged(f)
 	limit := s.base + uint64(len(s.changed))*64
-	s.changed.fill(index.lo*per-s.base, min(index.hi*per, limit)-s.base)
+	s.changed.Fill(index.Lo*per-s.base, min(index.Hi*per, limit)-s.base)
 	return nil
 }
 
@@ -182,7 +184,7 @@ type runs struct {
 
 // words emits the runs of set bits for the blocks [lo, hi); bit 0 is block lo.
 // A run that reaches hi stays open.
-func (r *runs) words(set bitmap, lo, hi uint64, emit func(Range) error) error {
+func (r *runs) words(set pdata.Bitmap, lo, hi uint64, emit func(Range) error) error {
 	for i := uint64(0); lo+i*64 < hi; i++ {
 		for pos := uint64(0); ; {
 			w := set[i] >> pos

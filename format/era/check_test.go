@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"tidemark/format/pdata"
 )
 
 // faultsOf returns what a check of the image reports.
@@ -116,13 +118,14 @@ func TestCheckReportsRandomFlips(t *testing.T) {
 func inUse(t testing.TB, image []byte) []int {
 	t.Helper()
 	c := checker{m: openBytes(t, image), known: map[faultKey]bool{}, report: func(f *Fault) { t.Fatal(f) }}
-	c.refs = newRefs(c.m.dev.blocks)
+	c.refs = pdata.Counter{Dev: &c.m.dev, Refs: pdata.NewRefs(c.m.dev.Blocks), Report: c.fault}
 	c.views()
 	c.count()
+	c.refs.SpaceMap(&pdata.SpaceMap{Dev: &c.m.dev, Root: c.m.super.SpaceMap, Refs: c.refs.Refs})
 	var list []int
-	for b := range c.refs.low {
-		if c.refs.low[b] != 0 {
-			list = append(list, b)
+	for b := range c.refs.Refs.Len() {
+		if c.refs.Refs.Get(b) != 0 {
+			list = append(list, int(b))
 		}
 	}
 	return list
@@ -130,10 +133,10 @@ func inUse(t testing.TB, image []byte) []int {
 
 // resealed changes one 32-bit field of a block and makes its checksum right
 // again: damage that only the structure shows.
-func resealed(image []byte, k kind, block int, field int, value uint32) []byte {
+func resealed(image []byte, k pdata.Kind, block int, field int, value uint32) []byte {
 	b := image[block*BlockSize : (block+1)*BlockSize]
 	le.PutUint32(b[field:], value)
-	le.PutUint32(b, checksum(k, b))
+	le.PutUint32(b, pdata.Checksum(k, b))
 	return image
 }
 
@@ -142,30 +145,30 @@ func TestCheckReportsWhatAChecksumHides(t *testing.T) {
 	s := openBytes(t, theCaseNamed(t, name).image).super
 	bitmapAt := int(le.Uint64(theCaseNamed(t, name).image[s.SpaceMap.Index.Offset()+16:]))
 	for what, x := range map[string]struct {
-		kind         kind
+		kind         pdata.Kind
 		block, field int
 		value        uint32
 		severity     Severity
 	}{
-		"misplaced node":       {kindNode, int(s.EraArray), 8, 5, SeverityLost},
-		"node of no type":      {kindNode, int(s.EraArray), 4, 0, SeverityLost},
-		"node of two types":    {kindNode, int(s.EraArray), 4, 3, SeverityLost},
-		"too many entries":     {kindNode, int(s.EraArray), 16, 253, SeverityLost},
-		"entry gone":           {kindNode, int(s.EraArray), 16, 16, SeverityLost},
-		"no room":              {kindNode, int(s.EraArray), 20, 0, SeverityLost},
-		"huge room":            {kindNode, int(s.EraArray), 20, 1 << 31, SeverityLost},
-		"wrong value size":     {kindNode, int(s.EraArray), 24, 12, SeverityLost},
-		"keys not ascending":   {kindNode, int(s.EraArray), 32 + 8, 0, SeverityLost},
-		"key with a gap":       {kindNode, int(s.EraArray), 32 + 8, 7, SeverityLost},
-		"pointer to itself":    {kindNode, int(s.EraArray), 32 + 8*252, uint32(s.EraArray), SeverityLost},
-		"pointer out of range": {kindNode, int(s.EraArray), 32 + 8*252, 1 << 20, SeverityLost},
-		"block used twice":     {kindNode, int(s.EraArray), 32 + 8*252, uint32(le.Uint64(theCaseNamed(t, name).image[s.EraArray.Offset()+32+8*253:])), SeverityLost},
-		"snapshot elsewhere":   {kindSuper, 0, 216, 5, SeverityLost},
-		"era in the future":    {kindSuper, 0, 184, 1, SeverityLost},
-		"short device":         {kindSuper, 0, 44, 1 << 10, SeverityLost},
-		"allocated blocks":     {kindSuper, 0, 52, 38, SeveritySpace},
-		"block counted free":   {kindBitmap, bitmapAt, 16, 0, SeveritySpace},
-		"snapshot forgotten":   {kindSuper, 0, 216, 0, SeverityMinor},
+		"misplaced node":       {pdata.Node, int(s.EraArray), 8, 5, SeverityLost},
+		"node of no type":      {pdata.Node, int(s.EraArray), 4, 0, SeverityLost},
+		"node of two types":    {pdata.Node, int(s.EraArray), 4, 3, SeverityLost},
+		"too many entries":     {pdata.Node, int(s.EraArray), 16, 253, SeverityLost},
+		"entry gone":           {pdata.Node, int(s.EraArray), 16, 16, SeverityLost},
+		"no room":              {pdata.Node, int(s.EraArray), 20, 0, SeverityLost},
+		"huge room":            {pdata.Node, int(s.EraArray), 20, 1 << 31, SeverityLost},
+		"wrong value size":     {pdata.Node, int(s.EraArray), 24, 12, SeverityLost},
+		"keys not ascending":   {pdata.Node, int(s.EraArray), 32 + 8, 0, SeverityLost},
+		"key with a gap":       {pdata.Node, int(s.EraArray), 32 + 8, 7, SeverityLost},
+		"pointer to itself":    {pdata.Node, int(s.EraArray), 32 + 8*252, uint32(s.EraArray), SeverityLost},
+		"pointer out of range": {pdata.Node, int(s.EraArray), 32 + 8*252, 1 << 20, SeverityLost},
+		"block used twice":     {pdata.Node, int(s.EraArray), 32 + 8*252, uint32(le.Uint64(theCaseNamed(t, name).image[s.EraArray.Offset()+32+8*253:])), SeverityLost},
+		"snapshot elsewhere":   {pdata.EraSuper, 0, 216, 5, SeverityLost},
+		"era in the future":    {pdata.EraSuper, 0, 184, 1, SeverityLost},
+		"short device":         {pdata.EraSuper, 0, 44, 1 << 10, SeverityLost},
+		"allocated blocks":     {pdata.EraSuper, 0, 52, 38, SeveritySpace},
+		"block counted free":   {pdata.Bits, bitmapAt, 16, 0, SeveritySpace},
+		"snapshot forgotten":   {pdata.EraSuper, 0, 216, 0, SeverityMinor},
 	} {
 		image := resealed(theCaseNamed(t, name).image, x.kind, x.block, x.field, x.value)
 		sum, err := Check(bytes.NewReader(image), int64(len(image)), func(*Fault) {})

@@ -3,6 +3,8 @@ package era
 import (
 	"bytes"
 	"fmt"
+
+	"tidemark/format/pdata"
 )
 
 // DumpOptions chooses what Dump tells of the metadata. The zero value tells all
@@ -59,21 +61,21 @@ type dump struct {
 	era       Era     // the current one, or that of a newer writeset in damaged metadata
 	lost      []Range // blocks with unknown history, ascending, disjoint
 
-	eras *array
-	bits *array
+	eras *pdata.Array
+	bits *pdata.Array
 }
 
 func newDump(v *View, o DumpOptions) (*dump, error) {
 	d := &dump{view: v, o: o, era: v.super.Era}
-	d.eras = newArray(&v.dev, "era array", eraWidth, nil)
-	d.bits = newArray(&v.dev, "writeset", wordWidth, nil)
+	d.eras = pdata.NewArray(&v.dev, "era array", eraWidth, nil)
+	d.bits = pdata.NewArray(&v.dev, "writeset", wordWidth, nil)
 	if o.Damaged != nil {
 		err := d.survey()
-		d.eras.seen, d.bits.seen = nil, nil // what was seen is read once more
+		d.eras.Seen, d.bits.Seen = nil, nil // what was seen is read once more
 		return d, err
 	}
-	seen := newBitmap(v.dev.blocks)
-	d.eras.seen, d.bits.seen = seen, seen
+	seen := pdata.NewBitmap(v.dev.Blocks)
+	d.eras.Seen, d.bits.Seen = seen, seen
 	list, err := v.writesets(seen, nil)
 	d.setWritesets(list)
 	return d, err
@@ -114,7 +116,7 @@ func (d *dump) dumpWriteset(sink Sink, w Writeset, addLost bool) error {
 	if addLost {
 		p.lost = d.lost
 	}
-	d.bits.block = func(_ uint64, values []byte) error {
+	d.bits.Block = func(_ uint64, values []byte) error {
 		for i := range p.words[:len(values)/wordWidth] {
 			p.words[i] = le.Uint64(values[i*wordWidth:])
 		}
@@ -123,10 +125,10 @@ func (d *dump) dumpWriteset(sink Sink, w Writeset, addLost bool) error {
 		return p.send()
 	}
 	if d.o.Damaged != nil {
-		d.bits.lost = func(at span, _ *Fault) error { return p.sendTo(at.hi * bitsPerBlock) }
+		d.bits.Lost = func(at pdata.Span, _ *Fault) error { return p.sendTo(at.Hi * bitsPerBlock) }
 	}
 	if w.Bits > 0 {
-		if err := d.bits.read(w.Root, uint64(w.Bits), allKeys()); err != nil {
+		if err := d.bits.Read(w.Root, uint64(w.Bits), pdata.AllKeys()); err != nil {
 			return err
 		}
 	}
@@ -161,10 +163,10 @@ func (p *bitPieces) send() error {
 	for _, r := range p.lost {
 		lo, hi := max(uint64(r.Begin), p.at), min(uint64(r.End), p.at+n)
 		if lo < hi {
-			bitmap(p.words[:]).fill(lo-p.at, hi-p.at)
+			pdata.Bitmap(p.words[:]).Fill(lo-p.at, hi-p.at)
 		}
 	}
-	err := p.sink.Bits(p.words[:ceilDiv(n, 64)], int(n))
+	err := p.sink.Bits(p.words[:pdata.CeilDiv(n, 64)], int(n))
 	clear(p.words[:])
 	p.at += n
 	return err

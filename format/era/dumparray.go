@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+
+	"tidemark/format/pdata"
 )
 
 // logicalBitsets is the window of dumpArray in blocks of a bitset: 260,608 data
@@ -46,13 +48,13 @@ type eraWindow struct {
 func (w *eraWindow) load(lo, hi uint64) ([]Era, error) {
 	d := w.dump
 	w.base, w.eras = lo, w.eras[:hi-lo]
-	d.eras.block = w.setEras
-	d.bits.block = nil
+	d.eras.Block = w.setEras
+	d.bits.Block = nil
 	if d.o.Damaged != nil {
-		ignore := func(span, *Fault) error { return nil } // in d.lost already
-		d.eras.lost, d.bits.lost = ignore, ignore
+		ignore := func(pdata.Span, *Fault) error { return nil } // in d.lost already
+		d.eras.Lost, d.bits.Lost = ignore, ignore
 	}
-	err := d.eras.read(d.view.super.EraArray, uint64(d.view.super.NrBlocks), span{lo / erasPerBlock, ceilDiv(hi, erasPerBlock)})
+	err := d.eras.Read(d.view.super.EraArray, uint64(d.view.super.NrBlocks), pdata.Span{Lo: lo / erasPerBlock, Hi: pdata.CeilDiv(hi, erasPerBlock)})
 	if err != nil {
 		return nil, err
 	}
@@ -86,12 +88,12 @@ func (w *eraWindow) mergeWritesets(lo, hi uint64) error {
 		if n <= lo {
 			continue
 		}
-		d.bits.block = func(index uint64, values []byte) error {
+		d.bits.Block = func(index uint64, values []byte) error {
 			w.raise(ws.Era, index*bitsPerBlock, n, values)
 			return nil
 		}
-		at := span{lo / bitsPerBlock, ceilDiv(n, bitsPerBlock)}
-		if err := d.bits.read(ws.Root, uint64(ws.Bits), at); err != nil {
+		at := pdata.Span{Lo: lo / bitsPerBlock, Hi: pdata.CeilDiv(n, bitsPerBlock)}
+		if err := d.bits.Read(ws.Root, uint64(ws.Bits), at); err != nil {
 			return fmt.Errorf("era: writeset of era %d: %w", ws.Era, err)
 		}
 	}

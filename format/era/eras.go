@@ -3,6 +3,8 @@ package era
 import (
 	"fmt"
 	"slices"
+
+	"tidemark/format/pdata"
 )
 
 // Eras returns, for each of some data blocks in ascending order, the newest era in which
@@ -18,17 +20,17 @@ func (v *View) Eras(at []Block) ([]Era, error) {
 		return nil, err
 	}
 	out := make([]Era, len(at))
-	array := newArray(&v.dev, "era array", eraWidth, nil)
-	err = array.pick(v.super.EraArray, uint64(n), erasPerBlock, at, func(i int, k uint64, values []byte) {
+	array := pdata.NewArray(&v.dev, "era array", eraWidth, nil)
+	err = pick(array, v.super.EraArray, uint64(n), erasPerBlock, at, func(i int, k uint64, values []byte) {
 		out[i] = Era(le.Uint32(values[k*eraWidth:]))
 	})
 	if err != nil {
 		return nil, err
 	}
 	for _, w := range writesets {
-		bits := newArray(&v.dev, "writeset", wordWidth, nil)
+		bits := pdata.NewArray(&v.dev, "writeset", wordWidth, nil)
 		within, _ := slices.BinarySearch(at, Block(w.Bits))
-		err := bits.pick(w.Root, uint64(w.Bits), bitsPerBlock, at[:within], func(i int, k uint64, values []byte) {
+		err := pick(bits, w.Root, uint64(w.Bits), bitsPerBlock, at[:within], func(i int, k uint64, values []byte) {
 			if le.Uint64(values[k/64*wordWidth:])>>(k%64)&1 != 0 {
 				out[i] = max(out[i], w.Era)
 			}
@@ -43,9 +45,9 @@ func (v *View) Eras(at []Block) ([]Era, error) {
 // pick reads the array blocks of some data blocks, which ascend and lie inside the array.
 // each gets the index of a data block, its place among the per data blocks of the array
 // block, and the values of that.
-func (a *array) pick(root Addr, data, per uint64, at []Block, each func(i int, k uint64, values []byte)) error {
+func pick(a *pdata.Array, root Addr, data, per uint64, at []Block, each func(i int, k uint64, values []byte)) error {
 	i := 0
-	a.block = func(index uint64, values []byte) error {
+	a.Block = func(index uint64, values []byte) error {
 		for ; i < len(at) && uint64(at[i])/per == index; i++ {
 			each(i, uint64(at[i])%per, values)
 		}
@@ -53,7 +55,7 @@ func (a *array) pick(root Addr, data, per uint64, at []Block, each func(i int, k
 	}
 	for i < len(at) {
 		index := uint64(at[i]) / per
-		if err := a.read(root, data, span{index, index + 1}); err != nil {
+		if err := a.Read(root, data, pdata.Span{Lo: index, Hi: index + 1}); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"tidemark/format/pdata"
 )
 
 // TestHexDumpIsTheKernels compares the annotated dump with the image it is of:
@@ -50,10 +52,10 @@ func TestFormatConstants(t *testing.T) {
 		{erasPerBlock, 1018},
 		{wordsPerBlock, 509},
 		{bitsPerBlock, 32 * 1018},
-		{maxEntries(8), 252},
-		{maxEntries(12), 201},
-		{maxEntries(4), 336},
-		{bitmapEntries, 16320},
+		{pdata.MaxEntries(8), 252},
+		{pdata.MaxEntries(12), 201},
+		{pdata.MaxEntries(4), 336},
+		{pdata.BitmapEntries, 16320},
 		{MaxMetadataBlocks, 4161600},
 	} {
 		if x[0] != x[1] {
@@ -65,7 +67,7 @@ func TestFormatConstants(t *testing.T) {
 func TestNewerIsNotDamaged(t *testing.T) {
 	c := theCaseNamed(t, "c08-fresh.fresh-live")
 	for name, x := range map[string][2]int{"version 2": {40, 2}, "flag 2": {4, 2}} {
-		image := resealed(bytes.Clone(c.image), kindSuper, 0, x[0], uint32(x[1]))
+		image := resealed(bytes.Clone(c.image), pdata.EraSuper, 0, x[0], uint32(x[1]))
 		if _, err := Open(bytes.NewReader(image), int64(len(image))); !errors.Is(err, ErrNewer) {
 			t.Errorf("%s: %v, want ErrNewer", name, err)
 		}
@@ -73,6 +75,6 @@ func TestNewerIsNotDamaged(t *testing.T) {
 			t.Errorf("%s: check: %v, want ErrNewer", name, err)
 		}
 	}
-	image := resealed(bytes.Clone(c.image), kindSuper, 0, 4, flagClean)
+	image := resealed(bytes.Clone(c.image), pdata.EraSuper, 0, 4, flagClean)
 	openBytes(t, image)
 }

@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 	"testing"
+
+	"tidemark/format/pdata"
 )
 
 // fuzzCases are the images FuzzMetadata patches: small ones, with a held
@@ -15,12 +17,12 @@ func fuzzCases() []string {
 }
 
 // kinds finds the type of each block in use by its checksum.
-func kindsOf(image []byte) map[int]kind {
-	kinds := map[int]kind{}
+func kindsOf(image []byte) map[int]pdata.Kind {
+	kinds := map[int]pdata.Kind{}
 	for b := 0; (b+1)*BlockSize <= len(image); b++ {
 		block := image[b*BlockSize : (b+1)*BlockSize]
-		for k := kindSuper; k <= kindBitmap; k++ {
-			if verify(Addr(b), k, block) == nil {
+		for k := pdata.EraSuper; k <= pdata.Bits; k++ {
+			if ours.Verify(Addr(b), k, block) == nil {
 				kinds[b] = k
 			}
 		}
@@ -53,7 +55,7 @@ func FuzzMetadata(f *testing.F) {
 			at := (int(patches[1])<<8 | int(patches[2])) % BlockSize
 			clear(block[max(0, at-int(patches[3]&7)):at])
 			block[at] = patches[4]
-			le.PutUint32(block, checksum(kinds[b], block))
+			le.PutUint32(block, pdata.Checksum(kinds[b], block))
 		}
 		exercise(t, image)
 	})
@@ -119,7 +121,7 @@ func exerciseView(t *testing.T, v *View, worst Severity) {
 		return
 	}
 	tolerant := DumpOptions{Damaged: func(*Fault) {}}
-	list, err := v.writesets(newBitmap(v.dev.blocks), func(span, *Fault) error { return nil })
+	list, err := v.writesets(pdata.NewBitmap(v.dev.Blocks), func(pdata.Span, *Fault) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,9 +153,9 @@ func exerciseView(t *testing.T, v *View, worst Severity) {
 // mustCover checks that the repaired metadata lists all that a tolerant query
 // of the damaged one lists.
 func mustCover(t *testing.T, repaired, damaged *View, since Era) {
-	all := newBitmap(uint64(repaired.super.NrBlocks))
+	all := pdata.NewBitmap(uint64(repaired.super.NrBlocks))
 	err := repaired.Changed(Query{Since: since}, func(r Range) error {
-		all.fill(uint64(r.Begin), uint64(r.End))
+		all.Fill(uint64(r.Begin), uint64(r.End))
 		return nil
 	})
 	if err != nil {

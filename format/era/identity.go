@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+
+	"tidemark/format/pdata"
 )
 
 // identityMagic starts the identity in a superblock. The kernel reads and writes
@@ -86,16 +88,16 @@ func Stamp(rw interface {
 	if _, err := Open(rw, size); err != nil {
 		return err
 	}
-	b := make([]byte, BlockSize) // 4096 bytes come aligned
+	b := pdata.Buffer(1)
 	if _, err := rw.ReadAt(b, 0); err != nil {
-		return unreadable(0, kindSuper.String(), err)
+		return ours.Unreadable(0, pdata.EraSuper.String(), err)
 	}
 	if _, err := parseSuper(0, b); err != nil {
 		return err
 	}
 	clear(b[identityAt : identityID+len(id)])
 	id.put(b)
-	seal(kindSuper, 0, b)
+	pdata.Seal(pdata.EraSuper, 0, b)
 	if _, err := rw.WriteAt(b, 0); err != nil {
 		return fmt.Errorf("era: identity at byte %d: %w", identityAt, err)
 	}

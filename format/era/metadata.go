@@ -3,11 +3,13 @@ package era
 import (
 	"fmt"
 	"io"
+
+	"tidemark/format/pdata"
 )
 
 // Metadata is dm-era metadata opened for reading.
 type Metadata struct {
-	dev   device
+	dev   pdata.Device
 	super Superblock
 }
 
@@ -27,7 +29,7 @@ func Open(r io.ReaderAt, size int64) (*Metadata, error) {
 		return nil, err
 	}
 	blocks := min(uint64(size)/BlockSize, MaxMetadataBlocks)
-	return &Metadata{dev: device{r: r, blocks: blocks}, super: s}, nil
+	return &Metadata{dev: pdata.Device{Format: ours, R: r, Blocks: blocks}, super: s}, nil
 }
 
 // Superblock returns block 0 as it was when the metadata was opened.
@@ -47,10 +49,10 @@ func (m *Metadata) Snapshot() (*View, error) {
 	if at == 0 {
 		return nil, fmt.Errorf("era: superblock at byte 0: %w", ErrNoSnapshot)
 	}
-	if err := m.dev.inside(at, "metadata snapshot"); err != nil {
+	if err := m.dev.Inside(at, "metadata snapshot"); err != nil {
 		return nil, err
 	}
-	s, err := readSuper(m.dev.r, at)
+	s, err := readSuper(m.dev.R, at)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +67,7 @@ func (m *Metadata) Snapshot() (*View, error) {
 
 // View is one consistent state of the metadata.
 type View struct {
-	dev   device
+	dev   pdata.Device
 	super Superblock
 	at    Addr // of the held clone, 0 for the live state
 }
@@ -86,7 +88,7 @@ func (v *View) Recheck() error {
 	if v.at == 0 {
 		return nil
 	}
-	now, err := Open(v.dev.r, int64(v.dev.blocks)*BlockSize)
+	now, err := Open(v.dev.R, int64(v.dev.Blocks)*BlockSize)
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package era
 import (
 	"slices"
 	"sort"
+
+	"tidemark/format/pdata"
 )
 
 // model allocates metadata blocks as Linux 6.1 does, without their content, to
@@ -11,14 +13,14 @@ import (
 // So a device needs as many blocks as are, at any moment, in use now or at the last
 // commit.
 type model struct {
-	size    uint64  // blocks of the device, 0 for as many as wanted
-	full    bool    // there was no free block
-	counts  []uint8 // references, by address
-	old     bitmap  // in use at the last commit
-	begin   Addr    // the search for a free block begins here
-	held    uint64  // in use now or at the last commit
-	peak    uint64  // the most that were held
-	fresh   bitmap  // made in this transaction: changed in place
+	size    uint64       // blocks of the device, 0 for as many as wanted
+	full    bool         // there was no free block
+	counts  []uint8      // references, by address
+	old     pdata.Bitmap // in use at the last commit
+	begin   Addr         // the search for a free block begins here
+	held    uint64       // in use now or at the last commit
+	peak    uint64       // the most that were held
+	fresh   pdata.Bitmap // made in this transaction: changed in place
 	bitmaps []Addr
 	index   Addr
 	dirty   bool // the index must be written
@@ -60,12 +62,12 @@ func newModel(size, bitmaps, nrBlocks uint64) *model {
 	for a := Addr(0); a < first+Addr(bitmaps); a++ {
 		m.grow(a)
 		m.counts[a] = 1
-		m.fresh.add(uint64(a))
+		m.fresh.Add(uint64(a))
 	}
 	m.begin = first + Addr(bitmaps)
 	m.publish()
 	m.writesets = m.emptyTree(writesetWidth, true)
-	m.array = m.emptyTree(childWidth, false)
+	m.array = m.emptyTree(pdata.ChildWidth, false)
 	clear(m.fresh) // the first commit leaves the space map's transaction open
 	return m
 }
@@ -75,8 +77,8 @@ func (m *model) grow(a Addr) {
 		m.counts = append(m.counts, make([]uint8, 4096)...)
 	}
 	for uint64(len(m.old))*64 <= uint64(a) {
-		m.old = append(m.old, make(bitmap, 64)...)
-		m.fresh = append(m.fresh, make(bitmap, 64)...)
+		m.old = append(m.old, make(pdata.Bitmap, 64)...)
+		m.fresh = append(m.fresh, make(pdata.Bitmap, 64)...)
 	}
 }
 
@@ -93,7 +95,7 @@ func (m *model) take() Addr {
 			a, wrapped = 0, true
 		}
 		m.grow(a)
-		if !m.old.has(uint64(a)) && m.counts[a] == 0 {
+		if !m.old.Has(uint64(a)) && m.counts[a] == 0 {
 			break
 		}
 	}
@@ -110,7 +112,7 @@ func (m *model) got(a Addr) Addr {
 	m.begin = a + 1
 	m.held++
 	m.peak = max(m.peak, m.held)
-	m.fresh.add(uint64(a))
+	m.fresh.Add(uint64(a))
 	m.counts[a] = reserved
 	m.change(a, true)
 	return a
@@ -130,7 +132,7 @@ func (m *model) change(a Addr, inc bool) {
 	for len(m.queue) > 0 {
 		op := m.queue[0]
 		m.queue = m.queue[1:]
-		m.touch(uint64(op.at) / bitmapEntries)
+		m.touch(uint64(op.at) / pdata.BitmapEntries)
 		m.apply(op)
 	}
 	m.busy = false
@@ -144,7 +146,7 @@ func (m *model) apply(op bop) {
 		m.counts[op.at]++
 	default:
 		m.counts[op.at]--
-		if m.counts[op.at] == 0 && !m.old.has(uint64(op.at)) {
+		if m.counts[op.at] == 0 && !m.old.Has(uint64(op.at)) {
 			m.held--
 		}
 	}
@@ -160,7 +162,7 @@ func (m *model) touch(i uint64) {
 // shadow returns the block to change in place of a; shared says that others
 // still refer to a, so that its children have a further parent.
 func (m *model) shadow(a Addr) (copied Addr, shared bool) {
-	if m.fresh.has(uint64(a)) && (m.counts[a] == 1 || m.counts[a] == reserved) {
+	if m.fresh.Has(uint64(a)) && (m.counts[a] == 1 || m.counts[a] == reserved) {
 		return a, false
 	}
 	shared = m.counts[a] > 1 && m.counts[a] != reserved
@@ -185,7 +187,7 @@ func (m *model) publish() {
 	m.held = 0
 	for a, c := range m.counts {
 		if c != 0 {
-			m.old.add(uint64(a))
+			m.old.Add(uint64(a))
 			m.held++
 		}
 	}
@@ -205,7 +207,7 @@ func (m *model) inUse() uint64 {
 
 func (m *model) emptyTree(valueSize int, nested bool) Addr {
 	a := m.take()
-	m.nodes[a] = &modelNode{max: maxEntries(valueSize), leaf: true, nested: nested}
+	m.nodes[a] = &modelNode{max: pdata.MaxEntries(valueSize), leaf: true, nested: nested}
 	return a
 }
 
@@ -264,7 +266,7 @@ func (m *model) splitBeneath(n *modelNode) {
 	right.keys, right.values = slices.Clone(n.keys[half:]), slices.Clone(n.values[half:])
 	a, b := m.take(), m.take()
 	m.nodes[a], m.nodes[b] = &left, &right
-	*n = modelNode{max: maxEntries(childWidth), keys: []uint64{left.keys[0], right.keys[0]}, values: []Addr{a, b}}
+	*n = modelNode{max: pdata.MaxEntries(pdata.ChildWidth), keys: []uint64{left.keys[0], right.keys[0]}, values: []Addr{a, b}}
 }
 
 // spaceThreshold is how many free entries make the left sibling worth filling
@@ -326,7 +328,7 @@ func (m *model) free(root Addr) {
 
 // activate is what creating the device and resuming it does: three commits.
 func (m *model) activate() {
-	for i := range ceilDiv(m.nrBlocks, erasPerBlock) {
+	for i := range pdata.CeilDiv(m.nrBlocks, erasPerBlock) {
 		m.array = m.insert(m.array, i, m.take())
 	}
 	m.commit()
@@ -337,8 +339,8 @@ func (m *model) activate() {
 // newEra makes an empty writeset.
 func (m *model) newEra() {
 	m.era++
-	m.current = m.emptyTree(childWidth, false)
-	for i := range ceilDiv(m.nrBlocks, bitsPerBlock) {
+	m.current = m.emptyTree(pdata.ChildWidth, false)
+	for i := range pdata.CeilDiv(m.nrBlocks, bitsPerBlock) {
 		m.current = m.insert(m.current, i, m.take())
 	}
 }
@@ -438,7 +440,7 @@ func leastSize(nrBlocks uint64, work func(*model)) int64 {
 	for {
 		// Which bitmaps a transaction touches depends on the size, and where the search
 		// for a free block begins anew.
-		if m := run(blocks, ceilDiv(blocks, bitmapEntries)); m.full || blocks%bitmapEntries == 0 {
+		if m := run(blocks, pdata.CeilDiv(blocks, pdata.BitmapEntries)); m.full || blocks%pdata.BitmapEntries == 0 {
 			blocks = max(blocks+1, m.peak)
 			continue
 		}

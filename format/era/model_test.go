@@ -3,6 +3,8 @@ package era
 import (
 	"testing"
 
+	"tidemark/format/pdata"
+
 	"pgregory.net/rapid"
 )
 
@@ -86,7 +88,7 @@ type need struct {
 func (n need) String() string { return n.what }
 
 func TestPlanIsWhatTheModelNeeds(t *testing.T) {
-	full := uint64(maxEntries(childWidth))
+	full := uint64(pdata.MaxEntries(pdata.ChildWidth))
 	edges := []uint64{1, 2, erasPerBlock, bitsPerBlock, bitsPerBlock + 1}
 	for _, nodes := range []uint64{full, 2*full - 4, 3*full - 8} {
 		edges = append(edges, nodes*erasPerBlock, nodes*erasPerBlock+1, nodes*bitsPerBlock, nodes*bitsPerBlock+1)
@@ -108,7 +110,7 @@ func TestPlanIsWhatTheModelNeeds(t *testing.T) {
 		}).Draw(t, "need")
 		want := leastSize(n, x.work)
 		spare := (x.got - want) / BlockSize
-		bitmaps := x.got/BlockSize/bitmapEntries + 1
+		bitmaps := x.got/BlockSize/pdata.BitmapEntries + 1
 		if spare < 0 || spare > 0 && (bitmaps == 1 || x.what == "worst") || spare > bitmaps {
 			t.Errorf("%s: %d blocks, the model needs %d", x.what, x.got/BlockSize, want/BlockSize)
 		}

@@ -3,6 +3,8 @@ package era
 import (
 	"cmp"
 	"fmt"
+
+	"tidemark/format/pdata"
 )
 
 // PlanOptions describes the load that the metadata must bear. The zero value asks for the
@@ -72,9 +74,9 @@ func NewPlan(deviceBytes int64, blockSectors uint32, o PlanOptions) (Plan, error
 	if deviceBytes < SectorSize {
 		return Plan{}, fmt.Errorf("era: plan: device of %d bytes: want a sector or more", deviceBytes)
 	}
-	n := ceilDiv(uint64(deviceBytes)/SectorSize, uint64(blockSectors))
+	n := pdata.CeilDiv(uint64(deviceBytes)/SectorSize, uint64(blockSectors))
 	if n >= maxNrBlocks {
-		least := ceilDiv(ceilDiv(uint64(deviceBytes)/SectorSize, maxNrBlocks-1), 8) * 8
+		least := pdata.CeilDiv(pdata.CeilDiv(uint64(deviceBytes)/SectorSize, maxNrBlocks-1), 8) * 8
 		return Plan{}, fmt.Errorf("era: plan: %d data blocks, the limit is %d: use blocks of %d sectors or more", n, maxNrBlocks-1, least)
 	}
 	o.Snapshots, o.Undigested = cmp.Or(o.Snapshots, 10), cmp.Or(o.Undigested, 10)
@@ -105,9 +107,9 @@ func NewPlan(deviceBytes int64, blockSectors uint32, o PlanOptions) (Plan, error
 //   - At worst: eras wait, a snapshot holds one copy of the era array, the live one is
 //     another, and a transaction copies that once more.
 func (p *Plan) compute(o PlanOptions) {
-	a, w := ceilDiv(uint64(p.NrBlocks), erasPerBlock), ceilDiv(uint64(p.NrBlocks), bitsPerBlock)
-	arrayNodes, _ := treeNodes(a, childWidth)
-	writesetNodes, _ := treeNodes(w, childWidth)
+	a, w := pdata.CeilDiv(uint64(p.NrBlocks), erasPerBlock), pdata.CeilDiv(uint64(p.NrBlocks), bitsPerBlock)
+	arrayNodes, _ := treeNodes(a, pdata.ChildWidth)
+	writesetNodes, _ := treeNodes(w, pdata.ChildWidth)
 	array, writeset := a+arrayNodes, w+writesetNodes
 
 	snapshots := func(undigested int) int64 {
@@ -123,8 +125,8 @@ func (p *Plan) compute(o PlanOptions) {
 	archive, _ := treeNodes(sets-1, writesetWidth)
 	var bitmaps uint64
 	p.Worst, bitmaps = withSpaceMap(2 + 3*array + sets*writeset + 1 + archive)
-	p.Recommended = int64(ceilDiv(uint64(p.Worst), 1<<20)) << 20
-	if (p.Recommended/BlockSize)%bitmapEntries == 0 {
+	p.Recommended = int64(pdata.CeilDiv(uint64(p.Worst), 1<<20)) << 20
+	if (p.Recommended/BlockSize)%pdata.BitmapEntries == 0 {
 		p.Recommended += 1 << 20
 	}
 	p.Parts = []PlanPart{
@@ -134,7 +136,7 @@ func (p *Plan) compute(o PlanOptions) {
 		{a, "the era array once more: one transaction may copy all of it before it frees the old"},
 		{sets * writeset, fmt.Sprintf("%d writesets, %d bits in each block: %d undigested, the snapshot's and the current", sets, bitsPerBlock, o.Undigested)},
 		{3 * arrayNodes, "btree over the three era arrays"},
-		{2 * (bitmaps + 1), fmt.Sprintf("space map, %d blocks counted in each bitmap, before and after a commit", bitmapEntries)},
+		{2 * (bitmaps + 1), fmt.Sprintf("space map, %d blocks counted in each bitmap, before and after a commit", pdata.BitmapEntries)},
 		{1 + archive, "reference count tree, writeset tree"},
 	}
 }
@@ -145,7 +147,7 @@ func (p *Plan) compute(o PlanOptions) {
 // (sm_ll_find_free_block), so such a size is no use.
 func withSpaceMap(blocks uint64) (size int64, bitmaps uint64) {
 	for bitmaps = 1; ; bitmaps++ {
-		if n := blocks + 2*(bitmaps+1); n < bitmaps*bitmapEntries {
+		if n := blocks + 2*(bitmaps+1); n < bitmaps*pdata.BitmapEntries {
 			return int64(n) * BlockSize, bitmaps
 		}
 	}
@@ -156,7 +158,7 @@ func withSpaceMap(blocks uint64) (size int64, bitmaps uint64) {
 // new one on its right, and then takes back from that one when it is full, as long as it
 // has room for 8 or more itself (SPACE_THRESHOLD).
 func treeNodes(count uint64, valueSize int) (nodes, depth uint64) {
-	most := uint64(maxEntries(valueSize))
+	most := uint64(pdata.MaxEntries(valueSize))
 	kept := most / 2
 	for most-kept >= 8 {
 		kept = (kept + most) / 2
@@ -164,7 +166,7 @@ func treeNodes(count uint64, valueSize int) (nodes, depth uint64) {
 	if count <= most {
 		return 1, 1
 	}
-	level := ceilDiv(count-(most-kept), kept)
-	nodes, depth = treeNodes(level, childWidth)
+	level := pdata.CeilDiv(count-(most-kept), kept)
+	nodes, depth = treeNodes(level, pdata.ChildWidth)
 	return level + nodes, depth + 1
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tidemark/format/pdata"
 )
 
 // content is a Sink that keeps everything.
@@ -96,8 +98,8 @@ func TestLogicalDumpGivesTheNewestEra(t *testing.T) {
 func damagedArray(t testing.TB, image []byte, index int) []byte {
 	t.Helper()
 	root := openBytes(t, image).super.EraArray
-	leaf := node(image[root.Offset() : root.Offset()+BlockSize])
-	image[Addr(leaf.value64(index)).Offset()+100] ^= 1
+	leaf := pdata.TreeNode(image[root.Offset() : root.Offset()+BlockSize])
+	image[Addr(leaf.Value64(index)).Offset()+100] ^= 1
 	return image
 }
 

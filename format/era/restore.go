@@ -6,6 +6,8 @@ import (
 	"io"
 	"math"
 	"strings"
+
+	"tidemark/format/pdata"
 )
 
 // ParseXML reads the XML of era_dump, of thin-provisioning-tools 0.9 or 1.x, and
@@ -113,7 +115,7 @@ func (p *parser) writeset() error {
 		if err != nil {
 			return err
 		}
-		next = r.hi
+		next = r.Hi
 		if !set {
 			return nil
 		}
@@ -153,26 +155,26 @@ func (p *parser) children(name string, each func() error) error {
 }
 
 // bits reads one <bit> or one <marked> of a writeset of total bits.
-func (p *parser) bits(next, total uint64) (r span, set bool, err error) {
+func (p *parser) bits(next, total uint64) (r pdata.Span, set bool, err error) {
 	switch {
 	case p.is("bit"):
-		if r.lo, err = p.number("block", math.MaxUint32); err != nil {
+		if r.Lo, err = p.number("block", math.MaxUint32); err != nil {
 			return r, false, err
 		}
-		r.hi = r.lo + 1
+		r.Hi = r.Lo + 1
 		set, err = p.boolean("value")
 	case p.is("marked"):
 		var n uint64
-		if r.lo, err = p.number("block_begin", math.MaxUint32); err != nil {
+		if r.Lo, err = p.number("block_begin", math.MaxUint32); err != nil {
 			return r, false, err
 		}
 		n, err = p.number("len", math.MaxUint32)
-		r.hi, set = r.lo+n, true
+		r.Hi, set = r.Lo+n, true
 	default:
 		return r, false, p.errorf("<%s> inside <writeset>", p.name)
 	}
-	if err == nil && (r.lo < next || r.hi > total) {
-		err = p.errorf("block %d is not between %d and %d", r.lo, next, total)
+	if err == nil && (r.Lo < next || r.Hi > total) {
+		err = p.errorf("block %d is not between %d and %d", r.Lo, next, total)
 	}
 	return r, set, err
 }
@@ -226,14 +228,14 @@ func (p *parser) array() error {
 
 // fill sets the bits of r, which begins at or after the current piece, and
 // sends the pieces before its end.
-func (p *bitPieces) fill(r span) error {
-	for r.lo < r.hi {
-		if err := p.sendTo(r.lo / bitsPerBlock * bitsPerBlock); err != nil {
+func (p *bitPieces) fill(r pdata.Span) error {
+	for r.Lo < r.Hi {
+		if err := p.sendTo(r.Lo / bitsPerBlock * bitsPerBlock); err != nil {
 			return err
 		}
-		hi := min(r.hi, p.at+bitsPerBlock)
-		bitmap(p.words[:]).fill(r.lo-p.at, hi-p.at)
-		r.lo = hi
+		hi := min(r.Hi, p.at+bitsPerBlock)
+		pdata.Bitmap(p.words[:]).Fill(r.Lo-p.at, hi-p.at)
+		r.Lo = hi
 	}
 	return nil
 }

@@ -1,5 +1,7 @@
 package era
 
+import "tidemark/format/pdata"
+
 // eraRule knows which eras the era array can have. The kernel digests the oldest
 // writeset first. So each element is older than the oldest writeset, or it has the
 // era of the oldest writeset and its block is marked there (half digested). A query
@@ -14,9 +16,9 @@ type eraRule struct {
 	era    Era // the current one
 	any    bool
 	oldest Era
-	old    bitmap // the oldest writeset
-	now    bitmap // the current era's
-	open   bitmap // the writeset that is being filled; nil when the rule needs it not
+	old    pdata.Bitmap // the oldest writeset
+	now    pdata.Bitmap // the current era's
+	open   pdata.Bitmap // the writeset that is being filled; nil when the rule needs it not
 }
 
 // begin begins a writeset.
@@ -25,7 +27,7 @@ func (r *eraRule) begin(e Era, bits uint32) {
 	if r.any && e >= r.oldest && e != r.era {
 		return
 	}
-	r.open = newBitmap(uint64(bits))
+	r.open = pdata.NewBitmap(uint64(bits))
 	if !r.any || e < r.oldest {
 		r.any, r.oldest, r.old = true, e, r.open
 	}
@@ -42,7 +44,7 @@ func (r *eraRule) allows(block uint64, e Era) bool {
 	case !r.any || e < r.oldest:
 		return true
 	}
-	return e == r.oldest && r.old.has(block) || e == r.era && r.now.has(block)
+	return e == r.oldest && r.old.Has(block) || e == r.era && r.now.Has(block)
 }
 
 // newest returns the newest era an element may have without a writeset.

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"tidemark/format/pdata"
 )
 
 // Superblock is block 0, or the clone of it that a metadata snapshot holds.
@@ -23,19 +25,14 @@ type Superblock struct {
 }
 
 // SpaceMapRoot is the part of the superblock that counts references.
-type SpaceMapRoot struct {
-	Blocks    uint64 `json:"blocks"`
-	Allocated uint64 `json:"allocated"`
-	Index     Addr   `json:"index"`
-	RefCounts Addr   `json:"ref_counts"`
-}
+type SpaceMapRoot = pdata.SpaceMapRoot
 
 // BlockBytes returns the size of a data block in bytes.
 func (s Superblock) BlockBytes() int64 { return int64(s.BlockSectors) * SectorSize }
 
 // readSuper reads the superblock or, at another address, its clone.
 func readSuper(r io.ReaderAt, a Addr) (Superblock, error) {
-	buf := make([]byte, BlockSize)
+	buf := pdata.Buffer(1)
 	if n, err := r.ReadAt(buf, a.Offset()); n < BlockSize {
 		if a == 0 && (err == nil || errors.Is(err, io.EOF)) {
 			return Superblock{}, fmt.Errorf("era: superblock at byte 0: only %d bytes: %w", n, ErrNotEra)
@@ -43,7 +40,7 @@ func readSuper(r io.ReaderAt, a Addr) (Superblock, error) {
 		if err == nil || err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
-		return Superblock{}, unreadable(a, kindSuper.String(), err)
+		return Superblock{}, ours.Unreadable(a, pdata.EraSuper.String(), err)
 	}
 	return parseSuper(a, buf)
 }
@@ -52,7 +49,7 @@ func parseSuper(a Addr, b []byte) (Superblock, error) {
 	if magic := le.Uint64(b[32:]); magic != superMagic {
 		return Superblock{}, notEra(a, b, magic)
 	}
-	if err := verify(a, kindSuper, b); err != nil {
+	if err := ours.Verify(a, pdata.EraSuper, b); err != nil {
 		return Superblock{}, err
 	}
 	if v := le.Uint32(b[40:]); v > superVersion {
@@ -95,13 +92,8 @@ func decodeSuper(b []byte) Superblock {
 		Flags: le.Uint32(b[4:]),
 		UUID:  [16]byte(b[16:32]),
 
-		Identity: identityIn(b),
-		SpaceMap: SpaceMapRoot{
-			Blocks:    le.Uint64(b[44:]),
-			Allocated: le.Uint64(b[52:]),
-			Index:     Addr(le.Uint64(b[60:])),
-			RefCounts: Addr(le.Uint64(b[68:])),
-		},
+		Identity:     identityIn(b),
+		SpaceMap:     pdata.DecodeRoot(b[spaceMapRoot:]),
 		BlockSectors: le.Uint32(b[172:]),
 		NrBlocks:     le.Uint32(b[180:]),
 		Era:          Era(le.Uint32(b[184:])),
@@ -115,15 +107,12 @@ func decodeSuper(b []byte) Superblock {
 
 // encode returns the block to write at address a.
 func (s Superblock) encode(a Addr) []byte {
-	b := make([]byte, BlockSize)
+	b := pdata.Buffer(1)
 	le.PutUint32(b[4:], s.Flags)
 	copy(b[16:32], s.UUID[:])
 	le.PutUint64(b[32:], superMagic)
 	le.PutUint32(b[40:], superVersion)
-	le.PutUint64(b[44:], s.SpaceMap.Blocks)
-	le.PutUint64(b[52:], s.SpaceMap.Allocated)
-	le.PutUint64(b[60:], uint64(s.SpaceMap.Index))
-	le.PutUint64(b[68:], uint64(s.SpaceMap.RefCounts))
+	s.SpaceMap.Encode(b[spaceMapRoot:])
 	le.PutUint32(b[172:], s.BlockSectors)
 	le.PutUint32(b[176:], metaSectors)
 	le.PutUint32(b[180:], s.NrBlocks)
@@ -134,6 +123,6 @@ func (s Superblock) encode(a Addr) []byte {
 	le.PutUint64(b[208:], uint64(s.EraArray))
 	le.PutUint64(b[216:], uint64(s.Snapshot))
 	s.Identity.put(b)
-	seal(kindSuper, a, b)
+	pdata.Seal(pdata.EraSuper, a, b)
 	return b
 }

@@ -2,12 +2,14 @@ package era
 
 import (
 	"fmt"
+
+	"tidemark/format/pdata"
 )
 
 // survey reads everything once to learn what cannot be read or believed: d.lost
 // and the faults given to d.o.Damaged.
 func (d *dump) survey() error {
-	s := surveyor{dump: d, n: uint64(d.view.super.NrBlocks), seen: newBitmap(d.view.dev.blocks)}
+	s := surveyor{dump: d, n: uint64(d.view.super.NrBlocks), seen: pdata.NewBitmap(d.view.dev.Blocks)}
 	list, err := d.view.writesets(s.seen, s.loseEras)
 	if err != nil {
 		return err
@@ -31,39 +33,39 @@ func (d *dump) survey() error {
 type surveyor struct {
 	dump *dump
 	n    uint64 // data blocks
-	seen bitmap
+	seen pdata.Bitmap
 	lost runsList
 	rule eraRule
 }
 
 // loseEras notes that whole writesets are unknown: any block may be in them.
-func (s *surveyor) loseEras(_ span, f *Fault) error {
+func (s *surveyor) loseEras(_ pdata.Span, f *Fault) error {
 	s.lost.add(0, s.n)
 	s.dump.o.Damaged(f)
 	return nil
 }
 
-func (s *surveyor) lose(at span, per uint64, f *Fault) error {
-	s.lost.add(at.lo*per, min(at.hi*per, s.n))
+func (s *surveyor) lose(at pdata.Span, per uint64, f *Fault) error {
+	s.lost.add(at.Lo*per, min(at.Hi*per, s.n))
 	s.dump.o.Damaged(f)
 	return nil
 }
 
 func (s *surveyor) readWritesets() error {
 	a := s.dump.bits
-	a.seen = s.seen
-	a.block = s.keepBits
+	a.Seen = s.seen
+	a.Block = s.keepBits
 	for _, w := range s.dump.writesets {
-		a.lost = func(at span, f *Fault) error {
+		a.Lost = func(at pdata.Span, f *Fault) error {
 			f.Object = fmt.Sprintf("%s of era %d", f.Object, w.Era)
-			s.rule.open.fill(at.lo*bitsPerBlock, min(at.hi*bitsPerBlock, uint64(len(s.rule.open))*64))
+			s.rule.open.Fill(at.Lo*bitsPerBlock, min(at.Hi*bitsPerBlock, uint64(len(s.rule.open))*64))
 			return s.lose(at, bitsPerBlock, f)
 		}
 		s.rule.begin(w.Era, w.Bits)
 		if w.Era > s.dump.view.super.Era {
 			s.dump.o.Damaged(damage(w.Root, "writeset", "era %d is above the current era %d", w.Era, s.dump.view.super.Era))
 		}
-		if err := a.read(w.Root, uint64(w.Bits), allKeys()); err != nil {
+		if err := a.Read(w.Root, uint64(w.Bits), pdata.AllKeys()); err != nil {
 			return err
 		}
 	}
@@ -83,10 +85,10 @@ func (s *surveyor) keepBits(index uint64, values []byte) error {
 
 func (s *surveyor) readArray() error {
 	a := s.dump.eras
-	a.seen = s.seen
-	a.lost = func(at span, f *Fault) error { return s.lose(at, erasPerBlock, f) }
-	a.block = s.checkEras
-	return a.read(s.dump.view.super.EraArray, s.n, allKeys())
+	a.Seen = s.seen
+	a.Lost = func(at pdata.Span, f *Fault) error { return s.lose(at, erasPerBlock, f) }
+	a.Block = s.checkEras
+	return a.Read(s.dump.view.super.EraArray, s.n, pdata.AllKeys())
 }
 
 // checkEras looks for eras that the array cannot have.

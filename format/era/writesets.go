@@ -1,6 +1,10 @@
 package era
 
-import "fmt"
+import (
+	"fmt"
+
+	"tidemark/format/pdata"
+)
 
 // Writeset describes the blocks written in one era that is not digested yet.
 type Writeset struct {
@@ -13,15 +17,15 @@ type Writeset struct {
 
 // Writesets returns the writesets in order of era, the current one last.
 func (v *View) Writesets() ([]Writeset, error) {
-	return v.writesets(newBitmap(v.dev.blocks), nil)
+	return v.writesets(pdata.NewBitmap(v.dev.Blocks), nil)
 }
 
 // writesets lists the writesets and adds their roots to seen. lost gets the eras
 // that a fault hides; when it is nil the first fault is returned.
-func (v *View) writesets(seen bitmap, lost func(eras span, f *Fault) error) ([]Writeset, error) {
+func (v *View) writesets(seen pdata.Bitmap, lost func(eras pdata.Span, f *Fault) error) ([]Writeset, error) {
 	l := lister{view: v, seen: seen, lost: lost}
-	t := tree{dev: &v.dev, valueSize: writesetWidth, leaf: l.leaf, lost: l.lose}
-	if err := t.walk(v.super.WritesetTree, allKeys()); err != nil {
+	t := pdata.Tree{Dev: &v.dev, ValueSize: writesetWidth, Leaf: l.leaf, Lost: l.lose}
+	if err := t.Walk(v.super.WritesetTree, pdata.AllKeys()); err != nil {
 		return nil, err
 	}
 	if v.Clean() {
@@ -35,23 +39,23 @@ func (v *View) writesets(seen bitmap, lost func(eras span, f *Fault) error) ([]W
 // cannot outgrow the metadata.
 type lister struct {
 	view *View
-	seen bitmap
-	lost func(eras span, f *Fault) error
+	seen pdata.Bitmap
+	lost func(eras pdata.Span, f *Fault) error
 	list []Writeset
 }
 
-func (l *lister) lose(eras span, f *Fault) error {
+func (l *lister) lose(eras pdata.Span, f *Fault) error {
 	if l.lost == nil {
 		return f
 	}
-	f.Effect = fmt.Sprintf("writesets of eras %d to %d", eras.lo, min(eras.hi-1, uint64(l.view.super.Era)))
+	f.Effect = fmt.Sprintf("writesets of eras %d to %d", eras.Lo, min(eras.Hi-1, uint64(l.view.super.Era)))
 	return l.lost(eras, f)
 }
 
-func (l *lister) leaf(n node, i, j int) error {
+func (l *lister) leaf(n pdata.TreeNode, i, j int) error {
 	for ; i < j; i++ {
-		v := n.value(i)
-		if err := l.add(n.key(i), Writeset{Bits: le.Uint32(v), Root: Addr(le.Uint64(v[4:]))}); err != nil {
+		v := n.Value(i)
+		if err := l.add(n.Key(i), Writeset{Bits: le.Uint32(v), Root: Addr(le.Uint64(v[4:]))}); err != nil {
 			return err
 		}
 	}
@@ -60,7 +64,7 @@ func (l *lister) leaf(n node, i, j int) error {
 
 func (l *lister) add(key uint64, w Writeset) error {
 	if err := l.check(key, w); err != nil {
-		return l.lose(span{key, key + 1}, asFault(err))
+		return l.lose(pdata.Span{Lo: key, Hi: key + 1}, pdata.AsFault(err))
 	}
 	w.Era = Era(key)
 	l.list = append(l.list, w)
@@ -69,7 +73,7 @@ func (l *lister) add(key uint64, w Writeset) error {
 
 func (l *lister) check(key uint64, w Writeset) error {
 	const o = "writeset"
-	if err := l.view.dev.inside(w.Root, o); err != nil {
+	if err := l.view.dev.Inside(w.Root, o); err != nil {
 		return err
 	}
 	if key != uint64(Era(key)) {
@@ -81,7 +85,7 @@ func (l *lister) check(key uint64, w Writeset) error {
 	if w.Bits >= maxNrBlocks {
 		return damage(w.Root, o, "%d bits, the limit is %d", w.Bits, maxNrBlocks-1)
 	}
-	if !l.seen.add(uint64(w.Root)) {
+	if !l.seen.Add(uint64(w.Root)) {
 		return damage(w.Root, o, "block %d is used twice", w.Root)
 	}
 	return nil

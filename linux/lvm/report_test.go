@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,15 +111,14 @@ func TestAStoreIsNotAppliedWhereItCouldDoHarm(t *testing.T) {
 	}
 }
 
-func FuzzReport(f *testing.F) {
-	f.Add(report(f, "volumes"))
-	f.Add([]byte(`{"report":[{"seg":[{}]}]}`))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		all, err := parse(text)
-		for _, v := range all {
-			if err == nil && (v.VG == "" || v.Name == "" || v.UUID == "" || v.Size < 0 || v.ChunkSize < 0) {
-				t.Errorf("%q is read as %+v", text, v)
-			}
+func TestWithoutLVMItIsSaidWhatToInstall(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := Find(t.Context(), "vg/lv"); !errors.Is(err, ErrMissing) {
+		t.Error(err)
+	}
+	for _, bad := range []string{"", "vg", "vg/", "/lv", "vg/lv/x", "--help/x"} {
+		if _, err := Find(t.Context(), bad); err == nil || errors.Is(err, ErrMissing) {
+			t.Errorf("%q: %v", bad, err)
 		}
-	})
+	}
 }

@@ -76,13 +76,15 @@ func TestSnapstorePowerCut(t *testing.T) {
 			disk := NewDisk(t, "data", 64<<20)
 			disk.Volatile = true
 			var begun, writes int
-			var want string
+			var want, old string
 			var found []string
 			event := func(m *Machine, event string) string {
 				what, value, _ := strings.Cut(event, " ")
 				switch {
 				case what == "want":
 					want = value
+				case what == "old":
+					old = value
 				case what == "begin":
 					begun = m.Writes("data")
 				case what == "end":
@@ -99,7 +101,7 @@ func TestSnapstorePowerCut(t *testing.T) {
 			boots := max(*storeRounds, 3)
 			for i := range boots {
 				disk.Seed = seed + uint64(i)
-				env := []string{fmt.Sprintf("BOOT=%d", i), "WANT=" + want}
+				env := []string{fmt.Sprintf("BOOT=%d", i), "WANT=" + want, "OLD=" + old}
 				if i == boots-1 {
 					env = append(env, "LAST=1")
 				}

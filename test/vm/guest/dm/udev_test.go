@@ -32,6 +32,10 @@ func TestCookiesAreThoseOfDmsetup(t *testing.T) {
 	device(t, ctl, "cookie", target(64, "zero", ""))
 	must(t, nil, ctl.Rename("cookie", "biscuit"))
 	must(t, nil, ctl.Rename("biscuit", "cookie"))
+	_, err := ctl.Load("cookie", []dm.Target{target(128, "zero", "")}, dm.LoadOptions{})
+	must(t, nil, err)
+	_, err = ctl.ResumeHidden("cookie")
+	must(t, nil, err)
 	must(t, nil, ctl.Remove("cookie", dm.RemoveOptions{}))
 	stop()
 	close(said)
@@ -39,13 +43,13 @@ func TestCookiesAreThoseOfDmsetup(t *testing.T) {
 	for line := range said {
 		events = append(events, line)
 	}
-	if got, want := strings.Join(events, ", "), "change, change, change, remove"; got != want {
+	if got, want := strings.Join(events, ", "), "change, change, change, change hidden, remove"; got != want {
 		t.Errorf("events with cookies: %s, want %s", got, want)
 	}
 	if left := guest.Run(t, "dmsetup", "udevcookies"); strings.Contains(left, "0xd4d") {
 		t.Errorf("cookies are left:\n%s", left)
 	}
-	_, err := ctl.Create("cookie", "") // for the cleanup
+	_, err = ctl.Create("cookie", "") // for the cleanup
 	must(t, nil, err)
 }
 
@@ -97,7 +101,12 @@ func answer(t *testing.T, event []byte, said chan<- string) {
 	if err != nil || env["ACTION"] != "remove" && !strings.Contains(string(flags), "DM_UDEV_PRIMARY_SOURCE_FLAG='1'") {
 		t.Errorf("flags of cookie %s: %s, %v", cookie, flags, err)
 	}
-	said <- env["ACTION"]
+	hidden := ""
+	if strings.Contains(string(flags), "DM_UDEV_DISABLE_DISK_RULES_FLAG='1'") && strings.Contains(string(flags), "DM_UDEV_DISABLE_OTHER_RULES_FLAG='1'") &&
+		strings.Contains(string(flags), "DM_UDEV_DISABLE_SUBSYSTEM_RULES_FLAG='1'") {
+		hidden = " hidden"
+	}
+	said <- env["ACTION"] + hidden
 	if out, err := exec.Command("dmsetup", "udevcomplete", cookie).CombinedOutput(); err != nil {
 		t.Errorf("udevcomplete %s: %v\n%s", cookie, err, out)
 	}

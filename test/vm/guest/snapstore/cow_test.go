@@ -241,6 +241,27 @@ func TestStoresThatDoNotTellAreRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	below := guest.Mapper(t, "below", "0 8192 linear "+other+" 0")
+	store := guest.Mapper(t, "store", "0 8192 linear "+other+" 8192")
+	fill(t, store, 1)
+	guest.Run(t, "dmsetup", "create", "bare", "--table", "0 8192 snapshot "+below+" "+store+" P 8")
+	if _, err := open(t, below, store); !errors.Is(err, cow.ErrUnfit) || !strings.Contains(err.Error(), "no write is copied") {
+		t.Errorf("an origin that is written past its snapshot: %v", err)
+	}
+	guest.Run(t, "dmsetup", "remove", "--retry", "bare")
+	above := guest.Mapper(t, "above", "0 8192 snapshot-origin "+below)
+	for _, c := range []struct{ table, want string }{
+		{"snapshot " + below + " " + store + " N 8", "not persistent"},
+		{"snapshot-merge " + below + " " + store + " P 8", "the kernel merges it"},
+		{"snapshot " + below + " " + store + " P 8 1 discard_zeroes_cow", "discard_zeroes_cow"},
+	} {
+		fill(t, store, 1)
+		guest.Run(t, "dmsetup", "create", "bare", "--table", "0 8192 "+c.table)
+		if _, err := open(t, above, store); !errors.Is(err, cow.ErrUnfit) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.table, err)
+		}
+		guest.Run(t, "dmsetup", "remove", "--retry", "bare")
+	}
 	scribble(t, lv, 12<<20)
 	if _, err := open(t, lv, "/dev/vg/snap"); !errors.Is(err, cow.ErrUnfit) {
 		t.Errorf("overflowed: %v", err)

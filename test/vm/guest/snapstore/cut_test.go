@@ -33,6 +33,7 @@ func TestCut(t *testing.T) {
 	}
 	load(t, 10, lv)
 	flush(t)
+	guest.Tell(t, "old "+guest.Sum(t, lv))
 	guest.Tell(t, "cut")
 	applied(t)
 	guest.Tell(t, "cut now")
@@ -64,8 +65,10 @@ func afterCut(t *testing.T, lv string) {
 	}
 	if half {
 		guest.Tell(t, "found half applied")
-	} else {
+	} else if sum := guest.Sum(t, lv); sum == os.Getenv("OLD") || sum == os.Getenv("WANT") {
 		guest.Tell(t, "found whole")
+	} else {
+		t.Fatalf("the volume was activated although it is neither old nor new: %s", sum)
 	}
 	applied(t)
 	if sum := guest.Sum(t, lv); sum != os.Getenv("WANT") {

@@ -33,6 +33,7 @@ func TestMeasure(t *testing.T) {
 		name, rw string
 		chunk    int // sectors
 	}{{"4K-random", "randwrite", 8}, {"64K-random", "randwrite", 128}, {"4K-consecutive", "write", 8}} {
+		fill(t, origin, originSectors>>11)
 		fill(t, store, 1)
 		guest.Run(t, "dmsetup", "create", "snap", "--table", table("snapshot", c.chunk))
 		guest.Run(t, "fio", "--name=w", "--thread", "--filename=/dev/mapper/snap", "--rw="+c.rw, "--bs="+strconv.Itoa(c.chunk*512), "--direct=1",
@@ -41,13 +42,16 @@ func TestMeasure(t *testing.T) {
 		guest.Run(t, "dmsetup", "remove", "--retry", "snap")
 		guest.Run(t, "dd", "if="+store, "of="+master, "bs=1M", "iflag=direct", "oflag=direct")
 		for range times {
-			for _, who := range []string{"tidemark", "kernel"} {
+			for _, who := range []string{"tidemark", "direct", "kernel"} {
 				fill(t, origin, originSectors>>11)
 				guest.Run(t, "dd", "if="+master, "of="+store, "bs=1M", "count="+strconv.Itoa(storeSectors>>11), "iflag=direct", "oflag=direct")
 				began := time.Now()
-				if who == "tidemark" {
+				switch who {
+				case "tidemark":
 					guest.Run(t, "tidemark", "snapstore", "apply", store, origin)
-				} else {
+				case "direct":
+					guest.Run(t, "tidemark", "snapstore", "apply", "--direct", store, origin)
+				case "kernel":
 					guest.Run(t, "dmsetup", "create", "merging", "--table", table("snapshot-merge", c.chunk))
 					untilMerged(t)
 				}

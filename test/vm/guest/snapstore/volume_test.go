@@ -128,6 +128,7 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 	states := map[string]int{}
 	for range rounds(t, 4) {
 		load(t, 10, lv)
+		old := guest.Sum(t, lv)
 		cmd := apply()
 		var told strings.Builder
 		cmd.Stdout, cmd.Stderr = &told, &told
@@ -149,6 +150,10 @@ func TestAKilledRunIsEndedByTheNext(t *testing.T) {
 			guest.Run(t, "vgchange", "--activate", "y", "vg") // as when the machine boots
 			if _, err := os.Stat(lv); err == nil {
 				t.Fatal("a volume that is neither old nor new was activated")
+			}
+		} else if _, err := os.Stat(lv); err == nil {
+			if sum := guest.Sum(t, lv); sum != old && sum != want {
+				t.Fatalf("%v: the volume is up, and neither old nor new", how)
 			}
 		}
 		here := tables(t)
