@@ -34,6 +34,10 @@ func heldPrograms() map[string]held {
 		"era_invalidate": {kinds: []string{"every", "reads", "prints"}, needs: []string{"--written-since", "1"}},
 		"era_restore":    {kinds: []string{"every", "writes"}},
 		"era_repair":     {kinds: []string{"every", "writes"}, not09: true},
+		"thin_check":     {kinds: []string{"every", "reads"}},
+		"thin_delta":     {kinds: []string{"every", "reads"}, needs: []string{"--thin1", "1", "--thin2", "2"}},
+		"thin_dump":      {kinds: []string{"every", "reads", "prints"}},
+		"thin_ls":        {kinds: []string{"every", "reads"}},
 	}
 }
 
@@ -46,11 +50,15 @@ func TestContractsAreAboutEveryName(t *testing.T) {
 }
 
 func TestContracts(t *testing.T) {
-	prepared := prepareContracts(t)
+	eras, thins := prepareContracts(t), prepareThin(t)
 	for _, release := range []string{"ours", "v0.9", "v1.1"} {
 		for name, p := range heldPrograms() {
 			if release == "v0.9" && p.not09 {
 				continue
+			}
+			prepared := eras
+			if strings.HasPrefix(name, "thin_") {
+				prepared = thins
 			}
 			c := contracts{name, p, release, prepared, toolsOf(t, release)}
 			t.Run(release+"/"+name, c.run)
@@ -68,6 +76,7 @@ type contracts struct {
 }
 
 func (c contracts) run(t *testing.T) {
+	t.Parallel()
 	var files []string
 	for _, kind := range append(c.kinds, c.name) {
 		found, err := filepath.Glob(filepath.Join("testdata/contracts", kind, "*.txtar"))
@@ -185,17 +194,57 @@ func prepareContracts(t *testing.T) map[string][]byte {
 		}
 		return b
 	}
-	good := unpack("c07-bs128-unclean.clean", "meta.img.zst")
+	files := damagedCopies(unpack("c07-bs128-unclean.clean", "meta.img.zst"))
+	files["xml"] = unpack("c07-bs128-unclean.clean", "dump.xml.zst")
+	files["snap"] = unpack("c06-bs1000-odd.live-snap", "meta.img.zst")
+	files["bad"] = unpack("c16-corrupt.array-block0", "meta.img.zst")
+	return files
+}
+
+func damagedCopies(good []byte) map[string][]byte {
 	flip, wiped := bytes.Clone(good), bytes.Clone(good)
 	flip[100] ^= 1
 	clear(wiped[:512])
-	return map[string][]byte{
-		"good": good, "flip": flip, "wiped": wiped,
-		"xml":   unpack("c07-bs128-unclean.clean", "dump.xml.zst"),
-		"snap":  unpack("c06-bs1000-odd.live-snap", "meta.img.zst"),
-		"bad":   unpack("c16-corrupt.array-block0", "meta.img.zst"),
-		"zeros": nil, "tiny": make([]byte, 1024), "empty": nil,
+	return map[string][]byte{"good": good, "flip": flip, "wiped": wiped, "zeros": nil, "tiny": make([]byte, 1024), "empty": nil}
+}
+
+// prepareThin returns the same of dm-thin, made by thin_restore: devices 1 and 2, which
+// share blocks, and 3 with more than a node of mappings. No tool makes a metadata
+// snapshot; "bad" has a damaged mapping of device 3.
+func prepareThin(t *testing.T) map[string][]byte {
+	var xml strings.Builder
+	xml.WriteString(`<superblock uuid="" time="1" transaction="2" flags="0" version="2" data_block_size="128" nr_data_blocks="8192">
+  <device dev_id="1" mapped_blocks="300" transaction="0" creation_time="0" snap_time="1">
+    <range_mapping origin_begin="0" data_begin="0" length="200" time="0"/>
+    <range_mapping origin_begin="500" data_begin="300" length="100" time="0"/>
+  </device>
+  <device dev_id="2" mapped_blocks="201" transaction="1" creation_time="1" snap_time="1">
+    <range_mapping origin_begin="0" data_begin="0" length="200" time="0"/>
+    <single_mapping origin_block="600" data_block="700" time="1"/>
+  </device>
+  <device dev_id="3" mapped_blocks="2000" transaction="1" creation_time="1" snap_time="1">
+`)
+	for i := range 2000 {
+		fmt.Fprintf(&xml, "    <single_mapping origin_block=\"%d\" data_block=\"%d\" time=\"1\"/>\n", 2*i, 1000+3*i)
 	}
+	xml.WriteString("  </device>\n</superblock>\n")
+	dir := t.TempDir()
+	in, out := filepath.Join(dir, "xml"), filepath.Join(dir, "meta")
+	for path, b := range map[string][]byte{in: []byte(xml.String()), out: make([]byte, 256<<10)} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b, err := exec.Command("/usr/sbin/thin_restore", "-i", in, "-o", out).CombinedOutput(); err != nil {
+		t.Fatalf("thin_restore: %v: %s (needs the packages of scripts/setup)", err, b)
+	}
+	good, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := damagedCopies(good)
+	files["xml"] = []byte(xml.String())
+	return files
 }
 
 // toolsOf returns a folder with the programs of a release by their names.

@@ -208,8 +208,10 @@ func misfit(path string) error {
 	switch {
 	case errors.As(err, &known):
 		return fmt.Errorf("%s: %w", path, known.Err)
-	case err != nil || !info.Mode().IsRegular():
-		return err // what is no file is for others to look at
+	case err != nil || info.Mode().Type() == os.ModeDevice:
+		return err
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s: not a block device or regular file", path)
 	case info.Size() < era.BlockSize:
 		return fmt.Errorf("Metadata device/file too small.  Is this binary metadata? (%s: %d bytes)", path, info.Size())
 	}
