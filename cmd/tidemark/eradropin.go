@@ -190,44 +190,43 @@ func (d dropIn) execute(ctx context.Context, name string, args []string, stdout,
 		return int(exitError)
 	}
 	if d.input {
-		if err := misfit(first(operands)); err != nil {
-			if quiet := flags.Lookup("quiet"); quiet != nil && quiet.Value.String() == "true" {
-				err = errQuiet
+		if problem := misfit(first(operands)); problem != "" {
+			if quiet := flags.Lookup("quiet"); quiet == nil || quiet.Value.String() != "true" {
+				fmt.Fprintln(stderr, problem)
 			}
-			return finish(ctx, err, stderr)
+			return int(exitError)
 		}
 	}
 	return finish(ctx, d.run(ctx, first(operands), stdout, stderr), stderr)
 }
 
 // misfit tells what cannot be metadata, as it is there, without reading it as such: in
-// the words of the tools where scripts may know them.
-func misfit(path string) error {
+// the words of the tools where scripts may know them. It is empty for what may be.
+func misfit(path string) string {
 	info, err := os.Stat(path)
-	var known *os.PathError
 	switch {
-	case errors.As(err, &known):
-		return fmt.Errorf("%s: %w", path, known.Err)
-	case err != nil || info.Mode().Type() == os.ModeDevice:
-		return err
+	case err != nil:
+		return fmt.Sprintf("%s: %v", path, errors.Unwrap(err))
+	case info.Mode().Type() == os.ModeDevice:
+		return ""
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s: not a block device or regular file", path)
+		return path + ": not a block device or regular file"
 	case info.Size() < era.BlockSize:
-		return fmt.Errorf("Metadata device/file too small.  Is this binary metadata? (%s: %d bytes)", path, info.Size())
+		return fmt.Sprintf("Metadata device/file too small.  Is this binary metadata? (%s: %d bytes)", path, info.Size())
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return err.Error()
 	}
 	defer f.Close()
 	begin := make([]byte, 64)
 	if _, err := f.ReadAt(begin, 0); err != nil {
-		return err
+		return err.Error()
 	}
 	if bytes.HasPrefix(bytes.TrimLeft(begin, " \t\r\n"), []byte("<")) {
-		return fmt.Errorf("This looks like XML, not binary metadata: %s", path)
+		return "This looks like XML, not binary metadata: " + path
 	}
-	return nil
+	return ""
 }
 
 func first(words []string) string {
