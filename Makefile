@@ -106,4 +106,4 @@ test-fuzz:
 
 # Last, and the last lines are go test's own summary.
 test-slow: build
-	scripts/as-root go test -p 1 -count=1 -timeout 40m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 40m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')

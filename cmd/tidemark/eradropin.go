@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,8 @@ func dropInDump() dropIn {
 		input: true, flags: d.tool,
 		run: func(ctx context.Context, path string, out, errs io.Writer) error {
 			err := d.run(ctx, path, out, errs)
-			if errors.Is(err, era.ErrDamaged) && !d.repair {
+			var fault *era.Fault // of a superblock, it cannot be repaired
+			if errors.As(err, &fault) && fault.Offset > 0 && errors.Is(err, era.ErrDamaged) && !d.repair {
 				return fmt.Errorf("%w\nperhaps you wanted to run with --repair ?", err)
 			}
 			return err
@@ -187,7 +189,44 @@ func (d dropIn) execute(ctx context.Context, name string, args []string, stdout,
 		fmt.Fprintf(stderr, "%s\n%s", lack, d.usageText())
 		return int(exitError)
 	}
+	if d.input {
+		if problem := misfit(first(operands)); problem != "" {
+			if quiet := flags.Lookup("quiet"); quiet == nil || quiet.Value.String() != "true" {
+				fmt.Fprintln(stderr, problem)
+			}
+			return int(exitError)
+		}
+	}
 	return finish(ctx, d.run(ctx, first(operands), stdout, stderr), stderr)
+}
+
+// misfit tells what cannot be metadata, as it is there, without reading it as such: in
+// the words of the tools where scripts may know them. It is empty for what may be.
+func misfit(path string) string {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Sprintf("%s: %v", path, errors.Unwrap(err))
+	case info.Mode().Type() == os.ModeDevice:
+		return ""
+	case !info.Mode().IsRegular():
+		return path + ": not a block device or regular file"
+	case info.Size() < era.BlockSize:
+		return fmt.Sprintf("Metadata device/file too small.  Is this binary metadata? (%s: %d bytes)", path, info.Size())
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	begin := make([]byte, 64)
+	if _, err := f.ReadAt(begin, 0); err != nil {
+		return err.Error()
+	}
+	if bytes.HasPrefix(bytes.TrimLeft(begin, " \t\r\n"), []byte("<")) {
+		return "This looks like XML, not binary metadata: " + path
+	}
+	return ""
 }
 
 func first(words []string) string {

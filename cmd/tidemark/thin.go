@@ -91,6 +91,7 @@ type thinDump struct {
 	devices      []uint
 	skipMappings bool
 	lenient      bool // a device that does not exist is left out, as by thin_dump
+	override     func(*thin.Superblock)
 }
 
 func (d *thinDump) tool(flags *pflag.FlagSet) {
@@ -125,7 +126,7 @@ func (d *thinDump) run(ctx context.Context, path string, out, _ io.Writer) error
 		return err
 	}
 	defer in.Close()
-	o := thin.DumpOptions{SkipMappings: d.skipMappings, Lenient: d.lenient}
+	o := thin.DumpOptions{SkipMappings: d.skipMappings, Lenient: d.lenient, Override: d.override}
 	if d.format.value != "xml" {
 		o.Format = thin.Text
 	}

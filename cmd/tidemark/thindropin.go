@@ -24,7 +24,8 @@ func dropInThinDump() dropIn {
 	return dropIn{
 		usage: []string{
 			"thin_dump [options] {device|file}", "{-h|--help}", "{-f|--format} {xml|human_readable}",
-			"{-m|--metadata-snap} [block#]", "{-o <xml file>}", "{--dev-id} <dev-id>", "{--skip-mappings}", "{-V|--version}", "{-q|--quiet}", "{-r|--repair}",
+			"{-m|--metadata-snap} [block#]", "{-o|--output} <xml file>", "{--dev-id} <dev-id>", "{--skip-mappings}", "{-V|--version}", "{-q|--quiet}", "{-r|--repair}",
+			"{--transaction-id} <number>", "{--data-block-size} <sectors>", "{--nr-data-blocks} <number>",
 		},
 		input: true,
 		run: func(ctx context.Context, path string, out, errs io.Writer) error {
@@ -38,6 +39,20 @@ func dropInThinDump() dropIn {
 			d.tool(flags)
 			flags.BoolP("quiet", "q", false, "")
 			flags.BoolVarP(&repair, "repair", "r", false, "")
+			transaction := flags.Uint64("transaction-id", 0, "")
+			sectors := flags.Uint32("data-block-size", 0, "")
+			blocks := flags.Uint64("nr-data-blocks", 0, "")
+			d.override = func(s *thin.Superblock) {
+				if flags.Changed("transaction-id") {
+					s.Transaction = *transaction
+				}
+				if flags.Changed("data-block-size") {
+					s.BlockSectors = *sectors
+				}
+				if flags.Changed("nr-data-blocks") {
+					s.Data.Blocks = *blocks
+				}
+			}
 		},
 	}
 }
@@ -77,6 +92,9 @@ func dropInThinCheck() dropIn {
 			const writes = "it changes metadata, which this program does not: use that of thin-provisioning-tools"
 			refuseOption(flags, "auto-repair", "", writes)
 			refuseOption(flags, "clear-needs-check-flag", "", writes)
+			const roots = "only the roots of the superblock, or of a metadata snapshot, are checked"
+			refuseOption(flags, "override-mapping-root", "", roots)
+			refuseOption(flags, "override-details-root", "", roots)
 		},
 	}
 }

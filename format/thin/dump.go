@@ -24,7 +24,8 @@ type DumpOptions struct {
 	Format       DumpFormat
 	Devices      []uint32 // only these; none: all
 	SkipMappings bool
-	Lenient      bool // a device that does not exist is left out
+	Lenient      bool              // a device that does not exist is left out
+	Override     func(*Superblock) // changes what is told of the superblock; nil: nothing
 }
 
 // Dump writes all of a view, as thin_dump of thin-provisioning-tools 0.9 does. It fails at the
@@ -36,7 +37,11 @@ func (v *View) Dump(out io.Writer, o DumpOptions) error {
 		return err
 	}
 	w := &dumper{Writer: bufio.NewWriterSize(out, 64<<10), text: o.Format == Text}
-	w.begin(v.super)
+	super := v.super
+	if o.Override != nil {
+		o.Override(&super)
+	}
+	w.begin(super)
 	for _, d := range list {
 		w.device(d)
 		if !o.SkipMappings {
