@@ -155,7 +155,7 @@ func TestNamesRefuseASuperblockWithAByteChanged(t *testing.T) {
 	t.Parallel()
 	for kind, good := range map[string][]byte{"era": prepareContracts(t)["snap"], "thin": prepareThin(t)["good"]} {
 		f := newFaulty(t, good)
-		for at := 0; at < era.BlockSize; at++ {
+		for at := range era.BlockSize {
 			// Each of the first fields, of the others at least one byte, and where only the sum is wrong.
 			if at >= 48 && at%7 != 0 || at >= 416 && at%97 != 0 {
 				continue

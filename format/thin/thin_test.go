@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -65,9 +66,7 @@ func random(rng *rand.Rand, size int) pool {
 		}
 		m := map[uint64]uint64{}
 		if len(p.ids) > 0 && rng.IntN(4) > 0 {
-			for b, v := range p.devices[p.ids[rng.IntN(len(p.ids))]] {
-				m[b] = v
-			}
+			maps.Copy(m, p.devices[p.ids[rng.IntN(len(p.ids))]])
 		}
 		for range 1 + rng.IntN(6) {
 			write(m, i)
