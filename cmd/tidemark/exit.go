@@ -30,6 +30,7 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
 	"tidemark/linux/dmsnap"
+	"tidemark/linux/dmthin"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/loop"
 	"tidemark/linux/lvm"
@@ -287,6 +288,9 @@ func eraClasses() []class {
 		{"era-damaged", era.ErrDamaged, exitDamaged, `"tidemark era check" lists every fault, "tidemark era repair" saves what can be read`},
 		{"era-foreign", era.ErrNotEra, exitDamaged, "give the metadata device of the era device, or an image of it"},
 		{"era-newer", era.ErrNewer, exitDamaged, "use a later tidemark"},
+		{"thin-snapshot-held", dmthin.ErrHeld, exitBusy, ""},
+		{"thin-pool-failed", dmthin.ErrFailed, exitError, "see the kernel's log; thin_check and thin_repair of thin-provisioning-tools"},
+		{"no-thin-pool", dmthin.ErrNotPool, exitError, "give a thin pool in use, or a volume of one"},
 		{"thin-damaged", thin.ErrDamaged, exitDamaged, `"tidemark thin check" lists every fault; thin_repair of thin-provisioning-tools writes what can be read to new metadata`},
 		{"thin-foreign", thin.ErrNotThin, exitDamaged, "give the metadata device of a thin pool, or an image of it"},
 		{"thin-newer", thin.ErrNewer, exitDamaged, "use a later tidemark"},

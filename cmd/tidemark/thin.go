@@ -10,20 +10,24 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"tidemark/block"
 	"tidemark/format/thin"
+	"tidemark/linux/dm"
+	"tidemark/linux/dmthin"
+	"tidemark/linux/sysfs"
 )
 
-func newThin() *cobra.Command {
+func newThin(g *globals) *cobra.Command {
 	return command{
 		use: "thin", short: "Read the metadata of thin pools",
 		long: `Reads the metadata of dm-thin pools, LVM's among them: which volumes there are, what they map, and what differs between two of them.
 
-METADATA is the metadata device of a pool that is not in use, an image of it, or, with --metadata-snap, that of a pool in use: its metadata snapshot is read ("dmsetup message POOL 0 reserve_metadata_snap" takes one, release_metadata_snap drops it).
+METADATA is the metadata device of a pool that is not in use, an image of it, or the device of a pool in use, or of a volume of one: of these the kernel's metadata snapshot is taken, read, and released, also after a crash. With --metadata-snap METADATA is the metadata device of a pool in use, of which somebody has taken the snapshot ("dmsetup message POOL 0 reserve_metadata_snap").
 
 The programs thin_delta, thin_dump, thin_check and thin_ls of thin-provisioning-tools print the same; tidemark answers to these names.`,
 		example: `tidemark thin ls /dev/vg/pool_tmeta
 tidemark thin delta --snap1 3 --snap2 7 /dev/vg/pool_tmeta`,
-	}.build(newThinDelta(), newThinDump(), newThinCheck(), newThinLs())
+	}.build(newThinDelta(g), newThinDump(g), newThinCheck(), newThinLs(g))
 }
 
 // snapshotFlag asks for the metadata snapshot that is held, or for that at a block.
@@ -60,31 +64,80 @@ func (s *snapshotFlag) add(flags *pflag.FlagSet) {
 	flags.Lookup("metadata-snap").NoOptDefVal = heldSnapshot
 }
 
-// openThin opens the metadata of a pool, and the state that is to be read.
-func openThin(ctx context.Context, path string, snapshot snapshotFlag) (*metadataInput, *thin.View, error) {
-	in, err := openMetadata(ctx, "thin", path, snapshot.asked)
+// thinSource is what a command reads metadata of. Without globals it takes no metadata snapshots, as
+// the tools do not.
+type thinSource struct {
+	snapshot snapshotFlag
+	g        *globals
+}
+
+// open opens the metadata of a pool, and the state that is to be read. Where path is a pool in use,
+// or a volume of one, its metadata snapshot is taken, and released by the function that is
+// returned.
+func (t thinSource) open(ctx context.Context, path string) (*metadataInput, *thin.View, func() error, error) {
+	if t.g != nil && !t.snapshot.asked {
+		held, closers, err := t.hold(path)
+		switch {
+		case err == nil:
+			in := &metadataInput{held.Device(), ctx}
+			v, err := thin.Open(in, held.Device().Size())
+			if err != nil {
+				return nil, nil, nil, errors.Join(err, closers())
+			}
+			view, err := v.Snapshot()
+			if err != nil {
+				return nil, nil, nil, errors.Join(err, closers())
+			}
+			return in, view, closers, nil
+		case !errors.Is(err, dmthin.ErrNotPool):
+			return nil, nil, nil, err
+		}
+	}
+	in, err := openMetadata(ctx, "thin", path, t.snapshot.asked)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	m, err := thin.Open(in, in.dev.Size())
 	if err != nil {
-		return nil, nil, errors.Join(err, in.Close())
+		return nil, nil, nil, errors.Join(err, in.Close())
 	}
 	v := m.Live()
 	switch {
-	case snapshot.block > 0:
-		v, err = m.SnapshotAt(thin.Addr(snapshot.block))
-	case snapshot.asked:
+	case t.snapshot.block > 0:
+		v, err = m.SnapshotAt(thin.Addr(t.snapshot.block))
+	case t.snapshot.asked:
 		v, err = m.Snapshot()
 	}
 	if err != nil {
-		return nil, nil, errors.Join(err, in.Close())
+		return nil, nil, nil, errors.Join(err, in.Close())
 	}
-	return in, v, nil
+	return in, v, in.Close, nil
+}
+
+// hold takes the metadata snapshot of the pool in use that path is, or belongs to. The error wraps
+// dmthin.ErrNotPool where there is none.
+func (t thinSource) hold(path string) (*dmthin.Held, func() error, error) {
+	if id, err := block.Identify(path); err != nil || !sysfs.IsMapped(id.Disk) {
+		return nil, nil, dmthin.ErrNotPool
+	}
+	ctl, err := dm.Open()
+	if err != nil {
+		return nil, nil, err
+	}
+	pool, _, err := dmthin.Find(ctl, path)
+	if err != nil {
+		return nil, nil, errors.Join(err, ctl.Close())
+	}
+	held, err := pool.Hold(ctl, dmthin.Options{RunDir: t.g.runDir, StateDir: t.g.stateDir})
+	if err != nil {
+		return nil, nil, errors.Join(err, ctl.Close())
+	}
+	return held, func() error { return errors.Join(held.Close(), ctl.Close()) }, nil
 }
 
 // thinDump is the command line of "thin dump".
 type thinDump struct {
+	g            *globals
 	snapshot     snapshotFlag
 	format       choice
 	output       string
@@ -103,8 +156,8 @@ func (d *thinDump) tool(flags *pflag.FlagSet) {
 	flags.BoolVar(&d.skipMappings, "skip-mappings", false, "leave out what the devices map")
 }
 
-func newThinDump() *cobra.Command {
-	d := &thinDump{}
+func newThinDump(g *globals) *cobra.Command {
+	d := &thinDump{g: g}
 	cmd := command{
 		use: "dump METADATA", short: "Print all of the metadata as XML",
 		long: `Prints the XML of thin_dump 0.9, which every thin_restore reads: the superblock, the devices and what they map. It ends at the first damage that it meets; nothing is repaired. With --metadata-snap the number of data blocks is that of the pool; thin_dump prints 0, which cannot be restored.`,
@@ -120,12 +173,12 @@ tidemark thin dump --metadata-snap --dev-id 3 /dev/mapper/vg-pool_tmeta`,
 	return cmd
 }
 
-func (d *thinDump) run(ctx context.Context, path string, out, _ io.Writer) error {
-	in, v, err := openThin(ctx, path, d.snapshot)
+func (d *thinDump) run(ctx context.Context, path string, out, _ io.Writer) (err error) {
+	in, v, release, err := thinSource{d.snapshot, d.g}.open(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer func() { err = errors.Join(err, release()) }()
 	o := thin.DumpOptions{SkipMappings: d.skipMappings, Lenient: d.lenient, Override: d.override}
 	if d.format.value != "xml" {
 		o.Format = thin.Text

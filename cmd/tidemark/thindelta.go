@@ -35,6 +35,7 @@ func (n *number) Set(s string) (err error) {
 
 // thinDelta is the command line of "thin delta".
 type thinDelta struct {
+	g        *globals
 	snapshot snapshotFlag
 	devices  [2]number
 	roots    [2]number // in their place
@@ -52,15 +53,16 @@ func (d *thinDelta) tool(flags *pflag.FlagSet) {
 	flags.BoolVar(&d.verbose, "verbose", false, "tell where the data of each run is")
 }
 
-func newThinDelta() *cobra.Command {
-	d := &thinDelta{}
+func newThinDelta(g *globals) *cobra.Command {
+	d := &thinDelta{g: g}
 	cmd := command{
 		use: "delta METADATA", short: "Print what differs between two thin devices",
 		long: `Prints the XML of thin_delta: the runs of blocks that are the same in two devices of a pool, are different, or are mapped in one of them only. Parts of the mappings that both devices share are read once.
 
 With --json the parts that are not the same are listed, as offset and length in bytes.`,
 		example: `tidemark thin delta --snap1 3 --snap2 7 /dev/vg/pool_tmeta
-tidemark thin delta --metadata-snap --snap1 3 --snap2 7 --json /dev/mapper/vg-pool_tmeta`,
+# of a pool in use
+tidemark thin delta --snap1 3 --snap2 7 --json /dev/vg/volume`,
 		exits: append(interruptible(), exitBusy, exitDamaged),
 		args: func(cmd *cobra.Command, args []string) error {
 			if lack := d.lacks(); lack != "" {
@@ -90,12 +92,12 @@ func (d *thinDelta) lacks() string {
 	return ""
 }
 
-func (d *thinDelta) run(ctx context.Context, path string, out, _ io.Writer) error {
-	in, v, err := openThin(ctx, path, d.snapshot)
+func (d *thinDelta) run(ctx context.Context, path string, out, _ io.Writer) (err error) {
+	_, v, release, err := thinSource{d.snapshot, d.g}.open(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer func() { err = errors.Join(err, release()) }()
 	roots, err := d.find(v)
 	if err != nil {
 		return err

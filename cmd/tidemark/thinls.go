@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -17,6 +18,7 @@ import (
 
 // thinLs is the command line of "thin ls".
 type thinLs struct {
+	g         *globals
 	snapshot  snapshotFlag
 	fields    fieldList
 	noHeaders bool
@@ -54,8 +56,8 @@ func (l *thinLs) tool(flags *pflag.FlagSet) {
 	flags.BoolVar(&l.noHeaders, "no-headers", false, "print no line with the names of the fields")
 }
 
-func newThinLs() *cobra.Command {
-	l := &thinLs{}
+func newThinLs(g *globals) *cobra.Command {
+	l := &thinLs{g: g}
 	cmd := command{
 		use: "ls METADATA", short: "List the thin devices of a pool",
 		long: "Prints a line for each thin device, as thin_ls does. Fields are " + strings.Join(thinFields, ", ") + `. What is exclusive belongs to one device alone; to tell, all mappings are read.
@@ -81,12 +83,12 @@ type thinRow struct {
 	Exclusive uint64 `json:"exclusive_blocks"`
 }
 
-func (l *thinLs) run(ctx context.Context, path string, out, _ io.Writer) error {
-	in, v, err := openThin(ctx, path, l.snapshot)
+func (l *thinLs) run(ctx context.Context, path string, out, _ io.Writer) (err error) {
+	_, v, release, err := thinSource{l.snapshot, l.g}.open(ctx, path)
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer func() { err = errors.Join(err, release()) }()
 	list, err := v.Devices()
 	if err != nil {
 		return err

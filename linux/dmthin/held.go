@@ -175,6 +175,9 @@ func (h *Held) write(r record) error {
 	return atomicfile.WriteJSON(h.keep, atomicfile.Options{Durable: true}, r)
 }
 
+// Device returns the open metadata device, which stays the Held's.
+func (h *Held) Device() *block.Device { return h.dev }
+
 // Close releases the metadata snapshot.
 func (h *Held) Close() error {
 	var errs []error

@@ -5,6 +5,7 @@
 package thin_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 	"testing"
 
 	"tidemark/block"
+	"tidemark/linux/dm"
+	"tidemark/linux/dmthin"
 	"tidemark/test/vm/guest"
 )
 
@@ -64,6 +67,40 @@ func snapshot(t *testing.T, id, of int) {
 	guest.Run(t, "dmsetup", "resume", name)
 }
 
+// left has a process of ours die while it holds the metadata snapshot: the next one releases it.
+func left(t *testing.T) {
+	t.Helper()
+	ctl, err := dm.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctl.Close()
+	pool, volume, err := dmthin.Find(ctl, "/dev/mapper/vol0")
+	if err != nil || volume == nil || volume.ID != 0 || pool.BlockSize != blockBytes {
+		t.Fatalf("%+v, %+v, %v", pool, volume, err)
+	}
+	o := dmthin.Options{RunDir: t.TempDir(), StateDir: t.TempDir()}
+	held, err := pool.Hold(ctl, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Hold(ctl, o); !errors.Is(err, dmthin.ErrHeld) {
+		t.Errorf("held twice: %v", err)
+	}
+	o.RunDir = t.TempDir() // as after a reboot, or when the process has died: the lock is free
+	again, err := pool.Hold(ctl, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	_ = held.Close() // what it held is gone
+	if st, err := pool.Status(ctl); err != nil || st.Held != 0 {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
 // The metadata snapshot of a pool in use is read as thin_dump and thin_delta read it; what is left
 // on the metadata device is for the host.
 func TestPoolInUse(t *testing.T) {
@@ -99,6 +136,20 @@ func TestPoolInUse(t *testing.T) {
 		}
 	}
 	guest.Run(t, "tidemark", "thin", "check", "-m", meta)
+
+	// The snapshot of another program is left alone, and one of ours is taken and released.
+	if out, err := exec.Command("tidemark", "thin", "ls", vol).CombinedOutput(); err == nil || !strings.Contains(string(out), "held by another program, in block ") {
+		t.Errorf("%v: %s", err, out)
+	}
+	message(t, "release_metadata_snap")
+	for range 2 {
+		got := guest.Run(t, "tidemark", "thin", "delta", "--json", "--snap1", "3", "--snap2", "0", vol)
+		if want := guest.Run(t, "tidemark", "thin", "delta", "--json", "--snap1", "3", "--snap2", "0", "/dev/mapper/pool"); got != want {
+			t.Errorf("%s\nwant %s", got, want)
+		}
+	}
+	left(t)
+	message(t, "reserve_metadata_snap")
 	if out, err := exec.Command("tidemark", "thin", "dump", meta).CombinedOutput(); err == nil {
 		t.Errorf("a pool in use was read without its snapshot: %.200s", out)
 	}
