@@ -188,7 +188,7 @@ func (a *eraApply) advise(err error, path, stateDir string) error {
 	place, findErr := target.Find(path, stateDir)
 	switch {
 	case findErr != nil:
-	case errors.Is(err, streams.ErrMirror):
+	case errors.Is(err, target.ErrMirror):
 		return hinted{err, fmt.Sprintf(`use "tidemark mirror", or remove %s to give the mirror up`, place.Folder)}
 	case errors.Is(err, redo.ErrDamaged), errors.Is(err, redo.ErrNotOurs):
 		return hinted{err, fmt.Sprintf(`what waits in %[2]s cannot be used, and %[1]s may be between old and new: copy all of it anew; "tidemark era apply --discard %[1]s" forgets what waits`, place.Path, place.Folder)}

@@ -333,7 +333,7 @@ func storeClasses() []class {
 		{"store-on-origin", stores.ErrSame, exitRefused, "give the device that the store is a snapshot of, which it does not lie on"},
 		{"undo-refused", stores.ErrUndo, exitRefused, "give a file that does not exist"},
 		{"merge-pending", merge.ErrPending, exitError, "run the same command again: it finishes it"},
-		{"target-is-a-mirror", merge.ErrMirror, exitRefused, "give another target"},
+		{"target-is-a-mirror", target.ErrMirror, exitRefused, "give another target"},
 		{"cow-not-clean", datto.ErrNotClean, exitRefused, "have the driver close it: transition-to-snapshot closes the file before, umount any"},
 		{"cow-foreign", datto.ErrNotCOW, exitDamaged, "give the file that was named to dbdctl or elioctl as the COW file"},
 		{"cow-newer", datto.ErrNewer, exitDamaged, "use a later tidemark"},

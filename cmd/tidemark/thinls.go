@@ -32,6 +32,7 @@ type fieldList []string
 var thinFields = []string{
 	"DEV", "MAPPED_BLOCKS", "EXCLUSIVE_BLOCKS", "SHARED_BLOCKS", "MAPPED_SECTORS", "EXCLUSIVE_SECTORS", "SHARED_SECTORS",
 	"MAPPED_BYTES", "EXCLUSIVE_BYTES", "SHARED_BYTES", "MAPPED", "EXCLUSIVE", "SHARED", "TRANSACTION", "CREATE_TIME", "SNAP_TIME",
+	"HIGHEST_MAPPED",
 }
 
 func (f *fieldList) String() string { return strings.Join(*f, ",") }
@@ -81,6 +82,7 @@ type thinRow struct {
 	thin.Device
 	BlockSize int64  `json:"block_size"`
 	Exclusive uint64 `json:"exclusive_blocks"`
+	Highest   uint64 `json:"highest_byte"` // that is mapped; 0: none is
 }
 
 func (l *thinLs) run(ctx context.Context, path string, out, _ io.Writer) (err error) {
@@ -102,12 +104,20 @@ func (l *thinLs) run(ctx context.Context, path string, out, _ io.Writer) (err er
 			return err
 		}
 	}
-	if err := v.Recheck(); err != nil {
-		return err
-	}
 	var rows []thinRow
 	for _, d := range list {
-		rows = append(rows, thinRow{d, v.Superblock().BlockBytes(), exclusive[d.ID]})
+		row := thinRow{d, v.Superblock().BlockBytes(), exclusive[d.ID], 0}
+		last, ok, err := v.Highest(d.Root)
+		if err != nil {
+			return err
+		}
+		if ok {
+			row.Highest = (last+1)*uint64(row.BlockSize) - 1
+		}
+		rows = append(rows, row)
+	}
+	if err := v.Recheck(); err != nil {
+		return err
 	}
 	if l.asJSON {
 		for _, r := range rows {
@@ -164,6 +174,8 @@ func (r thinRow) field(name string) string {
 		return strconv.FormatUint(r.Transaction, 10)
 	case "CREATE":
 		return strconv.FormatUint(uint64(r.Created), 10)
+	case "HIGHEST":
+		return inUnits(r.Highest)
 	case "SNAP":
 		return strconv.FormatUint(uint64(r.Snapped), 10)
 	}

@@ -73,6 +73,27 @@ func (v *View) height(root Addr) (n int, err error) {
 
 const maxHeight = 16
 
+// Highest returns the last block that a device maps, by the root of its mappings; ok is false when
+// there is none.
+func (v *View) Highest(root Addr) (block uint64, ok bool, err error) {
+	n := pdata.TreeNode(pdata.Buffer(1))
+	bound := pdata.AllKeys()
+	for at, height := root, 0; height < maxHeight; height++ {
+		if err := v.dev.ReadNode(at, n, mappingSize, height == 0, bound); err != nil {
+			return 0, false, err
+		}
+		last := n.Entries() - 1
+		switch {
+		case last < 0:
+			return 0, false, nil
+		case n.Leaf():
+			return n.Key(last), true, nil
+		}
+		at, bound.Lo = Addr(n.Value64(last)), n.Key(last)
+	}
+	return 0, false, ours.Damage(min(root, pdata.MaxMetadataBlocks), "btree node", "deeper than %d levels", maxHeight)
+}
+
 // subtree is a node that was not read yet.
 type subtree struct {
 	at     Addr

@@ -14,10 +14,6 @@ import (
 	"tidemark/transfer/transaction"
 )
 
-// ErrMirror refuses a target that is a mirror, and would no longer be one. It wraps
-// target.ErrRefused.
-var ErrMirror = fmt.Errorf("%w: it is a mirror, and would no longer be one", target.ErrRefused)
-
 // Target is an open target, locked against other runs.
 type Target struct {
 	// Recovered tells in words what Open found to finish or discard, "" if nothing.
@@ -28,13 +24,13 @@ type Target struct {
 
 // Judge returns nil where the image or device at path, which must be there, may be written
 // to: it is in use by nobody, and no mirror. The error wraps fs.ErrNotExist,
-// inuse.ErrInUse or ErrMirror.
+// inuse.ErrInUse or target.ErrMirror.
 func Judge(path, stateDir string) error {
 	place, err := find(path, stateDir)
 	if err != nil {
 		return err
 	}
-	return errors.Join(refuseMirror(place, stateDir), inuse.Check(place.Path))
+	return errors.Join(place.RefuseMirror(), place.RefuseUsed(), place.RefuseOpeners())
 }
 
 func find(path, stateDir string) (*target.Target, error) {
@@ -45,16 +41,6 @@ func find(path, stateDir string) (*target.Target, error) {
 	return place, err
 }
 
-func refuseMirror(place *target.Target, stateDir string) error {
-	switch _, err := target.Status(place.Path, stateDir); {
-	case err == nil:
-		return fmt.Errorf("%s: %w", place.Path, ErrMirror)
-	case !errors.Is(err, target.ErrNoMirror):
-		return err
-	}
-	return nil
-}
-
 // Open opens the image or device at path, which Judge approves of, for writing, and first
 // finishes a change that was committed and has not reached it: half of it may be there, and
 // nothing else makes that whole. stateDir is target.DefaultStateDir when empty.
@@ -63,22 +49,22 @@ func Open(path, stateDir string) (_ *Target, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(refuseMirror(place, stateDir), inuse.Held(place.Path)); err != nil {
+	if err := errors.Join(place.RefuseMirror(), place.RefuseUsed()); err != nil {
 		return nil, err
 	}
 	if err := place.Lock(true); err != nil {
 		return nil, err
 	}
 	t := &Target{place: place}
-	if err := t.open(stateDir); err != nil {
+	if err := t.open(); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
 
-func (t *Target) open(stateDir string) error {
+func (t *Target) open() error {
 	// The folder is locked: another run of ours is none of those that are found.
-	if err := errors.Join(refuseMirror(t.place, stateDir), inuse.Opened(t.place.Path)); err != nil {
+	if err := errors.Join(t.place.RefuseMirror(), t.place.RefuseOpeners()); err != nil {
 		return err
 	}
 	if err := t.place.Open(0); errors.Is(err, unix.EBUSY) {

@@ -6,8 +6,8 @@
 //
 // The package is to package apply what package pairs is to the engine: it finds the
 // folder beside a target, opens and locks both, and refuses a target that is in use
-// (inuse.ErrInUse), is the stream itself, or is a mirror (ErrRefused). Nothing has been written to a target that
-// is refused. Functions on different targets may run at the same time.
+// (inuse.ErrInUse), is the stream itself (ErrRefused), or is a mirror (target.ErrMirror). Nothing
+// has been written to a target that is refused. Functions on different targets may run at the same time.
 package streams
 
 import (
@@ -27,13 +27,8 @@ import (
 	"tidemark/transfer/transaction"
 )
 
-var (
-	// ErrRefused says that a target must not be written to.
-	ErrRefused = errors.New("refused")
-	// ErrMirror refuses a target that is a mirror, and would no longer be one. The error
-	// wraps ErrRefused as well.
-	ErrMirror = fmt.Errorf("%w: it is a mirror, and would no longer be one", ErrRefused)
-)
+// ErrRefused refuses a target that is the stream itself.
+var ErrRefused = errors.New("refused")
 
 // Options say what to do with a target. The zero value works.
 type Options struct {
@@ -102,7 +97,7 @@ func find(path string, in io.Reader, o Options) (*target.Target, error) {
 	if err != nil {
 		return place, err
 	}
-	if err := refuseMirror(place, o.StateDir); err != nil || !place.Exists {
+	if err := place.RefuseMirror(); err != nil || !place.Exists {
 		return place, err
 	}
 	if f, ok := in.(*os.File); ok {
@@ -114,19 +109,7 @@ func find(path string, in io.Reader, o Options) (*target.Target, error) {
 			return place, err
 		}
 	}
-	return place, inuse.Held(place.Path)
-}
-
-// refuseMirror refuses a mirror. It is asked first, and again when the folder is locked:
-// another run may have made one meanwhile.
-func refuseMirror(place *target.Target, stateDir string) error {
-	switch _, err := target.Status(place.Path, stateDir); {
-	case err == nil:
-		return ErrMirror
-	case !errors.Is(err, target.ErrNoMirror):
-		return err
-	}
-	return nil
+	return place, place.RefuseUsed()
 }
 
 // isFile reports whether path leads to an open file.
@@ -151,7 +134,7 @@ func (o Options) create(ctx context.Context, place *target.Target, in io.Reader)
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	if err := refuseMirror(place, o.StateDir); err != nil {
+	if err := place.RefuseMirror(); err != nil {
 		return rep, err
 	}
 	return apply.Create(ctx, dir, in, o.Options)
@@ -178,11 +161,11 @@ func (o Options) update(ctx context.Context, place *target.Target, in io.Reader)
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	if err := refuseMirror(place, o.StateDir); err != nil {
+	if err := place.RefuseMirror(); err != nil {
 		return rep, err
 	}
 	// The folder is locked: another run of ours is none of those that are found.
-	if err := inuse.Opened(place.Path); err != nil {
+	if err := place.RefuseOpeners(); err != nil {
 		return rep, err
 	}
 	d, err := block.Open(place.Path, block.Options{Write: true, Exclusive: true})

@@ -56,6 +56,18 @@ func (t *Target) RefuseUsed(sources ...*block.Device) error {
 // machine, for example.
 func (t *Target) RefuseOpeners() error { return targeted(inuse.Opened(t.Path)) }
 
+// RefuseMirror refuses a target that is a mirror, and would no longer be one: ErrMirror. It is
+// asked again when the folder is locked: another run may have made one meanwhile.
+func (t *Target) RefuseMirror() error {
+	switch _, err := KnownIn(t.Folder, t.Path); {
+	case err == nil:
+		return fmt.Errorf("target: %s: %w", t.Path, ErrMirror)
+	case !errors.Is(err, ErrNoMirror):
+		return targeted(err)
+	}
+	return nil
+}
+
 // targeted says of an error that it is about a target.
 func targeted(err error) error {
 	if err != nil {

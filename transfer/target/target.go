@@ -42,6 +42,8 @@ var (
 	// ErrTooSmall and ErrHoldsOther wrap ErrRefused, and say why.
 	ErrTooSmall   = fmt.Errorf("%w: it is too small", ErrRefused)
 	ErrHoldsOther = fmt.Errorf("%w: it holds something else", ErrRefused)
+	// ErrMirror wraps ErrRefused: what is no update of a mirror would make it none.
+	ErrMirror = fmt.Errorf("%w: it is a mirror, and would no longer be one", ErrRefused)
 	// ErrNoDevice says that a target is named like a device, and is none: a file there would
 	// lie in memory, and be gone with the next boot.
 	ErrNoDevice = fmt.Errorf("%w: it is no device", ErrRefused)
