@@ -36,6 +36,7 @@ func TestThinPool(t *testing.T) {
 func compareThin(t *testing.T, command, meta string) {
 	t.Helper()
 	newer := strings.TrimSpace(printed(t, "../../scripts/bench-tools"))
+	restored(t, command, newer, meta)
 	names := t.TempDir()
 	for _, args := range [][]string{
 		{"thin_dump"},
@@ -57,7 +58,9 @@ func compareThin(t *testing.T, command, meta string) {
 		rest := append(args[1:], meta)
 		got := printed(t, name, rest...)
 		others := []string{printed(t, "/usr/sbin/"+args[0], rest...)}
-		if !slices.Contains(args, "--verbose") { // 1.1 joins runs whose data does not follow one another
+		// 1.1 joins runs of --verbose whose data does not follow one another; it writes once, and refers
+		// to, what devices share in XML, which 0.9 does not read.
+		if !slices.Contains(args, "--verbose") && (args[0] != "thin_dump" || slices.Contains(args, "human_readable")) {
 			others = append(others, printed(t, newer, append([]string{args[0]}, rest...)...))
 		}
 		for _, other := range others {
@@ -74,6 +77,21 @@ var heldAt = regexp.MustCompile(` metadata_snap="[0-9]+"`)
 
 // dataBlocks is what is said of the disk "data".
 const dataBlocks = `nr_data_blocks="4096"`
+
+// restored compares the XML of 1.1 by what it makes.
+func restored(t *testing.T, command, newer, meta string) {
+	t.Helper()
+	xml, image := filepath.Join(t.TempDir(), "xml"), filepath.Join(t.TempDir(), "meta")
+	if err := os.WriteFile(image, make([]byte, 8<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	printed(t, newer, "thin_dump", "-o", xml, meta)
+	printed(t, newer, "thin_restore", "-q", "-i", xml, "-o", image)
+	if a, b := printed(t, command, "thin", "dump", meta), printed(t, command, "thin", "dump", image); a != b {
+		t.Errorf("what 1.1 dumps is\n%.2000s\nwant\n%.2000s", b, a)
+	}
+	printed(t, command, "thin", "check", image)
+}
 
 func normal(tool, s string) string {
 	if tool == "thin_check" {
