@@ -293,3 +293,42 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+// Whatever bit of header or list flips, the store is refused, or its list is one that a kernel
+// could have made: then apply follows it.
+func TestEveryFlippedBitIsRefusedOrFollowed(t *testing.T) {
+	const chunk = 512
+	var olds []uint64
+	for i := range uint64(40) {
+		olds = append(olds, i)
+	}
+	b := write(t, SizeFor(40, chunk), chunk, olds...)
+	for _, area := range []int{0, chunk, chunk * 34} {
+		for at := area; at < area+chunk; at++ {
+			for bit := range 8 {
+				b[at] ^= 1 << bit
+				s, err := Open(bytes.NewReader(b), int64(len(b)))
+				if err == nil {
+					_, err = s.Check(CheckOptions{OriginSize: 64 * chunk})
+				}
+				if err == nil {
+					follows(t, s, at)
+				}
+				b[at] ^= 1 << bit
+			}
+		}
+	}
+}
+
+// follows checks that no chunk is meant twice, and that all are where they can be.
+func follows(t *testing.T, s *Store, at int) {
+	t.Helper()
+	old, data := map[uint64]bool{}, map[uint64]bool{}
+	list := all(t, s)
+	for _, e := range list {
+		if old[e.Old] || data[e.New] || e.Old >= 64 || int64(e.New) > s.data(int64(len(list))-1) {
+			t.Fatalf("byte %d: %v passed", at, e)
+		}
+		old[e.Old], data[e.New] = true, true
+	}
+}
