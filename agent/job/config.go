@@ -189,15 +189,16 @@ func (r *reader) job(name string, line int, table map[string]any) Job {
 	case !many:
 		j.Pairs = []Pair{single}
 	}
-	if len(r.faults) > before {
-		return j // what is missing may be what is wrong
-	}
+	unsure := len(r.faults) > before // what is missing may be what is wrong
 	for i, p := range j.Pairs {
 		at := []string{"job", name}
 		if many {
 			at = append(at, "pairs", fmt.Sprint(i))
 		}
-		r.pair(name, at, p)
+		r.pair(name, at, p, unsure)
+	}
+	if unsure {
+		return j
 	}
 	if j.Whole && j.ForcePart {
 		bad("force-part", errors.New("it does not go together with whole"))
@@ -240,12 +241,14 @@ func (r *reader) pairs(name string, v any) ([]Pair, error) {
 // tags are the names of devices that are no paths.
 var tags = []string{"UUID=", "LABEL=", "PARTUUID=", "PARTLABEL="}
 
-// pair judges one pair, whose key is at.
-func (r *reader) pair(name string, at []string, p Pair) {
+// pair judges one pair, whose key is at. Where it is unsure what is there, it says nothing of what
+// is missing.
+func (r *reader) pair(name string, at []string, p Pair, unsure bool) {
 	for _, end := range []struct{ key, path string }{{"source", p.Source}, {"target", p.Target}} {
 		line := r.line(append(slices.Clone(at), end.key)...)
 		tagged := slices.ContainsFunc(tags, func(tag string) bool { return strings.HasPrefix(end.path, tag) })
 		switch {
+		case end.path == "" && unsure:
 		case end.path == "":
 			r.fault(line, "job %s: it has no %s", name, end.key)
 		case !tagged && !filepath.IsAbs(end.path):

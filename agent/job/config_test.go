@@ -88,6 +88,10 @@ pairs = [{source = "/dev/a", target = "/d.img"}] # either source and target, or 
 source = "disk.img"                   # does not begin with /
 target = "here.img"                   # does not begin with /
 jitter = "5m"                         # there is none
+[job.two]
+source = "disk.img"                   # does not begin with /
+target = "/two.img"
+keepit = 3                            # no such key
 [job.most]
 source = "/dev/a"
 target = "/most.img"
