@@ -134,7 +134,9 @@ func TestImageThatIsNoMirrorIsKeptUnlessToldOtherwise(t *testing.T) {
 	fill(t, image, 17*mib, mib)
 	vm := filepath.Join(dir, "vm.img")
 	must(t, "truncate", "--size", "64M", vm)
-	must(t, "mkfs.ext4", "-q", "-L", "VMDISK", vm)
+	// With the UUID of the source: one that has another is refused without a comparison.
+	uuid := must(t, "blkid", "-p", "-o", "value", "-s", "UUID", dev)
+	must(t, "mkfs.ext4", "-q", "-L", "VMDISK", "-U", uuid, vm)
 	fill(t, vm, 8*mib, 8*mib)
 	was := look(t, image, vm)
 	for _, flags := range [][]string{nil, {"--dry-run"}} {

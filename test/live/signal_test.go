@@ -35,7 +35,7 @@ func TestInterruptedFirstCopyIsResumedNotRestarted(t *testing.T) {
 			until(t, "half of it is copied", func() bool { return allocated(image) > 50*mib })
 			r.kill(t, s.signal).want(t, s.code, "stopped by "+s.name)
 			p.exits(t, exitOK, []string{"incomplete"}, "status", image)
-			p.exits(t, exitOK, nil, "verify", image)
+			p.exits(t, exitRefused, []string{"its first copy has not ended"}, "verify", image)
 
 			fill(t, filepath.Join(at, "file"), 4*mib, 4*mib) // of what was copied already
 			rep := p.mirror(t, dev, image)
