@@ -64,12 +64,11 @@ func (s *Store) Check(o CheckOptions) (Summary, error) {
 
 // room returns how many bytes the data of exceptions behind the first n can take.
 func (s *Store) room(n int64) int64 {
-	chunks := s.size / s.chunk
-	last := chunks - headerChunks // chunks behind the header
+	chunks := max(s.size/s.chunk-headerChunks, 0)
 	stride := s.perArea() + 1
-	capacity := last / stride * s.perArea()
-	if rest := last % stride; rest > 0 {
-		capacity += rest - 1
+	capacity := chunks/stride*s.perArea() + max(chunks%stride-1, 0)
+	if capacity > 0 && !s.fits(capacity-1) {
+		capacity--
 	}
 	return max(capacity-n, 0) * s.chunk
 }

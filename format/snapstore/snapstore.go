@@ -165,6 +165,10 @@ func (s *Store) area(n int64) int64 { return headerChunks + n*(s.perArea()+1) }
 // data returns the data chunk that the kernel gives to the nth exception.
 func (s *Store) data(n int64) int64 { return s.area(n/s.perArea()) + 1 + n%s.perArea() }
 
+// fits reports whether there is room for the nth exception. With the last one of an area the
+// next begins, which ends the list.
+func (s *Store) fits(n int64) bool { return s.holds(s.data(n)) && s.holds(s.area((n+1)/s.perArea())) }
+
 // holds reports whether the store has the whole of a chunk.
 func (s *Store) holds(chunk int64) bool { return chunk >= 0 && chunk < s.size/s.chunk }
 

@@ -146,6 +146,9 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 				t.Errorf("%d: %v, want chunk %d", i, e, olds[i])
 			}
 		}
+		if sum.Free != 0 {
+			t.Errorf("%d: %d bytes are free where no exception fits any more", n, sum.Free)
+		}
 		w, err := NewWriter(make(memory, size-chunk), size-chunk, chunk)
 		if err != nil {
 			continue // not even the first area fits

@@ -50,8 +50,7 @@ func (p *Writer) Add(old uint64, data []byte) error {
 		return fmt.Errorf("snapstore: chunk %d: %d bytes do not fit in it", old, len(data))
 	}
 	at := p.s.data(p.n)
-	// With the last exception of an area the next one begins, which ends the list.
-	if next := p.s.area((p.n + 1) / p.s.perArea()); !p.s.holds(at) || !p.s.holds(next) {
+	if !p.s.fits(p.n) {
 		return fmt.Errorf("snapstore: chunk %d: %w", old, ErrFull)
 	}
 	if short := p.s.chunk - int64(len(data)); short > 0 {
