@@ -4,19 +4,23 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/RoaringBitmap/roaring/v2/roaring64"
 )
 
 // Fault is one thing wrong with a store, at one place. As an error it wraps ErrDamaged.
 type Fault struct {
-	Offset  int64  `json:"offset"` // of the exception or area in the store, in bytes
+	Object  string `json:"object"` // an exception, or which area
+	Offset  int64  `json:"offset"` // of that in the store, in bytes
 	Problem string `json:"problem"`
 }
 
 func (f *Fault) Error() string {
-	return fmt.Sprintf("snapstore: exception at byte %d: %v: %s", f.Offset, ErrDamaged, f.Problem)
+	return fmt.Sprintf("snapstore: %s at byte %d: %v: %s", f.Object, f.Offset, ErrDamaged, f.Problem)
+}
+
+func exceptionFault(at int64, problem string) *Fault {
+	return &Fault{Object: "exception", Offset: at, Problem: problem}
 }
 
 // Unwrap returns ErrDamaged.
@@ -28,14 +32,14 @@ type CheckOptions struct {
 	// OriginSize is the size of the origin in bytes: an exception behind its end is a
 	// fault. 0: it is not known.
 	OriginSize int64
-	// Faults, when set, gets each fault, and the check goes on where it can.
+	// Faults, when set, gets each fault, and the check goes on.
 	Faults func(*Fault)
 }
 
 // Summary is what a store holds.
 type Summary struct {
 	Exceptions int64 `json:"exceptions"` // chunks
-	Extents    int64 `json:"extents"`    // runs of exceptions that are consecutive in the origin and in the store
+	Extents    int64 `json:"extents"`    // runs of exceptions that are consecutive in the origin and in the store, which no area lies in
 	Areas      int64 `json:"areas"`      // of exceptions, the one at the end included, which may be empty
 	Used       int64 `json:"used"`       // bytes of the store, header and areas included, as the kernel counts them
 	Free       int64 `json:"free"`       // bytes of the store in which the data of more exceptions fits
@@ -44,22 +48,21 @@ type Summary struct {
 
 // Check reads all exceptions and holds them against the rules of the format: each has a
 // data chunk of its own, these are the first ones of the store, and no chunk of the origin
-// has two. It returns the first fault unless CheckOptions.Faults is set, and errors that
-// end the list, as Exceptions does. An invalid snapshot is no fault.
+// has two. It returns the first fault unless CheckOptions.Faults is set, and errors of the
+// reader. An invalid snapshot is no fault.
 func (s *Store) Check(o CheckOptions) (Summary, error) {
 	c := checker{s: s, o: o, oldEnd: s.oldEnd(o.OriginSize)}
-	areas, err := s.walk(c.add)
-	if err == nil {
+	areas, err := s.walk(c.add, c.fault)
+	if err == nil && c.err == nil {
 		err = c.atEnd()
 	}
-	var fault *Fault
-	if err != nil && !errors.As(err, &fault) {
+	if err != nil {
 		err = fmt.Errorf("snapstore: %w", err)
 	}
 	c.sum.Areas = areas
 	c.sum.Used = min((headerChunks+areas+c.sum.Exceptions)*s.chunk, s.size)
 	c.sum.Free = s.room(c.sum.Exceptions)
-	return c.sum, err
+	return c.sum, errors.Join(c.err, err)
 }
 
 // room returns how many bytes the data of exceptions behind the first n can take.
@@ -92,19 +95,18 @@ type checker struct {
 	last    Exception
 	highest uint64 // data chunk
 	at      int64  // of the exception that has it
-	err     error
+	err     error  // the first fault, which ends the check
 }
 
 // add judges one exception; it reports whether the check goes on.
 func (c *checker) add(e Exception, at int64) bool {
-	follows := e.Old == c.last.Old+1 && (e.New == c.last.New+1 || e.New == c.last.New+2 && c.isArea(c.last.New+1))
-	if c.sum.Exceptions == 0 || !follows {
+	if follows := e.Old == c.last.Old+1 && e.New == c.last.New+1; c.sum.Exceptions == 0 || !follows {
 		c.sum.Extents++
 	}
 	c.sum.Exceptions++
 	c.last = e
 	if problem := c.problem(e); problem != "" {
-		return c.fault(at, problem)
+		return c.fault(exceptionFault(at, problem))
 	}
 	c.sum.End = max(c.sum.End, int64(e.Old+1)*c.s.chunk)
 	if e.New > c.highest {
@@ -142,77 +144,39 @@ func (c *checker) isArea(chunk uint64) bool {
 // atEnd finds chunks that two exceptions have, and data chunks that none has.
 func (c *checker) atEnd() error {
 	olds, news := c.old.twice(), c.new.twice()
-	if c.err == nil && !(olds.IsEmpty() && news.IsEmpty()) {
-		if err := c.findTwice(olds, news); err != nil {
+	if !(olds.IsEmpty() && news.IsEmpty()) {
+		if err := c.findTwice(olds, news); err != nil || c.err != nil {
 			return err
 		}
 	}
-	n := c.sum.Exceptions
-	if c.err == nil && n > 0 && c.highest > uint64(c.s.data(n-1)) {
-		c.fault(c.at, fmt.Sprintf("its data chunk is %d, and the %d exceptions have no more than %d", c.highest, n, c.s.data(n-1)))
+	if n := c.sum.Exceptions; n > 0 && c.highest > uint64(c.s.data(n-1)) {
+		c.fault(exceptionFault(c.at, fmt.Sprintf("its data chunk is %d, and the %d exceptions have no more than %d", c.highest, n, c.s.data(n-1))))
 	}
-	return c.err
+	return nil
 }
 
 // findTwice reports the exceptions that have a chunk which one before them has.
 func (c *checker) findTwice(olds, news *roaring64.Bitmap) error {
 	firstOld, firstNew := roaring64.New(), roaring64.New()
-	_, err := c.s.walk(func(e Exception, at int64) bool {
+	each := func(e Exception, at int64) bool {
 		if olds.Contains(e.Old) && !firstOld.CheckedAdd(e.Old) {
-			return c.fault(at, fmt.Sprintf("chunk %d of the origin has another exception too", e.Old))
+			return c.fault(exceptionFault(at, fmt.Sprintf("chunk %d of the origin has another exception too", e.Old)))
 		}
 		if news.Contains(e.New) && !firstNew.CheckedAdd(e.New) {
-			return c.fault(at, fmt.Sprintf("its data chunk %d is that of another exception too", e.New))
+			return c.fault(exceptionFault(at, fmt.Sprintf("its data chunk %d is that of another exception too", e.New)))
 		}
 		return true
-	})
+	}
+	_, err := c.s.walk(each, func(*Fault) bool { return true }) // told before
 	return err
 }
 
-func (c *checker) fault(at int64, problem string) bool {
-	f := &Fault{Offset: at, Problem: problem}
+// fault tells one fault; it reports whether the check goes on.
+func (c *checker) fault(f *Fault) bool {
 	if c.o.Faults != nil {
 		c.o.Faults(f)
 		return true
 	}
 	c.err = f
 	return false
-}
-
-// numbers is a set that notices what is added twice. It takes numbers in batches, which are
-// sorted first: neighbours are then added while they are in the processor's cache.
-type numbers struct {
-	batch []uint64
-	set   *roaring64.Bitmap
-	again *roaring64.Bitmap
-}
-
-const batchSize = 1 << 18
-
-func (n *numbers) add(v uint64) {
-	n.batch = append(n.batch, v)
-	if len(n.batch) == batchSize {
-		n.flush()
-	}
-}
-
-func (n *numbers) empty() bool { return len(n.batch) == 0 && n.set == nil }
-
-func (n *numbers) flush() {
-	if n.set == nil {
-		n.set, n.again = roaring64.New(), roaring64.New()
-	}
-	slices.Sort(n.batch)
-	for _, v := range n.batch {
-		if !n.set.CheckedAdd(v) {
-			n.again.Add(v)
-		}
-	}
-	n.batch = n.batch[:0]
-}
-
-// twice returns what was added twice.
-func (n *numbers) twice() *roaring64.Bitmap {
-	n.flush()
-	return n.again
 }

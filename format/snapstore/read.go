@@ -14,23 +14,31 @@ import (
 // judge the exceptions: Check does.
 func (s *Store) Exceptions() iter.Seq2[Exception, error] {
 	return func(yield func(Exception, error) bool) {
-		_, err := s.walk(func(e Exception, _ int64) bool { return yield(e, nil) })
+		odd := func(f *Fault) bool {
+			yield(Exception{}, f)
+			return false
+		}
+		_, err := s.walk(func(e Exception, _ int64) bool { return yield(e, nil) }, odd)
 		if err != nil {
 			yield(Exception{}, fmt.Errorf("snapstore: %w", err))
 		}
 	}
 }
 
-// walk calls each for every exception, with the byte at which it lies, and returns the number
-// of areas that it read. It ends early where each says so.
-func (s *Store) walk(each func(e Exception, at int64) bool) (areas int64, err error) {
+// walk calls each for every exception, with the byte at which it lies, and odd for what cannot
+// be in a list. It ends early where one of them says so, and returns the number of areas that
+// it read.
+func (s *Store) walk(each func(e Exception, at int64) bool, odd func(*Fault) bool) (areas int64, err error) {
 	buf := block.AlignedBuffer(int(min(s.chunk, pieceSize)))
 	for ; ; areas++ {
 		if !s.holds(s.area(areas)) {
-			return areas, fmt.Errorf("area %d at byte %d lies behind the end of the store, which has %d bytes: %w: it was cut off",
-				areas, s.area(areas)*s.chunk, s.size, ErrDamaged)
+			odd(&Fault{
+				Object: fmt.Sprintf("area %d", areas), Offset: s.area(areas) * s.chunk,
+				Problem: fmt.Sprintf("it lies behind the end of the store, which has %d bytes: it was cut off", s.size),
+			})
+			return areas, nil
 		}
-		more, err := s.walkArea(areas, buf, each)
+		more, err := s.walkArea(areas, buf, each, odd)
 		if !more || err != nil {
 			return areas + 1, err
 		}
@@ -38,7 +46,7 @@ func (s *Store) walk(each func(e Exception, at int64) bool) (areas int64, err er
 }
 
 // walkArea walks one area; it reports whether the list goes on behind it.
-func (s *Store) walkArea(area int64, buf []byte, each func(Exception, int64) bool) (more bool, err error) {
+func (s *Store) walkArea(area int64, buf []byte, each func(Exception, int64) bool, odd func(*Fault) bool) (more bool, err error) {
 	ended := false
 	begin := s.area(area) * s.chunk
 	for at := begin; at < begin+s.chunk; at += int64(len(buf)) {
@@ -47,12 +55,17 @@ func (s *Store) walkArea(area int64, buf []byte, each func(Exception, int64) boo
 		}
 		for i := 0; i < len(buf); i += exceptionSize {
 			e := Exception{Old: binary.LittleEndian.Uint64(buf[i:]), New: binary.LittleEndian.Uint64(buf[i+8:])}
-			switch {
-			case e.New == 0 && e.Old == 0:
+			goOn := true
+			switch at := at + int64(i); {
+			case e == Exception{}:
 				ended = true
 			case ended || e.New == 0:
-				return false, fmt.Errorf("exception at byte %d: %w: it lies behind the end of the list", at+int64(i), ErrDamaged)
-			case !each(e, at+int64(i)):
+				goOn = odd(exceptionFault(at, "it lies behind the end of the list"))
+				ended = true
+			default:
+				goOn = each(e, at)
+			}
+			if !goOn {
 				return false, nil
 			}
 		}

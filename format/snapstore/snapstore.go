@@ -32,9 +32,9 @@
 // The list ends at the first exception that is zero. Behind it the rest of its area is zero,
 // since the kernel clears an area before the one in front of it is full; what lies in later
 // areas is of an older store, and means nothing. The kernel gives out the data chunks
-// in their order, leaving none out, and a merge takes exceptions away from the end. So the
-// exceptions of a sound store have the first data chunks, each once; an exception that lost or
-// won a bit in "new" shows. Nothing shows a wrong bit in "old" or in the data, unless two
+// in their order, leaving none out (from Linux 3.14 on; a crash of an older one may), and a
+// merge takes exceptions away from the end. So the exceptions of a sound store have the first
+// data chunks, each once; an exception that lost or won a bit in "new" shows. Nothing shows a wrong bit in "old" or in the data, unless two
 // exceptions then have the same old chunk or it lies behind the origin: the format has no
 // checksums.
 //
@@ -73,7 +73,8 @@ var (
 	ErrDamaged = errors.New("the store is damaged")
 	// ErrInvalid says that the kernel gave the snapshot up: exceptions are missing.
 	ErrInvalid = errors.New("the snapshot is invalid")
-	// ErrOverflowed says that it did so with no room left. It wraps ErrInvalid.
+	// ErrOverflowed says that it did so with no room left. It wraps ErrInvalid. A store that
+	// has room may have overflowed, too: chunks that were being copied then are not in it.
 	ErrOverflowed = fmt.Errorf("%w: it overflowed", ErrInvalid)
 )
 
@@ -153,7 +154,7 @@ func (s *Store) Valid() error {
 	if err == nil && sum.Free == 0 {
 		return fmt.Errorf("snapstore: %w: all of its %d bytes are used, and chunks for which there was no room are missing", ErrOverflowed, s.size)
 	}
-	return fmt.Errorf("snapstore: %w: the kernel met an error, and chunks are missing", ErrInvalid)
+	return fmt.Errorf("snapstore: %w: the kernel gave it up after an error, or with no room for all that it was copying, and chunks are missing", ErrInvalid)
 }
 
 // perArea is the number of exceptions of an area.

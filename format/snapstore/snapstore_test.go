@@ -5,10 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
+	"github.com/RoaringBitmap/roaring/v2/roaring64"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -212,11 +216,68 @@ func TestFaultsAreFound(t *testing.T) {
 	if _, err := open(t, out).Check(CheckOptions{}); err != nil {
 		t.Error(err)
 	}
-	var faults []*Fault
-	b := bytes.Clone(sound)
-	b[entry(1)], b[entry(2)+8] = 10, 1
-	if _, err := open(t, b).Check(CheckOptions{Faults: func(f *Fault) { faults = append(faults, f) }}); err != nil || len(faults) != 2 {
-		t.Errorf("%v, %v: want two faults", faults, err)
+}
+
+// A check that is to tell all faults goes on behind each, also where the list cannot be followed.
+func TestEveryFaultIsReported(t *testing.T) {
+	const chunk, size = 512, 80 * 512
+	var olds []uint64
+	for i := range uint64(40) { // 32 in the first area, at byte 512; 8 in the second, at byte 17408
+		olds = append(olds, i)
+	}
+	entry := func(i int) int { return chunk + 16*i }
+	for name, c := range map[string]struct {
+		damage func(b []byte) []byte
+		want   []int64
+	}{
+		"twice, and an area as data": {func(b []byte) []byte {
+			b[entry(1)], b[entry(2)+8] = 10, 1
+			return b
+		}, []int64{int64(entry(2)), int64(entry(10))}},
+		"twice, and cut off": {func(b []byte) []byte {
+			b[entry(5)] = 6
+			return b[:34*chunk]
+		}, []int64{17408, int64(entry(6))}},
+		"twice, data far behind, and a hole before the last ones": {func(b []byte) []byte {
+			b[entry(5)], b[entry(7)+15] = 6, 0x80
+			clear(b[entry(30):entry(31)])
+			return b
+		}, []int64{int64(entry(7)), int64(entry(31)), int64(entry(6))}},
+		"no data chunk, and what follows": {func(b []byte) []byte {
+			clear(b[entry(30)+8 : entry(31)])
+			return b
+		}, []int64{int64(entry(30)), int64(entry(31))}},
+	} {
+		b := c.damage(write(t, size, chunk, olds...))
+		var at []int64
+		if _, err := open(t, b).Check(CheckOptions{Faults: func(f *Fault) { at = append(at, f.Offset) }}); err != nil || !slices.Equal(at, c.want) {
+			t.Errorf("%s: faults at %d, %v; want %d", name, at, err, c.want)
+		}
+		if _, err := open(t, b).Check(CheckOptions{}); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: the first fault: %v", name, err)
+		}
+	}
+}
+
+// However many numbers there are, and however they lie, those that are there twice are found.
+func TestNumbersThatAreThereTwiceAreFound(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, span := range []uint64{3, 1 << 20, 1 << 40, math.MaxUint64} {
+		for _, count := range []int{0, 1, 2, batchSize - 1, batchSize, 3*batchSize + 5} {
+			seen, want := map[uint64]bool{}, roaring64.New()
+			var n numbers
+			for range count {
+				v := rng.Uint64N(span)
+				if seen[v] {
+					want.Add(v)
+				}
+				seen[v] = true
+				n.add(v)
+			}
+			if got := n.twice(); !got.Equals(want) {
+				t.Errorf("%d numbers below %d: %d are there twice, want %d", count, span, got.GetCardinality(), want.GetCardinality())
+			}
+		}
 	}
 }
 
