@@ -24,12 +24,16 @@ type Origin interface {
 
 // Extract makes the image at path, which must not exist, of what the origin would be with
 // the pieces brought to it. Zeros are holes in it. It has its name only once it is whole and
-// durable. The error wraps fs.ErrExist where there is something at path.
+// durable; until then that ends in transaction.NewEnd. The error wraps fs.ErrExist where there
+// is something at either.
 func (j Job) Extract(ctx context.Context, origin Origin, path string) (rep Report, err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return rep, fmt.Errorf("image: %w", &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist})
 	}
-	f, err := os.OpenFile(path+transaction.NewEnd, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path+transaction.NewEnd, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return rep, fmt.Errorf("image: %w: another run makes the image, or one that was killed has left it, or it is not ours", err)
+	}
 	if err != nil {
 		return rep, fmt.Errorf("image: %w", err)
 	}

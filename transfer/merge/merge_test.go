@@ -107,6 +107,16 @@ func TestPiecesComeWhereTheyBelong(t *testing.T) {
 		if _, err := s.job().Extract(ctx, origin{bytes.NewReader(s.target)}, path); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("over an image that exists: %v", err)
 		}
+		other := path + "2" + transaction.NewEnd
+		if err := os.WriteFile(other, []byte("theirs"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.job().Extract(ctx, origin{bytes.NewReader(s.target)}, path+"2"); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("over what may be another's: %v", err)
+		}
+		if b, err := os.ReadFile(other); err != nil || string(b) != "theirs" {
+			t.Errorf("%q, %v: it was another's", b, err)
+		}
 		if left, err := filepath.Glob(path + ".*"); err != nil || len(left) > 0 {
 			t.Errorf("%v, %v is left", left, err)
 		}
