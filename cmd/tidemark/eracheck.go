@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -152,28 +151,17 @@ func faultText(f *era.Fault) string {
 func jsonReport(out io.Writer) checkReport {
 	list := jsonList{w: out, head: `{"faults":[`}
 	var failed error
-	add := func(f *era.Fault) error {
-		element, err := json.Marshal(f)
-		if err != nil {
-			return err
-		}
-		return list.add(element)
-	}
 	return checkReport{
 		fault: func(f *era.Fault) {
 			if failed == nil {
-				failed = add(f)
+				failed = list.addValue(f)
 			}
 		},
 		end: func(sum era.Summary, ok bool) error {
 			if failed != nil {
 				return failed
 			}
-			text, err := json.Marshal(sum)
-			if err != nil {
-				return err
-			}
-			return list.end(fmt.Sprintf(`,"ok":%t,"summary":%s}`, ok, text))
+			return list.endSummary(ok, sum)
 		},
 	}
 }

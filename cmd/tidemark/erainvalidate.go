@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -115,11 +114,7 @@ type rangesJSON struct{ list jsonList }
 
 // Range implements rangeList.
 func (r *rangesJSON) Range(b era.Range) error {
-	element, err := json.Marshal([2]era.Block{b.Begin, b.End})
-	if err != nil {
-		return err
-	}
-	return r.list.add(element)
+	return r.list.addValue([2]era.Block{b.Begin, b.End})
 }
 
 // Close implements rangeList.

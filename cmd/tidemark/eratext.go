@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -106,6 +107,15 @@ func (l *jsonList) add(element []byte) error {
 	return err
 }
 
+// addValue adds v as JSON has it.
+func (l *jsonList) addValue(v any) error {
+	element, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return l.add(element)
+}
+
 // end closes the list and writes what follows it, up to the object's }.
 func (l *jsonList) end(tail string) error {
 	if l.count == 0 {
@@ -115,4 +125,13 @@ func (l *jsonList) end(tail string) error {
 	}
 	_, err := io.WriteString(l.w, tail+"\n")
 	return err
+}
+
+// endSummary closes the list of faults of a check.
+func (l *jsonList) endSummary(ok bool, sum any) error {
+	text, err := json.Marshal(sum)
+	if err != nil {
+		return err
+	}
+	return l.end(fmt.Sprintf(`,"ok":%t,"summary":%s}`, ok, text))
 }

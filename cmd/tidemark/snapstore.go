@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tidemark/block"
 	"tidemark/format/snapstore"
 	"tidemark/transfer/merge"
 	"tidemark/transfer/stores"
@@ -51,7 +51,7 @@ func newSnapstoreInfo() *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "info STORE", short: "Tell what a store holds, and whether it is valid",
-		long:    `Prints the size of chunks, how many chunks of the origin the store has, how full it is, and whether the kernel has given the snapshot up: "overflowed" when it ran out of room, "invalid" after another error. The store of a live snapshot may be looked at.`,
+		long:    `Prints the size of chunks, how many chunks of the origin the store has, how full it is, and whether the kernel has given the snapshot up: "overflowed" when no room is left, else "invalid", after an error or when what was being copied at once did not fit. The store of a live snapshot may be looked at.`,
 		example: "tidemark snapstore info /dev/mapper/vg-snap-cow",
 		exits:   []exitCode{exitDamaged},
 		args:    cobra.ExactArgs(1),
@@ -84,7 +84,7 @@ func newSnapstoreCheck() *cobra.Command {
 		use: "check STORE", short: "Check a store, and report every fault",
 		long: `Holds each exception against the rules of the format: its data lies in the store, in a chunk of its own and among the first ones, and no chunk of the origin has two. Every fault is printed with its byte offset in the store.
 
-The format has no checksums: a wrong bit in the data, or in the number of a chunk of the origin, is found by nobody. With --origin a chunk behind the end of the origin is a fault.`,
+The format has no checksums: a wrong bit in the data, or in the number of a chunk of the origin, may be found by nobody. With --origin a chunk behind the end of the origin is a fault.`,
 		example: `tidemark snapstore check /dev/mapper/vg-snap-cow
 tidemark snapstore check --origin /dev/vg/root --json store.img`,
 		exits: []exitCode{exitDamaged, exitRefused},
@@ -101,12 +101,8 @@ tidemark snapstore check --origin /dev/vg/root --json store.img`,
 func checkStore(out io.Writer, path, origin string, asJSON bool) error {
 	o := snapstore.CheckOptions{}
 	if origin != "" {
-		d, err := block.Open(origin, block.Options{})
-		if err != nil {
-			return fmt.Errorf("origin: %w", err)
-		}
-		o.OriginSize = d.Size()
-		if err := d.Close(); err != nil {
+		var err error
+		if o.OriginSize, err = stores.OriginSize(origin); err != nil {
 			return err
 		}
 	}
@@ -115,35 +111,36 @@ func checkStore(out io.Writer, path, origin string, asJSON bool) error {
 		return err
 	}
 	defer s.Close()
-	faults := []*snapstore.Fault{}
-	o.Faults = func(f *snapstore.Fault) { faults = append(faults, f) }
-	sum, err := s.Check(o)
-	if err != nil {
-		return err
-	}
-	if asJSON {
-		err = printJSON(out, struct {
-			Faults  []*snapstore.Fault `json:"faults"`
-			OK      bool               `json:"ok"`
-			Summary snapstore.Summary  `json:"summary"`
-		}{faults, len(faults) == 0, sum})
-	} else {
-		err = printFaults(out, path, faults, sum)
-	}
-	if err == nil && len(faults) > 0 {
-		return told{fmt.Errorf("%s: %w: faults were found", path, snapstore.ErrDamaged)}
-	}
-	return errors.Join(err, s.Valid())
-}
-
-func printFaults(out io.Writer, path string, faults []*snapstore.Fault, sum snapstore.Summary) error {
-	for _, f := range faults {
-		if _, err := fmt.Fprintf(out, "exception at byte %d: %s\n", f.Offset, f.Problem); err != nil {
-			return err
+	w := bufio.NewWriter(out)
+	list := jsonList{w: w, head: `{"faults":[`}
+	faults := 0
+	var failed error
+	o.Faults = func(f *snapstore.Fault) {
+		faults++
+		switch {
+		case failed != nil:
+		case asJSON:
+			failed = list.addValue(f)
+		default:
+			_, failed = fmt.Fprintf(w, "%s at byte %d: %s\n", f.Object, f.Offset, f.Problem)
 		}
 	}
-	_, err := fmt.Fprintf(out, "%s: %d exceptions, %s\n", path, sum.Exceptions, counted(len(faults)))
-	return err
+	sum, err := s.Check(o)
+	if err != nil {
+		return errors.Join(err, w.Flush())
+	}
+	if failed == nil && asJSON {
+		failed = list.endSummary(faults == 0, sum)
+	} else if failed == nil {
+		_, failed = fmt.Fprintf(w, "%s: %d exceptions, %s\n", path, sum.Exceptions, counted(faults))
+	}
+	if err := errors.Join(failed, w.Flush()); err != nil {
+		return err
+	}
+	if faults > 0 {
+		return told{hinted{fmt.Errorf("%s: %w: %s", path, snapstore.ErrDamaged, counted(faults)), ""}}
+	}
+	return s.Valid()
 }
 
 // applyFlags is the command line of "snapstore apply".

@@ -9,7 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tidemark/block"
 	"tidemark/transfer/merge"
 	"tidemark/transfer/stores"
 )
@@ -57,12 +56,7 @@ func (l *storeList) run(path string, out io.Writer) error {
 	defer s.Close()
 	end := int64(1) << 62
 	if l.origin != "" {
-		d, err := block.Open(l.origin, block.Options{})
-		if err != nil {
-			return fmt.Errorf("origin: %w", err)
-		}
-		end = d.Size()
-		if err := d.Close(); err != nil {
+		if end, err = stores.OriginSize(l.origin); err != nil {
 			return err
 		}
 	}

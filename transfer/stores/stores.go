@@ -46,6 +46,8 @@ var (
 	ErrCutOff = errors.New("it is partly written, and neither what it was nor what it is to be")
 	// ErrUndo refuses a file for what is overwritten.
 	ErrUndo = fmt.Errorf("%w: it cannot keep what is overwritten", target.ErrRefused)
+
+	errEmpty = fmt.Errorf("origin: %w: it is empty, and the store is none of it", target.ErrRefused)
 )
 
 // Store is an open store.
@@ -73,6 +75,18 @@ func (s *Store) Path() string { return s.device.Path() }
 
 // Close closes the store.
 func (s *Store) Close() error { return s.device.Close() }
+
+// OriginSize returns the size in bytes of the device or image at path, which is not empty.
+func OriginSize(path string) (int64, error) {
+	d, err := block.Open(path, block.Options{})
+	if err != nil {
+		return 0, fmt.Errorf("origin: %w", err)
+	}
+	if d.Size() == 0 {
+		err = errEmpty
+	}
+	return d.Size(), errors.Join(err, d.Close())
+}
 
 // Pieces returns what belongs where in an origin of that size, in bytes.
 func (s *Store) Pieces(origin int64) iter.Seq2[merge.Piece, error] {
@@ -132,6 +146,9 @@ func (s *Store) ready(origin int64) (snapstore.Summary, error) {
 // Sound returns what the store holds when it can be applied to an origin of that size, in
 // bytes: it is valid, and has no faults.
 func (s *Store) Sound(origin int64) (snapstore.Summary, error) {
+	if origin == 0 {
+		return snapstore.Summary{}, errEmpty
+	}
 	if err := s.Valid(); err != nil {
 		return snapstore.Summary{}, fmt.Errorf("store: %s: %w", s.Path(), err)
 	}
@@ -250,7 +267,7 @@ func (s *Store) suitsDirect(to *merge.Target, sum snapstore.Summary) bool {
 func (s *Store) keep(ctx context.Context, origin *block.Device, sum snapstore.Summary, o Options) (err error) {
 	f, err := os.OpenFile(o.Undo, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s: %w: it exists. Where an apply that was cut off has left it, it has what to go back to: keep it, and run without undo to go on", o.Undo, ErrUndo)
+		return undoExists(o.Undo)
 	}
 	if err != nil {
 		return fmt.Errorf("undo: %w", err)
@@ -275,6 +292,20 @@ func (s *Store) keep(ctx context.Context, origin *block.Device, sum snapstore.Su
 		return fmt.Errorf("undo: %s: %w", o.Undo, err)
 	}
 	return atomicfile.SyncDir(filepath.Dir(o.Undo))
+}
+
+// undoExists refuses a file for what is overwritten, and says what it is if a run that was cut
+// off has left it.
+func undoExists(path string) error {
+	left, err := Open(path)
+	switch {
+	case errors.Is(err, snapstore.ErrNotStore):
+		return fmt.Errorf("%s: %w: it exists, and is no store. Where an apply that was cut off has left it, nothing had been written to the origin: remove it, and run again", path, ErrUndo)
+	case err != nil:
+		return fmt.Errorf("%s: %w: it exists: %v", path, ErrUndo, err)
+	}
+	err = fmt.Errorf("%s: %w: it exists. Where an apply that was cut off has left it, it has what to go back to: keep it, and run without undo to go on", path, ErrUndo)
+	return errors.Join(err, left.Close())
 }
 
 func (s *Store) copyOld(ctx context.Context, origin *block.Device, w *snapstore.Writer, progress func(int64)) error {

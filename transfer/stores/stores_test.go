@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -150,6 +152,124 @@ func TestTheKernelsStoresGiveWhatItsDevicesRead(t *testing.T) {
 	})
 }
 
+// A random store makes of a random origin what a plain disk would be: written, read, extracted,
+// applied in place and through a journal, and undone.
+func TestAStoreIsAppliedAsToAPlainDisk(t *testing.T) {
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 11))
+		chunk := int64(512) << rng.IntN(8)
+		chunks := 1 + rng.Int64N(300)
+		before := random(rng, chunks*chunk-512*rng.Int64N(chunk/512)) // the last chunk is short, mostly
+		want := bytes.Clone(before)
+		dir := t.TempDir()
+		path, target := filepath.Join(dir, "store"), filepath.Join(dir, "origin")
+		write(t, target, before)
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := snapstore.NewWriter(f, snapstore.SizeFor(chunks, chunk), chunk)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, old := range order(rng, int(chunks)) {
+			data := random(rng, chunk)
+			copy(want[int64(old)*chunk:], data)
+			if err := w.Add(uint64(old), data); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(w.End(f.Sync), f.Truncate(snapstore.SizeFor(chunks, chunk)), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		s, image := open(t, path), filepath.Join(dir, "image")
+		sum, err := s.Sound(int64(len(before)))
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		o := stores.Options{StateDir: dir, Journal: seed%3 == 0, Undo: filepath.Join(dir, "undo")}
+		if rep, err := s.Extract(ctx, target, image, o); err != nil || !bytes.Equal(read(t, image), want) || rep.Extents != sum.Extents {
+			t.Fatalf("seed %d: extract: %+v, %v; want %d extents", seed, rep, err, sum.Extents)
+		}
+		if rep, err := s.Apply(ctx, target, o); err != nil || !bytes.Equal(read(t, target), want) || rep.Extents != sum.Extents {
+			t.Fatalf("seed %d: apply: %+v, %v; want %d extents", seed, rep, err, sum.Extents)
+		}
+		if _, err := open(t, o.Undo).Apply(ctx, target, stores.Options{StateDir: dir}); err != nil || !bytes.Equal(read(t, target), before) {
+			t.Fatalf("seed %d: undo: %v", seed, err)
+		}
+	}
+}
+
+// order is a part of the first n numbers, in runs of random length, shuffled.
+func order(rng *rand.Rand, n int) (list []int) {
+	var runs [][]int
+	for at := 0; at < n; {
+		run := []int{}
+		for range min(1+rng.IntN(20), n-at) {
+			run = append(run, at)
+			at++
+		}
+		if rng.IntN(3) > 0 {
+			runs = append(runs, run)
+		}
+	}
+	rng.Shuffle(len(runs), func(i, j int) { runs[i], runs[j] = runs[j], runs[i] })
+	return slices.Concat(runs...)
+}
+
+func random(rng *rand.Rand, n int64) []byte {
+	b := make([]byte, n)
+	if rng.IntN(10) > 0 { // else zeros
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
+	}
+	return b
+}
+
+func write(t *testing.T, path string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file that an apply was to keep what is overwritten in, and that was cut off meanwhile, is
+// no store, and the refusal says that the origin was not written to.
+func TestWhatIsLeftOfAnUndoIsTold(t *testing.T) {
+	dir := t.TempDir()
+	path, origin := filepath.Join(dir, "store"), filepath.Join(dir, "origin")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := snapstore.NewWriter(f, 8192, 512)
+	if err == nil {
+		err = errors.Join(w.Add(1, make([]byte, 512)), w.End(f.Sync), f.Truncate(8192), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, origin, bytes.Repeat([]byte{1}, 4096))
+	s, o := open(t, path), stores.Options{StateDir: dir, Undo: filepath.Join(dir, "undo")}
+	for _, c := range []struct {
+		left []byte
+		want string
+	}{
+		{make([]byte, 8192), "nothing had been written to the origin: remove it"},
+		{nil, "nothing had been written to the origin: remove it"},
+		{read(t, path), "it has what to go back to: keep it"},
+	} {
+		write(t, o.Undo, c.left)
+		if _, err := s.Apply(ctx, origin, o); !errors.Is(err, stores.ErrUndo) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%v, want %q", err, c.want)
+		}
+		if !bytes.Equal(read(t, o.Undo), c.left) || !bytes.Equal(read(t, origin), bytes.Repeat([]byte{1}, 4096)) {
+			t.Error("a refused apply has written")
+		}
+	}
+}
+
 // A flipped bit in a list, or a store that is cut off, is refused with the origin untouched, or
 // makes of the origin what the list says. Bits of data, and of "old", are trusted: there is no
 // checksum.
@@ -230,6 +350,13 @@ func TestWhatMustNotBeWrittenToIsRefused(t *testing.T) {
 		}
 		if _, err := s.Apply(ctx, small, o); !errors.Is(err, snapstore.ErrDamaged) || !strings.Contains(err.Error(), "behind the end of the origin, which has 1048576 bytes") {
 			t.Errorf("to an origin that is too small: %v", err)
+		}
+		write(t, small, nil)
+		_, perr := s.Plan(ctx, small, o)
+		_, aerr := s.Apply(ctx, small, o)
+		_, xerr := s.Extract(ctx, small, filepath.Join(dir, "image"), o)
+		if !errors.Is(perr, target.ErrRefused) || !errors.Is(aerr, target.ErrRefused) || !errors.Is(xerr, target.ErrRefused) {
+			t.Errorf("to an empty origin: %v; %v; %v", perr, aerr, xerr)
 		}
 		f, err := os.OpenFile(c.origin, os.O_RDWR, 0)
 		if err != nil {
