@@ -331,6 +331,7 @@ func storeClasses() []class {
 		{"store-live", dmsnap.ErrLive, exitRefused, ""},
 		{"apply-cut-off", stores.ErrCutOff, exitError, "run the same command again: it finishes it; keep a file of --undo, and leave --undo away then"},
 		{"store-on-origin", stores.ErrSame, exitRefused, "give the device that the store is a snapshot of, which it does not lie on"},
+		{"direct-refused", stores.ErrDirect, exitRefused, "leave --direct away"},
 		{"undo-refused", stores.ErrUndo, exitRefused, "give a file that does not exist"},
 		{"merge-pending", merge.ErrPending, exitError, "run the same command again: it finishes it"},
 		{"target-is-a-mirror", target.ErrMirror, exitRefused, "give another target"},
@@ -371,7 +372,7 @@ func machineClasses() []class {
 		{"access-denied", syscall.EACCES, exitError, `run as root; "tidemark doctor" tells which capabilities are needed`},
 		{"run-folder-unwritable", history.ErrUnwritable, exitError, "make room in the run folder (--run-dir, by default /run/tidemark), or make it writable"},
 		{"exists", fs.ErrExist, exitRefused, "give another name, or remove it"},
-		{"no-space", syscall.ENOSPC, exitError, "make room for the target and the journal beside it, and run mirror again: it goes on, or finishes what was committed"},
+		{"no-space", syscall.ENOSPC, exitError, "make room, for the journal beside the target too, and run the same command again: it goes on, begins anew, or finishes what was committed"},
 		{"source-unusable", origin.ErrSource, exitError, ""},
 	}
 }

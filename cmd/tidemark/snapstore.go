@@ -247,7 +247,11 @@ func applyStore(ctx context.Context, store, origin string, dry bool, o stores.Op
 	if dry {
 		return s.Plan(ctx, origin, o)
 	}
-	return s.Apply(ctx, origin, o)
+	rep, err = s.Apply(ctx, origin, o)
+	if errors.Is(err, stores.ErrCutOff) || errors.Is(err, merge.ErrPending) {
+		err = hinted{err, hintOf(err)} // it is told after a signal, too
+	}
+	return rep, err
 }
 
 func printApplied(w io.Writer, rep merge.Report, dry bool) error {

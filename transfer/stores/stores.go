@@ -46,6 +46,8 @@ var (
 	ErrCutOff = errors.New("it is partly written, and neither what it was nor what it is to be")
 	// ErrUndo refuses a file for what is overwritten.
 	ErrUndo = fmt.Errorf("%w: it cannot keep what is overwritten", target.ErrRefused)
+	// ErrDirect refuses an origin that cannot be written to past the page cache.
+	ErrDirect = fmt.Errorf("%w: it cannot be written to past the page cache", target.ErrRefused)
 
 	errEmpty = fmt.Errorf("origin: %w: it is empty, and the store is none of it", target.ErrRefused)
 )
@@ -225,6 +227,9 @@ func (s *Store) Apply(ctx context.Context, origin string, o Options) (rep merge.
 	sum, err := s.ready(size)
 	if err != nil {
 		return rep, err
+	}
+	if sector := to.Device().SectorSize(); o.Direct && s.ChunkSize()%int64(sector) != 0 {
+		return rep, fmt.Errorf("%s: %w: it takes multiples of %d bytes, and chunks have %d", origin, ErrDirect, sector, s.ChunkSize())
 	}
 	if o.Undo != "" {
 		if err := s.keep(ctx, to.Device(), sum, o); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"tidemark/format/snapstore"
+	"tidemark/linux/mounts/mountstest"
 	"tidemark/transfer/inuse"
 	"tidemark/transfer/stores"
 	"tidemark/transfer/target"
@@ -234,12 +235,12 @@ func write(t *testing.T, path string, b []byte) {
 	}
 }
 
-// A file that an apply was to keep what is overwritten in, and that was cut off meanwhile, is
-// no store, and the refusal says that the origin was not written to.
-func TestWhatIsLeftOfAnUndoIsTold(t *testing.T) {
+// small makes a store of one chunk, of 512 bytes of zeros, and an origin of 4096 ones.
+func small(t *testing.T) (store, origin string, before []byte) {
+	t.Helper()
 	dir := t.TempDir()
-	path, origin := filepath.Join(dir, "store"), filepath.Join(dir, "origin")
-	f, err := os.Create(path)
+	store, origin = filepath.Join(dir, "store"), filepath.Join(dir, "origin")
+	f, err := os.Create(store)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,23 +251,49 @@ func TestWhatIsLeftOfAnUndoIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, origin, bytes.Repeat([]byte{1}, 4096))
-	s, o := open(t, path), stores.Options{StateDir: dir, Undo: filepath.Join(dir, "undo")}
+	before = bytes.Repeat([]byte{1}, 4096)
+	write(t, origin, before)
+	return store, origin, before
+}
+
+// A file that an apply was to keep what is overwritten in, and that was cut off meanwhile, is
+// no store, and the refusal says that the origin was not written to.
+func TestWhatIsLeftOfAnUndoIsTold(t *testing.T) {
+	store, origin, before := small(t)
+	s, o := open(t, store), stores.Options{StateDir: t.TempDir(), Undo: origin + ".undo"}
 	for _, c := range []struct {
 		left []byte
 		want string
 	}{
 		{make([]byte, 8192), "nothing had been written to the origin: remove it"},
 		{nil, "nothing had been written to the origin: remove it"},
-		{read(t, path), "it has what to go back to: keep it"},
+		{read(t, store), "it has what to go back to: keep it"},
 	} {
 		write(t, o.Undo, c.left)
 		if _, err := s.Apply(ctx, origin, o); !errors.Is(err, stores.ErrUndo) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, want %q", err, c.want)
 		}
-		if !bytes.Equal(read(t, o.Undo), c.left) || !bytes.Equal(read(t, origin), bytes.Repeat([]byte{1}, 4096)) {
+		if !bytes.Equal(read(t, o.Undo), c.left) || !bytes.Equal(read(t, origin), before) {
 			t.Error("a refused apply has written")
 		}
+	}
+}
+
+// Chunks smaller than the sectors of a device are written through the page cache, and not past
+// it: that is refused before the first byte, or what it is asked for would never end.
+func TestChunksBelowTheSectorSizeAreNotWrittenDirectly(t *testing.T) {
+	store, origin, before := small(t)
+	dev := mountstest.Run(t, "losetup", "--find", "--show", "--sector-size", "4096", origin)
+	defer mountstest.Run(t, "losetup", "--detach", dev)
+	s, o := open(t, store), stores.Options{StateDir: t.TempDir(), Direct: true}
+	if _, err := s.Apply(ctx, dev, o); !errors.Is(err, stores.ErrDirect) || !bytes.Equal(read(t, dev), before) {
+		t.Error(err)
+	}
+	o.Direct = false
+	want := bytes.Clone(before)
+	clear(want[512:1024])
+	if _, err := s.Apply(ctx, dev, o); err != nil || !bytes.Equal(read(t, dev), want) {
+		t.Error(err)
 	}
 }
 
