@@ -2,6 +2,8 @@ package copies
 
 import (
 	"context"
+	"fmt"
+	"os"
 
 	"tidemark/transfer/browse"
 	"tidemark/transfer/inuse"
@@ -18,6 +20,9 @@ func Browse(ctx context.Context, image, dir string, partition int, o Options) ([
 	image, err := names.Noted(ctx, image, o.note)
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(image); err != nil {
+		return nil, fmt.Errorf("image: %w", err)
 	}
 	if _, err := target.Settle(ctx, image, o.StateDir, true, o.note); err != nil {
 		return nil, err

@@ -121,7 +121,7 @@ func (s *session) find(ctx context.Context, pairs []Pair) (err error) {
 		}
 		found, err := target.Find(path, s.o.StateDir)
 		if err != nil {
-			return err
+			return fmt.Errorf("target: %w", err)
 		}
 		t := &goal{Target: found}
 		s.later(t.close)

@@ -95,7 +95,7 @@ func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 func find(path string, in io.Reader, o Options) (*target.Target, error) {
 	place, err := target.Find(path, o.StateDir)
 	if err != nil {
-		return place, err
+		return place, fmt.Errorf("target: %w", err)
 	}
 	if err := place.RefuseMirror(); err != nil || !place.Exists {
 		return place, err

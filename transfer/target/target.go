@@ -79,34 +79,34 @@ type Target struct {
 // empty.
 func Find(path, stateDir string) (*Target, error) {
 	if err := names.Check(path); err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return nil, err
 	}
 	t := &Target{Name: path, Path: names.Absolute(path), stateDir: stateDir}
 	info, err := os.Stat(t.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if to, err := os.Readlink(t.Path); err == nil {
-			return nil, fmt.Errorf("target: %s: it is a symbolic link to %s, where nothing is: name that, or remove the link", path, to)
+			return nil, fmt.Errorf("%s: it is a symbolic link to %s, where nothing is: name that, or remove the link", path, to)
 		}
 		t.Folder = t.Path + FolderEnd
 		return t, nil
 	case err != nil:
-		return nil, fmt.Errorf("target: %w", err)
+		return nil, err
 	}
 	t.Exists = true
 	if info.Mode().Type() != os.ModeDevice {
 		if !info.Mode().IsRegular() {
-			return nil, fmt.Errorf("target: %s: %w", path, block.ErrUnsupportedFile)
+			return nil, fmt.Errorf("%s: %w", path, block.ErrUnsupportedFile)
 		}
 		t.Folder, t.Size, t.info = t.Path+FolderEnd, info.Size(), info
 		return t, nil
 	}
 	t.Device = true
 	if t.ID, err = block.Identify(t.Path); err != nil {
-		return nil, fmt.Errorf("target: %w", err)
+		return nil, err
 	}
 	if t.Size = t.ID.Size; t.Size == 0 {
-		return nil, fmt.Errorf("target: %s: %w", path, origin.ErrNoSize)
+		return nil, fmt.Errorf("%s: %w", path, origin.ErrNoSize)
 	}
 	t.Folder = deviceFolder(stateDir, t.ID, t.Path)
 	return t, nil
