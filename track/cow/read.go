@@ -2,14 +2,28 @@ package cow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"tidemark/extent"
 	"tidemark/format/snapstore"
 )
 
+// looks is how often a store is read that looks damaged: the kernel may have been writing its
+// last area, of which a read then has some sectors as they were and others as they are.
+const looks = 5
+
 // exceptions returns the chunks of the origin that the store has, clipped to the source.
-func (t *Tracker) exceptions(ctx context.Context) (extent.Set, error) {
+func (t *Tracker) exceptions(ctx context.Context) (set extent.Set, err error) {
+	for range looks {
+		if set, err = t.read(ctx); !errors.Is(err, snapstore.ErrDamaged) {
+			break
+		}
+	}
+	return set, err
+}
+
+func (t *Tracker) read(ctx context.Context) (extent.Set, error) {
 	store, err := t.openStore()
 	if err != nil {
 		return extent.Set{}, err
