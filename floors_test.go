@@ -30,7 +30,7 @@ var floors = [][]string{
 	{"format/pdata"},
 	{"format/*"},
 	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers"},
-	{"linux/dmera", "linux/dmsnap", "linux/dmthin"},
+	{"linux/dmera", "linux/dmhold", "linux/dmsnap", "linux/dmthin"},
 	{"linux/lvm"},
 	{"track", "view"},
 	{"track/history"},

@@ -16,13 +16,14 @@ import (
 	"syscall"
 
 	"tidemark/linux/dmera"
+	"tidemark/linux/dmhold"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/reexec"
 	"tidemark/transfer"
 )
 
 func main() {
-	reexec.Main(fsfreeze.Watchdog, dmera.Step)
+	reexec.Main(fsfreeze.Watchdog, dmhold.Holder, dmera.Step)
 	waitForDisks()
 	os.Exit(called(os.Args, os.Stdout, os.Stderr))
 }

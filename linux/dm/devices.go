@@ -156,22 +156,28 @@ func (c *Control) Suspend(name string, o SuspendOptions) (Info, error) {
 // go on, and waits for udev (see StartResume). When the device was not suspended and
 // a table is waiting, the kernel suspends it first, as Suspend with no options.
 func (c *Control) Resume(name string) (Info, error) {
-	info, p, err := c.StartResume(name)
+	info, p, err := c.StartResume(name, ResumeOptions{})
 	if err != nil {
 		return Info{}, err
 	}
 	return info, p.Wait()
 }
 
-// ResumeHidden is Resume of a device that this program alone is to use: udev makes its node, and
-// looks at nothing on it, so that no link by UUID leads to it and nobody mounts it. Udev
-// remembers that for as long as there is the device.
+// ResumeHidden is Resume with Hidden.
 func (c *Control) ResumeHidden(name string) (Info, error) {
-	info, p, err := c.startResume(name, flagsHidden)
+	info, p, err := c.StartResume(name, ResumeOptions{Hidden: true})
 	if err != nil {
 		return Info{}, err
 	}
 	return info, p.Wait()
+}
+
+// ResumeOptions say how to resume. The zero value makes the device known to everybody.
+type ResumeOptions struct {
+	// Hidden is for a device that this program alone is to use: udev makes its node, and looks
+	// at nothing on it, so that no link by UUID leads to it and nobody mounts it. Udev
+	// remembers that for as long as there is the device.
+	Hidden bool
 }
 
 // Pending is a change that udev may not have dealt with yet.
@@ -186,10 +192,11 @@ func (p *Pending) Wait() error { return p.wait() }
 // StartResume is Resume without the wait for udev, which Pending does. To resume
 // several devices that were suspended together, start all of them and then wait for
 // each: udev may need one device to deal with another.
-func (c *Control) StartResume(name string) (Info, *Pending, error) { return c.startResume(name, 0) }
-
-// startResume is StartResume with flags for udev.
-func (c *Control) startResume(name string, flags uint32) (Info, *Pending, error) {
+func (c *Control) StartResume(name string, o ResumeOptions) (Info, *Pending, error) {
+	flags := uint32(0)
+	if o.Hidden {
+		flags = flagsHidden
+	}
 	r, err := onDevice("resume", cmdDevSuspend, name)
 	if err != nil {
 		return Info{}, nil, err

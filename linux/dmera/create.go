@@ -234,7 +234,7 @@ func activate(ctl *dm.Control, name, uuid string, t table) (err error) {
 	if err != nil {
 		return fmt.Errorf("dmera: %s: %w", name, err)
 	}
-	_, pending, err := ctl.StartResume(name)
+	_, pending, err := ctl.StartResume(name, dm.ResumeOptions{})
 	if err != nil {
 		return errors.Join(fmt.Errorf("dmera: %w", err), held.Close())
 	}

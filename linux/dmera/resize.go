@@ -38,7 +38,7 @@ func reload(ctl *dm.Control, info dm.Info, c change) error {
 	if err == nil {
 		_, err = ctl.Load(info.Name, []dm.Target{t.target()}, dm.LoadOptions{})
 	}
-	_, pending, failed := ctl.StartResume(info.Name)
+	_, pending, failed := ctl.StartResume(info.Name, dm.ResumeOptions{})
 	if failed != nil {
 		// The old table is gone, and what the new one began must not be overtaken
 		// by another: it stays suspended. No write is lost; they wait.

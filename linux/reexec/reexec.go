@@ -2,10 +2,11 @@
 // done: a process of its own, which goes on when the program that started it dies.
 //
 // For most uses, call [Main] first in main, with every [Part] that the program's
-// packages have: fsfreeze.Watchdog for views, dmera.Step for dm-era devices.
+// packages have: fsfreeze.Watchdog for views, dmhold.Holder for devices of device-mapper,
+// dmera.Step for dm-era devices.
 //
 //	func main() {
-//		reexec.Main(fsfreeze.Watchdog, dmera.Step)
+//		reexec.Main(fsfreeze.Watchdog, dmhold.Holder, dmera.Step)
 //		…
 //	}
 //
@@ -86,8 +87,15 @@ func Harden() {
 		f.Close()
 	}
 	debug.SetGCPercent(-1)
+	LockMemory()
+}
+
+// LockMemory keeps what this process has in memory there, its program first of all, until the
+// function that it returns is called: the disk that either lies on may stand still. Best effort.
+func LockMemory() (unlock func()) {
 	lockProgram()
 	// MCL_ONFAULT: the address space is far larger than what is in use. The flag alone
 	// leaves code that was not used yet on the disk, which lockProgram has read.
 	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT) // best effort
+	return func() { _ = unix.Munlockall() }                                  // cannot fail
 }

@@ -14,11 +14,16 @@ import (
 	"time"
 
 	"tidemark/linux/dm"
+	"tidemark/linux/dmhold"
+	"tidemark/linux/reexec"
 	"tidemark/linux/sysfs"
 	"tidemark/test/vm/guest"
 )
 
-func TestMain(m *testing.M) { guest.Main(m) }
+func TestMain(m *testing.M) {
+	reexec.Main(dmhold.Holder, dies)
+	guest.Main(m)
+}
 
 // TestAOpensWithoutUdev is the first: nothing has loaded device-mapper yet, and
 // nobody makes its node.
