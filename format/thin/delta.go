@@ -23,6 +23,7 @@ type Difference struct {
 	Kind        Kind
 	Begin, Len  uint64
 	Left, Right uint64 // the data block of the first, where the device has one
+	LeftTime    uint32 // of the newest of the left device's blocks in a run that is not Same
 }
 
 // follows reports whether e is the next run, and the same as d.
@@ -107,7 +108,7 @@ type subtree struct {
 type side struct {
 	dev          *pdata.Device
 	stack        []subtree
-	keys, values []uint64 // what is left of the leaf that was entered
+	keys, values []uint64 // what is left of the leaf that was entered, as it is stored
 	buf          pdata.TreeNode
 	leaf         [2][]uint64
 }
@@ -153,7 +154,7 @@ func (s *side) expand() error {
 		s.leaf[0], s.leaf[1] = s.leaf[0][:0], s.leaf[1][:0]
 		for i := range count {
 			s.leaf[0] = append(s.leaf[0], le.Uint64(keys[8*i:]))
-			s.leaf[1] = append(s.leaf[1], le.Uint64(values[8*i:])>>timeBits)
+			s.leaf[1] = append(s.leaf[1], le.Uint64(values[8*i:]))
 		}
 		s.keys, s.values = s.leaf[0], s.leaf[1]
 		return nil
@@ -233,18 +234,18 @@ func (d *delta) entries(a, b *side) error {
 			if len(a.keys) == 0 {
 				return nil
 			}
-			one = Difference{Kind: LeftOnly, Begin: ka, Len: 1, Left: a.values[0]}
+			one = Difference{Kind: LeftOnly, Begin: ka, Len: 1, Left: a.values[0] >> timeBits, LeftTime: timeOf(a.values[0])}
 			a.keys, a.values = a.keys[1:], a.values[1:]
 		case !oka || kb < ka:
 			if len(b.keys) == 0 {
 				return nil
 			}
-			one = Difference{Kind: RightOnly, Begin: kb, Len: 1, Right: b.values[0]}
+			one = Difference{Kind: RightOnly, Begin: kb, Len: 1, Right: b.values[0] >> timeBits}
 			b.keys, b.values = b.keys[1:], b.values[1:]
 		case len(a.keys) == 0 || len(b.keys) == 0:
 			return nil
 		default:
-			one = Difference{Kind: Different, Begin: ka, Len: 1, Left: a.values[0], Right: b.values[0]}
+			one = Difference{Kind: Different, Begin: ka, Len: 1, Left: a.values[0] >> timeBits, Right: b.values[0] >> timeBits, LeftTime: timeOf(a.values[0])}
 			if one.Left == one.Right {
 				one.Kind = Same
 			}
@@ -264,6 +265,7 @@ func (d *delta) emit(one Difference) error {
 	}
 	if d.open.follows(one) {
 		d.open.Len++
+		d.open.LeftTime = max(d.open.LeftTime, one.LeftTime)
 		return nil
 	}
 	last := d.open
@@ -273,6 +275,9 @@ func (d *delta) emit(one Difference) error {
 	}
 	return d.each(last)
 }
+
+// timeOf is the time at which the block of a stored mapping was given out.
+func timeOf(value uint64) uint32 { return uint32(value & (1<<timeBits - 1)) }
 
 // mappings calls each for every mapping below a subtree.
 func (v *View) mappings(t subtree, each func(key, data uint64) error) error {

@@ -184,12 +184,17 @@ func (p pool) compare(t *testing.T, v *View, left, right uint32) {
 				return fmt.Errorf("%+v after block %d", d, last)
 			}
 			last = d.Begin + d.Len
+			newest := uint32(0)
 			for k := d.Begin; k < last; k++ {
 				i := k - d.Begin
+				newest = max(newest, timeOf(ma[k]))
 				if want[k] != d.Kind || d.Kind != RightOnly && ma[k]>>timeBits != d.Left+i || d.Kind != LeftOnly && mb[k]>>timeBits != d.Right+i {
 					return fmt.Errorf("%+v: block %d is %v, %d, %d", d, k, want[k], ma[k]>>timeBits, mb[k]>>timeBits)
 				}
 				seen++
+			}
+			if d.Kind != Same && d.LeftTime != newest {
+				return fmt.Errorf("%+v: its newest block is of %d", d, newest)
 			}
 			return nil
 		})

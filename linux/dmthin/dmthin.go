@@ -52,7 +52,17 @@ type Volume struct {
 	dm.Info
 	ID       uint32 // of the device in its pool
 	Size     int64  // bytes
-	External bool   // blocks that were never written to are another device's
+	External string // the device whose blocks show where none was written; "": they are zeros
+}
+
+// Table returns the table of another device of the pool that is as large as the volume, such as
+// a snapshot of it, by the device's number in the pool.
+func (v Volume) Table(pool Pool, id uint32) []dm.Target {
+	t := dm.Target{Len: uint64(v.Size / dm.SectorSize), Type: "thin", Params: fmt.Sprintf("%s %d", pool.Dev(), id)}
+	if v.External != "" {
+		t.Params += " " + v.External
+	}
+	return []dm.Target{t}
 }
 
 // Find returns the pool that the device at path, or of that name, is or belongs to, and the volume
@@ -81,7 +91,10 @@ func Find(ctl *dm.Control, path string) (Pool, *Volume, error) {
 		if err != nil {
 			return Pool{}, nil, odd(info, target)
 		}
-		volume = &Volume{Info: info, ID: uint32(id), Size: int64(target.Len) * dm.SectorSize, External: len(words) == 3}
+		volume = &Volume{Info: info, ID: uint32(id), Size: int64(target.Len) * dm.SectorSize}
+		if len(words) == 3 {
+			volume.External = words[2]
+		}
 	case target.Type == "linear" && len(words) == 2 && words[1] == "0":
 	default:
 		return Pool{}, nil, fmt.Errorf("dmthin: %s: %w: its target is %q", path, ErrNotPool, target.Type)
@@ -150,6 +163,9 @@ type Status struct {
 	Held        uint64 // block of the metadata snapshot; 0: none is held
 	Mode        string // "rw", "ro" or "out_of_data_space"
 	NeedsCheck  bool
+
+	UsedMetadata, TotalMetadata uint64 // metadata blocks
+	UsedData, TotalData         uint64 // data blocks
 }
 
 // Status asks the kernel how a pool is. The error wraps ErrFailed for one that has failed.
@@ -177,6 +193,12 @@ func parseStatus(info dm.Info, params string) (s Status, err error) {
 	if err == nil && w[3] != "-" {
 		s.Held, err = strconv.ParseUint(w[3], 10, 63)
 	}
+	if err == nil {
+		s.UsedMetadata, s.TotalMetadata, err = fraction(w[1])
+	}
+	if err == nil {
+		s.UsedData, s.TotalData, err = fraction(w[2])
+	}
 	if err != nil {
 		return s, fmt.Errorf("dmthin: %s: a status that is not understood: %q", info.Name, params)
 	}
@@ -185,4 +207,14 @@ func parseStatus(info dm.Info, params string) (s Status, err error) {
 		s.NeedsCheck = s.NeedsCheck || word == "needs_check"
 	}
 	return s, nil
+}
+
+// fraction reads "used/total".
+func fraction(text string) (used, total uint64, err error) {
+	u, t, _ := strings.Cut(text, "/")
+	used, err = strconv.ParseUint(u, 10, 64)
+	if err == nil {
+		total, err = strconv.ParseUint(t, 10, 64)
+	}
+	return used, total, err
 }

@@ -9,10 +9,10 @@ import (
 
 func TestStatusLinesOfTheKernelAreUnderstood(t *testing.T) {
 	for line, want := range map[string]Status{
-		"0 12/1024 5/4096 - rw discard_passdown queue_if_no_space - 1024":                             {Mode: "rw"},
-		"7 12/1024 5/4096 220 rw no_discard_passdown error_if_no_space - 1024":                        {Transaction: 7, Held: 220, Mode: "rw"},
-		"7 12/1024 4096/4096 - out_of_data_space discard_passdown queue_if_no_space needs_check 1024": {Transaction: 7, Mode: "out_of_data_space", NeedsCheck: true},
-		"7 12/1024 5/4096 - ro discard_passdown queue_if_no_space needs_check 1024":                   {Transaction: 7, Mode: "ro", NeedsCheck: true},
+		"0 12/1024 5/4096 - rw discard_passdown queue_if_no_space - 1024":                             {Mode: "rw", UsedMetadata: 12, TotalMetadata: 1024, UsedData: 5, TotalData: 4096},
+		"7 12/1024 5/4096 220 rw no_discard_passdown error_if_no_space - 1024":                        {Transaction: 7, Held: 220, Mode: "rw", UsedMetadata: 12, TotalMetadata: 1024, UsedData: 5, TotalData: 4096},
+		"7 12/1024 4096/4096 - out_of_data_space discard_passdown queue_if_no_space needs_check 1024": {Transaction: 7, Mode: "out_of_data_space", NeedsCheck: true, UsedMetadata: 12, TotalMetadata: 1024, UsedData: 4096, TotalData: 4096},
+		"7 12/1024 5/4096 - ro discard_passdown queue_if_no_space needs_check 1024":                   {Transaction: 7, Mode: "ro", NeedsCheck: true, UsedMetadata: 12, TotalMetadata: 1024, UsedData: 5, TotalData: 4096},
 	} {
 		if got, err := parseStatus(dm.Info{}, line); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", line, got, err)
