@@ -34,7 +34,7 @@ var floors = [][]string{
 	{"linux/lvm"},
 	{"track", "view"},
 	{"track/history"},
-	{"track/bpf", "track/cow", "track/era"},
+	{"track/bpf", "track/cow", "track/era", "track/thin"},
 	{"transfer/browse", "transfer/names", "transfer/traces", "transfer/transaction"},
 	{"transfer", "transfer/inuse", "transfer/origin", "transfer/parts"},
 	{"transfer/mirror", "transfer/tracking", "boot"},

@@ -69,6 +69,9 @@ type Traits struct {
 	// NeedsDrain: the tracker does not see when a write ends. A caller that copies
 	// while the source is in use must call Drain after Cut and before reading.
 	NeedsDrain bool
+	// OnlyAtInstant: a cut is made by the view, at its instant, and at no other time. A caller
+	// cannot copy while the source is in use, and needs a view that stops nobody.
+	OnlyAtInstant bool
 }
 
 // Cut is the outcome of ending an epoch.

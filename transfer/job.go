@@ -19,6 +19,8 @@ type job struct {
 	have   Have
 	traits track.Traits
 	txn    Txn
+	must   extent.Set // that the sink wants copied, whatever the tracker says
+	tell   func(Event)
 	report Report
 
 	start  track.Mark // where a first copy counts from
@@ -40,17 +42,25 @@ func newJob(p *Pair, index int, viewKind string) *job {
 	}}
 }
 
-// begin finds out what the first pass has to copy.
+// begin begins with the sink, and finds out what the first pass has to copy, unless that is known
+// at the instant only.
 func (j *job) begin(ctx context.Context, tell func(Event)) error {
-	var must extent.Set
 	var err error
-	j.have = j.Sink.Have()
-	if j.txn, must, err = j.Sink.Begin(ctx, j.size, tell); err != nil {
+	j.have, j.tell = j.Sink.Have(), tell
+	if j.txn, j.must, err = j.Sink.Begin(ctx, j.size, tell); err != nil {
 		return err
+	}
+	if j.traits.OnlyAtInstant {
+		return nil
 	}
 	if err := j.endEpoch(ctx); err != nil {
 		return err
 	}
+	return j.prepare(ctx)
+}
+
+// prepare plans what is to be copied, at the first cut.
+func (j *job) prepare(ctx context.Context) error {
 	changes, err := j.since(ctx, j.have.Mark)
 	if err != nil {
 		return err
@@ -58,9 +68,9 @@ func (j *job) begin(ctx context.Context, tell func(Event)) error {
 	j.before, j.doubt = "", false // nothing was copied before the first cut
 	j.plan(changes)
 	if j.report.MarkLost != "" {
-		tell(Event{Text: fmt.Sprintf("%s: %s: comparing all of it", j.Name, j.report.MarkLost)})
+		j.tell(Event{Text: fmt.Sprintf("%s: %s: comparing all of it", j.Name, j.report.MarkLost)})
 	}
-	j.todo = j.todo.Union(must).Align(j.have.Block, j.size)
+	j.todo = j.todo.Union(j.must).Align(j.have.Block, j.size)
 	j.report.Changed = j.todo.Bytes()
 	if j.have.Complete {
 		return nil
@@ -133,6 +143,9 @@ func (j *job) vouchable() track.Mark {
 
 // gather adds to todo what changed in the epochs that were ended since the last call.
 func (j *job) gather(ctx context.Context) error {
+	if j.traits.OnlyAtInstant {
+		return j.prepare(ctx)
+	}
 	if !j.traits.NamesChanges {
 		j.todo, j.before = wholeOf(j.size), ""
 		return nil

@@ -71,11 +71,11 @@ func (r *runner) todo() int64 {
 	return n
 }
 
-// liveJobs returns the jobs whose trackers can name changes.
+// liveJobs returns the jobs whose trackers can name changes while the source is in use.
 func (r *runner) liveJobs() []*job {
 	var live []*job
 	for _, j := range r.jobs {
-		if j.traits.NamesChanges {
+		if j.traits.NamesChanges && !j.traits.OnlyAtInstant {
 			live = append(live, j)
 		}
 	}

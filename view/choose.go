@@ -64,6 +64,24 @@ func Foresee(sources []*block.Device) (kind, why string, err error) {
 	return kind, why, nil
 }
 
+// Through tells how writable filesystems lie on the sources: direct ones on a source alone, so that
+// the kernel freezes them when a source of device-mapper is suspended, others on what is made of a
+// source, or on several devices.
+func Through(sources []*block.Device) (direct, others bool, err error) {
+	s, err := look(sources)
+	if err != nil {
+		return false, false, err
+	}
+	for _, f := range s.writable() {
+		if len(f.Members) == 1 && slices.Contains(s.roots(), f.Members[0]) {
+			direct = true
+		} else {
+			others = true
+		}
+	}
+	return direct, others, nil
+}
+
 // auto chooses by what is mounted, and says so. Stops says that it freezes.
 func (s *scene) auto() (stops bool, why string) {
 	if w := s.writable(); len(w) > 0 {

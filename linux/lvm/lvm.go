@@ -51,13 +51,18 @@ func Deactivate(ctx context.Context, v Volume) error {
 	return change(ctx, "lvchange", "--activate", "n", v.FullName())
 }
 
-// CreateThinSnapshot makes a snapshot of a thin volume in the same pool, called name and
-// active, and returns it. LVM freezes what is mounted from the volume meanwhile.
+// Tag is the tag of volumes that CreateThinSnapshot has made.
+const Tag = "tidemark"
+
+// CreateThinSnapshot makes a snapshot of a thin volume in the same pool, called name, and returns
+// it. It is active, read-only, has the tag Tag, and is left alone when the machine boots. LVM
+// freezes the filesystem that lies on the volume meanwhile.
 func CreateThinSnapshot(ctx context.Context, v Volume, name string) (Volume, error) {
 	if !v.Thin() {
 		return Volume{}, fmt.Errorf("lvm: %s: %w: it is not thin", v.FullName(), ErrRefused)
 	}
-	err := change(ctx, "lvcreate", "--snapshot", "--setactivationskip", "n", "--activate", "y", "--name", name, v.FullName())
+	err := change(ctx, "lvcreate", "--snapshot", "--permission", "r", "--setactivationskip", "y", "--ignoreactivationskip",
+		"--addtag", Tag, "--name", name, v.FullName())
 	if err != nil {
 		return Volume{}, err
 	}

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/era"
@@ -89,7 +87,9 @@ func (m *mapped) open(ctx context.Context, o Options) error {
 		Name: m.Name(), BlockSize: m.BlockSize(),
 		MetaName: o.StableName(m.MetaPath()), DataName: o.StableName(m.DataPath()),
 	}
-	if m.fixed.forgetful, err = forgetful(); err != nil {
+	// An older one archives the writeset of a device that was not closed ("dm era: Recover
+	// committed writeset after crash"). Fixed stable kernels cannot be told by name.
+	if m.fixed.forgetful, err = sysfs.KernelBefore(5, 12); err != nil {
 		return err
 	}
 	if m.fixed.Activation.Boot, err = sysfs.BootID(); err != nil {
@@ -98,22 +98,6 @@ func (m *mapped) open(ctx context.Context, o Options) error {
 	// It writes a file: not in now, which is asked under a freeze.
 	m.fixed.gap, err = m.NoteGaps(ctx)
 	return err
-}
-
-// forgetful reports whether this kernel is older than 5.12, which archives the writeset
-// of a device that was not closed ("dm era: Recover committed writeset after crash").
-// Fixed stable kernels cannot be told by name.
-func forgetful() (bool, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return false, fmt.Errorf("uname: %w", err)
-	}
-	var major, minor int
-	release := unix.ByteSliceToString(u.Release[:])
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return false, fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	return major < 5 || major == 5 && minor < 12, nil
 }
 
 func (m *mapped) head(off int64) ([]byte, error) {

@@ -49,8 +49,8 @@ type Pair struct{ Source, Target string }
 type Options struct {
 	StateDir string      // target.DefaultStateDir when empty
 	Track    bpf.Options // where and how to track
-	Tracker  string      // "auto" (or ""), "bpf", "era", "cow:" with a store, or "scan"
-	View     string      // "auto" (or ""), "freeze" or "offline"
+	Tracker  string      // "auto" (or ""), "bpf", "era", "thin", "cow:" with a store, or "scan"
+	View     string      // "auto" (or ""), "freeze", "offline" or "thin"
 	Hooks    view.Hooks
 	// MaxFreeze bounds the frozen time; 0 stands for transfer.DefaultMaxFreeze.
 	// ForceFreeze goes on when it is over.

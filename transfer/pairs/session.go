@@ -10,6 +10,7 @@ import (
 	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/track"
+	"tidemark/track/thin"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/names"
@@ -28,6 +29,7 @@ type session struct {
 	ends    []*ends
 	waiting []string // sources that have to be settled first
 	choose  tracking.Chooser
+	thin    *thin.Group    // nil: trackers and view are chosen apart
 	closers []func() error // to be called in reverse
 }
 
@@ -193,8 +195,19 @@ func (s *session) judge(e *ends, sources []*block.Device) error {
 // cannot be written to meanwhile.
 func (s *session) view(ctx context.Context) (view.Provider, error) {
 	var sources []*block.Device
+	var volumes []thin.Source
 	for _, e := range s.ends {
 		sources = append(sources, e.source)
+		volumes = append(volumes, thin.Source{Device: e.source, Owner: e.target.Owner(), Stored: track.Mark(e.target.state.Mark)})
+	}
+	group, err := s.choose.Thin(ctx, volumes, s.o.View, s.o.Hooks)
+	if err != nil {
+		return nil, err
+	}
+	if s.thin = group; group != nil {
+		s.later(group.Close)
+		s.o.note("view: thin: a snapshot in the pool")
+		return group.View(), nil
 	}
 	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
 	if s.o.ForceFreeze {
@@ -218,6 +231,9 @@ func (s *session) view(ctx context.Context) (view.Provider, error) {
 
 // tracker opens the tracker of a source, by the mark that is stored with its mirror.
 func (s *session) tracker(ctx context.Context, e *ends) (t track.Tracker, err error) {
+	if s.thin != nil {
+		return s.thin.Tracker(slices.Index(s.ends, e)), nil
+	}
 	t, e.untracked, err = s.choose.Open(ctx, e.source, track.Mark(e.target.state.Mark))
 	if err == nil {
 		s.later(t.Close)

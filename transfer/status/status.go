@@ -11,13 +11,16 @@ import (
 	"io/fs"
 	"strings"
 
+	"tidemark/block"
 	"tidemark/format/state"
 	"tidemark/track"
 	"tidemark/track/bpf"
+	"tidemark/track/thin"
 	"tidemark/transfer/origin"
 	"tidemark/transfer/running"
 	"tidemark/transfer/target"
 	"tidemark/transfer/tracking"
+	"tidemark/view"
 	"tidemark/words"
 )
 
@@ -173,7 +176,7 @@ func vouched(ctx context.Context, st state.State, o Options) (err error) {
 		return fmt.Errorf("%w: %s is another disk now", origin.ErrSource, st.Source.Path)
 	}
 	c := tracking.Chooser{Options: tracking.Options{Track: o.Track, StateDir: o.StateDir, Dry: true, Note: func(string, ...any) {}}}
-	tracker, _, err := c.Open(ctx, src, track.Mark(st.Mark))
+	tracker, err := trackerOf(ctx, c, src, track.Mark(st.Mark))
 	if err != nil {
 		return err
 	}
@@ -185,4 +188,18 @@ func vouched(ctx context.Context, st state.State, o Options) (err error) {
 		return &track.LostError{Reason: fmt.Sprintf("the source had %s, and has %s", words.Size(st.Size), words.Size(src.Size()))}
 	}
 	return nil
+}
+
+// trackerOf opens the tracker of a mirror's mark.
+func trackerOf(ctx context.Context, c tracking.Chooser, src *block.Device, stored track.Mark) (track.Tracker, error) {
+	if stored.Kind() != thin.Kind {
+		t, _, err := c.Open(ctx, src, stored)
+		return t, err
+	}
+	c.Tracker = thin.Kind
+	g, err := c.Thin(ctx, []thin.Source{{Device: src, Stored: stored}}, "", view.Hooks{})
+	if err != nil {
+		return nil, err
+	}
+	return g.Tracker(0), nil
 }

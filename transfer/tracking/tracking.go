@@ -1,6 +1,7 @@
 // Package tracking chooses the tracker of a source.
 //
-// For most uses, make a [Chooser] for the sources of one run, and Open the tracker of each.
+// For most uses, make a [Chooser] for the sources of one run, and Open the tracker of each, where
+// Thin has not chosen for all of them.
 //
 // The package knows which tracker is the right one for a device, what stands against it, and
 // what the mark that is stored with a mirror has to do with it. Trackers themselves are in
@@ -32,7 +33,7 @@ import (
 // Options say how to track. The zero value works.
 type Options struct {
 	Track     bpf.Options   // where and how to track by eBPF
-	Tracker   string        // "auto" (or ""), "bpf", "era", "cow:" with a store, or "scan"
+	Tracker   string        // "auto" (or ""), "bpf", "era", "thin" (see Thin), "cow:" with a store, or "scan"
 	StateDir  string        // of what era devices have missed
 	MaxFreeze time.Duration // bounds the frozen time when tracking is started
 	// Dry has nothing started: what would be started is a tracker whose marks are lost.

@@ -45,7 +45,7 @@ func write(t *testing.T, rng *rand.Rand, path string, n int) {
 	buf := block.AlignedBuffer(blockBytes)
 	for range n {
 		guest.Scramble(buf)
-		at := rng.Int64N(volBlocks - 8)
+		at := rng.Int64N(d.Size()/blockBytes - 8)
 		for i := range 1 + rng.Int64N(8) {
 			if _, err := d.WriteAt(buf[:4096], (at+i)*blockBytes+4096*rng.Int64N(16)); err != nil {
 				t.Fatal(err)
