@@ -29,6 +29,7 @@ import (
 	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
+	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/dmthin"
 	"tidemark/linux/fsfreeze"
@@ -39,6 +40,7 @@ import (
 	"tidemark/track/cow"
 	eratrack "tidemark/track/era"
 	"tidemark/track/history"
+	trackthin "tidemark/track/thin"
 	"tidemark/transfer"
 	"tidemark/transfer/apply"
 	"tidemark/transfer/browse"
@@ -53,6 +55,7 @@ import (
 	"tidemark/transfer/stores"
 	"tidemark/transfer/streams"
 	"tidemark/transfer/target"
+	"tidemark/transfer/tracking"
 	"tidemark/transfer/transaction"
 	"tidemark/view"
 )
@@ -356,6 +359,13 @@ func volumeClasses() []class {
 		{"lvm-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
 		{"lvm-unknown", lvm.ErrNotFound, exitError, `"lvs" lists the volumes`},
 		{"lvm-missing", lvm.ErrMissing, exitError, ""},
+		{"thin-not-a-volume", trackthin.ErrNotThin, exitRefused, "name a thin volume itself, or use another tracker and view"},
+		{"thin-unfit", trackthin.ErrUnfit, exitRefused, "make room in the pool, or use another tracker and view"},
+		{"thin-alone", tracking.ErrThinAlone, exitRefused, "ask for both, or for one of them alone"},
+		{"dm-hold-refused", dmhold.ErrRefused, exitRefused, ""},
+		{"dm-frozen-by-other", dmhold.ErrFrozen, exitBusy, "find out who froze it; fsfreeze -u MOUNTPOINT thaws"},
+		{"dm-hold-expired", dmhold.ErrExpired, exitNoConverge, "allow more time with --max-freeze"},
+		{"dm-hold-partly", dmhold.ErrPartly, exitError, "run the same command again: it removes what is left"},
 		{"cow-not-live", cow.ErrNoSnapshot, exitRefused, `"dmsetup table" lists the live snapshots; "tidemark snapstore list" reads any other store`},
 		{"cow-not-origin", cow.ErrNotOrigin, exitRefused, "name that as the source"},
 		{"cow-unfit", cow.ErrUnfit, exitRefused, "make another snapshot, or use another tracker"},

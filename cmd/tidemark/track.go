@@ -19,6 +19,7 @@ import (
 	"tidemark/track"
 	"tidemark/track/bpf"
 	"tidemark/track/cow"
+	"tidemark/track/thin"
 	"tidemark/transfer"
 	"tidemark/transfer/names"
 	"tidemark/transfer/tracking"
@@ -100,7 +101,7 @@ func startTracking(ctx context.Context, device string, o bpf.Options) (s started
 func newTrackStop(g *globals) *cobra.Command {
 	return command{
 		use: "stop DEVICE...", short: "Stop tracking; all marks of the devices are lost",
-		long:    `Stops tracking the disk of each DEVICE; all its marks are lost. What a start of tracking that was killed has left in the kernel, of any disk, is removed as well; "tidemark track status" tells of it.`,
+		long:    `Stops tracking the disk of each DEVICE; all its marks are lost. Of a thin volume it removes the snapshots in the pool that are kept as marks. What a start of tracking that was killed has left in the kernel, of any disk, is removed as well; "tidemark track status" tells of it.`,
 		example: "tidemark track stop /dev/vdb",
 		args:    cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
@@ -108,7 +109,7 @@ func newTrackStop(g *globals) *cobra.Command {
 			for _, name := range args {
 				device, err := names.Source(cmd.Context(), name)
 				if err == nil {
-					err = bpf.Stop(cmd.Context(), device, g.trackOptions())
+					err = g.stopTracking(cmd.Context(), device)
 				}
 				if errors.Is(err, bpf.ErrNotTracked) {
 					err = hinted{err, `"tidemark track status" lists what is tracked`}
@@ -118,6 +119,24 @@ func newTrackStop(g *globals) *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}.build()
+}
+
+// stopTracking ends the tracking by eBPF of a device, and removes the snapshots that are kept of
+// a thin volume. It is enough when there was one of them.
+func (g *globals) stopTracking(ctx context.Context, device string) error {
+	kept := 0
+	if source, err := block.Open(device, block.Options{}); err == nil {
+		kept, err = thin.Forget(ctx, source, thin.Options{StateDir: g.stateDir, RunDir: g.trackOptions().RunDir})
+		err = errors.Join(err, source.Close())
+		if err != nil && !errors.Is(err, thin.ErrNotThin) {
+			return err
+		}
+	}
+	err := bpf.Stop(ctx, device, g.trackOptions())
+	if kept > 0 && errors.Is(err, bpf.ErrNotTracked) {
+		return nil
+	}
+	return err
 }
 
 func newTrackStatus(g *globals) *cobra.Command {

@@ -100,7 +100,7 @@ func (dir records) read(generation string) (r record, err error) {
 	return r, err
 }
 
-// of returns the records of an owner.
+// of returns the records of an owner; of all when that is "".
 func (dir records) of(owner string) (list []record, err error) {
 	names, err := os.ReadDir(dir.folder())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,7 +115,7 @@ func (dir records) of(owner string) (list []record, err error) {
 		if errors.Is(rerr, fs.ErrNotExist) {
 			continue // another run has removed it
 		}
-		if err = errors.Join(err, rerr); rerr == nil && r.Owner == owner {
+		if err = errors.Join(err, rerr); rerr == nil && (owner == "" || r.Owner == owner) {
 			list = append(list, r)
 		}
 	}

@@ -54,6 +54,7 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmthin"
 	"tidemark/linux/lvm"
+	"tidemark/linux/sysfs"
 	"tidemark/track"
 	"tidemark/view"
 )
@@ -112,10 +113,10 @@ type Group struct {
 // Judge returns nil when a source can be copied by its pool's snapshots. The error wraps
 // ErrNotThin or ErrUnfit.
 func Judge(src *block.Device) error {
-	ctl, err := dm.Open()
-	if errors.Is(err, dm.ErrNotSupported) {
+	if !mapped(src) {
 		return fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
 	}
+	ctl, err := dm.Open()
 	if err != nil {
 		return fmt.Errorf("thin: %w", err)
 	}
@@ -124,10 +125,15 @@ func Judge(src *block.Device) error {
 	return err
 }
 
+// mapped reports whether a source is a device of device-mapper.
+func mapped(src *block.Device) bool {
+	return src.IsDevice() && !src.Identity().IsPartition() && sysfs.IsMapped(src.Identity().Disk)
+}
+
 // find finds out what a source is, and whether its pool takes a snapshot now.
 func find(ctl *dm.Control, src *block.Device) (*volume, error) {
 	v := &volume{Source: Source{Device: src}}
-	if !src.IsDevice() || src.Identity().IsPartition() {
+	if !mapped(src) {
 		return nil, fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
 	}
 	info, err := ctl.Find(src.Identity().Dev().Major, src.Identity().Dev().Minor)
@@ -220,4 +226,31 @@ func (g *Group) Close() error {
 		}
 	}
 	return errors.Join(append(errs, g.ctl.Close())...)
+}
+
+// Forget removes all snapshots that are kept of a volume, so that the marks of all copies of it are
+// lost, and returns how many there were. A run that reads one has to end first.
+func Forget(ctx context.Context, src *block.Device, o Options) (removed int, err error) {
+	ctl, err := dm.Open()
+	if err != nil {
+		return 0, fmt.Errorf("thin: %w", err)
+	}
+	g := &Group{o: o, ctl: ctl}
+	defer func() { err = errors.Join(err, ctl.Close()) }()
+	v, err := find(ctl, src)
+	if err != nil && !errors.Is(err, ErrUnfit) {
+		return 0, err
+	}
+	list, err := g.records().of("")
+	for _, r := range list {
+		if r.Pool != poolID(v.pool) || r.Volume != v.thin.ID {
+			continue
+		}
+		if derr := g.drop(ctx, r); derr != nil {
+			err = errors.Join(err, derr)
+			continue
+		}
+		removed++
+	}
+	return removed, err
 }

@@ -21,6 +21,7 @@ import (
 	"tidemark/track"
 	"tidemark/track/bpf"
 	"tidemark/track/era"
+	"tidemark/track/thin"
 	"tidemark/transfer/origin"
 	"tidemark/transfer/parts"
 	"tidemark/transfer/tracking"
@@ -244,6 +245,11 @@ func (s *survey) judgeView(ctx context.Context, d *Device, src *block.Device) {
 func (s *survey) judgeTracker(ctx context.Context, d *Device, src *block.Device) {
 	if s.o.Tracker == track.KindScan {
 		d.Tracker, d.TrackerWhy = track.KindScan, "nothing can be tracked here: see above"
+		return
+	}
+	if d.View != Refused && thin.Judge(src) == nil {
+		d.Tracker, d.TrackerWhy, d.Lasting = thin.Kind, "a thin volume: its pool tells what differs between two snapshots, over reboots too", true
+		d.View, d.ViewWhy = thin.Kind, "a snapshot in its pool"
 		return
 	}
 	o := tracking.Options{Track: s.o.Track, Tracker: s.o.Tracker, StateDir: s.o.StateDir, Note: d.note}

@@ -203,6 +203,8 @@ func TestMirrorsOfABusyThinVolume(t *testing.T) {
 		if out := guest.Run(t, "tidemark", "status", "--json"); !strings.Contains(out, `"next":"incremental"`) {
 			t.Errorf("status: %s", out)
 		}
+		guest.Run(t, "tidemark", "track", "stop", vol)
+		settled(t, p, 1, 0)
 	})
 }
 
