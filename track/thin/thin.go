@@ -231,6 +231,9 @@ func (g *Group) Close() error {
 // Forget removes all snapshots that are kept of a volume, so that the marks of all copies of it are
 // lost, and returns how many there were. A run that reads one has to end first.
 func Forget(ctx context.Context, src *block.Device, o Options) (removed int, err error) {
+	if !mapped(src) {
+		return 0, fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
+	}
 	ctl, err := dm.Open()
 	if err != nil {
 		return 0, fmt.Errorf("thin: %w", err)

@@ -368,7 +368,7 @@ func TestThinMarksThatAreLost(t *testing.T) {
 				settled(t, p, 1, 1)
 				return
 			}
-			for _, id := range strings.Fields(guest.Run(t, "tidemark", "thin", "ls", "--no-headers", "-o", "DEV", "/dev/mapper/pool")) {
+			for id := range strings.FieldsSeq(guest.Run(t, "tidemark", "thin", "ls", "--no-headers", "-o", "DEV", "/dev/mapper/pool")) {
 				if id != "0" && id != fmt.Sprint(records(t)[0].ID) {
 					message(t, "delete %s", id)
 				}
@@ -402,7 +402,7 @@ func written(t *testing.T) string {
 	t.Helper()
 	out := guest.Run(t, "sh", "-c", "tidemark thin dump --dev-id 0 /dev/mapper/pool | grep -m1 origin_")
 	var n int
-	for _, word := range strings.Fields(out) {
+	for word := range strings.FieldsSeq(out) {
 		for _, key := range []string{`origin_block="`, `origin_begin="`} {
 			if rest, ok := strings.CutPrefix(word, key); ok {
 				fmt.Sscanf(rest, "%d", &n)
