@@ -32,9 +32,11 @@ import (
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/dmthin"
+	"tidemark/linux/fiemap"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/loop"
 	"tidemark/linux/lvm"
+	"tidemark/snapshot"
 	"tidemark/track"
 	"tidemark/track/bpf"
 	"tidemark/track/cow"
@@ -359,6 +361,16 @@ func volumeClasses() []class {
 		{"lvm-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
 		{"lvm-unknown", lvm.ErrNotFound, exitError, `"lvs" lists the volumes`},
 		{"lvm-missing", lvm.ErrMissing, exitError, ""},
+		{"snapshot-plain", snapshot.ErrPlain, exitRefused, `"tidemark adopt" puts a table over it; "tidemark mirror" needs no snapshot`},
+		{"snapshot-lvm", snapshot.ErrLVM, exitRefused, `"lvcreate --snapshot" makes a snapshot that LVM knows of; "tidemark mirror" needs none`},
+		{"snapshot-unfit", snapshot.ErrUnfit, exitRefused, ""},
+		{"snapshot-store", snapshot.ErrStore, exitRefused, ""},
+		{"snapshot-no-room", snapshot.ErrNoRoom, exitRefused, ""},
+		{"snapshot-unknown", snapshot.ErrNotFound, exitError, `"tidemark snapshot list" lists them`},
+		{"snapshot-exists", snapshot.ErrExists, exitRefused, "give another name"},
+		{"snapshot-in-use", snapshot.ErrInUse, exitBusy, "unmount it, or end what reads it; --force ends the snapshot all the same"},
+		{"snapshot-lost", errSnapshotLost, exitDamaged, `"tidemark snapshot destroy" removes what is left of it`},
+		{"fiemap-unfit", fiemap.ErrUnfit, exitRefused, "give another place for the store with --store"},
 		{"thin-not-a-volume", trackthin.ErrNotThin, exitRefused, "name a thin volume itself, or use another tracker and view"},
 		{"thin-unfit", trackthin.ErrUnfit, exitRefused, "make room in the pool, or use another tracker and view"},
 		{"thin-alone", tracking.ErrThinAlone, exitRefused, "ask for both, or for one of them alone"},

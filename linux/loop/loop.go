@@ -1,10 +1,11 @@
-// Package loop attaches read-only loop devices to parts of files and of block devices.
+// Package loop attaches loop devices to parts of files and of block devices.
 //
 // For most uses, call [Attach], mount the device, and close it: it detaches itself when its
 // last user is gone, a mount as well as a process that was killed.
 //
 // The package owns the ioctls of drivers/block/loop.c. Each of its devices is read-only for
-// the kernel too: a filesystem that is mounted from it cannot write, not even its journal.
+// the kernel too, unless the options say otherwise: a filesystem that is mounted from it cannot
+// write, not even its journal.
 // It refuses to take a device that another program has got hold of meanwhile, and takes the
 // next. It holds no state; its functions may be called by several goroutines at once.
 package loop
@@ -33,6 +34,9 @@ type Options struct {
 	Off, Len   int64  // bytes; a length of 0 reaches to the end
 	SectorSize int    // bytes, 512 where it is 0
 	Name       string // at most 63 bytes, by which NameOf knows it again
+	// Write makes the device writable, and has it go past the page cache of its file where
+	// that can be. The file must be open for writing.
+	Write bool
 }
 
 // Device is an attached loop device.
@@ -54,6 +58,10 @@ func Attach(backing *os.File, o Options) (*Device, error) {
 	defer control.Close()
 	config := unix.LoopConfig{Fd: uint32(backing.Fd()), Size: uint32(o.SectorSize)}
 	config.Info = unix.LoopInfo64{Offset: uint64(o.Off), Sizelimit: uint64(o.Len), Flags: unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR}
+	mode := os.O_RDONLY
+	if o.Write {
+		config.Info.Flags, mode = unix.LO_FLAGS_AUTOCLEAR|unix.LO_FLAGS_DIRECT_IO, os.O_RDWR
+	}
 	copy(config.Info.File_name[:len(config.Info.File_name)-1], o.Name)
 	for {
 		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
@@ -61,7 +69,7 @@ func Attach(backing *os.File, o Options) (*Device, error) {
 			return nil, fmt.Errorf("loop device: find a free one: %w", err)
 		}
 		d := &Device{Path: sysfs.DevPath(fmt.Sprintf("loop%d", n))}
-		d.node, err = os.Open(d.Path)
+		d.node, err = os.OpenFile(d.Path, mode, 0)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
 			return nil, fmt.Errorf("%w (%w)", ErrNotSupported, err)
 		}
@@ -80,6 +88,23 @@ func Attach(backing *os.File, o Options) (*Device, error) {
 
 // Close lets go of the device, which is detached when nobody else uses it.
 func (d *Device) Close() error { return d.node.Close() }
+
+// Refresh has a loop device take the size of its file anew.
+func Refresh(dev sysfs.Dev) error {
+	path, err := sysfs.Node(dev)
+	if err != nil {
+		return err
+	}
+	node, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer node.Close()
+	if err := unix.IoctlSetInt(int(node.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("%s: take the size of its file anew: %w", path, err)
+	}
+	return nil
+}
 
 // NameOf returns the name that a loop device was attached with, which losetup makes the
 // path of its file; "" for a device of another kind, or one that is gone.

@@ -1,0 +1,319 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/dm"
+	"tidemark/linux/dmhold"
+	"tidemark/linux/dmsnap"
+	"tidemark/linux/loop"
+	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
+)
+
+// twice are the targets whose tables can be loaded into a second device while the first one is
+// in use: they hold no state of their own.
+var twice = []string{"linear", "striped", "crypt", "delay", "flakey", "zero", "error"}
+
+// Create takes a snapshot of all devices at one instant. What a crash left is ended first. The error
+// wraps one of the package's, or one of package dmhold's; then there is no snapshot, and every
+// device has its own table.
+func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error) {
+	unlock, err := o.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if _, err := o.repair(ctx); err != nil {
+		return nil, err
+	}
+	ctl, err := dm.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer ctl.Close()
+	s, err := o.begin(ctl, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.write(); err != nil {
+		return nil, err
+	}
+	err = s.create(ctx, ctl, req)
+	if err == nil {
+		s.Up = true
+		err = s.write()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %w", errors.Join(err, s.takeApart(context.WithoutCancel(ctx), ctl, true)))
+	}
+	return s, nil
+}
+
+// begin judges a request, and makes nothing.
+func (o Options) begin(ctl *dm.Control, req Request) (*Snapshot, error) {
+	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, o: o}
+	if s.Chunk == 0 {
+		s.Chunk = DefaultChunk
+	}
+	if s.Chunk < 4<<10 || s.Chunk > 1<<20 || bits.OnesCount64(uint64(s.Chunk)) != 1 {
+		return nil, fmt.Errorf("snapshot: chunks of %d bytes: a chunk is a power of two from 4 KiB to 1 MiB", s.Chunk)
+	}
+	list, err := List(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.name(list); err != nil {
+		return nil, err
+	}
+	if s.Boot, err = sysfs.BootID(); err != nil {
+		return nil, err
+	}
+	for _, d := range req.Devices {
+		v, err := origin(ctl, d.Path)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
+			return nil, fmt.Errorf("snapshot: %s: it is given twice", d.Path)
+		}
+		if n := len(uuid(s.copied(v))); n > 128 {
+			return nil, fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
+		}
+		if err := s.plan(v, d, req.Reserve); err != nil {
+			return nil, fmt.Errorf("snapshot: %s: %w", d.Path, err)
+		}
+		s.Volumes = append(s.Volumes, v)
+	}
+	for _, v := range s.Volumes {
+		if err := s.apart(v); err != nil {
+			return nil, fmt.Errorf("snapshot: %s: %w", v.Name, err)
+		}
+	}
+	return s, nil
+}
+
+// name gives the snapshot a name that is free.
+func (s *Snapshot) name(list []*Snapshot) error {
+	taken := func(name string) bool {
+		return slices.ContainsFunc(list, func(o *Snapshot) bool { return o.Name == name })
+	}
+	if s.Name == "" {
+		for n := 1; ; n++ {
+			if s.Name = fmt.Sprintf("snap%d", n); !taken(s.Name) {
+				return nil
+			}
+		}
+	}
+	switch {
+	case !validName.MatchString(s.Name), s.Name == "real":
+		return fmt.Errorf("snapshot: %q is no name for one: letters, digits, and _.- inside, at most 32", s.Name)
+	case taken(s.Name):
+		return fmt.Errorf("snapshot: %s: %w", s.Name, ErrExists)
+	}
+	return nil
+}
+
+// origin judges a device.
+func origin(ctl *dm.Control, path string) (*Volume, error) {
+	info, err := ctl.Resolve(path)
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil, fmt.Errorf("snapshot: %s: %w: its table cannot be changed while it is in use", path, ErrPlain)
+	}
+	if err != nil {
+		return nil, err
+	}
+	table, info, err := ctl.Table(info.Name)
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{Name: info.Name, Dev: info.Dev()}
+	unfit := func(format string, args ...any) error {
+		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case strings.HasPrefix(info.UUID, "LVM-"):
+		return nil, fmt.Errorf("snapshot: %s: %w", path, ErrLVM)
+	case strings.HasPrefix(info.UUID, uuid("")):
+		return nil, unfit("it belongs to a snapshot")
+	case len(table) == 0:
+		return nil, unfit("it has no table")
+	case info.ReadOnly:
+		return nil, unfit("it is read-only, and does not change")
+	case info.Suspended:
+		return nil, unfit("it is suspended; \"dmsetup resume %s\" lets it go on", info.Name)
+	case info.InactiveTable:
+		return nil, unfit("another table waits for it; \"dmsetup clear %s\" drops that", info.Name)
+	}
+	v.Size = int64(table[len(table)-1].Start+table[len(table)-1].Len) * dm.SectorSize
+	if ours, err := v.snapshotted(ctl); ours || err != nil {
+		return v, err
+	}
+	for _, t := range table {
+		if !slices.Contains(twice, t.Type) {
+			return nil, unfit("its target %q cannot be loaded twice", t.Type)
+		}
+	}
+	return v, nil
+}
+
+// snapshotted reports whether the volume has the table that it has while there is a snapshot of
+// ours.
+func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
+	table, _, err := ctl.Table(v.Name)
+	if err != nil || len(table) != 1 || table[0].Type != "snapshot-origin" {
+		return false, err
+	}
+	real, err := ctl.Info(v.real())
+	if errors.Is(err, dm.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && strings.TrimSpace(table[0].Params) == real.Dev().String(), err
+}
+
+// create makes everything; after an error some of it is there.
+func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) error {
+	plan := dmhold.Plan{Limit: req.MaxFreeze}
+	for _, v := range s.Volumes {
+		first, err := s.prepare(ctx, ctl, v)
+		if err != nil {
+			return fmt.Errorf("%s: %w", v.Name, err)
+		}
+		plan.Devices = append(plan.Devices, dmhold.Device{Name: v.Name, Dev: v.Dev, Swap: first})
+		plan.Start = append(plan.Start, s.copied(v))
+	}
+	// What stores consist of is known now: a crash must find it.
+	if err := s.write(); err != nil {
+		return err
+	}
+	if err := s.flush(); err != nil {
+		return err
+	}
+	var err error
+	if s.Frozen, err = dmhold.Hold(ctx, plan, req.Instant); err != nil {
+		return err
+	}
+	for _, v := range s.Volumes {
+		if err := s.show(ctl, v); err != nil {
+			return fmt.Errorf("%s: %w", v.Name, err)
+		}
+	}
+	return nil
+}
+
+// prepare makes the devices of a volume, and loads the table that it is to get when there is no
+// snapshot of it yet: then first is true. The volume itself goes on as it was.
+func (s *Snapshot) prepare(ctx context.Context, ctl *dm.Control, v *Volume) (first bool, err error) {
+	had, err := v.snapshotted(ctl)
+	if err != nil {
+		return false, err
+	}
+	if !had {
+		table, _, err := ctl.Table(v.Name)
+		if err == nil {
+			err = add(ctl, v.real(), table, dm.LoadOptions{})
+		}
+		if err != nil {
+			return false, fmt.Errorf("its table cannot be loaded a second time: %w", err)
+		}
+	}
+	store, loops, err := v.make(ctx, s.Chunk)
+	if err != nil {
+		return false, err
+	}
+	err = add(ctl, s.cow(v), store, dm.LoadOptions{})
+	if loops != nil {
+		err = errors.Join(err, closed(loops)) // the device above holds it from here on
+	}
+	if err != nil {
+		return false, err
+	}
+	sectors := uint64(v.Size / dm.SectorSize)
+	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
+		return false, err
+	}
+	params := fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s N %d", v.real(), s.cow(v), s.Chunk/dm.SectorSize)
+	if _, err = ctl.Load(s.copied(v), []dm.Target{{Len: sectors, Type: "snapshot", Params: params}}, dm.LoadOptions{}); err != nil || had {
+		return false, err
+	}
+	_, err = ctl.Load(v.Name, []dm.Target{{Len: sectors, Type: "snapshot-origin", Params: "/dev/mapper/" + v.real()}}, dm.LoadOptions{})
+	return true, err
+}
+
+func closed(d *loop.Device) error { return d.Close() }
+
+// add makes a device that nobody but us is to use.
+func add(ctl *dm.Control, name string, table []dm.Target, o dm.LoadOptions) error {
+	_, err := ctl.Create(name, uuid(name))
+	if err == nil {
+		_, err = ctl.Load(name, table, o)
+	}
+	if err == nil {
+		_, err = ctl.ResumeHidden(name)
+	}
+	return err
+}
+
+// flush writes out what filesystems on the volumes hold, so that the freeze is short.
+func (s *Snapshot) flush() error {
+	table, err := mounts.Read()
+	if err != nil {
+		return err
+	}
+	for _, v := range s.Volumes {
+		all, err := table.On(v.Dev)
+		if err != nil {
+			return err
+		}
+		for _, f := range all {
+			dir, err := table.Open(f)
+			if err != nil {
+				return err
+			}
+			err = unix.Syncfs(int(dir.Fd()))
+			if err = errors.Join(err, dir.Close()); err != nil {
+				return fmt.Errorf("flush %s: %w", f, err)
+			}
+		}
+	}
+	return nil
+}
+
+// show makes the image of a volume: the snapshot, with zeros where the store's own file lies.
+func (s *Snapshot) show(ctl *dm.Control, v *Volume) error {
+	var table []dm.Target
+	at := int64(0)
+	part := func(kind string, end int64) {
+		if end <= at {
+			return
+		}
+		t := dm.Target{Start: uint64(at / dm.SectorSize), Len: uint64((end - at) / dm.SectorSize), Type: kind}
+		if kind == "linear" {
+			t.Params = fmt.Sprintf("/dev/mapper/%s %d", s.copied(v), at/dm.SectorSize)
+		}
+		table, at = append(table, t), end
+	}
+	for _, e := range v.Store.Extents {
+		part("linear", e.Off)
+		part("zero", e.End())
+	}
+	part("linear", v.Size)
+	return add(ctl, s.image(v), table, dm.LoadOptions{ReadOnly: !s.Writable})
+}
+
+// usage asks the kernel how full the store of a volume is.
+func (s *Snapshot) usage(ctl *dm.Control, v *Volume) (dmsnap.Usage, error) {
+	found, err := dmsnap.Get(ctl, s.copied(v))
+	if err != nil {
+		return dmsnap.Usage{}, err
+	}
+	return found.Usage(ctl)
+}

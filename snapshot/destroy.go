@@ -1,0 +1,219 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"tidemark/linux/dm"
+	"tidemark/linux/dmhold"
+)
+
+const (
+	// patience is how long a device is tried to be removed that udev may have open.
+	patience = 10 * time.Second
+	// swapLimit bounds the time that an origin stands still to get its table back.
+	swapLimit = time.Minute
+)
+
+// Destroy ends the snapshot: images, stores and their files are removed, and each device that has
+// no other snapshot gets the table back that it had. An image that is in use is refused with
+// ErrInUse, and nothing has changed then, unless force is set: then reading from it fails from now
+// on, and it goes when its last user closes it.
+func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
+	unlock, err := s.o.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := Find(s.o, s.Name); err != nil { // another process was faster
+		return err
+	}
+	ctl, err := dm.Open()
+	if err != nil {
+		return err
+	}
+	defer ctl.Close()
+	if !force {
+		if err := s.unused(ctl); err != nil {
+			return err
+		}
+	}
+	s.Up = false
+	if err := s.write(); err != nil {
+		return err
+	}
+	if err := s.takeApart(context.WithoutCancel(ctx), ctl, force); err != nil {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// unused refuses when an image is in use.
+func (s *Snapshot) unused(ctl *dm.Control) error {
+	for _, v := range s.Volumes {
+		info, err := ctl.Info(s.image(v))
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if info.OpenCount > 0 {
+			return fmt.Errorf("snapshot: %s: %w", s.Image(v), ErrInUse)
+		}
+	}
+	return nil
+}
+
+// takeApart removes whatever there is of a snapshot, and its record at last. It can be called
+// again after an error, and after a crash.
+func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) error {
+	ended, err := s.Ended()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range s.Volumes {
+		var err error
+		if !ended {
+			err = s.takeDown(ctx, ctl, v, force)
+		}
+		if err == nil {
+			err = v.remove(ctl)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return s.forget()
+}
+
+// takeDown removes the devices of a volume. The volume gets its table back before what is below
+// goes, unless another snapshot needs it.
+func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, force bool) error {
+	if force {
+		if err := cutOff(ctl, s.image(v)); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{s.image(v), s.copied(v)} {
+		if err := gone(ctl, name); err != nil {
+			return err
+		}
+	}
+	others, err := s.others(v)
+	if err != nil {
+		return err
+	}
+	if !others {
+		if err := v.giveBack(ctx, ctl); err != nil {
+			return err
+		}
+	}
+	if err := gone(ctl, s.cow(v)); err != nil {
+		return err
+	}
+	if others {
+		return nil
+	}
+	return gone(ctl, v.real())
+}
+
+// gone removes a device; that there is none is no error.
+func gone(ctl *dm.Control, name string) error {
+	err := ctl.Remove(name, dm.RemoveOptions{Patience: patience})
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// cutOff takes what is below from an image that is in use, and has it go with its last user.
+func cutOff(ctl *dm.Control, name string) error {
+	table, info, err := ctl.Table(name)
+	if errors.Is(err, dm.ErrNotFound) || err == nil && info.OpenCount == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(table) > 0 {
+		last := table[len(table)-1]
+		if _, err := ctl.Load(name, []dm.Target{{Len: last.Start + last.Len, Type: "error"}}, dm.LoadOptions{ReadOnly: info.ReadOnly}); err != nil {
+			return err
+		}
+		if _, err := ctl.Suspend(name, dm.SuspendOptions{NoLockFS: true, NoFlush: true}); err != nil {
+			return err
+		}
+		if _, err := ctl.ResumeHidden(name); err != nil {
+			return err
+		}
+	}
+	// Its name is free for another one; what is left of it goes with its last user.
+	to := fmt.Sprintf("%s+%d", name, time.Now().UnixNano())
+	if err := ctl.Rename(name, to); err != nil {
+		return err
+	}
+	return ctl.Remove(to, dm.RemoveOptions{Deferred: true})
+}
+
+// others reports whether there is another snapshot of a volume.
+func (s *Snapshot) others(v *Volume) (bool, error) {
+	list, err := List(s.o)
+	for _, o := range list {
+		if o.Name == s.Name {
+			continue
+		}
+		if ended, eerr := o.Ended(); ended || eerr != nil {
+			err = errors.Join(err, eerr)
+			continue
+		}
+		for _, w := range o.Volumes {
+			if w.Name == v.Name {
+				return true, err
+			}
+		}
+	}
+	return false, err
+}
+
+// giveBack puts the table of a volume back that it had before its first snapshot, which is that
+// of the device below.
+func (v *Volume) giveBack(ctx context.Context, ctl *dm.Control) error {
+	info, err := ctl.Info(v.Name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.InactiveTable { // the swap that did not come to be
+		if info, err = ctl.Clear(v.Name); err != nil {
+			return err
+		}
+	}
+	if info.Suspended { // by a process that was killed together with its holder
+		if info, err = ctl.Resume(v.Name); err != nil {
+			return err
+		}
+	}
+	if had, err := v.snapshotted(ctl); !had || err != nil {
+		return err
+	}
+	table, real, err := ctl.Table(v.real())
+	if err != nil {
+		return err
+	}
+	if _, err := ctl.Load(v.Name, table, dm.LoadOptions{ReadOnly: real.ReadOnly}); err != nil {
+		return err
+	}
+	_, err = dmhold.Hold(ctx, dmhold.Plan{
+		Devices: []dmhold.Device{{Name: v.Name, Dev: info.Dev(), NoLockFS: true, Swap: true}}, Limit: swapLimit,
+	}, nil)
+	return err
+}

@@ -1,0 +1,167 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"tidemark/linux/atomicfile"
+	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
+	"tidemark/track/history"
+)
+
+// Snapshot is a snapshot of one or several devices. What is exported of it is in its record.
+type Snapshot struct {
+	Version  int       `json:"version"`
+	Name     string    `json:"name"`
+	Created  time.Time `json:"created"`
+	Boot     string    `json:"boot"` // at whose end it ends
+	Chunk    int64     `json:"chunk"`
+	Writable bool      `json:"writable"`
+	// Up says that all of it is there. Without it a run that made or destroyed it was cut off,
+	// unless that is under way.
+	Up      bool      `json:"up"`
+	Volumes []*Volume `json:"volumes"`
+
+	// Frozen is how long users of the devices waited, in the process that made it.
+	Frozen time.Duration `json:"-"`
+
+	o Options
+}
+
+const recordVersion = 1
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,31}$`)
+
+func (o Options) folder() string            { return filepath.Join(o.StateDir, "snapshots") }
+func (o Options) record(name string) string { return filepath.Join(o.folder(), name+".json") }
+
+// lock waits until no other process of ours changes snapshots.
+func (o Options) lock(ctx context.Context) (unlock func(), err error) {
+	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	return history.Lock(ctx, filepath.Join(o.RunDir, "snapshots.lock"))
+}
+
+// write stores the record.
+func (s *Snapshot) write() error {
+	err := atomicfile.MkdirAll(s.o.folder(), 0o755)
+	if err == nil {
+		err = atomicfile.WriteJSON(s.o.record(s.Name), atomicfile.Options{Durable: true}, s)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// forget removes the record.
+func (s *Snapshot) forget() error {
+	err := os.Remove(s.o.record(s.Name))
+	if err == nil {
+		err = atomicfile.SyncDir(s.o.folder())
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Find returns the snapshot of a name. The error wraps ErrNotFound.
+func Find(o Options, name string) (*Snapshot, error) {
+	if !validName.MatchString(name) {
+		return nil, fmt.Errorf("snapshot: %q: %w", name, ErrNotFound)
+	}
+	s := &Snapshot{o: o}
+	err := atomicfile.ReadJSON(o.record(name), s)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("snapshot: %s: %w", name, ErrNotFound)
+	}
+	if err == nil && (s.Version != recordVersion || s.Name != name) {
+		err = fmt.Errorf("%w: version %d, name %q", atomicfile.ErrDamaged, s.Version, s.Name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("snapshot: %s: %w", o.record(name), err)
+	}
+	return s, nil
+}
+
+// List returns all snapshots, the oldest first, those that a reboot has ended among them.
+func List(o Options) ([]*Snapshot, error) {
+	entries, err := os.ReadDir(o.folder())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var list []*Snapshot
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || !validName.MatchString(name) {
+			continue
+		}
+		s, ferr := Find(o, name)
+		if errors.Is(ferr, ErrNotFound) {
+			continue
+		}
+		if err = errors.Join(err, ferr); ferr == nil {
+			list = append(list, s)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Snapshot) int { return a.Created.Compare(b.Created) })
+	return list, err
+}
+
+// Ended reports whether the boot in which the snapshot was made has ended.
+func (s *Snapshot) Ended() (bool, error) {
+	boot, err := sysfs.BootID()
+	return err == nil && boot != s.Boot, err
+}
+
+// Repair ends what a crash, or a reboot, has left, and tells what it did. What it cannot end, as
+// where a filesystem is not mounted, it leaves for the next time, with an error.
+func Repair(ctx context.Context, o Options) (done []string, err error) {
+	unlock, err := o.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return o.repair(ctx)
+}
+
+// repair is Repair with the lock held.
+func (o Options) repair(ctx context.Context) (done []string, err error) {
+	list, err := List(o)
+	if len(list) == 0 {
+		return nil, err
+	}
+	ctl, derr := dm.Open()
+	if derr != nil {
+		return nil, errors.Join(err, derr)
+	}
+	defer ctl.Close()
+	for _, s := range list {
+		ended, eerr := s.Ended()
+		if eerr != nil || s.Up && !ended {
+			err = errors.Join(err, eerr)
+			continue
+		}
+		why := "a command was cut off"
+		if ended {
+			why = "the machine was booted"
+		}
+		if derr := s.takeApart(ctx, ctl, false); derr != nil {
+			err = errors.Join(err, fmt.Errorf("the snapshot %s is over, because %s, and cannot be removed yet: %w", s.Name, why, derr))
+			continue
+		}
+		done = append(done, fmt.Sprintf("the snapshot %s is over, because %s, and was removed", s.Name, why))
+	}
+	return done, err
+}

@@ -1,0 +1,155 @@
+// Package snapshot takes snapshots of devices of device-mapper while they are in use, several at
+// one instant, kept by the kernel's own dm-snapshot.
+//
+// For most uses, call [Create], read the images at [Volume.Image], and call [Snapshot.Destroy].
+// [List] finds those that other processes made, and [Repair] ends what a crash left.
+//
+// The package owns the devices that it makes, the stores and their files, and the records of them
+// in the state folder. It refuses devices that are not device-mapper's, whose tables cannot be
+// loaded twice, or that LVM manages: LVM would change their tables without knowing of ours. A store
+// that is full, or fails, ends the snapshot, and the origin does not notice. Commands of several
+// processes wait for each other. A Snapshot is used by one goroutine at a time.
+//
+// # The devices
+//
+// For an origin X and a snapshot NAME, with X's own table T:
+//
+//	X+real       T; what X consists of
+//	X+NAME+cow   where the store lies: extents of a file on X+real, a loop device, or a device
+//	X+NAME+snap  snapshot X+real X+NAME+cow N
+//	X            snapshot-origin X+real, as long as there is a snapshot of X
+//	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
+//
+// Everything is made and loaded while X is in use. At the instant X is suspended, by which the
+// kernel freezes the filesystem on it and waits for writes in flight; then X+NAME+snap is
+// started and X resumed with its new table (package linux/dmhold), so that a crash at any moment
+// leaves X with its old table or the new one, and running. A write to X that comes after waits until
+// what it overwrites is in the store (drivers/md/dm-snap.c of Linux 6.1 to 6.12).
+//
+// # A store on the origin's own filesystem
+//
+// The file is allocated before the instant, at its full size, and not by a byte afterwards: blocks
+// that it would get later may hold what a deleted file had at the instant, and writes to the store
+// pass below X, so that nobody would copy that. It is immutable as long as the snapshot lives, by
+// which ext4 and XFS leave its extents where they are; other filesystems are refused. Its extents
+// are cut to whole chunks. In the image they read as zeros. To trackers of X they count as changed
+// when the snapshot is gone ([Volume.Inside]), because they changed without passing X.
+//
+// # What survives
+//
+// The store is volatile: a snapshot ends with the boot. The file that a reboot leaves is removed by
+// Repair, and by the next command.
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"tidemark/extent"
+	"tidemark/linux/sysfs"
+)
+
+var (
+	// ErrPlain says that a device is not device-mapper's, so that its table cannot be changed.
+	ErrPlain = errors.New("not a device of device-mapper")
+	// ErrLVM says that a device is a logical volume.
+	ErrLVM = errors.New("a logical volume, whose table LVM changes without asking")
+	// ErrUnfit says that a device has a table that cannot be loaded twice, or is not in order.
+	ErrUnfit = errors.New("no snapshot can be taken of it")
+	// ErrStore says that a store cannot be where it should.
+	ErrStore = errors.New("the store cannot be there")
+	// ErrNoRoom says that a filesystem has too little room for a store.
+	ErrNoRoom = errors.New("too little room for the store")
+	// ErrNotFound says that there is no snapshot of a name.
+	ErrNotFound = errors.New("no such snapshot")
+	// ErrExists says that there is a snapshot of that name.
+	ErrExists = errors.New("there is a snapshot of that name")
+	// ErrInUse says that an image is mounted or open.
+	ErrInUse = errors.New("the image is in use")
+)
+
+// Options say where records are. Both are required.
+type Options struct {
+	StateDir string
+	RunDir   string // gone after a reboot
+}
+
+const (
+	// DefaultChunk is what is copied to the store at the first write to any of it, in bytes.
+	DefaultChunk = 8 << 10
+	// MinStore is the smallest store, in bytes.
+	MinStore = 4 << 20
+	// DefaultReserve is what a store leaves of the room on a filesystem, in bytes, or a twentieth
+	// of the filesystem where that is less.
+	DefaultReserve = 64 << 20
+	// defaultShare is the part of an origin that a store has room for, as a divisor.
+	defaultShare = 10
+)
+
+// Request is what to take a snapshot of. Devices and MaxFreeze are required.
+type Request struct {
+	Name    string   // "": one that is free
+	Devices []Device // all of one instant
+	Chunk   int64    // bytes, a power of two from 4 KiB to 1 MiB; 0 is DefaultChunk
+	// Reserve is what a store leaves of the room on a filesystem, in bytes; 0 is as DefaultReserve says.
+	Reserve int64
+	// Writable makes the images so. What is written to one goes to its store.
+	Writable bool
+	// MaxFreeze bounds the time that users of the devices wait.
+	MaxFreeze time.Duration
+	// Instant, which may be nil, is called when nothing is in flight on any device: trackers are
+	// cut there. It writes to no file. Its error ends the snapshot.
+	Instant func(context.Context) error
+}
+
+// Device is an origin, and where its store is to be.
+type Device struct {
+	Path string // or name in device-mapper
+	// Store is the path of a file that is made, or of a block device, all of which is
+	// overwritten; "" is a file on the filesystem that lies on the device.
+	Store string
+	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
+	Size int64
+}
+
+// Volume is one origin of a snapshot.
+type Volume struct {
+	Name  string    `json:"origin"` // in device-mapper
+	Dev   sysfs.Dev `json:"device"`
+	Size  int64     `json:"size"` // bytes
+	Store Store     `json:"store"`
+}
+
+// Store is where old blocks go.
+type Store struct {
+	Kind string `json:"kind"` // Inside, File or Block
+	Path string `json:"path"` // of the file or the device
+	Size int64  `json:"size"` // bytes
+	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
+	// chunks of the file's extents are the store.
+	Extents []extent.Extent `json:"extents,omitempty"`
+}
+
+// The kinds of store.
+const (
+	Inside = "inside" // a file on the origin's own filesystem
+	File   = "file"   // a file elsewhere, through a loop device
+	Block  = "device" // a block device
+)
+
+// Image returns the path of the device that shows the volume as it was.
+func (s *Snapshot) Image(v *Volume) string { return "/dev/mapper/" + s.image(v) }
+
+// Inside returns the bytes of the origin that the store's file has, which count as changed when
+// the snapshot is gone.
+func (v *Volume) Inside() extent.Set { return extent.NewSet(v.Store.Extents...) }
+
+// The names of our devices.
+func (v *Volume) real() string              { return v.Name + "+real" }
+func (s *Snapshot) image(v *Volume) string  { return v.Name + "+" + s.Name }
+func (s *Snapshot) cow(v *Volume) string    { return v.Name + "+" + s.Name + "+cow" }
+func (s *Snapshot) copied(v *Volume) string { return v.Name + "+" + s.Name + "+snap" }
+
+// uuid is the UUID of a device of ours, by which rules and people know it.
+func uuid(name string) string { return "TIDEMARK-SNAPSHOT-" + name }

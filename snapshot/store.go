@@ -1,0 +1,271 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/linux/dm"
+	"tidemark/linux/fiemap"
+	"tidemark/linux/loop"
+	"tidemark/linux/mounts"
+	"tidemark/linux/sysfs"
+	"tidemark/words"
+)
+
+// filesystem returns where the filesystem that lies on an origin, and on nothing else, is
+// mounted.
+func filesystem(dev sysfs.Dev) (f mounts.Filesystem, dir string, err error) {
+	table, err := mounts.Read()
+	if err != nil {
+		return f, "", err
+	}
+	all, err := table.On(dev)
+	if err != nil {
+		return f, "", err
+	}
+	for _, f := range all {
+		if len(f.Members) == 1 && f.Members[0] == dev {
+			return f, f.Mounts[0].Path(), nil
+		}
+	}
+	return f, "", fmt.Errorf("%w: no filesystem on it is mounted: give another place for the store", ErrStore)
+}
+
+// plan finds out where the store of a volume will be, and how large. It makes nothing.
+func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
+	if d.Store == "" {
+		f, dir, err := filesystem(v.Dev)
+		switch {
+		case err != nil:
+			return err
+		case f.Type != "ext4" && f.Type != "xfs":
+			return fmt.Errorf("%w: %s, on %s, may move the blocks of a file: give another place for the store", ErrStore, f.Type, dir)
+		case f.ReadOnly:
+			return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, dir)
+		}
+		v.Store = Store{Kind: Inside, Path: filepath.Join(dir, ".tidemark-"+s.Name)}
+		return s.room(v, dir, d.Size, reserve)
+	}
+	info, err := os.Stat(d.Store)
+	if err == nil && info.Mode().Type() == os.ModeDevice {
+		v.Store = Store{Kind: Block, Path: d.Store}
+		return s.planDevice(v, d.Size)
+	}
+	path, aerr := filepath.Abs(d.Store)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%w: %s: it exists; a store is a new file, or a block device", ErrStore, d.Store)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case aerr != nil:
+		return aerr
+	}
+	v.Store = Store{Kind: File, Path: path}
+	return s.room(v, filepath.Dir(path), d.Size, reserve)
+}
+
+// room sets the size of a store that is a file in a folder.
+func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if reserve == 0 {
+		reserve = min(DefaultReserve, int64(st.Blocks)*st.Bsize/20)
+	}
+	free := int64(st.Bavail)*st.Bsize - reserve
+	least := min(max(MinStore, 8*s.Chunk), v.Size+8*s.Chunk)
+	v.Store.Size = size
+	if size == 0 {
+		v.Store.Size = max(min(v.Size/defaultShare, free), least)
+	}
+	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
+	if v.Store.Size > free {
+		return fmt.Errorf("%w: %s has %s free, %s are to stay so, and the store needs %s: make room, or give a smaller size or another place",
+			ErrNoRoom, dir, words.Size(free+reserve), words.Size(reserve), words.Size(v.Store.Size))
+	}
+	return nil
+}
+
+// planDevice refuses a device that is in use or holds something.
+func (s *Snapshot) planDevice(v *Volume, size int64) error {
+	d, err := block.Open(v.Store.Path, block.Options{Exclusive: true})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	defer d.Close()
+	found, err := mounts.Probe(d, d.Size())
+	switch {
+	case err != nil:
+		return err
+	case len(found) > 0:
+		return fmt.Errorf("%w: %s holds %s, and all of it would be overwritten: \"wipefs --all %s\" if nobody needs it", ErrStore, v.Store.Path, found[0], v.Store.Path)
+	case size > d.Size() || d.Size() < 8*s.Chunk:
+		return fmt.Errorf("%w: %s has %s", ErrStore, v.Store.Path, words.Size(d.Size()))
+	}
+	if v.Store.Size = size; size == 0 {
+		v.Store.Size = d.Size()
+	}
+	v.Store.Size = v.Store.Size / s.Chunk * s.Chunk
+	return nil
+}
+
+// apart refuses a store that is a file on a filesystem of which a snapshot is taken, now or
+// already: writes to it would have to wait for themselves.
+func (s *Snapshot) apart(v *Volume) error {
+	if v.Store.Kind == Inside {
+		return nil
+	}
+	table, err := mounts.Read()
+	if err != nil {
+		return err
+	}
+	if v.Store.Kind == File {
+		through, err := table.Through(v.Store.Path)
+		if err != nil {
+			return err
+		}
+		for _, f := range through {
+			for _, o := range s.Volumes {
+				on, err := table.On(o.Dev)
+				if err != nil {
+					return err
+				}
+				for _, g := range on {
+					if g.Dev == f.Dev {
+						return fmt.Errorf("%w: %s lies on %s, of which a snapshot is taken too: without a place given, the store of %s is there", ErrStore, v.Store.Path, o.Name, o.Name)
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// make makes the file of a store, and returns the table of what the store consists of.
+func (v *Volume) make(ctx context.Context, chunk int64) ([]dm.Target, *loop.Device, error) {
+	switch v.Store.Kind {
+	case Block:
+		return whole(v.Store.Path, v.Store.Size), nil, nil
+	case File:
+		f, err := allocate(v.Store.Path, v.Store.Size)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer f.Close()
+		d, err := loop.Attach(f, loop.Options{Name: filepath.Base(v.Store.Path), Write: true})
+		if err != nil {
+			return nil, nil, err
+		}
+		return whole(d.Path, v.Store.Size), d, nil
+	}
+	f, err := allocate(v.Store.Path, v.Store.Size)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	table, err := v.inside(f, chunk)
+	return table, nil, err
+}
+
+// whole is the table of a store that is a device.
+func whole(path string, size int64) []dm.Target {
+	return []dm.Target{{Len: uint64(size / dm.SectorSize), Type: "linear", Params: path + " 0"}}
+}
+
+// allocate makes a file with all its blocks.
+func allocate(path string, size int64) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: %s: %w", ErrNoRoom, path, err)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), os.Remove(path))
+	}
+	return f, nil
+}
+
+// inside makes the file of a store immutable, and returns the table of the whole chunks of the
+// origin that its extents hold.
+func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, err
+	}
+	if sysfs.DevOf(st.Dev) != v.Dev {
+		return nil, fmt.Errorf("%w: %s lies on %s, and not on %s itself", ErrStore, f.Name(), sysfs.DevOf(st.Dev), v.Name)
+	}
+	if err := fiemap.SetImmutable(f, true); err != nil {
+		return nil, err
+	}
+	extents, err := fiemap.Of(f)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrStore, err)
+	}
+	var held []extent.Extent
+	at := uint64(0)
+	for _, e := range extents {
+		held = append(held, extent.Extent{Off: e.Physical, Len: e.Len})
+		begin, end := (e.Physical+chunk-1)/chunk*chunk, (e.Physical+e.Len)/chunk*chunk
+		if end <= begin {
+			continue
+		}
+		n := uint64((end - begin) / dm.SectorSize)
+		table = append(table, dm.Target{Start: at, Len: n, Type: "linear", Params: fmt.Sprintf("/dev/mapper/%s %d", v.real(), begin/dm.SectorSize)})
+		at += n
+	}
+	if at < uint64(MinStore/2/dm.SectorSize) {
+		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks", ErrStore, f.Name(), len(extents), words.Size(int64(at)*dm.SectorSize))
+	}
+	v.Store.Extents, v.Store.Size = extent.NewSet(held...).Extents(), int64(at)*dm.SectorSize
+	return table, nil
+}
+
+// remove removes the file of a store. A filesystem that is not mounted is an error, for its
+// file cannot be removed then.
+func (v *Volume) remove(ctl *dm.Control) error {
+	path := v.Store.Path
+	switch v.Store.Kind {
+	case Block:
+		return nil
+	case Inside:
+		info, err := ctl.Info(v.Name)
+		if err != nil {
+			return err
+		}
+		_, dir, err := filesystem(info.Dev())
+		if err != nil {
+			return err
+		}
+		path = filepath.Join(dir, filepath.Base(path))
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if v.Store.Kind == Inside {
+		if err := fiemap.SetImmutable(f, false); err != nil {
+			return err
+		}
+	}
+	return os.Remove(path)
+}

@@ -1,0 +1,474 @@
+//go:build linux
+
+// Package snapshot_test runs in guests only (see package guest): snapshots of devices in use, by the
+// kernel's dm-snapshot.
+package snapshot_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/linux/dmhold"
+	"tidemark/linux/reexec"
+	"tidemark/snapshot"
+	"tidemark/test/vm/guest"
+	"tidemark/test/vm/guest/instant"
+)
+
+func TestMain(m *testing.M) {
+	reexec.Main(dmhold.Holder)
+	guest.Main(m)
+}
+
+const (
+	sectors = 81920 // of an origin: 40 MiB
+	bytes   = sectors * 512
+)
+
+var options = snapshot.Options{StateDir: "/var/lib/tidemark", RunDir: "/run/tidemark"}
+
+// origin makes the i-th device, with a filesystem that is mounted, and returns its name and where.
+// At the end of the test all has to be as it was.
+func origin(t *testing.T, i int, kind string) (name, at string) {
+	t.Helper()
+	name, at = fmt.Sprintf("X%d", i), t.TempDir()
+	table := fmt.Sprintf("0 %d linear %s %d", sectors, guest.Disk(t, "data"), i*sectors)
+	path := guest.Mapper(t, name, table)
+	force := map[string]string{"ext4": "-F", "xfs": "-f"}[kind]
+	for _, name := range []string{"TEST_DIR", "TEST_DEV", "QA_CHECK_FS"} {
+		t.Setenv(name, "x") // by which mkfs.xfs makes small ones
+	}
+	guest.Run(t, "mkfs."+kind, "-q", force, path)
+	guest.Run(t, "mount", path, at)
+	t.Cleanup(func() {
+		guest.Run(t, "umount", at)
+		if now := guest.Run(t, "dmsetup", "table", name); !strings.HasPrefix(now, fmt.Sprintf("0 %d linear ", sectors)) {
+			t.Errorf("the table of %s is %q", name, now)
+		}
+	})
+	return name, at
+}
+
+// bare checks that nothing of a snapshot is left.
+func bare(t *testing.T, folders ...string) {
+	t.Helper()
+	if left := guest.Run(t, "dmsetup", "info", "-c", "--noheadings", "-o", "name,suspended"); strings.Contains(left, "+") || strings.Contains(left, "Suspended") {
+		t.Errorf("left behind:\n%s", left)
+	}
+	records, _ := filepath.Glob(options.StateDir + "/snapshots/*")
+	for _, at := range folders {
+		files, _ := filepath.Glob(at + "/.tidemark-*")
+		records = append(records, files...)
+	}
+	if len(records) > 0 {
+		t.Errorf("left behind: %v", records)
+	}
+}
+
+// take takes a snapshot, and returns what each origin held at the instant, with zeros where its
+// own store lies.
+func take(t *testing.T, req snapshot.Request) (*snapshot.Snapshot, [][]byte) {
+	t.Helper()
+	held := make([][]byte, len(req.Devices))
+	req.MaxFreeze = time.Minute
+	req.Instant = func(context.Context) error {
+		for i, d := range req.Devices {
+			var err error
+			if held[i], err = instant.ReadAll(d.Path + "+real"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s, err := snapshot.Create(t.Context(), options, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range s.Volumes {
+		for _, e := range v.Store.Extents {
+			clear(held[i][e.Off:e.End()])
+		}
+	}
+	t.Logf("frozen for %v", s.Frozen)
+	return s, held
+}
+
+func destroy(t *testing.T, s *snapshot.Snapshot) {
+	t.Helper()
+	if err := s.Destroy(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settle waits until fio has written for a while: as much as an eighth of the device.
+func settle(t *testing.T, name string) {
+	t.Helper()
+	path := "/sys/block/" + filepath.Base(must(t, os.Readlink, "/dev/mapper/"+name)) + "/stat"
+	written := func() (n int) {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = fmt.Sscan(strings.Fields(string(content))[6], &n)
+		return n
+	}
+	for began := written(); written() < began+sectors/8; {
+		unix.Sync()
+	}
+}
+
+func must(t *testing.T, f func(string) (string, error), path string) string {
+	t.Helper()
+	to, err := f(path)
+	if err != nil {
+		// A node in place of a link: the number tells.
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("dm-%d", unix.Minor(st.Rdev))
+	}
+	return to
+}
+
+// The image of a busy filesystem is what the device held at the instant, whatever the filesystem,
+// the place of the store and the size of chunks.
+func TestImagesAreTheInstant(t *testing.T) {
+	for _, c := range []struct {
+		kind, store string
+		chunk       int64
+	}{
+		{"ext4", "", 0}, {"xfs", "", 64 << 10}, {"ext4", "/stores/one", 4 << 10}, {"ext4", "disk", 32 << 10},
+	} {
+		t.Run(c.kind+c.store, func(t *testing.T) {
+			name, at := origin(t, 0, c.kind)
+			if err := os.MkdirAll("/stores", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if c.store == "disk" {
+				c.store = guest.Disk(t, "store")
+				guest.Run(t, "dd", "if=/dev/zero", "of="+c.store, "bs=1M", "count=1", "status=none", "conv=fsync")
+			}
+			stop := instant.Load(t, at)
+			defer stop()
+			settle(t, name)
+			s, held := take(t, snapshot.Request{Chunk: c.chunk, Devices: []snapshot.Device{{Path: "/dev/mapper/" + name, Store: c.store, Size: 14 << 20}}})
+			settle(t, name)
+			image := s.Image(s.Volumes[0])
+			instant.Compare(t, held[0], instant.MustRead(t, image))
+			if c.kind == "ext4" {
+				guest.Run(t, "e2fsck", "-fn", image)
+			}
+			settle(t, name)
+			instant.Compare(t, held[0], instant.MustRead(t, image))
+			st, err := s.Status()
+			if err != nil || st.Lost != "" || st.Volumes[0].Used == 0 {
+				t.Errorf("%+v, %v", st, err)
+			}
+			destroy(t, s)
+			settle(t, name)
+			stop()
+			bare(t, at)
+		})
+	}
+}
+
+// Three filesystems are of one instant, and of two snapshots of one origin each is its own, in
+// whatever order they end.
+func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
+	var devices []snapshot.Device
+	var folders []string
+	for i, kind := range []string{"ext4", "xfs", "ext4"} {
+		name, at := origin(t, i, kind)
+		devices, folders = append(devices, snapshot.Device{Path: "/dev/mapper/" + name, Size: 8 << 20}), append(folders, at)
+	}
+	stop := count(t, folders...)
+	defer stop()
+	first, heldFirst := take(t, snapshot.Request{Devices: devices, Name: "first"})
+	second, heldSecond := take(t, snapshot.Request{Devices: devices, Name: "second"})
+	for _, s := range []*snapshot.Snapshot{first, second} {
+		var n [3]int
+		for i, v := range s.Volumes {
+			n[i] = counted(t, s.Image(v), i == 1)
+		}
+		if n[0] < n[1] || n[1] < n[2] || n[2] < n[0]-1 || n[2] == 0 {
+			t.Errorf("%s: counters %v", s.Name, n)
+		}
+	}
+	for i := range devices {
+		got := instant.MustRead(t, second.Image(second.Volumes[i]))
+		// The file of the first one's store is junk in it, as in the origin.
+		for _, e := range first.Volumes[i].Store.Extents {
+			clear(got[e.Off:e.End()])
+			clear(heldSecond[i][e.Off:e.End()])
+		}
+		instant.Compare(t, heldSecond[i], got)
+	}
+	destroy(t, first)
+	if out, err := exec.Command("tidemark", "snapshot", "create", "--name", "second", devices[0].Path).CombinedOutput(); err == nil || !strings.Contains(string(out), "there is a snapshot of that name") {
+		t.Errorf("%v: %s", err, out)
+	}
+	destroy(t, second)
+	stop()
+	_ = heldFirst
+	bare(t, folders...)
+}
+
+// count writes a number that grows to a file in each folder, one after the other.
+func count(t *testing.T, folders ...string) (stop func()) {
+	t.Helper()
+	var files []*os.File
+	for _, at := range folders {
+		f, err := os.OpenFile(filepath.Join(at, "count"), os.O_CREATE|os.O_WRONLY|unix.O_DSYNC, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(fmt.Appendf(nil, "%010d", 1), 0); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for n := 2; ; n++ {
+			for _, f := range files {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := f.WriteAt(fmt.Appendf(nil, "%010d", n), 0); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	}()
+	var once bool
+	return func() {
+		if once {
+			return
+		}
+		once = true
+		close(done)
+		<-ended
+		for _, f := range files {
+			f.Close()
+		}
+	}
+}
+
+// counted is the number in the filesystem on an image.
+func counted(t *testing.T, image string, xfs bool) (n int) {
+	t.Helper()
+	at, o := t.TempDir(), "ro,noload"
+	if xfs {
+		o = "ro,norecovery,nouuid"
+	}
+	guest.Run(t, "mount", "-o", o, image, at)
+	content, err := os.ReadFile(filepath.Join(at, "count"))
+	guest.Run(t, "umount", at)
+	if err == nil {
+		_, err = fmt.Sscanf(string(content), "%d", &n)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	return n
+}
+
+// A command that is killed at any moment leaves an origin that works, and nothing that the next
+// command does not remove.
+func TestKilledCommands(t *testing.T) {
+	name, at := origin(t, 0, "ext4")
+	stop := instant.Load(t, at)
+	defer stop()
+	began := time.Now()
+	guest.Run(t, "tidemark", "snapshot", "create", "--name", "k", "/dev/mapper/"+name)
+	took := time.Since(began)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "k")
+	ended := time.Since(began) - took
+	const rounds = 14
+	for i := range rounds {
+		ctx, cancel := context.WithTimeout(t.Context(), took*time.Duration(i)/rounds)
+		_ = exec.CommandContext(ctx, "tidemark", "snapshot", "create", "--name", "k", "/dev/mapper/"+name).Run()
+		cancel()
+		settle(t, name)
+		guest.Run(t, "tidemark", "snapshot", "repair")
+		if s, err := snapshot.Find(options, "k"); err == nil {
+			ctx, cancel := context.WithTimeout(t.Context(), ended*time.Duration(i)/rounds)
+			_ = exec.CommandContext(ctx, "tidemark", "snapshot", "destroy", "k").Run()
+			cancel()
+			guest.Run(t, "tidemark", "snapshot", "repair")
+			if s, err = snapshot.Find(options, "k"); err == nil {
+				destroy(t, s)
+			}
+		}
+		settle(t, name)
+		bare(t, at)
+	}
+	stop()
+	guest.Run(t, "umount", at)
+	guest.Run(t, "e2fsck", "-fn", "/dev/mapper/"+name)
+	guest.Run(t, "mount", "/dev/mapper/"+name, at)
+}
+
+// A store that is full ends the snapshot, which is told, and the origin does not notice; one that
+// is grown in time goes on.
+func TestOverflowAndGrowth(t *testing.T) {
+	name, at := origin(t, 0, "ext4")
+	guest.Run(t, "tidemark", "snapshot", "create", "--name", "small", "--size", "4M", "/dev/mapper/"+name)
+	events := exec.Command("tidemark", "snapshot", "events", "small", "--follow", "--json", "--interval", "100ms")
+	told, err := events.StdoutPipe()
+	if err == nil {
+		err = events.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/large", "bs=1M", "count=16", "oflag=direct", "status=none")
+	dec := json.NewDecoder(told)
+	var e struct{ Event, Reason string }
+	for e.Event != "lost" {
+		if err := dec.Decode(&e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := exec.Command("tidemark", "snapshot", "status", "small").CombinedOutput(); err == nil || !strings.Contains(string(out), "was full") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if err := exec.Command("dd", "if=/dev/mapper/"+name+"+small", "of=/dev/null", "bs=1M", "iflag=direct", "status=none").Run(); err == nil {
+		t.Error("a lost image can be read")
+	}
+	guest.Run(t, "tidemark", "snapshot", "destroy", "small")
+	for e.Event != "destroyed" {
+		if err := dec.Decode(&e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := events.Wait(); err != nil {
+		t.Error(err)
+	}
+	bare(t, at)
+	guest.Run(t, "e2fsck", "-n", "/dev/mapper/"+name)
+
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: "/dev/mapper/" + name, Store: "/stores/grows", Size: 4 << 20}}})
+	for i := range int64(5) {
+		if err := s.Grow(t.Context(), s.Volumes[0], (8+4*i)<<20); err != nil {
+			t.Fatal(err)
+		}
+		guest.Run(t, "dd", "if=/dev/urandom", fmt.Sprintf("of=%s/more%d", at, i), "bs=1M", "count=3", "oflag=direct", "status=none")
+	}
+	instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
+	if st, err := s.Status(); err != nil || st.Volumes[0].Total != 24<<20 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	destroy(t, s)
+	bare(t, at)
+}
+
+// An image that is in use is refused, and with --force ends under its reader; what is written to a
+// writable one the origin does not see.
+func TestImagesInUse(t *testing.T) {
+	name, at := origin(t, 0, "ext4")
+	guest.WriteFile(t, at+"/file", "before")
+	guest.Run(t, "tidemark", "snapshot", "create", "--name", "w", "--writable", "/dev/mapper/"+name)
+	image := "/dev/mapper/" + name + "+w"
+	there := t.TempDir()
+	guest.Run(t, "mount", image, there)
+	guest.WriteFile(t, there+"/file", "in the image")
+	guest.WriteFile(t, at+"/file", "after")
+	if out, err := exec.Command("tidemark", "snapshot", "destroy", "w").CombinedOutput(); err == nil || !strings.Contains(string(out), "in use") {
+		t.Errorf("%v: %s", err, out)
+	}
+	guest.Run(t, "umount", there)
+	for path, want := range map[string]string{image: "in the image", "/dev/mapper/" + name: "after"} {
+		if path == image {
+			guest.Run(t, "mount", path, there)
+			got, err := os.ReadFile(there + "/file")
+			guest.Run(t, "umount", there)
+			if err != nil || string(got) != want {
+				t.Errorf("%s: %q, %v", path, got, err)
+			}
+		} else if got, err := os.ReadFile(at + "/file"); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+	reader, err := os.Open(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.Run(t, "tidemark", "snapshot", "destroy", "--force", "w")
+	if _, err := unix.Pread(int(reader.Fd()), make([]byte, 4096), bytes/2); !errors.Is(err, unix.EIO) {
+		t.Errorf("an image that was taken away: %v", err)
+	}
+	reader.Close()
+	for slices.Contains(strings.Fields(guest.Run(t, "dmsetup", "ls")), name+"+w") {
+	}
+	guest.WriteFile(t, at+"/more", "it goes on")
+	bare(t, at)
+	// Discards pass again.
+	guest.Run(t, "fstrim", at)
+}
+
+// What cannot be is refused before anything is made; what a reboot leaves is removed.
+func TestRefusalsAndReboots(t *testing.T) {
+	name, at := origin(t, 0, "ext4")
+	dev := "/dev/mapper/" + name
+	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "store"), "bs=1M", "count=1", "status=none", "conv=fsync")
+	guest.Run(t, "mkfs.ext4", "-q", "-F", guest.Disk(t, "store"))
+	for _, c := range []struct {
+		want string
+		args []string
+	}{
+		{"not a device of device-mapper", []string{guest.Disk(t, "data")}},
+		{"it is given twice", []string{dev, dev}},
+		{"too little room", []string{"--size", "1G", dev}},
+		{"holds ext", []string{"--store", guest.Disk(t, "store"), dev}},
+		{"of which a snapshot is taken too", []string{"--store", at + "/here", dev}},
+		{"it exists", []string{"--store", "/bin/tidemark", dev}},
+		{"power of two", []string{"--chunk", "12K", dev}},
+		{"is no name", []string{"--name", "../x", dev}},
+	} {
+		out, err := exec.Command("tidemark", append([]string{"snapshot", "create"}, c.args...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), c.want) {
+			t.Errorf("%v: %v: %s", c.args, err, out)
+		}
+		bare(t, at)
+	}
+	// A filesystem that somebody has frozen: refused before Linux 6.8.
+	guest.Run(t, "tidemark", "snapshot", "create", "--name", "r", dev)
+	for _, line := range []string{"remove " + name + "+r", "remove " + name + "+r+snap"} {
+		guest.Run(t, "dmsetup", append(strings.Fields(line), "--retry")...)
+	}
+	guest.Run(t, "dmsetup", "load", name, "--table", fmt.Sprintf("0 %d linear %s 0", sectors, guest.Disk(t, "data")))
+	guest.Run(t, "dmsetup", "resume", name)
+	guest.Run(t, "dmsetup", "remove", "--retry", name+"+r+cow")
+	guest.Run(t, "dmsetup", "remove", "--retry", name+"+real")
+	record := options.StateDir + "/snapshots/r.json"
+	content, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := snapshot.Find(options, "r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.WriteFile(t, record, strings.Replace(string(content), s.Boot, "00000000-0000-0000-0000-000000000000", 1))
+	if out := guest.Run(t, "tidemark", "snapshot", "repair"); !strings.Contains(out, "the machine was booted") {
+		t.Error(out)
+	}
+	bare(t, at)
+}

@@ -1,0 +1,28 @@
+package vm
+
+import (
+	"flag"
+	"testing"
+)
+
+var snapshotTests = flag.String("snapshot-tests", "", "the `pattern` of the tests of live snapshots to run in guests")
+
+// Snapshots of devices in use are what the devices held at the instant, and nothing of them is
+// left, whatever ends them.
+func TestLiveSnapshots(t *testing.T) {
+	t.Parallel()
+	program := Build(t, "tidemark/test/vm/guest/snapshot")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			t.Parallel()
+			r := Run(t, Config{
+				Kernel: kernel, Timeout: busyTimeout, Tests: *snapshotTests,
+				Modules: []string{"dm-snapshot", "dm-zero", "ext4", "xfs", "loop"}, Programs: []string{"fio", "fstrim", "e2fsck"},
+				Files: map[string]string{"/bin/tidemark": command},
+				Disks: []Disk{NewDisk(t, "data", 128<<20), NewDisk(t, "store", 16<<20)},
+			}, program)
+			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
+		})
+	}
+}
