@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,8 +41,7 @@ const (
 // Of returns the extents of a file in ascending order, holes left out. The error wraps ErrUnfit.
 func Of(f *os.File) ([]Extent, error) {
 	var xattr [28]byte // struct fsxattr
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsGetXattr, uintptr(unsafe.Pointer(&xattr[0])))
-	if errno == 0 && binary.LittleEndian.Uint32(xattr[:])&realtime != 0 {
+	if errno := ioctl(f, fsGetXattr, xattr[:]); errno == 0 && binary.LittleEndian.Uint32(xattr[:])&realtime != 0 {
 		return nil, fmt.Errorf("fiemap: %s: it is a realtime file: %w", f.Name(), ErrUnfit)
 	}
 	var found []Extent
@@ -55,7 +53,7 @@ func Of(f *os.File) ([]Extent, error) {
 		le.PutUint64(buf[8:], ^uint64(0)-at)
 		le.PutUint32(buf[16:], flagSync)
 		le.PutUint32(buf[24:], batch)
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fsIocFiemap, uintptr(unsafe.Pointer(&buf[0]))); errno != 0 {
+		if errno := ioctl(f, fsIocFiemap, buf); errno != 0 {
 			return nil, fmt.Errorf("fiemap: %s: %w", f.Name(), errno)
 		}
 		n := min(int(le.Uint32(buf[20:])), batch)
