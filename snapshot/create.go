@@ -44,6 +44,11 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	if err != nil {
 		return nil, err
 	}
+	if s.Transient {
+		if err := s.hold(); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.write(); err != nil {
 		return nil, err
 	}
@@ -60,7 +65,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 
 // begin judges a request, and makes nothing.
 func (o Options) begin(ctl *dm.Control, req Request) (*Snapshot, error) {
-	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, o: o}
+	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, o: o}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
+	"tidemark/block"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
+	"tidemark/track"
+	"tidemark/track/bpf"
 )
 
 const (
@@ -81,6 +85,9 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
+			err = s.o.tell(ctx, v)
+		}
+		if err == nil {
 			err = v.remove(ctl)
 		}
 		if err != nil {
@@ -91,6 +98,30 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 		return err
 	}
 	return s.forget()
+}
+
+// tell counts the bytes of a store that is inside the origin as changed, where the origin is
+// tracked: they changed without passing it.
+func (o Options) tell(ctx context.Context, v *Volume) error {
+	if v.Inside().Empty() {
+		return nil
+	}
+	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // what tracked it has gone with it
+	}
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	live, err := bpf.Attach(ctx, source, o.Track)
+	if errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(live.MarkDirty(ctx, v.Inside()), live.Close())
 }
 
 // takeDown removes the devices of a volume. The volume gets its table back before what is below

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/linux/atomicfile"
 	"tidemark/linux/dm"
 	"tidemark/linux/sysfs"
@@ -30,11 +32,15 @@ type Snapshot struct {
 	// unless that is under way.
 	Up      bool      `json:"up"`
 	Volumes []*Volume `json:"volumes"`
+	// Transient is for one that ends with the process that made it, which holds a lock as long as
+	// it lives.
+	Transient bool `json:"transient,omitempty"`
 
 	// Frozen is how long users of the devices waited, in the process that made it.
 	Frozen time.Duration `json:"-"`
 
-	o Options
+	o     Options
+	alive *os.File // the lock of a transient one
 }
 
 const recordVersion = 1
@@ -46,10 +52,37 @@ func (o Options) record(name string) string { return filepath.Join(o.folder(), n
 
 // lock waits until no other process of ours changes snapshots.
 func (o Options) lock(ctx context.Context) (unlock func(), err error) {
-	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
+	if err := os.MkdirAll(o.Track.RunDir, 0o755); err != nil {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
-	return history.Lock(ctx, filepath.Join(o.RunDir, "snapshots.lock"))
+	return history.Lock(ctx, filepath.Join(o.Track.RunDir, "snapshots.lock"))
+}
+
+// hold locks a transient snapshot for as long as this process lives. Such a lock that is free says
+// that nobody needs the snapshot.
+func (s *Snapshot) hold() (err error) {
+	s.alive, err = os.OpenFile(s.lockPath(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = unix.Flock(int(s.alive.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: lock: %w", s.Name, err)
+	}
+	return nil
+}
+
+func (s *Snapshot) lockPath() string {
+	return filepath.Join(s.o.Track.RunDir, "snapshot-"+s.Name+".lock")
+}
+
+// locked reports whether the process that made a transient snapshot lives.
+func (s *Snapshot) locked() bool {
+	f, err := os.Open(s.lockPath())
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
 }
 
 // write stores the record.
@@ -72,6 +105,9 @@ func (s *Snapshot) forget() error {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	if s.Transient {
+		_ = os.Remove(s.lockPath()) // nobody asks for it any more
 	}
 	return nil
 }
@@ -149,7 +185,8 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 	defer ctl.Close()
 	for _, s := range list {
 		ended, eerr := s.Ended()
-		if eerr != nil || s.Up && !ended {
+		lives := s.Up && !ended && (!s.Transient || s.locked())
+		if eerr != nil || lives {
 			err = errors.Join(err, eerr)
 			continue
 		}

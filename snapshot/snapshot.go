@@ -48,6 +48,7 @@ import (
 
 	"tidemark/extent"
 	"tidemark/linux/sysfs"
+	"tidemark/track/bpf"
 )
 
 var (
@@ -69,10 +70,12 @@ var (
 	ErrInUse = errors.New("the image is in use")
 )
 
-// Options say where records are. Both are required.
+// Options say where records are.
 type Options struct {
-	StateDir string
-	RunDir   string // gone after a reboot
+	StateDir string // required
+	// Track says where the tracking by eBPF is, to which a store's own blocks are told. Its
+	// RunDir is required.
+	Track bpf.Options
 }
 
 const (
@@ -96,6 +99,9 @@ type Request struct {
 	Reserve int64
 	// Writable makes the images so. What is written to one goes to its store.
 	Writable bool
+	// Transient has the snapshot end with this process: what is left of it then, the next
+	// command removes.
+	Transient bool
 	// MaxFreeze bounds the time that users of the devices wait.
 	MaxFreeze time.Duration
 	// Instant, which may be nil, is called when nothing is in flight on any device: trackers are

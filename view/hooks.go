@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/block"
 	"tidemark/linux/shell"
 )
 
@@ -74,6 +75,24 @@ func (h Hooks) run(ctx context.Context, name, line string, sources []string) (st
 		end = ": " + end
 	}
 	return "", fmt.Errorf("view: %s %q: %w: %w%s", name, line, ErrHook, err, end)
+}
+
+// Around runs the commands before and after do, for a view that users of the sources do not have to
+// wait for while it is read. post is the error of the post-hook alone, where do succeeded; both wrap
+// ErrHook, and the post-hook runs whenever the pre-hook was started.
+func (h Hooks) Around(ctx context.Context, sources []*block.Device, do func() error) (post, err error) {
+	paths := pathsOf(sources)
+	before, err := h.RunPre(ctx, paths)
+	if err == nil {
+		err = do()
+	}
+	after, post := h.RunPost(ctx, paths)
+	h.tell("pre-hook", before)
+	h.tell("post-hook", after)
+	if err != nil {
+		return nil, errors.Join(err, post)
+	}
+	return post, nil
 }
 
 // tell passes on what a hook said.

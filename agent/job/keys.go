@@ -21,7 +21,7 @@ func (j *Job) set(key string, v any) error {
 	case "tracker":
 		return setChoice(v, &j.Tracker, "auto", "bpf", "era", "scan")
 	case "view":
-		return setChoice(v, &j.View, "auto", "freeze", "offline", "thin")
+		return setChoice(v, &j.View, "auto", "freeze", "offline", "thin", "dm")
 	case "bwlimit":
 		return setRate(v, &j.BytesPerSec)
 	case "whole":

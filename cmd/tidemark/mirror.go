@@ -86,7 +86,7 @@ func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST. It is split at the first =, where SRC is UUID=, LABEL=, PARTUUID= or PARTLABEL= at the second")
 	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto asks the metadata of a dm-era device or of the pool of thin volumes, uses bpf elsewhere where it can; cow:STORE takes what changed since a live snapshot of SRC was made from its store; scan reads and compares everything", "auto", "bpf", "era", "thin", "cow:STORE", "scan")
-	addChoice(cmd, &f.view, "view", "what stands still: auto takes a snapshot in the pool of thin volumes, else freezes where a filesystem is mounted; offline relies on nobody writing", "auto", "freeze", "offline", "thin")
+	addChoice(cmd, &f.view, "view", "what stands still: auto takes a snapshot in the pool of thin volumes, else freezes where a filesystem is mounted; offline relies on nobody writing; dm takes a snapshot for the time of the run (see \"tidemark snapshot\"), so that users wait for a moment however much is written", "auto", "freeze", "offline", "thin", "dm")
 	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, fmt.Sprintf("longest `time` that filesystems may be frozen in one attempt, of which a run makes %d at most", transfer.MaxAttempts))
 	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")
 	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before each freeze; nothing is frozen if it fails")

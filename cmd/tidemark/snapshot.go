@@ -17,7 +17,7 @@ import (
 )
 
 func (g *globals) snapshotOptions() snapshot.Options {
-	return snapshot.Options{StateDir: g.stateDir, RunDir: g.runDir}
+	return snapshot.Options{StateDir: g.stateDir, Track: g.trackOptions()}
 }
 
 func newSnapshot(g *globals) *cobra.Command {

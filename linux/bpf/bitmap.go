@@ -247,6 +247,48 @@ func (b *Bitmap) Set(block, size int64) (extent.Set, error) {
 	return out.Set().Clip(extent.Extent{Len: size}), nil
 }
 
+// Mark marks the blocks that bytes of the disk lie in, as the programs do; block is the size of a
+// block in bytes. The bitmap may be in a slot.
+func (b *Bitmap) Mark(set extent.Set, block int64) error {
+	pages := int64(b.m.MaxEntries()) - 1
+	for _, e := range set.Extents() {
+		first, last := e.Off/block, (e.End()-1)/block
+		if e.Empty() || first < 0 || last >= pages*pageBits {
+			return fmt.Errorf("bpf: bitmap %d: mark %d bytes at %d: behind its end", b.id, e.Len, e.Off)
+		}
+		for page := first / pageBits; page <= last/pageBits; page++ {
+			from, to := max(first-page*pageBits, 0), min(last-page*pageBits, pageBits-1)
+			if err := b.markPage(page, from, to); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// markPage marks bits of one page, the last one inclusive, and then the page.
+func (b *Bitmap) markPage(page, from, to int64) error {
+	win, err := unix.Mmap(b.m.FD(), (1+page)*pageSize, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("bpf: map page %d of bitmap %d: %w", page, b.id, err)
+	}
+	for word := from / 64; word <= to/64; word++ {
+		mask := ^uint64(0)
+		if word == from/64 {
+			mask &= ^uint64(0) << (from % 64)
+		}
+		if word == to/64 {
+			mask &= ^uint64(0) >> (63 - to%64)
+		}
+		orWord(win, word, mask)
+	}
+	orWord(b.page[summaryOff:], page/64, 1<<(page%64))
+	if err := unix.Munmap(win); err != nil {
+		return fmt.Errorf("bpf: unmap page %d of bitmap %d: %w", page, b.id, err)
+	}
+	return nil
+}
+
 // anyIn reports whether one of n pages from first on has marks. Both are
 // multiples of 64, but for the n of the last window.
 func (b *Bitmap) anyIn(first, n int) bool {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"tidemark/linux/dm"
 	"tidemark/linux/sysfs"
@@ -71,6 +72,10 @@ func hashTables(w io.Writer, ctl *dm.Control, disk string, seen map[string]bool)
 		return fmt.Errorf("track: %w", err)
 	}
 	fmt.Fprintf(w, "%s\n%s\n", disk, info.UUID)
+	name := info.Name
+	if table, name, err = content(ctl, table, name); err != nil {
+		return err
+	}
 	deep := true
 	for _, t := range table {
 		switch t.Type {
@@ -82,27 +87,53 @@ func hashTables(w io.Writer, ctl *dm.Control, disk string, seen map[string]bool)
 	if !deep {
 		return nil
 	}
-	below, err := disksBelow(disk)
+	below, err := disksBelow(ctl, name)
 	if err != nil {
 		return err
 	}
-	for _, name := range below {
-		if err := hashTables(w, ctl, name, seen); err != nil {
+	for _, disk := range below {
+		if err := hashTables(w, ctl, disk, seen); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// disksBelow returns the whole disks that a disk is made of, in order.
-func disksBelow(disk string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(sysfs.DiskDir(disk), "slaves"))
+// content looks through a table that only has a snapshot taken: "snapshot-origin" over the whole
+// of a device reads and writes what that device does. It returns the table and the name of the
+// device, in place of those given.
+func content(ctl *dm.Control, table []dm.Target, name string) ([]dm.Target, string, error) {
+	for len(table) == 1 && table[0].Type == "snapshot-origin" {
+		dev, err := sysfs.ParseDev(strings.TrimSpace(table[0].Params))
+		if err != nil {
+			return nil, "", fmt.Errorf("track: the table of %s: %w", name, err)
+		}
+		info, err := ctl.Find(dev.Major, dev.Minor)
+		if err != nil {
+			return nil, "", fmt.Errorf("track: %w", err)
+		}
+		below, _, err := ctl.Table(info.Name)
+		if err != nil {
+			return nil, "", fmt.Errorf("track: %w", err)
+		}
+		if n := len(below); n == 0 || below[n-1].Start+below[n-1].Len != table[0].Len {
+			break
+		}
+		table, name = below, info.Name
+	}
+	return table, name, nil
+}
+
+// disksBelow returns the whole disks that a device-mapper device is made of, by its active table, in
+// order.
+func disksBelow(ctl *dm.Control, name string) ([]string, error) {
+	deps, err := ctl.Deps(name)
 	if err != nil {
 		return nil, fmt.Errorf("track: %w", err)
 	}
 	var names []string
-	for _, e := range entries {
-		dir, err := filepath.EvalSymlinks(filepath.Join("/sys/class/block", e.Name()))
+	for _, dev := range deps {
+		dir, err := filepath.EvalSymlinks(dev.Dir())
 		if err != nil {
 			return nil, fmt.Errorf("track: %w", err)
 		}

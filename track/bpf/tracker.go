@@ -307,6 +307,17 @@ func (t *Tracker) judge(from uint64, h bpf.Header) error {
 	return track.Lost("the end of some writes that were in flight at the mark may have gone unseen")
 }
 
+// MarkDirty counts bytes of the source as changed from now on, for what has changed without
+// passing it.
+func (t *Tracker) MarkDirty(ctx context.Context, set extent.Set) error {
+	if e := set.Extents(); len(e) > 0 && e[len(e)-1].End() > t.slice.Len {
+		return fmt.Errorf("track: %s: mark %d bytes at offset %d: it has %d bytes", t.s.source.Disk, e[len(e)-1].Len, e[len(e)-1].Off, t.slice.Len)
+	}
+	return t.s.vouched(ctx, func(cur *bpf.Bitmap) error {
+		return cur.Mark(set.Shift(t.slice.Off), t.s.rec.Granularity)
+	})
+}
+
 // Drain returns nil: a write that is in flight is in the changes of the epoch in which
 // it ends.
 func (t *Tracker) Drain(context.Context) error { return nil }

@@ -77,3 +77,29 @@ func TestChangesUntilNowWhileAnotherProcessEndsTheEpoch(t *testing.T) {
 		t.Errorf("%v, %v", set.Extents(), err)
 	}
 }
+
+// What is marked by hand counts as changed once, in the epoch in which that was done.
+func TestWhatIsMarkedDirtyCountsAsChanged(t *testing.T) {
+	opts := places(t)
+	const size = 600 << 20 // several pages of a bitmap
+	dev := loopDisk(t, size)
+	l := open(t, dev, opts)
+	m1 := cut(t, l)
+	want := []extent.Extent{{Off: 0, Len: 4096}, {Off: 63 * 4096, Len: 66 * 4096}, {Off: 100 << 20, Len: 300 << 20}, {Off: size - 4096, Len: 4096}}
+	if err := l.MarkDirty(t.Context(), extent.NewSet(want...)); err != nil {
+		t.Fatal(err)
+	}
+	wantChanges(t, l, m1, "", want...)
+	m2 := cut(t, l)
+	write(t, dev, 8<<20, 4096, 1)
+	m3 := cut(t, l)
+	wantChanges(t, l, m1, m2, want...)
+	wantChanges(t, l, m2, m3, extent.Extent{Off: 8 << 20, Len: 4096})
+	if err := l.MarkDirty(t.Context(), extent.NewSet(extent.Extent{Off: 5, Len: 1})); err != nil {
+		t.Fatal(err)
+	}
+	wantChanges(t, l, m3, "", extent.Extent{Len: 4096})
+	if err := l.MarkDirty(t.Context(), extent.NewSet(extent.Extent{Off: size, Len: 1})); err == nil {
+		t.Error("what is behind the end was marked")
+	}
+}

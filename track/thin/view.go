@@ -45,32 +45,14 @@ func (p provider) Flush(ctx context.Context) error {
 
 // Take makes the snapshots. The error wraps that of a hook, of the freeze, of package dmhold, or of
 // lvm2's command.
-func (p provider) Take(ctx context.Context, instant func(context.Context) error) (_ view.View, err error) {
-	var paths []string
-	for _, v := range p.volumes {
-		paths = append(paths, v.Path())
-	}
-	said, err := p.o.Hooks.RunPre(ctx, paths)
+func (p provider) Take(ctx context.Context, instant func(context.Context) error) (view.View, error) {
 	t := &taken{group: p.Group, since: time.Now(), broken: make(chan struct{})}
-	defer func() {
-		after, post := p.o.Hooks.RunPost(ctx, paths)
-		t.report.PostHook = post
-		for _, s := range [][2]string{{"pre-hook", said}, {"post-hook", after}} {
-			if p.o.Hooks.Said != nil && s[1] != "" {
-				p.o.Hooks.Said(s[0], s[1])
-			}
-		}
-		if err != nil {
-			err = errors.Join(err, post)
-		}
-	}()
+	post, err := p.o.Hooks.Around(ctx, p.sources(), func() error { return p.still(ctx, t) })
+	t.report.PostHook = post
+	if err == nil {
+		err = instant(ctx)
+	}
 	if err != nil {
-		return nil, err
-	}
-	if err := p.still(ctx, t); err != nil {
-		return nil, err
-	}
-	if err := instant(ctx); err != nil {
 		return nil, err
 	}
 	return t, t.open()

@@ -50,7 +50,7 @@ type Options struct {
 	StateDir string      // target.DefaultStateDir when empty
 	Track    bpf.Options // where and how to track
 	Tracker  string      // "auto" (or ""), "bpf", "era", "thin", "cow:" with a store, or "scan"
-	View     string      // "auto" (or ""), "freeze", "offline" or "thin"
+	View     string      // "auto" (or ""), "freeze", "offline", "thin" or "dm"
 	Hooks    view.Hooks
 	// MaxFreeze bounds the frozen time; 0 stands for transfer.DefaultMaxFreeze.
 	// ForceFreeze goes on when it is over.

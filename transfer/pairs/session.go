@@ -9,6 +9,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/state"
+	"tidemark/snapshot"
 	"tidemark/track"
 	"tidemark/track/thin"
 	"tidemark/transfer"
@@ -212,6 +213,11 @@ func (s *session) view(ctx context.Context) (view.Provider, error) {
 	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
 	if s.o.ForceFreeze {
 		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
+	}
+	if s.o.View == snapshot.Kind {
+		o := snapshot.Options{StateDir: s.o.StateDir, Track: s.o.Track}
+		s.o.note("view: %s: a snapshot for the time of the run", snapshot.Kind)
+		return snapshot.View(o, snapshot.ViewOptions{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: vo.MaxFreeze}), nil
 	}
 	provider, why, err := view.Choose(ctx, s.o.View, vo)
 	if err != nil {

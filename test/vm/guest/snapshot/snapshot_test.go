@@ -24,6 +24,7 @@ import (
 	"tidemark/snapshot"
 	"tidemark/test/vm/guest"
 	"tidemark/test/vm/guest/instant"
+	"tidemark/track/bpf"
 )
 
 func TestMain(m *testing.M) {
@@ -36,7 +37,7 @@ const (
 	bytes   = sectors * 512
 )
 
-var options = snapshot.Options{StateDir: "/var/lib/tidemark", RunDir: "/run/tidemark"}
+var options = snapshot.Options{StateDir: "/var/lib/tidemark", Track: bpf.Options{RunDir: "/run/tidemark"}}
 
 // origin makes the i-th device, with a filesystem that is mounted, and returns its name and where.
 // At the end of the test all has to be as it was.
@@ -471,4 +472,51 @@ func TestRefusalsAndReboots(t *testing.T) {
 		t.Error(out)
 	}
 	bare(t, at)
+}
+
+// Mirrors by the view "dm" of a device that is written to all the time are incremental over the
+// swaps of its table, also when a run is killed; what is written meanwhile is in the next.
+func TestMirrorsByTheViewDM(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			name, at := origin(t, 0, kind)
+			dev, image := "/dev/mapper/"+name, filepath.Join(t.TempDir(), "image")
+			mirror := func(mode string) {
+				t.Helper()
+				out := guest.Run(t, "tidemark", "mirror", "--json", "--view", "dm", dev, image)
+				if !strings.Contains(out, fmt.Sprintf("%q:%q", "mode", mode)) || !strings.Contains(out, `"view":"dm"`) {
+					t.Fatalf("want mode %s: %s", mode, out)
+				}
+				if kind == "ext4" {
+					guest.Run(t, "e2fsck", "-fn", image)
+				}
+				bare(t, at)
+			}
+			stop := instant.Load(t, at)
+			defer stop()
+			began := time.Now()
+			mirror("full")
+			took := time.Since(began)
+			settle(t, name)
+			mirror("incremental")
+			for i := range 6 {
+				ctx, cancel := context.WithTimeout(t.Context(), took*time.Duration(i+1)/7)
+				_ = exec.CommandContext(ctx, "tidemark", "mirror", "--view", "dm", dev, image).Run() // killed, or not
+				cancel()
+			}
+			guest.Run(t, "tidemark", "snapshot", "repair")
+			settle(t, name)
+			mirror("incremental")
+			stop()
+			guest.Run(t, "umount", at)
+			if out := guest.Run(t, "tidemark", "mirror", "--json", dev, image); !strings.Contains(out, `"mode":"incremental"`) {
+				t.Errorf("the mark did not outlive the snapshots: %s", out)
+			}
+			instant.Compare(t, instant.MustRead(t, dev), instant.MustRead(t, image))
+			guest.Run(t, "mount", dev, at)
+			if kind == "ext4" {
+				guest.Run(t, "tidemark", "track", "stop", dev)
+			}
+		})
+	}
 }
