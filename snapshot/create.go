@@ -15,6 +15,7 @@ import (
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/loop"
+	"tidemark/linux/lvm"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 )
@@ -40,7 +41,12 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 		return nil, err
 	}
 	defer ctl.Close()
-	s, err := o.begin(ctl, req)
+	s, err := o.begin(ctx, ctl, req)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.letGo())
+		}
+	}()
 	if err != nil {
 		return nil, err
 	}
@@ -64,43 +70,43 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 }
 
 // begin judges a request, and makes nothing.
-func (o Options) begin(ctl *dm.Control, req Request) (*Snapshot, error) {
+func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snapshot, error) {
 	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, o: o}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}
 	if s.Chunk < 4<<10 || s.Chunk > 1<<20 || bits.OnesCount64(uint64(s.Chunk)) != 1 {
-		return nil, fmt.Errorf("snapshot: chunks of %d bytes: a chunk is a power of two from 4 KiB to 1 MiB", s.Chunk)
+		return s, fmt.Errorf("snapshot: chunks of %d bytes: a chunk is a power of two from 4 KiB to 1 MiB", s.Chunk)
 	}
 	list, err := List(o)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	if err := s.name(list); err != nil {
-		return nil, err
+		return s, err
 	}
 	if s.Boot, err = sysfs.BootID(); err != nil {
-		return nil, err
+		return s, err
 	}
 	for _, d := range req.Devices {
-		v, err := origin(ctl, d.Path)
+		v, err := s.origin(ctx, ctl, d.Path)
 		if err != nil {
-			return nil, err
+			return s, err
 		}
 		if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
-			return nil, fmt.Errorf("snapshot: %s: it is given twice", d.Path)
+			return s, fmt.Errorf("snapshot: %s: it is given twice", d.Path)
 		}
 		if n := len(uuid(s.copied(v))); n > 128 {
-			return nil, fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
+			return s, fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
 		}
 		if err := s.plan(v, d, req.Reserve); err != nil {
-			return nil, fmt.Errorf("snapshot: %s: %w", d.Path, err)
+			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
 		if err := s.apart(v); err != nil {
-			return nil, fmt.Errorf("snapshot: %s: %w", v.Name, err)
+			return s, fmt.Errorf("snapshot: %s: %w", v.Name, err)
 		}
 	}
 	return s, nil
@@ -127,14 +133,23 @@ func (s *Snapshot) name(list []*Snapshot) error {
 	return nil
 }
 
-// origin judges a device.
-func origin(ctl *dm.Control, path string) (*Volume, error) {
+// origin judges a device. LVM is kept from changing a logical volume while the snapshot lives,
+// which only a process can do: such a snapshot is transient.
+func (s *Snapshot) origin(ctx context.Context, ctl *dm.Control, path string) (*Volume, error) {
 	info, err := ctl.Resolve(path)
 	if errors.Is(err, dm.ErrNotFound) {
 		return nil, fmt.Errorf("snapshot: %s: %w: its table cannot be changed while it is in use", path, ErrPlain)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if strings.HasPrefix(info.UUID, "LVM-") {
+		if !s.Transient {
+			return nil, fmt.Errorf("snapshot: %s: %w", path, ErrLVM)
+		}
+		if err := s.holdGroup(ctx, info.Path()); err != nil {
+			return nil, err
+		}
 	}
 	table, info, err := ctl.Table(info.Name)
 	if err != nil {
@@ -145,8 +160,6 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case strings.HasPrefix(info.UUID, "LVM-"):
-		return nil, fmt.Errorf("snapshot: %s: %w", path, ErrLVM)
 	case strings.HasPrefix(info.UUID, uuid("")):
 		return nil, unfit("it belongs to a snapshot")
 	case len(table) == 0:
@@ -168,6 +181,36 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		}
 	}
 	return v, nil
+}
+
+// holdGroup keeps LVM from changing the group of a volume until letGo.
+func (s *Snapshot) holdGroup(ctx context.Context, path string) error {
+	lv, err := lvm.Find(ctx, path)
+	if err != nil {
+		return err
+	}
+	if s.groups[lv.VG] != nil {
+		return nil
+	}
+	release, err := lvm.Hold(ctx, lv.VG)
+	if err != nil {
+		return err
+	}
+	if s.groups == nil {
+		s.groups = map[string]func() error{}
+	}
+	s.groups[lv.VG] = release
+	return nil
+}
+
+// letGo lets LVM change the groups again.
+func (s *Snapshot) letGo() error {
+	var errs []error
+	for _, release := range s.groups {
+		errs = append(errs, release())
+	}
+	s.groups = nil
+	return errors.Join(errs...)
 }
 
 // snapshotted reports whether the volume has the table that it has while there is a snapshot of

@@ -48,7 +48,8 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 	if err := s.write(); err != nil {
 		return err
 	}
-	if err := s.takeApart(context.WithoutCancel(ctx), ctl, force); err != nil {
+	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
+	if err = errors.Join(err, s.letGo()); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
 	return nil

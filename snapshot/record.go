@@ -41,6 +41,9 @@ type Snapshot struct {
 
 	o     Options
 	alive *os.File // the lock of a transient one
+	// groups are LVM's volume groups that must not change while a transient one lives, and
+	// what lets them go.
+	groups map[string]func() error
 }
 
 const recordVersion = 1

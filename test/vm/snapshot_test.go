@@ -18,7 +18,7 @@ func TestLiveSnapshots(t *testing.T) {
 			t.Parallel()
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, Tests: *snapshotTests,
-				Modules: []string{"dm-snapshot", "dm-zero", "ext4", "xfs", "loop"}, Programs: []string{"fio", "fstrim", "e2fsck"},
+				Modules: []string{"dm-snapshot", "dm-zero", "ext4", "xfs", "loop"}, Programs: append([]string{"fio", "fstrim", "e2fsck"}, lvm2...),
 				Files: map[string]string{"/bin/tidemark": command},
 				Disks: []Disk{NewDisk(t, "data", 128<<20), NewDisk(t, "store", 16<<20)},
 			}, program)

@@ -520,3 +520,46 @@ func TestMirrorsByTheViewDM(t *testing.T) {
 		})
 	}
 }
+
+// A logical volume is mirrored by the view "dm" while LVM is kept from changing its group; and marks
+// outlive LVM's own snapshots.
+func TestMirrorsOfALogicalVolume(t *testing.T) {
+	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "data"), "bs=1M", "count=2", "status=none", "conv=fsync")
+	guest.Run(t, "vgcreate", "--quiet", "vg", guest.Disk(t, "data"))
+	t.Cleanup(func() { guest.Run(t, "vgremove", "--quiet", "--force", "--force", "--yes", "vg") })
+	guest.Run(t, "lvcreate", "--quiet", "--size", "40M", "--name", "lv", "vg")
+	dev, image, at := "/dev/vg/lv", filepath.Join(t.TempDir(), "image"), t.TempDir()
+	guest.Run(t, "mkfs.ext4", "-q", dev)
+	guest.Run(t, "mount", dev, at)
+	t.Cleanup(func() { _ = exec.Command("umount", at).Run() }) // where the test did not
+	stop := instant.Load(t, at)
+	defer stop()
+	mirror := func(mode string, more ...string) {
+		t.Helper()
+		out := guest.Run(t, "tidemark", append(append([]string{"mirror", "--json"}, more...), dev, image)...)
+		if !strings.Contains(out, fmt.Sprintf("%q:%q", "mode", mode)) {
+			t.Fatalf("want mode %s: %s", mode, out)
+		}
+		guest.Run(t, "e2fsck", "-fn", image)
+		bare(t, at)
+	}
+	mirror("full", "--view", "dm")
+	// While the view is open, LVM shows the group, and does not change it.
+	guest.Run(t, "tidemark", "mirror", "--view", "dm", "--post-hook", "lvs vg && ! lvcreate --config global/wait_for_locks=0 --size 4M --name other vg", dev, image)
+	mirror("incremental", "--view", "dm")
+	for range 2 {
+		guest.Run(t, "lvcreate", "--quiet", "--snapshot", "--size", "20M", "--name", "theirs", dev)
+		settle(t, "vg-lv")
+		mirror("incremental")
+		guest.Run(t, "lvremove", "--quiet", "--yes", "vg/theirs")
+		settle(t, "vg-lv")
+		mirror("incremental")
+	}
+	stop()
+	guest.Run(t, "umount", at)
+	mirror("incremental")
+	instant.Compare(t, instant.MustRead(t, dev), instant.MustRead(t, image))
+	if out, err := exec.Command("tidemark", "snapshot", "create", dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "lvcreate --snapshot") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
