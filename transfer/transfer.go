@@ -221,10 +221,12 @@ func (r *runner) run(ctx context.Context) error {
 func (r *runner) commit(ctx context.Context) error {
 	r.o.Progress(Event{Phase: "commit"})
 	// All are sealed before any is published, and all are published before the
-	// long work of finishing begins: what can fail has failed by then.
+	// long work of finishing begins: what can fail has failed by then. From the publishing on
+	// nothing goes back, so that the marks are kept before the copies are finished.
 	for _, step := range []func(*job) error{
 		func(j *job) error { return j.seal(r.report(j, nil)) },
 		func(j *job) error { return j.txn.Publish() },
+		func(j *job) error { r.keep(ctx, j); return nil },
 		func(j *job) error { return j.txn.Finish() },
 	} {
 		for _, j := range r.jobs {
@@ -233,17 +235,18 @@ func (r *runner) commit(ctx context.Context) error {
 			}
 		}
 	}
-	for _, j := range r.jobs {
-		// The copy is there, whatever happens to the mark: without it the next
-		// run compares. Nothing was in flight at the mark, which is of the instant.
-		if err := j.Tracker.Keep(context.WithoutCancel(ctx), j.Owner, j.vouchable(), true); err != nil {
-			r.o.Progress(Event{Text: fmt.Sprintf("%s: the next run will compare everything: %v", j.Name, err)})
-		}
-	}
 	if r.postHook != nil {
 		return fmt.Errorf("the copy is complete, but: %w", r.postHook)
 	}
 	return nil
+}
+
+// keep keeps the mark of a job. The copy is there, whatever happens to it: without it the next run
+// compares. Nothing was in flight at the mark, which is of the instant.
+func (r *runner) keep(ctx context.Context, j *job) {
+	if err := j.Tracker.Keep(context.WithoutCancel(ctx), j.Owner, j.vouchable(), true); err != nil {
+		r.o.Progress(Event{Text: fmt.Sprintf("%s: the next run will compare everything: %v", j.Name, err)})
+	}
 }
 
 // abort leaves every sink as it was, or a first copy where the next run can go

@@ -126,7 +126,7 @@ func newTrackStop(g *globals) *cobra.Command {
 func (g *globals) stopTracking(ctx context.Context, device string) error {
 	kept := 0
 	if source, err := block.Open(device, block.Options{}); err == nil {
-		kept, err = thin.Forget(ctx, source, thin.Options{StateDir: g.stateDir, RunDir: g.trackOptions().RunDir})
+		kept, err = thin.Forget(ctx, source, thin.Options{StateDir: g.stateDir, RunDir: g.trackOptions().RunDir, Note: func(string, ...any) {}})
 		err = errors.Join(err, source.Close())
 		if err != nil && !errors.Is(err, thin.ErrNotThin) {
 			return err

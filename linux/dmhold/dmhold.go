@@ -13,6 +13,8 @@
 // are to get another table get it by that. When the caller fails, dies, or takes longer than the
 // plan allows, the holder drops the tables that wait, and resumes the devices as they were.
 //
+// When the holder alone dies the caller does that. Holders of several processes wait for each other.
+//
 // The caller's own process is kept in memory during the instant, but must not wait for a device
 // that stands still: it starts no program from one, and writes to no file on one.
 //
@@ -91,7 +93,21 @@ func (d Device) check(ctl *dm.Control) error {
 	return nil
 }
 
-// suspendError tells a filesystem that somebody has frozen, which Linux before 6.7 answers
+// settle drops the table that waits for a device, and reports whether the device is suspended.
+func (d Device) settle(ctl *dm.Control) (suspended bool, err error) {
+	info, err := ctl.Info(d.Name)
+	if err != nil {
+		return false, err
+	}
+	if d.Swap && info.InactiveTable {
+		if _, err := ctl.Clear(d.Name); err != nil {
+			return true, fmt.Errorf("%w; it is suspended: \"dmsetup clear %s\" and \"dmsetup resume %s\" let it go on", err, d.Name, d.Name)
+		}
+	}
+	return info.Suspended, nil
+}
+
+// suspendError tells a filesystem that somebody has frozen, which Linux before 6.8 answers
 // EBUSY for.
 func suspendError(err error) error {
 	if errors.Is(err, unix.EBUSY) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/linux/dm"
 	"tidemark/linux/reexec"
 )
 
@@ -67,6 +68,11 @@ func Hold(ctx context.Context, p Plan, instant func(context.Context) error) (tim
 	if err != nil {
 		return 0, fmt.Errorf("dmhold: %w", err)
 	}
+	ctl, err := dm.Open()
+	if err != nil {
+		return 0, fmt.Errorf("dmhold: %w", err)
+	}
+	defer ctl.Close()
 	defer reexec.LockMemory()()
 	h := reexec.Command(Holder)
 	to, err := h.StdinPipe()
@@ -85,7 +91,11 @@ func Hold(ctx context.Context, p Plan, instant func(context.Context) error) (tim
 	}
 	passed, err := converse(ctx, to, json.NewDecoder(bufio.NewReader(from)), string(plan), instant)
 	to.Close()
-	// The devices go on, or the holder is dead. It ends when udev has dealt with all.
+	if errors.Is(err, errHolderDied) {
+		err = errors.Join(err, h.Wait(), p.letGo(ctl))
+		return passed, fmt.Errorf("dmhold: %w", err)
+	}
+	// It ends when udev has dealt with all.
 	if ended := h.Wait(); err == nil && ended != nil {
 		err = fmt.Errorf("the devices go on, but: %s: %w", strings.TrimSpace(said.String()), ended)
 	}
@@ -95,7 +105,23 @@ func Hold(ctx context.Context, p Plan, instant func(context.Context) error) (tim
 	return passed, err
 }
 
-// converse leads the holder through the plan. When it returns the devices go on.
+var errHolderDied = errors.New("the process that holds the devices died")
+
+// letGo has the devices go on that a dead holder has left suspended.
+func (p Plan) letGo(ctl *dm.Control) error {
+	var errs []error
+	for _, d := range p.Devices {
+		suspended, err := d.settle(ctl)
+		if err == nil && suspended {
+			_, err = ctl.Resume(d.Name)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// converse leads the holder through the plan. When it returns the devices go on, unless the holder
+// died.
 func converse(ctx context.Context, to io.WriteCloser, from *json.Decoder, plan string, instant func(context.Context) error) (time.Duration, error) {
 	say := func(text string) error {
 		_, err := fmt.Fprintln(to, text)
@@ -106,7 +132,7 @@ func converse(ctx context.Context, to io.WriteCloser, from *json.Decoder, plan s
 		err := from.Decode(&r)
 		switch {
 		case err != nil:
-			return r, fmt.Errorf("the holder died: %w", err)
+			return r, fmt.Errorf("%w: %w", errHolderDied, err)
 		case r.Error != "":
 			return r, told{r.Error, kinds[r.Kind]}
 		case r.At != at:
@@ -115,7 +141,7 @@ func converse(ctx context.Context, to io.WriteCloser, from *json.Decoder, plan s
 		return r, nil
 	}
 	if err := say(plan); err != nil {
-		return 0, fmt.Errorf("the holder died: %w", err)
+		return 0, fmt.Errorf("%w: %w", errHolderDied, err)
 	}
 	if _, err := hear(atReady); err != nil {
 		return 0, err
@@ -124,7 +150,7 @@ func converse(ctx context.Context, to io.WriteCloser, from *json.Decoder, plan s
 		return 0, err
 	}
 	if err := say(sayGo); err != nil {
-		return 0, fmt.Errorf("the holder died: %w", err)
+		return 0, fmt.Errorf("%w: %w", errHolderDied, err)
 	}
 	if _, err := hear(atStill); err != nil {
 		return 0, err

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/linux/dm"
 	"tidemark/linux/reexec"
 )
@@ -43,7 +45,12 @@ func runHolder([]string) int {
 		return 2
 	}
 	go h.listen(in)
-	if err := h.prepare(); err != nil {
+	unlock, err := alone()
+	if err == nil {
+		defer unlock()
+		err = h.prepare()
+	}
+	if err != nil {
 		h.say(report{At: atReady}, err)
 		return 1
 	}
@@ -93,12 +100,30 @@ func (h *holder) prepare() (err error) {
 	if h.ctl, err = dm.Open(); err != nil {
 		return err
 	}
+	seen := map[string]bool{}
 	for _, d := range h.plan.Devices {
-		if err := d.check(h.ctl); err != nil {
+		err := d.check(h.ctl)
+		if seen[d.Name] && err == nil {
+			err = fmt.Errorf("%w: %s: it is given twice", ErrRefused, d.Name)
+		}
+		if seen[d.Name] = true; err != nil {
 			return errors.Join(err, h.ctl.Close())
 		}
 	}
 	return nil
+}
+
+// alone waits until no other holder is at work: a device that one has suspended must not be resumed
+// by another. The lock ends with the process.
+func alone() (unlock func(), err error) {
+	f, err := os.Open("/dev/mapper/control")
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+	}
+	return func() { f.Close() }, nil
 }
 
 // hold suspends all devices, waits for the caller's word, and carries out what is to change. On
@@ -106,16 +131,8 @@ func (h *holder) prepare() (err error) {
 func (h *holder) hold() error {
 	h.began = time.Now()
 	deadline := time.NewTimer(h.plan.Limit)
-	if err := h.each(func(d Device) error {
-		_, err := h.ctl.Suspend(d.Name, dm.SuspendOptions{NoLockFS: d.NoLockFS})
-		return suspendError(err)
-	}); err != nil {
+	if err := h.suspend(deadline.C); err != nil {
 		return err
-	}
-	select {
-	case <-deadline.C: // the kernel took that long
-		return ErrExpired
-	default:
 	}
 	h.say(report{At: atStill}, nil)
 	select {
@@ -129,14 +146,42 @@ func (h *holder) hold() error {
 	return h.change()
 }
 
+// suspend suspends all devices, side by side. When the time is up before all stand still, those
+// that do go on at once, and the others as soon as the kernel has suspended them.
+func (h *holder) suspend(deadline <-chan time.Time) (err error) {
+	ended := make(chan error)
+	for _, d := range h.plan.Devices {
+		go func() {
+			_, err := h.ctl.Suspend(d.Name, dm.SuspendOptions{NoLockFS: d.NoLockFS})
+			ended <- suspendError(err)
+		}()
+	}
+	for range h.plan.Devices {
+		select {
+		case one := <-ended:
+			err = errors.Join(err, one)
+		case <-deadline:
+			deadline = nil
+			err = errors.Join(err, ErrExpired, h.letGo(), <-ended)
+		}
+	}
+	return err
+}
+
 // change carries out what is to change, and resumes the devices.
 func (h *holder) change() error {
+	if err := h.allStand(); err != nil {
+		return err
+	}
 	done := false
 	for _, m := range h.plan.Messages {
 		if _, err := h.ctl.Message(m.Device, 0, m.Text); err != nil {
 			return partly(done, err)
 		}
 		done = true
+	}
+	if err := h.allStand(); err != nil {
+		return partly(done, err)
 	}
 	for _, name := range h.plan.Start {
 		if err := h.resume(name, true); err != nil {
@@ -146,6 +191,16 @@ func (h *holder) change() error {
 	}
 	// A device whose new table fails is resumed by letGo; another may have got its own.
 	return partly(done || len(h.plan.Devices) > 1, h.each(func(d Device) error { return h.resume(d.Name, false) }))
+}
+
+// allStand finds a device that another program has resumed.
+func (h *holder) allStand() error {
+	for _, d := range h.plan.Devices {
+		if info, err := h.ctl.Info(d.Name); err != nil || !info.Suspended {
+			return errors.Join(err, fmt.Errorf("%s: another program has let it go on", d.Name))
+		}
+	}
+	return nil
 }
 
 var errGaveUp = fmt.Errorf("the caller gave up: %w", io.ErrUnexpectedEOF)
@@ -160,17 +215,8 @@ func partly(some bool, err error) error {
 // letGo has all devices go on as they were: a table that waits is dropped first.
 func (h *holder) letGo() error {
 	return h.each(func(d Device) error {
-		info, err := h.ctl.Info(d.Name)
-		if err != nil {
+		if suspended, err := d.settle(h.ctl); !suspended || err != nil {
 			return err
-		}
-		if d.Swap && info.InactiveTable {
-			if _, err := h.ctl.Clear(d.Name); err != nil {
-				return fmt.Errorf("%w; it is suspended: \"dmsetup clear %s\" and \"dmsetup resume %s\" let it go on", err, d.Name, d.Name)
-			}
-		}
-		if !info.Suspended {
-			return nil
 		}
 		return h.resume(d.Name, false)
 	})

@@ -51,14 +51,21 @@ func (r record) mark() track.Mark {
 
 // is reports whether a device of the pool is the snapshot.
 func (r record) is(d thin.Device) bool {
-	return d.ID == r.ID && d.Created == r.Created && (!r.Made || d.Transaction == r.Transaction)
+	if !r.Made {
+		return d.ID == r.ID && d.Created >= r.Created
+	}
+	return d.ID == r.ID && d.Created == r.Created && d.Transaction == r.Transaction
 }
 
-// untouched returns nil when the snapshot has lost no block, or the reason why its mark is lost.
+// untouched returns nil when the snapshot has lost no block and nothing was made of it, or the reason
+// why its mark is lost. The kernel gives a snapshot the time of its making as that of its own last
+// snapshot, too.
 func (r record) untouched(d thin.Device) error {
 	switch {
 	case !r.Made || !r.is(d):
 		return track.Lost("its snapshot is gone: device %d of the pool %s is another one", r.ID, r.PoolName)
+	case d.Snapped != r.Created:
+		return track.Lost("a snapshot was made of its snapshot, device %d of the pool %s, so that it may have become a volume", r.ID, r.PoolName)
 	case d.Mapped != r.Mapped:
 		return track.Lost("its snapshot, device %d of the pool %s, was changed: it has %d blocks, and had %d", r.ID, r.PoolName, d.Mapped, r.Mapped)
 	}
@@ -100,7 +107,8 @@ func (dir records) read(generation string) (r record, err error) {
 	return r, err
 }
 
-// of returns the records of an owner; of all when that is "".
+// of returns the records of an owner; of all when that is "". Beside an error there are those that
+// can be read.
 func (dir records) of(owner string) (list []record, err error) {
 	names, err := os.ReadDir(dir.folder())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -138,31 +146,11 @@ func poolID(p dmthin.Pool) string {
 	return p.Name
 }
 
-// sweep removes the snapshots that runs for the same owners have left: all but those of the marks
-// that are stored with the copies.
-func (g *Group) sweep(ctx context.Context) error {
-	for _, v := range g.volumes {
-		list, err := g.records().of(v.Owner)
-		if err != nil {
-			return err
-		}
-		for _, r := range list {
-			if r.mark() == v.Stored {
-				continue
-			}
-			if err := g.drop(ctx, r); err != nil {
-				return fmt.Errorf("%w (left by a run that was cut off)", err)
-			}
-		}
-	}
-	return nil
-}
-
-// drop removes a snapshot, when there is one and it is ours, and then its record. A snapshot of a
-// pool that is not in use stays, and is no error.
+// drop removes a snapshot, when there is one and it is ours still, and then its record. A snapshot of
+// a pool that is not in use stays, and is no error.
 func (g *Group) drop(ctx context.Context, r record) error {
-	pool, _, err := dmthin.Find(g.ctl, r.PoolName)
-	if errors.Is(err, dmthin.ErrNotPool) || err == nil && poolID(pool) != r.Pool {
+	pool, err := findPool(g.ctl, r)
+	if errors.Is(err, dmthin.ErrNotPool) {
 		return nil
 	}
 	if err == nil && r.LV != "" {
@@ -176,19 +164,51 @@ func (g *Group) drop(ctx context.Context, r record) error {
 	return g.records().remove(r)
 }
 
-func dropLV(ctx context.Context, r record) error {
-	lv, err := lvm.Find(ctx, r.LV)
-	switch {
-	case errors.Is(err, lvm.ErrNotFound):
-		return nil
-	case err != nil:
-		return err
-	case r.LVUUID != "" && r.LVUUID != lv.UUID, !slices.Contains(lv.Tags, lvm.Tag):
-		return nil // somebody else's, under a name that only chance can make
+// findPool finds the pool of a record, whatever its name is by now.
+func findPool(ctl *dm.Control, r record) (dmthin.Pool, error) {
+	all, err := ctl.List()
+	if err != nil {
+		return dmthin.Pool{}, err
 	}
-	return lvm.Remove(ctx, lv)
+	for _, e := range all {
+		if e.UUID != r.Pool && (e.UUID != "" || e.Name != r.Pool) {
+			continue
+		}
+		info, err := ctl.Info(e.Name)
+		if err != nil {
+			return dmthin.Pool{}, err
+		}
+		pool, _, err := dmthin.Find(ctl, info.Path())
+		return pool, err
+	}
+	return dmthin.Pool{}, fmt.Errorf("thin: %s: %w", r.PoolName, dmthin.ErrNotPool)
 }
 
+// dropLV removes a volume of LVM, unless somebody has made another one of it, which would go with
+// it.
+func dropLV(ctx context.Context, r record) error {
+	vg, _, _ := strings.Cut(r.LV, "/")
+	list, err := lvm.List(ctx, vg)
+	if errors.Is(err, lvm.ErrNotFound) || err == nil && r.LVUUID != "" && !slices.ContainsFunc(list, func(v lvm.Volume) bool { return v.UUID == r.LVUUID }) {
+		list, err = lvm.List(ctx, "") // the group was renamed
+	}
+	if err != nil {
+		return err
+	}
+	for _, lv := range list {
+		if lv.UUID != r.LVUUID && (r.LVUUID != "" || lv.Name != r.name()) || !slices.Contains(lv.Tags, lvm.Tag) {
+			continue
+		}
+		if lv.Merging || slices.ContainsFunc(lv.Role, func(role string) bool { return strings.HasSuffix(role, "origin") }) {
+			return nil // its owner is somebody else by now
+		}
+		return lvm.Remove(ctx, lv)
+	}
+	return nil
+}
+
+// dropPlain deletes a device of a pool, unless it is no longer what we made: a volume of somebody's
+// that began as our snapshot.
 func (g *Group) dropPlain(ctx context.Context, pool dmthin.Pool, r record) error {
 	err := g.ctl.Remove(r.name(), dm.RemoveOptions{Patience: removePatience})
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
@@ -200,7 +220,7 @@ func (g *Group) dropPlain(ctx context.Context, pool dmthin.Pool, r record) error
 		if errors.Is(err, thin.ErrNoDevice) {
 			return nil
 		}
-		ours = err == nil && r.is(d)
+		ours = err == nil && r.is(d) && (!r.Made || r.untouched(d) == nil)
 		return err
 	})
 	if err != nil || !ours {

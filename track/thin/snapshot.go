@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"tidemark/block"
@@ -24,9 +28,9 @@ const (
 	// metadataPatience is how long another run may hold the metadata snapshot of a pool.
 	metadataPatience = 2 * time.Minute
 	metadataPause    = 50 * time.Millisecond
-	// maxID is the largest number of a device in a pool. Ours are given from there down: who
+	// The numbers of devices in a pool have 24 bits. Ours are of the upper half, at random: who
 	// makes devices in a pool counts up.
-	maxID = 1<<24 - 1
+	minID, allIDs = 1 << 23, 1 << 24
 )
 
 func (g *Group) records() records { return records(g.o.StateDir) }
@@ -60,6 +64,9 @@ func (g *Group) byLVM() bool {
 	return slices.ContainsFunc(g.volumes, func(v *volume) bool { return v.lv != nil })
 }
 
+// lvmFolder is where lvm2 writes archives and backups of what it changes.
+const lvmFolder = "/etc/lvm"
+
 // apart reports whether all filesystems on the volumes have to be frozen before the volumes are
 // suspended: those that do not lie on a volume itself, which the kernel leaves alone then, and all
 // when lvm2 suspends one of several volumes, one after the other.
@@ -73,6 +80,12 @@ func (g *Group) apart() (bool, error) {
 		return false, err
 	}
 	apart := others || g.byLVM() && len(g.volumes) > 1
+	if apart && g.byLVM() {
+		covered, err := view.Covered(all, lvmFolder)
+		if err != nil || len(covered) > 0 {
+			return apart, errors.Join(err, fmt.Errorf("thin: %w: lvm2 writes to %s, which would be frozen", ErrUnfit, lvmFolder))
+		}
+	}
 	if apart && direct && g.byLVM() {
 		old, err := sysfs.KernelBefore(6, 8)
 		if old || err != nil {
@@ -80,6 +93,33 @@ func (g *Group) apart() (bool, error) {
 		}
 	}
 	return apart, nil
+}
+
+// lock keeps other runs from making snapshots in the same pools: they would choose the same numbers.
+func (g *Group) lock(ctx context.Context) (unlock func(), err error) {
+	var unlocks []func()
+	unlock = func() {
+		for _, u := range unlocks {
+			u()
+		}
+	}
+	var pools []string
+	for _, v := range g.volumes {
+		pools = append(pools, strings.ReplaceAll(v.pool.Name, "/", "_"))
+	}
+	slices.Sort(pools)
+	if err := os.MkdirAll(filepath.Join(g.o.RunDir, "thin"), 0o755); err != nil {
+		return nil, fmt.Errorf("thin: %w", err)
+	}
+	for _, name := range slices.Compact(pools) {
+		u, err := history.Lock(ctx, filepath.Join(g.o.RunDir, "thin", name+".snapshots.lock"))
+		if err != nil {
+			unlock()
+			return nil, err
+		}
+		unlocks = append(unlocks, u)
+	}
+	return unlock, nil
 }
 
 // prepareAll writes the records of snapshots of all volumes that are about to be made.
@@ -134,8 +174,8 @@ func (g *Group) prepare(ctx context.Context, v *volume) error {
 	return g.records().write(s.record)
 }
 
-// choose gives the snapshot a number that no device of the pool has, and foretells the time of
-// its making: the kernel counts it up with every snapshot.
+// choose gives the snapshot a number that no device of the pool has, and foretells the least time
+// of its making: the kernel counts it up with every snapshot.
 func (g *Group) choose(ctx context.Context, pool dmthin.Pool, r *record) error {
 	taken, before := map[uint32]bool{}, uint32(0)
 	for _, o := range g.made {
@@ -152,7 +192,8 @@ func (g *Group) choose(ctx context.Context, pool dmthin.Pool, r *record) error {
 		r.Created = m.Superblock().Time + before + 1
 		return err
 	})
-	for r.ID = maxID; taken[r.ID]; r.ID-- {
+	for r.ID = 0; r.ID == 0 || taken[r.ID]; {
+		r.ID = minID + rand.Uint32N(allIDs-minID)
 	}
 	return err
 }

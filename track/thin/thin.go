@@ -33,9 +33,10 @@
 // mapping in the volume than in the snapshot, or none: thin.View.Delta names it.
 //
 // That holds as long as the snapshot is what it was. A snapshot that was written to has a
-// mapping whose time is not older than the snapshot, which Delta tells, for such a leaf cannot be
-// shared with the volume; one in which blocks were discarded has fewer mappings than the record
-// says. Numbers of devices are used again: the record has the time and the transaction of the
+// mapping whose time is not older than the snapshot, which Delta tells: such a leaf cannot be
+// shared with the volume, unless the volume has come from the snapshot, of which a snapshot was made
+// then, or which is the volume (lvconvert --merge). One in which blocks were discarded has fewer
+// mappings than the record says. Numbers of devices are used again: the record has the time and the transaction of the
 // snapshot's making as well. Whatever does not agree loses the mark.
 //
 // A pool without a UUID of its own is known by its name: one that is made anew, over the same
@@ -55,7 +56,6 @@ import (
 	"tidemark/linux/dmthin"
 	"tidemark/linux/lvm"
 	"tidemark/linux/sysfs"
-	"tidemark/track"
 	"tidemark/view"
 )
 
@@ -75,15 +75,14 @@ type Options struct {
 	RunDir    string // gone after a reboot
 	Hooks     view.Hooks
 	MaxFreeze time.Duration // bounds the time that users of the sources wait; required
-	// Dry has nothing made and nothing removed.
-	Dry bool
+	// Note is told what could not be removed, and no more. It must not be nil.
+	Note func(format string, args ...any)
 }
 
 // Source is a thin volume that is to be copied.
 type Source struct {
-	*block.Device            // open until the Group is closed
-	Owner         string     // under whom its mark is kept
-	Stored        track.Mark // that is stored with the copy, which may have been kept by nobody yet
+	*block.Device        // open until the Group is closed
+	Owner         string // under whom its mark is kept
 }
 
 // volume is a source, and its snapshot of this run.
@@ -181,8 +180,9 @@ func (v *volume) roomy(ctl *dm.Control) error {
 	return nil
 }
 
-// Open gets ready to copy sources by snapshots, and removes snapshots that runs for the same
-// owners have left. The error wraps ErrNotThin, ErrUnfit, or lvm.ErrMissing.
+// Open gets ready to copy sources by snapshots. What runs that were cut off have left for the same
+// owners goes when the next one keeps its marks. The error wraps ErrNotThin, ErrUnfit, or
+// lvm.ErrMissing.
 func Open(ctx context.Context, sources []Source, o Options) (_ *Group, err error) {
 	g := &Group{o: o, kept: map[string]bool{}}
 	if g.ctl, err = dm.Open(); err != nil {
@@ -211,10 +211,7 @@ func Open(ctx context.Context, sources []Source, o Options) (_ *Group, err error
 	if _, err := g.apart(); err != nil {
 		return nil, err
 	}
-	if !o.Dry {
-		err = g.sweep(ctx)
-	}
-	return g, err
+	return g, nil
 }
 
 // Close removes the snapshots of this run that nobody keeps.
@@ -234,19 +231,41 @@ func Forget(ctx context.Context, src *block.Device, o Options) (removed int, err
 	if !mapped(src) {
 		return 0, fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
 	}
-	ctl, err := dm.Open()
-	if err != nil {
-		return 0, fmt.Errorf("thin: %w", err)
+	return remove(ctx, o, "", func(ctl *dm.Control) (func(record) bool, error) {
+		v, err := find(ctl, src)
+		if err != nil && !errors.Is(err, ErrUnfit) {
+			return nil, err
+		}
+		return func(r record) bool { return r.Pool == poolID(v.pool) && r.Volume == v.thin.ID }, nil
+	})
+}
+
+// Release removes all snapshots that are kept for an owner, whose copy counts from something else.
+func Release(ctx context.Context, owner string, o Options) error {
+	_, err := remove(ctx, o, owner, func(*dm.Control) (func(record) bool, error) {
+		return func(record) bool { return true }, nil
+	})
+	return err
+}
+
+// remove removes snapshots of an owner, or of all, that are wanted.
+func remove(ctx context.Context, o Options, owner string, choose func(*dm.Control) (func(record) bool, error)) (removed int, err error) {
+	list, err := records(o.StateDir).of(owner)
+	if len(list) == 0 {
+		return 0, err
+	}
+	ctl, derr := dm.Open()
+	if derr != nil {
+		return 0, fmt.Errorf("thin: %w", derr)
 	}
 	g := &Group{o: o, ctl: ctl}
 	defer func() { err = errors.Join(err, ctl.Close()) }()
-	v, err := find(ctl, src)
-	if err != nil && !errors.Is(err, ErrUnfit) {
-		return 0, err
+	wanted, cerr := choose(ctl)
+	if cerr != nil {
+		return 0, cerr
 	}
-	list, err := g.records().of("")
 	for _, r := range list {
-		if r.Pool != poolID(v.pool) || r.Volume != v.thin.ID {
+		if !wanted(r) {
 			continue
 		}
 		if derr := g.drop(ctx, r); derr != nil {

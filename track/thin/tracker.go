@@ -80,6 +80,9 @@ func (t *Tracker) changes(ctx context.Context, since, until track.Mark) (set ext
 	if err != nil {
 		return set, err
 	}
+	if before.ID == t.volume.thin.ID {
+		return set, track.Lost("its snapshot, device %d of the pool %s, has become the volume itself", before.ID, before.PoolName)
+	}
 	after := record{ID: t.volume.thin.ID}
 	if until != "" {
 		if after, err = t.snapshotOf(until); err != nil {
@@ -134,7 +137,8 @@ func (t *Tracker) Drain(context.Context) error { return nil }
 // Persist does nothing: what has changed is in the pool's metadata.
 func (t *Tracker) Persist(context.Context) error { return nil }
 
-// Keep keeps the snapshot of m, and removes the owner's others.
+// Keep keeps the snapshot of m, and removes the owner's others, but for one that is being read. What
+// cannot be removed now is by the owner's next Keep.
 func (t *Tracker) Keep(ctx context.Context, owner string, m track.Mark, _ bool) error {
 	if m != "" {
 		r, err := t.snapshotOf(m)
@@ -145,12 +149,17 @@ func (t *Tracker) Keep(ctx context.Context, owner string, m track.Mark, _ bool) 
 	}
 	list, err := t.group.records().of(owner)
 	for _, r := range list {
-		if r.mark() != m {
-			// What cannot be removed now is by the owner's next run.
-			_ = t.group.drop(ctx, r)
+		if newest := t.volume.newest; r.mark() == m || newest != nil && r.Generation == newest.record.Generation {
+			continue
+		}
+		if derr := t.group.drop(ctx, r); derr != nil {
+			t.group.o.Note("%v", derr)
 		}
 	}
-	return err
+	if err != nil {
+		t.group.o.Note("%v", err)
+	}
+	return nil
 }
 
 // Close does nothing: the Group is closed by who opened it.

@@ -46,9 +46,20 @@ func (p provider) Flush(ctx context.Context) error {
 // Take makes the snapshots. The error wraps that of a hook, of the freeze, of package dmhold, or of
 // lvm2's command.
 func (p provider) Take(ctx context.Context, instant func(context.Context) error) (view.View, error) {
+	unlock, err := p.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := p.prepareAll(ctx); err != nil {
+		return nil, err
+	}
 	t := &taken{group: p.Group, since: time.Now(), broken: make(chan struct{})}
 	post, err := p.o.Hooks.Around(ctx, p.sources(), func() error { return p.still(ctx, t) })
 	t.report.PostHook = post
+	if err == nil {
+		err = p.complete(ctx)
+	}
 	if err == nil {
 		err = instant(ctx)
 	}
@@ -61,9 +72,6 @@ func (p provider) Take(ctx context.Context, instant func(context.Context) error)
 // still makes the snapshots. What lies on a volume is frozen by the kernel, when it suspends the
 // volume; everything is frozen by us before that where this is not enough (see Group.apart).
 func (p provider) still(ctx context.Context, t *taken) error {
-	if err := p.prepareAll(ctx); err != nil {
-		return err
-	}
 	apart, err := p.apart()
 	if err != nil {
 		return err
@@ -76,10 +84,7 @@ func (p provider) still(ctx context.Context, t *taken) error {
 	} else {
 		t.report.Frozen, err = p.snapshot(ctx, false)
 	}
-	if err != nil {
-		return err
-	}
-	return p.complete(ctx)
+	return err
 }
 
 // frozen makes the snapshots while the filesystems on the sources are frozen by us, or nobody
@@ -110,7 +115,6 @@ type taken struct {
 	report view.Report
 
 	once sync.Once
-	err  error
 }
 
 func (t *taken) open() error {
@@ -137,21 +141,21 @@ func (t *taken) Source(i int) view.Source { return t.images[i] }
 func (t *taken) Since() time.Time         { return t.since }
 func (t *taken) Broken() <-chan struct{}  { return t.broken }
 
-// Close takes the devices of the snapshots away.
+// Close takes the devices of the snapshots away. One that stays, because somebody has opened it, does
+// the copy no harm.
 func (t *taken) Close() (view.Report, error) {
 	t.once.Do(func() {
-		var errs []error
 		for _, im := range t.images {
+			var err error
 			if im.Device != nil {
-				errs = append(errs, im.Device.Close())
+				err = im.Device.Close()
 			}
-			errs = append(errs, t.group.deactivate(context.Background(), im.volume))
-		}
-		if t.err = errors.Join(errs...); t.err != nil {
-			t.err = fmt.Errorf("thin: %w", t.err)
+			if err = errors.Join(err, t.group.deactivate(context.Background(), im.volume)); err != nil {
+				t.group.o.Note("thin: %v", err)
+			}
 		}
 	})
-	return t.report, t.err
+	return t.report, nil
 }
 
 // image is a snapshot as a source. The blocks that it does not map are holes.

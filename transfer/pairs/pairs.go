@@ -106,6 +106,7 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 		Limit: transfer.NewLimiter(o.BytesPerSec), Progress: s.o.Progress, Frozen: s.choose.Frozen,
 	})
 	if err == nil {
+		s.release(ctx)
 		err = s.stillWhole()
 	}
 	return reports, err

@@ -196,35 +196,15 @@ func (s *session) judge(e *ends, sources []*block.Device) error {
 // cannot be written to meanwhile.
 func (s *session) view(ctx context.Context) (view.Provider, error) {
 	var sources []*block.Device
-	var volumes []thin.Source
 	for _, e := range s.ends {
 		sources = append(sources, e.source)
-		volumes = append(volumes, thin.Source{Device: e.source, Owner: e.target.Owner(), Stored: track.Mark(e.target.state.Mark)})
 	}
-	group, err := s.choose.Thin(ctx, volumes, s.o.View, s.o.Hooks)
-	if err != nil {
-		return nil, err
-	}
-	if s.thin = group; group != nil {
-		s.later(group.Close)
-		s.o.note("view: thin: a snapshot in the pool")
-		return group.View(), nil
-	}
-	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
-	if s.o.ForceFreeze {
-		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
-	}
-	if s.o.View == snapshot.Kind {
-		o := snapshot.Options{StateDir: s.o.StateDir, Track: s.o.Track}
-		s.o.note("view: %s: a snapshot for the time of the run", snapshot.Kind)
-		return snapshot.View(o, snapshot.ViewOptions{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: vo.MaxFreeze}), nil
-	}
-	provider, why, err := view.Choose(ctx, s.o.View, vo)
+	provider, why, err := s.provider(ctx, sources)
 	if err != nil {
 		return nil, err
 	}
 	s.o.note("view: %s", why)
-	if !provider.Traits().Stops {
+	if traits := provider.Traits(); !traits.Stops && !traits.Apart {
 		return provider, nil
 	}
 	for _, e := range s.ends {
@@ -233,6 +213,43 @@ func (s *session) view(ctx context.Context) (view.Provider, error) {
 		}
 	}
 	return provider, nil
+}
+
+// provider chooses the provider of the view of all sources, and says why.
+func (s *session) provider(ctx context.Context, sources []*block.Device) (_ view.Provider, why string, err error) {
+	var volumes []thin.Source
+	var stored []track.Mark
+	for _, e := range s.ends {
+		volumes = append(volumes, thin.Source{Device: e.source, Owner: e.target.Owner()})
+		stored = append(stored, track.Mark(e.target.state.Mark))
+	}
+	if s.thin, err = s.choose.Thin(ctx, volumes, stored, s.o.View, s.o.Hooks); err != nil {
+		return nil, "", err
+	}
+	if s.thin != nil {
+		s.later(s.thin.Close)
+		return s.thin.View(), "thin: a snapshot in the pool", nil
+	}
+	vo := view.Options{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: s.o.MaxFreeze}
+	if s.o.ForceFreeze {
+		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
+	}
+	if s.o.View == snapshot.Kind {
+		o := snapshot.Options{StateDir: s.o.StateDir, Track: s.o.Track}
+		so := snapshot.ViewOptions{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: vo.MaxFreeze}
+		return snapshot.View(o, so), "dm: a snapshot for the time of the run", nil
+	}
+	return view.Choose(ctx, s.o.View, vo)
+}
+
+// release removes the snapshots in pools that earlier runs have kept, when this one has gone by
+// something else.
+func (s *session) release(ctx context.Context) {
+	for _, e := range s.ends {
+		if s.thin == nil {
+			s.choose.ReleaseThin(ctx, e.target.Owner())
+		}
+	}
 }
 
 // tracker opens the tracker of a source, by the mark that is stored with its mirror.

@@ -176,11 +176,11 @@ func vouched(ctx context.Context, st state.State, o Options) (err error) {
 		return fmt.Errorf("%w: %s is another disk now", origin.ErrSource, st.Source.Path)
 	}
 	c := tracking.Chooser{Options: tracking.Options{Track: o.Track, StateDir: o.StateDir, Dry: true, Note: func(string, ...any) {}}}
-	tracker, err := trackerOf(ctx, c, src, track.Mark(st.Mark))
+	tracker, closeAll, err := trackerOf(ctx, c, src, track.Mark(st.Mark))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, tracker.Close()) }()
+	defer func() { err = errors.Join(err, closeAll()) }()
 	if err := tracker.Vouch(ctx, track.Mark(st.Mark)); err != nil {
 		return err
 	}
@@ -190,16 +190,19 @@ func vouched(ctx context.Context, st state.State, o Options) (err error) {
 	return nil
 }
 
-// trackerOf opens the tracker of a mirror's mark.
-func trackerOf(ctx context.Context, c tracking.Chooser, src *block.Device, stored track.Mark) (track.Tracker, error) {
+// trackerOf opens the tracker of a mirror's mark, and returns what closes it.
+func trackerOf(ctx context.Context, c tracking.Chooser, src *block.Device, stored track.Mark) (track.Tracker, func() error, error) {
 	if stored.Kind() != thin.Kind {
 		t, _, err := c.Open(ctx, src, stored)
-		return t, err
+		if err != nil {
+			return nil, nil, err
+		}
+		return t, t.Close, nil
 	}
 	c.Tracker = thin.Kind
-	g, err := c.Thin(ctx, []thin.Source{{Device: src, Stored: stored}}, "", view.Hooks{})
+	g, err := c.Thin(ctx, []thin.Source{{Device: src}}, []track.Mark{stored}, "", view.Hooks{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return g.Tracker(0), nil
+	return g.Tracker(0), g.Close, nil
 }

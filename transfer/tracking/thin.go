@@ -7,6 +7,7 @@ import (
 
 	"tidemark/linux/dm"
 	"tidemark/linux/lvm"
+	"tidemark/track"
 	"tidemark/track/bpf"
 	"tidemark/track/thin"
 	"tidemark/view"
@@ -17,9 +18,10 @@ import (
 var ErrThinAlone = errors.New(`the tracker "thin" and the view "thin" go together: a snapshot is both`)
 
 // Thin returns the snapshots that are tracker and view of all sources, when that is asked for,
-// by the tracker or the view, or can be used and nothing else was asked for; otherwise nil. The
-// error wraps ErrThinAlone, or is one of package track/thin. StateDir has to be set.
-func (o Options) Thin(ctx context.Context, sources []thin.Source, kind string, hooks view.Hooks) (*thin.Group, error) {
+// by the tracker or the view, or can be used and nothing else was asked for; otherwise nil. stored
+// are the marks that are stored with the copies. The error wraps ErrThinAlone, or is one of package
+// track/thin. StateDir has to be set.
+func (o Options) Thin(ctx context.Context, sources []thin.Source, stored []track.Mark, kind string, hooks view.Hooks) (*thin.Group, error) {
 	automatic := kind == "" || kind == "auto"
 	asked := o.Tracker == thin.Kind || kind == thin.Kind
 	switch {
@@ -28,11 +30,11 @@ func (o Options) Thin(ctx context.Context, sources []thin.Source, kind string, h
 	case o.Tracker != thin.Kind && !o.automatic(), kind != thin.Kind && !automatic:
 		return nil, ErrThinAlone
 	}
-	for _, s := range sources {
+	for i, s := range sources {
 		err := thin.Judge(s.Device)
 		if err == nil && !asked {
 			var has bool
-			if has, err = o.liveHas(ctx, s.Device, s.Stored); has {
+			if has, err = o.liveHas(ctx, s.Device, stored[i]); has {
 				err = fmt.Errorf("%w: the mirror's mark is of the tracking by %s, which goes on", thin.ErrUnfit, bpf.Kind)
 			}
 		}
@@ -41,7 +43,7 @@ func (o Options) Thin(ctx context.Context, sources []thin.Source, kind string, h
 		}
 	}
 	g, err := thin.Open(ctx, sources, thin.Options{
-		StateDir: o.StateDir, RunDir: o.Track.RunDir, Hooks: hooks, MaxFreeze: o.MaxFreeze, Dry: o.Dry,
+		StateDir: o.StateDir, RunDir: o.Track.RunDir, Hooks: hooks, MaxFreeze: o.MaxFreeze, Note: o.Note,
 	})
 	if err != nil {
 		return nil, o.unthin(err, asked)
@@ -61,4 +63,13 @@ func (o Options) unthin(err error, asked bool) error {
 		return nil
 	}
 	return err
+}
+
+// ReleaseThin removes the snapshots that are kept for an owner whose copy counts from something else
+// from now on: they would take room in the pool for nothing. What cannot be removed is told.
+func (o Options) ReleaseThin(ctx context.Context, owner string) {
+	err := thin.Release(ctx, owner, thin.Options{StateDir: o.StateDir, RunDir: o.Track.RunDir, Note: o.Note})
+	if err != nil {
+		o.Note("%v", err)
+	}
 }

@@ -308,12 +308,12 @@ func TestKilledCommands(t *testing.T) {
 		cancel()
 		settle(t, name)
 		guest.Run(t, "tidemark", "snapshot", "repair")
-		if s, err := snapshot.Find(options, "k"); err == nil {
+		if _, err := snapshot.Find(options, "k"); err == nil {
 			ctx, cancel := context.WithTimeout(t.Context(), ended*time.Duration(i)/rounds)
 			_ = exec.CommandContext(ctx, "tidemark", "snapshot", "destroy", "k").Run()
 			cancel()
 			guest.Run(t, "tidemark", "snapshot", "repair")
-			if s, err = snapshot.Find(options, "k"); err == nil {
+			if s, err := snapshot.Find(options, "k"); err == nil {
 				destroy(t, s)
 			}
 		}
