@@ -85,7 +85,11 @@ func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
 	least := min(max(MinStore, 8*s.Chunk), v.Size+8*s.Chunk)
 	v.Store.Size = size
 	if size == 0 {
-		v.Store.Size = max(min(v.Size/defaultShare, free), least)
+		share := v.Size / defaultShare
+		if s.Transient { // it is gone before anybody misses the room
+			share = max(share, min(free/2, v.Size))
+		}
+		v.Store.Size = max(min(share, free), least)
 	}
 	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
 	if v.Store.Size > free {

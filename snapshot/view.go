@@ -24,7 +24,8 @@ type ViewOptions struct {
 }
 
 // View returns a provider whose views are transient snapshots of all sources, of one instant: users
-// of the sources wait for that moment alone. The stores lie where those of Create do by themselves.
+// of the sources wait for that moment alone. The stores lie where those of Create do by themselves,
+// and take up to half of the room that there is.
 func View(o Options, vo ViewOptions) view.Provider { return provider{o, vo} }
 
 type provider struct {
