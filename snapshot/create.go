@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/bits"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -33,9 +35,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 		return nil, err
 	}
 	defer unlock()
-	if _, err := o.repair(ctx); err != nil {
-		return nil, err
-	}
+	_, left := o.repair(ctx)
 	ctl, err := dm.Open()
 	if err != nil {
 		return nil, err
@@ -47,6 +47,9 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 			err = errors.Join(err, s.letGo())
 		}
 	}()
+	if err == nil {
+		err = s.unhindered(left)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -82,16 +85,26 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 	if err != nil {
 		return s, err
 	}
-	if err := s.name(list); err != nil {
+	all, err := ctl.List()
+	if err != nil {
+		return s, err
+	}
+	if err := s.name(list, all); err != nil {
 		return s, err
 	}
 	if s.Boot, err = sysfs.BootID(); err != nil {
 		return s, err
 	}
+	if err := s.holdGroups(ctx, ctl, req.Devices); err != nil {
+		return s, err
+	}
 	for _, d := range req.Devices {
-		v, err := s.origin(ctx, ctl, d.Path)
+		v, err := origin(ctl, d.Path)
 		if err != nil {
 			return s, err
+		}
+		if d.Dev != (sysfs.Dev{}) && d.Dev != v.Dev {
+			return s, fmt.Errorf("snapshot: %s: %w: it leads to another device by now", d.Path, ErrUnfit)
 		}
 		if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
 			return s, fmt.Errorf("snapshot: %s: it is given twice", d.Path)
@@ -102,20 +115,112 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		if err := s.plan(v, d, req.Reserve); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
+		if err := s.free(ctl, v); err != nil {
+			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
+		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
-		if err := s.apart(v); err != nil {
+		if err := s.apart(v, list); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", v.Name, err)
 		}
 	}
 	return s, nil
 }
 
+// unhindered refuses what a leftover, which could not be removed because of left, stands in the way
+// of.
+func (s *Snapshot) unhindered(left error) error {
+	list, err := List(s.o)
+	if left == nil || err != nil {
+		return left
+	}
+	for _, o := range list {
+		ended, err := o.Ended()
+		if err != nil || o.Up && !ended {
+			continue
+		}
+		for _, v := range s.Volumes {
+			if slices.ContainsFunc(o.Volumes, func(w *Volume) bool { return w.Name == v.Name }) {
+				return left
+			}
+		}
+	}
+	return nil
+}
+
+// hold keeps LVM from changing the groups of the logical volumes of a request while the snapshot
+// lives, which only a process can do: such a snapshot is transient. All are found first: from
+// then on lvm2's own commands may have to wait for us.
+func (s *Snapshot) holdGroups(ctx context.Context, ctl *dm.Control, devices []Device) error {
+	var groups []string
+	for _, d := range devices {
+		info, err := ctl.Resolve(d.Path)
+		if err != nil || !strings.HasPrefix(info.UUID, "LVM-") {
+			continue // origin tells
+		}
+		if !s.Transient {
+			return fmt.Errorf("snapshot: %s: %w", d.Path, ErrLVM)
+		}
+		lv, err := lvm.Find(ctx, info.Path())
+		if err != nil {
+			return err
+		}
+		groups = append(groups, lv.VG)
+	}
+	slices.Sort(groups)
+	for _, vg := range slices.Compact(groups) {
+		release, err := lvm.Hold(ctx, vg)
+		if err != nil {
+			return err
+		}
+		s.groups = append(s.groups, release)
+	}
+	return nil
+}
+
+// letGo lets LVM change the groups again.
+func (s *Snapshot) letGo() error {
+	var errs []error
+	for _, release := range s.groups {
+		errs = append(errs, release())
+	}
+	s.groups = nil
+	return errors.Join(errs...)
+}
+
+// free refuses names of ours that something has already.
+func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
+	for _, name := range []string{s.image(v), s.copied(v), s.cow(v), v.real()} {
+		info, err := ctl.Info(name)
+		if errors.Is(err, dm.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if name == v.real() && info.UUID == uuid(name) {
+			continue // of another snapshot of the volume, or of one that ended in part
+		}
+		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
+	}
+	if v.Store.Kind == Block {
+		return nil
+	}
+	if _, err := os.Lstat(v.Store.Path); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fmt.Errorf("%w: there is a file %s", ErrStore, v.Store.Path))
+	}
+	return nil
+}
+
 // name gives the snapshot a name that is free.
-func (s *Snapshot) name(list []*Snapshot) error {
+func (s *Snapshot) name(list []*Snapshot, all []dm.Entry) error {
 	taken := func(name string) bool {
-		return slices.ContainsFunc(list, func(o *Snapshot) bool { return o.Name == name })
+		return slices.ContainsFunc(list, func(o *Snapshot) bool { return o.Name == name }) ||
+			// An image that was taken from its users has its UUID until the last of them goes.
+			slices.ContainsFunc(all, func(e dm.Entry) bool {
+				return strings.HasPrefix(e.UUID, uuid("")) && strings.HasSuffix(e.UUID, "+"+name)
+			})
 	}
 	if s.Name == "" {
 		for n := 1; ; n++ {
@@ -133,23 +238,14 @@ func (s *Snapshot) name(list []*Snapshot) error {
 	return nil
 }
 
-// origin judges a device. LVM is kept from changing a logical volume while the snapshot lives,
-// which only a process can do: such a snapshot is transient.
-func (s *Snapshot) origin(ctx context.Context, ctl *dm.Control, path string) (*Volume, error) {
+// origin judges a device.
+func origin(ctl *dm.Control, path string) (*Volume, error) {
 	info, err := ctl.Resolve(path)
 	if errors.Is(err, dm.ErrNotFound) {
 		return nil, fmt.Errorf("snapshot: %s: %w: its table cannot be changed while it is in use", path, ErrPlain)
 	}
 	if err != nil {
 		return nil, err
-	}
-	if strings.HasPrefix(info.UUID, "LVM-") {
-		if !s.Transient {
-			return nil, fmt.Errorf("snapshot: %s: %w", path, ErrLVM)
-		}
-		if err := s.holdGroup(ctx, info.Path()); err != nil {
-			return nil, err
-		}
 	}
 	table, info, err := ctl.Table(info.Name)
 	if err != nil {
@@ -179,38 +275,11 @@ func (s *Snapshot) origin(ctx context.Context, ctl *dm.Control, path string) (*V
 		if !slices.Contains(twice, t.Type) {
 			return nil, unfit("its target %q cannot be loaded twice", t.Type)
 		}
+		if w := strings.Fields(t.Params); t.Type == "crypt" && len(w) > 1 && strings.HasPrefix(w[1], ":") {
+			return nil, unfit("its key is in a keyring, where it is not found a second time: \"cryptsetup refresh --disable-keyring %s\" puts it into the table", info.Name)
+		}
 	}
 	return v, nil
-}
-
-// holdGroup keeps LVM from changing the group of a volume until letGo.
-func (s *Snapshot) holdGroup(ctx context.Context, path string) error {
-	lv, err := lvm.Find(ctx, path)
-	if err != nil {
-		return err
-	}
-	if s.groups[lv.VG] != nil {
-		return nil
-	}
-	release, err := lvm.Hold(ctx, lv.VG)
-	if err != nil {
-		return err
-	}
-	if s.groups == nil {
-		s.groups = map[string]func() error{}
-	}
-	s.groups[lv.VG] = release
-	return nil
-}
-
-// letGo lets LVM change the groups again.
-func (s *Snapshot) letGo() error {
-	var errs []error
-	for _, release := range s.groups {
-		errs = append(errs, release())
-	}
-	s.groups = nil
-	return errors.Join(errs...)
 }
 
 // snapshotted reports whether the volume has the table that it has while there is a snapshot of
@@ -220,11 +289,8 @@ func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
 	if err != nil || len(table) != 1 || table[0].Type != "snapshot-origin" {
 		return false, err
 	}
-	real, err := ctl.Info(v.real())
-	if errors.Is(err, dm.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil && strings.TrimSpace(table[0].Params) == real.Dev().String(), err
+	real, ours, err := own(ctl, v.real())
+	return ours && strings.TrimSpace(table[0].Params) == real.Dev().String(), err
 }
 
 // create makes everything; after an error some of it is there.

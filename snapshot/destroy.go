@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"syscall"
 	"time"
 
 	"tidemark/block"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
+	"tidemark/linux/dmsnap"
 	"tidemark/track"
 	"tidemark/track/bpf"
 )
@@ -45,10 +48,13 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		}
 	}
 	s.Up = false
-	if err := s.write(); err != nil {
+	if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
 		return err
 	}
 	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
+	if ended, eerr := s.Ended(); err != nil && force && ended && eerr == nil {
+		err = errors.Join(fmt.Errorf("it is forgotten, but the files of its stores may be there still (chattr -i): %w", err), s.forget())
+	}
 	if err = errors.Join(err, s.letGo()); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
@@ -128,6 +134,9 @@ func (o Options) tell(ctx context.Context, v *Volume) error {
 // takeDown removes the devices of a volume. The volume gets its table back before what is below
 // goes, unless another snapshot needs it.
 func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, force bool) error {
+	if err := v.goOn(ctl); err != nil {
+		return err
+	}
 	if force {
 		if err := cutOff(ctl, s.image(v)); err != nil {
 			return err
@@ -138,7 +147,7 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 			return err
 		}
 	}
-	others, err := s.others(v)
+	others, err := s.others(ctl, v)
 	if err != nil {
 		return err
 	}
@@ -147,17 +156,17 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 			return err
 		}
 	}
-	if err := gone(ctl, s.cow(v)); err != nil {
+	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
-	}
-	if others {
-		return nil
 	}
 	return gone(ctl, v.real())
 }
 
-// gone removes a device; that there is none is no error.
+// gone removes a device of ours; that there is none, or one of somebody else's, is no error.
 func gone(ctl *dm.Control, name string) error {
+	if _, ours, err := own(ctl, name); !ours || err != nil {
+		return err
+	}
 	err := ctl.Remove(name, dm.RemoveOptions{Patience: patience})
 	if errors.Is(err, dm.ErrNotFound) {
 		return nil
@@ -165,12 +174,22 @@ func gone(ctl *dm.Control, name string) error {
 	return err
 }
 
+// own returns the state of a device, and whether it is ours.
+func own(ctl *dm.Control, name string) (info dm.Info, ours bool, err error) {
+	info, err = ctl.Info(name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return info, false, nil
+	}
+	return info, err == nil && info.UUID == uuid(name), err
+}
+
 // cutOff takes what is below from an image that is in use, and has it go with its last user.
 func cutOff(ctl *dm.Control, name string) error {
-	table, info, err := ctl.Table(name)
-	if errors.Is(err, dm.ErrNotFound) || err == nil && info.OpenCount == 0 {
-		return nil
+	info, ours, err := own(ctl, name)
+	if !ours || err != nil || info.OpenCount == 0 {
+		return err
 	}
+	table, _, err := ctl.Table(name)
 	if err != nil {
 		return err
 	}
@@ -194,24 +213,33 @@ func cutOff(ctl *dm.Control, name string) error {
 	return ctl.Remove(to, dm.RemoveOptions{Deferred: true})
 }
 
-// others reports whether there is another snapshot of a volume.
-func (s *Snapshot) others(v *Volume) (bool, error) {
-	list, err := List(s.o)
-	for _, o := range list {
-		if o.Name == s.Name {
-			continue
-		}
-		if ended, eerr := o.Ended(); ended || eerr != nil {
-			err = errors.Join(err, eerr)
-			continue
-		}
-		for _, w := range o.Volumes {
-			if w.Name == v.Name {
-				return true, err
-			}
-		}
+// others reports whether there is another snapshot of a volume. The kernel knows, whatever folder a
+// record is in.
+func (s *Snapshot) others(ctl *dm.Control, v *Volume) (bool, error) {
+	real, ours, err := own(ctl, v.real())
+	if !ours || err != nil {
+		return false, err
 	}
-	return false, err
+	list, _, err := dmsnap.List(ctl)
+	return slices.ContainsFunc(list, func(o dmsnap.Snapshot) bool {
+		return o.Origin == real.Dev() && o.Name != s.copied(v)
+	}), err
+}
+
+// goOn ends a swap that did not come to be, by a process that was killed together with the holder of
+// the volume.
+func (v *Volume) goOn(ctl *dm.Control) error {
+	info, err := ctl.Info(v.Name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	if err == nil && info.InactiveTable {
+		info, err = ctl.Clear(v.Name)
+	}
+	if err == nil && info.Suspended {
+		_, err = ctl.Resume(v.Name)
+	}
+	return err
 }
 
 // giveBack puts the table of a volume back that it had before its first snapshot, which is that
@@ -223,16 +251,6 @@ func (v *Volume) giveBack(ctx context.Context, ctl *dm.Control) error {
 	}
 	if err != nil {
 		return err
-	}
-	if info.InactiveTable { // the swap that did not come to be
-		if info, err = ctl.Clear(v.Name); err != nil {
-			return err
-		}
-	}
-	if info.Suspended { // by a process that was killed together with its holder
-		if info, err = ctl.Resume(v.Name); err != nil {
-			return err
-		}
 	}
 	if had, err := v.snapshotted(ctl); !had || err != nil {
 		return err

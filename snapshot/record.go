@@ -41,9 +41,8 @@ type Snapshot struct {
 
 	o     Options
 	alive *os.File // the lock of a transient one
-	// groups are LVM's volume groups that must not change while a transient one lives, and
-	// what lets them go.
-	groups map[string]func() error
+	// groups let go of LVM's volume groups that must not change while a transient one lives.
+	groups []func() error
 }
 
 const recordVersion = 1

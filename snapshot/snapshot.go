@@ -111,7 +111,8 @@ type Request struct {
 
 // Device is an origin, and where its store is to be.
 type Device struct {
-	Path string // or name in device-mapper
+	Path string    // or name in device-mapper
+	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
 	// overwritten; "" is a file on the filesystem that lies on the device.
 	Store string

@@ -104,6 +104,15 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 		return err
 	}
 	defer unlock()
+	now, err := Find(s.o, s.Name) // another process may have grown it
+	if err != nil {
+		return err
+	}
+	for _, w := range now.Volumes {
+		if w.Name == v.Name {
+			*v = *w
+		}
+	}
 	if err := s.grow(ctx, v, size); err != nil {
 		return fmt.Errorf("snapshot: %s: grow the store of %s: %w", s.Name, v.Name, err)
 	}
@@ -148,6 +157,10 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	}
 	if err := loop.Refresh(dev); err != nil {
 		return err
+	}
+	if uint64(size/dm.SectorSize) <= table[0].Len { // it has been, by one that was cut off
+		v.Store.Size = int64(table[0].Len) * dm.SectorSize
+		return s.write()
 	}
 	table[0].Len = uint64(size / dm.SectorSize)
 	if _, err := ctl.Load(s.cow(v), table[:1], dm.LoadOptions{}); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -122,9 +123,10 @@ func (s *Snapshot) planDevice(v *Volume, size int64) error {
 	return nil
 }
 
-// apart refuses a store that is a file on a filesystem of which a snapshot is taken, now or
-// already: writes to it would have to wait for themselves.
-func (s *Snapshot) apart(v *Volume) error {
+// apart refuses a store that lies on a device of which a snapshot is taken, now or already, and is
+// not its own inside: writes to it would have to wait for themselves. It refuses a device that is
+// the store of another volume of the request, too.
+func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 	if v.Store.Kind == Inside {
 		return nil
 	}
@@ -132,26 +134,48 @@ func (s *Snapshot) apart(v *Volume) error {
 	if err != nil {
 		return err
 	}
-	if v.Store.Kind == File {
-		through, err := table.Through(v.Store.Path)
+	on, err := below(table, v.Store)
+	if err != nil {
+		return err
+	}
+	origins := slices.Clone(s.Volumes)
+	for _, o := range list {
+		origins = append(origins, o.Volumes...)
+	}
+	for _, o := range origins {
+		above, err := table.Above(o.Dev)
 		if err != nil {
 			return err
 		}
-		for _, f := range through {
-			for _, o := range s.Volumes {
-				on, err := table.On(o.Dev)
-				if err != nil {
-					return err
-				}
-				for _, g := range on {
-					if g.Dev == f.Dev {
-						return fmt.Errorf("%w: %s lies on %s, of which a snapshot is taken too: without a place given, the store of %s is there", ErrStore, v.Store.Path, o.Name, o.Name)
-					}
-				}
+		for _, d := range on {
+			if d == o.Dev || above[d] {
+				return fmt.Errorf("%w: %s lies on %s, of which a snapshot is taken too: without a place given, the store of %s is there", ErrStore, v.Store.Path, o.Name, o.Name)
 			}
 		}
 	}
+	for _, o := range s.Volumes {
+		if o == v || o.Store.Kind != Block || v.Store.Kind != Block {
+			continue
+		}
+		if other, err := below(table, o.Store); err != nil || slices.Equal(on, other) {
+			return errors.Join(err, fmt.Errorf("%w: %s is that of %s, too", ErrStore, v.Store.Path, o.Name))
+		}
+	}
 	return nil
+}
+
+// below returns the devices that a store lies on: itself, or those of the filesystems of its file.
+func below(table *mounts.Table, s Store) ([]sysfs.Dev, error) {
+	if s.Kind == Block {
+		dev, err := mounts.DeviceOf(s.Path)
+		return []sysfs.Dev{dev}, err
+	}
+	through, err := table.Through(s.Path)
+	var on []sysfs.Dev
+	for _, f := range through {
+		on = append(on, f.Members...)
+	}
+	return on, err
 }
 
 // make makes the file of a store, and returns the table of what the store consists of.
@@ -160,7 +184,7 @@ func (v *Volume) make(ctx context.Context, chunk int64) ([]dm.Target, *loop.Devi
 	case Block:
 		return whole(v.Store.Path, v.Store.Size), nil, nil
 	case File:
-		f, err := allocate(v.Store.Path, v.Store.Size)
+		f, err := v.allocate()
 		if err != nil {
 			return nil, nil, err
 		}
@@ -171,7 +195,7 @@ func (v *Volume) make(ctx context.Context, chunk int64) ([]dm.Target, *loop.Devi
 		}
 		return whole(d.Path, v.Store.Size), d, nil
 	}
-	f, err := allocate(v.Store.Path, v.Store.Size)
+	f, err := v.allocate()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,14 +204,21 @@ func (v *Volume) make(ctx context.Context, chunk int64) ([]dm.Target, *loop.Devi
 	return table, nil, err
 }
 
+// none is the kind of a store that did not come to be.
+const none = "none"
+
 // whole is the table of a store that is a device.
 func whole(path string, size int64) []dm.Target {
 	return []dm.Target{{Len: uint64(size / dm.SectorSize), Type: "linear", Params: path + " 0"}}
 }
 
-// allocate makes a file with all its blocks.
-func allocate(path string, size int64) (*os.File, error) {
+// allocate makes the file of a store with all its blocks.
+func (v *Volume) allocate() (*os.File, error) {
+	path, size := v.Store.Path, v.Store.Size
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		v.Store.Kind = none // it is somebody else's
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +276,7 @@ func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) 
 func (v *Volume) remove(ctl *dm.Control) error {
 	path := v.Store.Path
 	switch v.Store.Kind {
-	case Block:
+	case Block, none:
 		return nil
 	case Inside:
 		info, err := ctl.Info(v.Name)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/linux/dm"
 	"tidemark/view"
 )
 
@@ -27,6 +28,27 @@ type ViewOptions struct {
 // of the sources wait for that moment alone. The stores lie where those of Create do by themselves,
 // and take up to half of the room that there is.
 func View(o Options, vo ViewOptions) view.Provider { return provider{o, vo} }
+
+// Judge returns nil when a view could be taken now, as far as can be told without taking it. The
+// errors are those of Create.
+func Judge(o Options, vo ViewOptions) error {
+	ctl, err := dm.Open()
+	if err != nil {
+		return err
+	}
+	defer ctl.Close()
+	s := &Snapshot{Name: Kind, Chunk: DefaultChunk, Transient: true, o: o}
+	for _, d := range vo.Sources {
+		v, err := origin(ctl, d.Path())
+		if err == nil {
+			err = s.plan(v, Device{}, 0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 type provider struct {
 	o  Options
@@ -53,7 +75,7 @@ func (p provider) Take(ctx context.Context, instant func(context.Context) error)
 	rand.Read(id[:])
 	req := Request{Name: "view-" + hex.EncodeToString(id[:]), Transient: true, MaxFreeze: p.vo.MaxFreeze, Instant: instant}
 	for _, s := range p.vo.Sources {
-		req.Devices = append(req.Devices, Device{Path: s.Path()})
+		req.Devices = append(req.Devices, Device{Path: s.Path(), Dev: s.Identity().Dev()})
 	}
 	t := &taken{since: time.Now(), broken: make(chan struct{})}
 	post, err := p.vo.Hooks.Around(ctx, p.vo.Sources, func() (err error) {
@@ -142,7 +164,7 @@ func (t *taken) Close() (view.Report, error) {
 		for _, d := range t.images {
 			errs = append(errs, d.Close())
 		}
-		t.err = errors.Join(append(errs, t.snapshot.Destroy(context.Background(), false))...)
+		t.err = errors.Join(append(errs, t.snapshot.Destroy(context.Background(), true))...)
 	})
 	return t.report, t.err
 }

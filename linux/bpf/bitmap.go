@@ -272,6 +272,8 @@ func (b *Bitmap) markPage(page, from, to int64) error {
 	if err != nil {
 		return fmt.Errorf("bpf: map page %d of bitmap %d: %w", page, b.id, err)
 	}
+	// First of all: a program leaves it to whoever set a word's first bit to mark the page.
+	orWord(b.page[summaryOff:], page/64, 1<<(page%64))
 	for word := from / 64; word <= to/64; word++ {
 		mask := ^uint64(0)
 		if word == from/64 {
@@ -282,7 +284,6 @@ func (b *Bitmap) markPage(page, from, to int64) error {
 		}
 		orWord(win, word, mask)
 	}
-	orWord(b.page[summaryOff:], page/64, 1<<(page%64))
 	if err := unix.Munmap(win); err != nil {
 		return fmt.Errorf("bpf: unmap page %d of bitmap %d: %w", page, b.id, err)
 	}

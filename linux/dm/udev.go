@@ -3,7 +3,6 @@ package dm
 import (
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +35,7 @@ const (
 type udev struct {
 	control  string   // the socket that exists while udevd runs
 	rules    []string // where the rule that decrements the semaphore may be
+	ruled    bool     // it is there
 	patience time.Duration
 }
 
@@ -48,20 +48,22 @@ func defaultUdev() udev {
 			"/etc/udev/rules.d/" + rule, "/run/udev/rules.d/" + rule,
 		},
 		patience: udevPatience,
+	}.look()
+}
+
+// look looks for the rule now: later the disk that it lies on may be one that was suspended.
+func (u udev) look() udev {
+	for _, path := range u.rules {
+		if _, err := os.Stat(path); err == nil {
+			u.ruled = true
+		}
 	}
+	return u
 }
 
 // answers reports whether udev will decrement a semaphore.
 func (u udev) answers() bool {
-	if !exists(u.control) {
-		return false
-	}
-	for _, rule := range u.rules {
-		if _, err := os.Stat(filepath.Clean(rule)); err == nil {
-			return true
-		}
-	}
-	return false
+	return u.ruled && exists(u.control)
 }
 
 // cookie is a semaphore that udev decrements when it has dealt with an event.

@@ -19,7 +19,7 @@ func pretend(t *testing.T, patience time.Duration) udev {
 			t.Fatal(err)
 		}
 	}
-	return u
+	return u.look()
 }
 
 // left is the value of a cookie's semaphore; false when there is none any more.

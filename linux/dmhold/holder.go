@@ -157,12 +157,16 @@ func (h *holder) suspend(deadline <-chan time.Time) (err error) {
 		}()
 	}
 	for range h.plan.Devices {
+		var one error
 		select {
-		case one := <-ended:
-			err = errors.Join(err, one)
+		case one = <-ended:
 		case <-deadline:
 			deadline = nil
-			err = errors.Join(err, ErrExpired, h.letGo(), <-ended)
+			err = errors.Join(err, ErrExpired, h.letGo())
+			one = <-ended
+		}
+		if err = errors.Join(err, one); deadline == nil {
+			err = errors.Join(err, h.letGo())
 		}
 	}
 	return err

@@ -17,7 +17,8 @@ import (
 const lockPause = 50 * time.Millisecond
 
 // Hold keeps LVM from changing a volume group until release is called, or the process has died:
-// commands that would change it wait, and those that only look go on. It waits for a command that
+// commands that would change it wait. Those that only look go on, unless one that waits has come
+// before (global/prioritise_write_locks). It waits for a command that
 // is at it. The lock is that of lib/locking/file_locking.c of lvm2 2.03: flock(2) on a file of the
 // folder global/locking_dir, which lvm2 removes and makes anew. The error wraps ErrRefused where
 // lvm2 takes its locks from lvmlockd.

@@ -25,6 +25,7 @@ type session struct {
 	rec    record
 	fac    *bpf.Facility
 	ctl    *dm.Control // nil until a table is looked at
+	theirs bool        // the tables that were looked at last have a snapshot that is not ours
 }
 
 // history returns the closed epochs. It needs no lock.

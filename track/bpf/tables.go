@@ -16,6 +16,9 @@ import (
 
 // remapped says in words that the device-mapper table of the disk, or of one below
 // it, is not that of the beginning. One that was replaced and put back does not show.
+//
+// A snapshot that is not ours may be merged into the disk, past the tracking: when one that was seen
+// is gone, it may have been.
 func (s *session) remapped() string {
 	now, err := s.mapping(s.rec.Disk)
 	switch {
@@ -23,6 +26,16 @@ func (s *session) remapped() string {
 		return fmt.Sprintf("its device-mapper table cannot be read, so that it may have been replaced: %v", err)
 	case now != s.rec.Mapping:
 		return "its device-mapper table, or that of a device below it, was replaced"
+	}
+	seen := filepath.Join(filepath.Dir(s.pl.record(s.rec.Disk)), "snapshotted")
+	before, _ := os.ReadFile(seen) // none, or of another generation
+	switch was := string(before) == s.rec.Generation; {
+	case s.theirs && !was:
+		if err := os.WriteFile(seen, []byte(s.rec.Generation), 0o600); err != nil {
+			return fmt.Sprintf("that there is a snapshot of it cannot be noted: %v", err)
+		}
+	case was && !s.theirs:
+		return "a snapshot of it that another program made is gone, and may have been merged into it"
 	}
 	return ""
 }
@@ -41,7 +54,8 @@ func (s *session) mapping(disk string) (string, error) {
 		s.ctl = ctl
 	}
 	sum := sha256.New()
-	if err := hashTables(sum, s.ctl, disk, map[string]bool{}); err != nil {
+	s.theirs = false
+	if err := s.hashTables(sum, disk, map[string]bool{}); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
@@ -50,7 +64,8 @@ func (s *session) mapping(disk string) (string, error) {
 // hashTables adds the table of a disk, if it is device-mapper's, and those of what
 // lies below it. It stops where the devices below change but the content does not:
 // paths, a thin pool that is extended, the members of an md.
-func hashTables(w io.Writer, ctl *dm.Control, disk string, seen map[string]bool) error {
+func (s *session) hashTables(w io.Writer, disk string, seen map[string]bool) error {
+	ctl := s.ctl
 	if seen[disk] || !sysfs.IsMapped(disk) {
 		return nil
 	}
@@ -73,7 +88,7 @@ func hashTables(w io.Writer, ctl *dm.Control, disk string, seen map[string]bool)
 	}
 	fmt.Fprintf(w, "%s\n%s\n", disk, info.UUID)
 	name := info.Name
-	if table, name, err = content(ctl, table, name); err != nil {
+	if table, name, err = s.content(table, name); err != nil {
 		return err
 	}
 	deep := true
@@ -92,27 +107,30 @@ func hashTables(w io.Writer, ctl *dm.Control, disk string, seen map[string]bool)
 		return err
 	}
 	for _, disk := range below {
-		if err := hashTables(w, ctl, disk, seen); err != nil {
+		if err := s.hashTables(w, disk, seen); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// ourSnapshots begins the UUIDs of the devices of package snapshot, which merges nothing.
+const ourSnapshots = "TIDEMARK-SNAPSHOT-"
+
 // content looks through a table that only has a snapshot taken: "snapshot-origin" over the whole
 // of a device reads and writes what that device does. It returns the table and the name of the
 // device, in place of those given.
-func content(ctl *dm.Control, table []dm.Target, name string) ([]dm.Target, string, error) {
+func (s *session) content(table []dm.Target, name string) ([]dm.Target, string, error) {
 	for len(table) == 1 && table[0].Type == "snapshot-origin" {
 		dev, err := sysfs.ParseDev(strings.TrimSpace(table[0].Params))
 		if err != nil {
 			return nil, "", fmt.Errorf("track: the table of %s: %w", name, err)
 		}
-		info, err := ctl.Find(dev.Major, dev.Minor)
+		info, err := s.ctl.Find(dev.Major, dev.Minor)
 		if err != nil {
 			return nil, "", fmt.Errorf("track: %w", err)
 		}
-		below, _, err := ctl.Table(info.Name)
+		below, _, err := s.ctl.Table(info.Name)
 		if err != nil {
 			return nil, "", fmt.Errorf("track: %w", err)
 		}
@@ -120,6 +138,7 @@ func content(ctl *dm.Control, table []dm.Target, name string) ([]dm.Target, stri
 			break
 		}
 		table, name = below, info.Name
+		s.theirs = s.theirs || !strings.HasPrefix(info.UUID, ourSnapshots)
 	}
 	return table, name, nil
 }

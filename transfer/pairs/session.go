@@ -237,7 +237,7 @@ func (s *session) provider(ctx context.Context, sources []*block.Device) (_ view
 	if s.o.View == snapshot.Kind {
 		o := snapshot.Options{StateDir: s.o.StateDir, Track: s.o.Track}
 		so := snapshot.ViewOptions{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: vo.MaxFreeze}
-		return snapshot.View(o, so), "dm: a snapshot for the time of the run", nil
+		return snapshot.View(o, so), "dm: a snapshot for the time of the run", snapshot.Judge(o, so)
 	}
 	return view.Choose(ctx, s.o.View, vo)
 }
