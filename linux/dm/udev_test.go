@@ -68,6 +68,8 @@ func TestNoCookieWithoutUdev(t *testing.T) {
 	if err := os.Remove(u.rules[1]); err != nil {
 		t.Fatal(err)
 	}
+	u.ruled = false
+	u = u.look()
 	if k := u.begin(); k.key != 0 || k.eventNr() != flagPrimary {
 		t.Errorf("cookie %#x although no rule answers", k.key)
 	}

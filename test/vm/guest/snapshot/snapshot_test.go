@@ -440,7 +440,7 @@ func TestRefusalsAndReboots(t *testing.T) {
 		{"too little room", []string{"--size", "1G", dev}},
 		{"holds ext", []string{"--store", guest.Disk(t, "store"), dev}},
 		{"of which a snapshot is taken too", []string{"--store", at + "/here", dev}},
-		{"of which a snapshot is taken too", []string{"--store", dev, dev}},
+		{"the store cannot be there", []string{"--store", dev, dev}},
 		{"there is a device", []string{"--name", "theirs", dev}},
 		{"it exists", []string{"--store", "/bin/tidemark", dev}},
 		{"power of two", []string{"--chunk", "12K", dev}},
