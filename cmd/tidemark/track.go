@@ -35,7 +35,7 @@ Tracking goes on when tidemark ends, crashes or is upgraded, unless the new vers
 tidemark track status
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,
 		exits: []exitCode{exitMarkLost},
-	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g), newTrackMarkDirty(g))
+	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g), newTrackMarkDirty(g), newTrackMap(g))
 }
 
 // started is what "track start" says of one device.
