@@ -202,6 +202,9 @@ func printTracked(w io.Writer, all []bpf.Status) error {
 		fmt.Fprintf(table, "  changed\t%s in epoch %d\n", size(s.Changed), s.Epoch)
 		fmt.Fprintf(table, "  misses\t%d\n", s.Misses)
 		fmt.Fprintf(table, "  memory\t%s\n", size(s.Memory))
+		if s.MergesUnseen {
+			fmt.Fprintf(table, "  merges\tof a snapshot into it (lvconvert --merge) are not seen on this kernel: use --tracker scan once after one\n")
+		}
 		if s.Lost != "" {
 			fmt.Fprintf(table, "  lost\tall marks: %s\n", s.Lost)
 		}

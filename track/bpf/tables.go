@@ -15,7 +15,8 @@ import (
 )
 
 // remapped says in words that the device-mapper table of the disk, or of one below
-// it, is not that of the beginning. One that was replaced and put back does not show.
+// it, is not that of the beginning. One that was replaced and put back does not show; see
+// bpf.LostMerged.
 func (s *session) remapped() string {
 	now, err := s.mapping(s.rec.Disk)
 	switch {
