@@ -35,7 +35,7 @@ Tracking goes on when tidemark ends, crashes or is upgraded, unless the new vers
 tidemark track status
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,
 		exits: []exitCode{exitMarkLost},
-	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g), newTrackMarkDirty(g))
+	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g), newTrackMarkDirty(g), newTrackMap(g))
 }
 
 // started is what "track start" says of one device.
@@ -202,6 +202,9 @@ func printTracked(w io.Writer, all []bpf.Status) error {
 		fmt.Fprintf(table, "  changed\t%s in epoch %d\n", size(s.Changed), s.Epoch)
 		fmt.Fprintf(table, "  misses\t%d\n", s.Misses)
 		fmt.Fprintf(table, "  memory\t%s\n", size(s.Memory))
+		if s.MergesUnseen {
+			fmt.Fprintf(table, "  merges\tof a snapshot into it (lvconvert --merge) are not seen on this kernel: use --tracker scan once after one\n")
+		}
 		if s.Lost != "" {
 			fmt.Fprintf(table, "  lost\tall marks: %s\n", s.Lost)
 		}

@@ -36,6 +36,15 @@ const (
 	lastOne   = 255     // the highest number
 )
 
+// Position returns which of the maps that follow each other the n-th snapshot is in, from 0, and its
+// number there. For a block that was written to last before the n-th snapshot it is the same.
+func Position(n uint64) (cycle uint64, number int) {
+	if n == 0 {
+		return 0, 0
+	}
+	return (n - 1) / lastOne, int((n-1)%lastOne) + 1
+}
+
 var (
 	// ErrUnknown says that what changed since a number cannot be told: everything may have.
 	ErrUnknown = errors.New("what changed since then cannot be told")
@@ -125,20 +134,41 @@ func Changes(r io.Reader, i Info, since int) (extent.Set, error) {
 	return set.Set().Clip(extent.Extent{Len: i.Device}), nil
 }
 
-// Write writes a map: number for each block that the set touches, and 0 for the others.
-func Write(w io.Writer, i Info, set extent.Set) error {
+// Map is a map that is being made.
+type Map struct {
+	info   Info
+	blocks []byte
+}
+
+// New returns a map of a device of which nothing was written to.
+func New(i Info) (*Map, error) {
 	size := i.blockSize()
-	if i.Number < 1 || i.Number > lastOne || i.Device <= 0 {
-		return fmt.Errorf("cbtmap: no map of a device of %d bytes has the number %d", i.Device, i.Number)
+	if i.Number < 1 || i.Number > lastOne || i.Device <= 0 || i.Device > 1<<60 || size <= 0 || size > 1<<40 {
+		return nil, fmt.Errorf("cbtmap: no map of a device of %d bytes in blocks of %d has the number %d", i.Device, size, i.Number)
 	}
-	blocks := make([]byte, blocksOf(i.Device, size))
-	for _, e := range set.Align(size, i.Device).Extents() {
-		for b := e.Off / size; b*size < e.End(); b++ {
-			blocks[b] = byte(i.Number)
+	return &Map{i, make([]byte, blocksOf(i.Device, size))}, nil
+}
+
+// Add gives each block that the set touches a number, from 0 to that of the map, unless it has a higher
+// one.
+func (m *Map) Add(number int, set extent.Set) error {
+	if number < 0 || number > m.info.Number {
+		return fmt.Errorf("cbtmap: a block of the number %d in a map of %d", number, m.info.Number)
+	}
+	size := m.info.blockSize()
+	for _, e := range set.Align(size, m.info.Device).Extents() {
+		for b := e.Off / size; b*size < min(e.End(), m.info.Device); b++ {
+			m.blocks[b] = max(m.blocks[b], byte(number))
 		}
 	}
-	if _, err := w.Write(blocks); err != nil {
-		return fmt.Errorf("cbtmap: %w", err)
-	}
 	return nil
+}
+
+// WriteTo writes the map.
+func (m *Map) WriteTo(w io.Writer) (int64, error) {
+	n, err := w.Write(m.blocks)
+	if err != nil {
+		return int64(n), fmt.Errorf("cbtmap: %w", err)
+	}
+	return int64(n), nil
 }

@@ -115,13 +115,30 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 			list = append(list, extent.Extent{Off: off, Len: min(1+rng.Int64N(1<<20), i.Device-off)})
 		}
 		set := extent.NewSet(list...)
+		m, err := New(i)
+		if err != nil {
+			t.Fatal(err)
+		}
 		var b bytes.Buffer
-		if err := Write(&b, i, set); err != nil {
+		for _, number := range []int{i.Number, 0, i.Number - 1} { // the highest wins
+			if err := m.Add(number, set); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := m.WriteTo(&b); err != nil {
 			t.Fatal(err)
 		}
 		got, err := Changes(&b, i, i.Number-1)
 		if want := set.Align(64*kib, i.Device); err != nil || !got.Equal(want) {
 			t.Fatalf("seed %d: %v, %v, want %v", seed, got, err, want)
+		}
+	}
+}
+
+func TestMapsThatFollowEachOther(t *testing.T) {
+	for n, want := range map[uint64][2]int{0: {0, 0}, 1: {0, 1}, 255: {0, 255}, 256: {1, 1}, 510: {1, 255}, 511: {2, 1}} {
+		if cycle, number := Position(n); int(cycle) != want[0] || number != want[1] {
+			t.Errorf("%d: %d, %d, want %v", n, cycle, number, want)
 		}
 	}
 }

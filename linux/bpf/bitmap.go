@@ -38,6 +38,7 @@ const (
 	LostResized     Lost = 4  // the disk has not the size of the bitmap
 	LostRange       Lost = 8  // a range beyond the bitmap
 	LostAll         Lost = 16 // everything changed at once: not a loss, but no bits
+	LostMerged      Lost = 32 // a snapshot is merged into the disk
 )
 
 // Header is the part of a bitmap's header page that user space writes. Package

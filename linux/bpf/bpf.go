@@ -48,6 +48,13 @@
 // that was left out because of the time before was over when Swap returned; who copies
 // later sees what it wrote.
 //
+// # Merges of snapshots
+//
+// While dm-snapshot merges a snapshot into its origin (snapshot-merge), the origin changes
+// without a bio of its own, and afterwards it may have the table that it had before. So
+// swap_table looks at each table that a tracked disk of device-mapper gets, at the function
+// dm_swap_table of drivers/md/dm.c; see [Facility.WatchSwaps].
+//
 // # What it cannot do
 //
 // The kernel skips a program that would interrupt itself on the same CPU; the
@@ -91,6 +98,7 @@ const (
 	progIssue   = "issue_request"
 	progReqDone = "complete_request"
 	progRemap   = "complete_remapped"
+	progSwap    = "swap_table"
 	progBegun   = "begun"
 	mapDisks    = "disks"
 	mapFlights  = "flights"
@@ -101,8 +109,9 @@ const (
 	dirMode     = 0o700
 )
 
-// reqProgs are always attached, bioProgs while a bio-based disk is tracked. The last
-// of all programs is called, by Swap.
+// reqProgs are always attached, bioProgs while a bio-based disk is tracked; progSwap, which is in
+// none of the lists, from the first disk of device-mapper on, where the kernel can. The last of all
+// programs is called, by Swap.
 func reqProgs() []string { return []string{progIssue, progReqDone} }
 func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, progRemap} }
 
@@ -172,6 +181,9 @@ func (f *Facility) load() error {
 		id, _ := info.ID()
 		f.ids[name] = uint32(id)
 	}
+	if err := f.loadSwap(); err != nil {
+		return err
+	}
 	return f.checkLinks(reqProgs())
 }
 
@@ -204,6 +216,7 @@ func pinAll(dir string) error {
 	if err != nil {
 		return fmt.Errorf("bpf: read the programs: %w", err)
 	}
+	delete(spec.Programs, progSwap)
 	coll, err := ebpf.NewCollection(spec)
 	if err != nil {
 		return explain(err)
@@ -267,11 +280,14 @@ func (f *Facility) Dir() string { return f.dir }
 
 // Check reports whether the programs are still attached and the pinned maps are
 // still those that were opened; the error wraps ErrBroken when not. Bio says
-// whether those for bio-based disks have to be.
-func (f *Facility) Check(bio bool) error {
+// whether those for bio-based disks have to be, swaps whether that of [Facility.WatchSwaps].
+func (f *Facility) Check(bio, swaps bool) error {
 	names := reqProgs()
 	if bio {
 		names = tracing()
+	}
+	if swaps {
+		names = append(names, progSwap)
 	}
 	if err := f.checkLinks(names); err != nil {
 		return fmt.Errorf("bpf: %s: %w", f.dir, err)
@@ -315,7 +331,7 @@ func (f *Facility) Misses() (Misses, error) {
 		}
 		n[name] = s.RecursionMisses
 	}
-	return Misses{Queue: n[progQueue] + n[progOwnMap] + n[progIssue], Complete: n[progBioDone] + n[progReqDone] + n[progRemap]}, nil
+	return Misses{Queue: n[progQueue] + n[progOwnMap] + n[progIssue] + n[progSwap], Complete: n[progBioDone] + n[progReqDone] + n[progRemap]}, nil
 }
 
 // Programs returns the loaded programs by name, for their run-time statistics.

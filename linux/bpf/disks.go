@@ -253,7 +253,7 @@ func (f *Facility) detachBio() error {
 			return nil
 		}
 	}
-	var errs []error
+	errs := []error{f.dropSwap()}
 	for _, name := range bioProgs() {
 		errs = append(errs, detach(f.dir, name))
 	}

@@ -89,13 +89,13 @@ func TestWhatIsInstalledIsFoundAgainAndRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	if err := errors.Join(f.Check(false), again.Check(false)); err != nil {
+	if err := errors.Join(f.Check(false, false), again.Check(false, false)); err != nil {
 		t.Error(err)
 	}
 	if err := Remove(f.Dir()); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Check(false); !errors.Is(err, ErrBroken) {
+	if err := f.Check(false, false); !errors.Is(err, ErrBroken) {
 		t.Errorf("removed, but Check says %v", err)
 	}
 	if _, err := Load(f.Dir()); !errors.Is(err, ErrNotInstalled) {
@@ -144,7 +144,7 @@ func TestDisksComeAndGo(t *testing.T) {
 	if err := f.Put(d, b); err == nil {
 		t.Error("a disk was added twice")
 	}
-	if err := f.Check(true); err != nil {
+	if err := f.Check(true, false); err != nil {
 		t.Error(err)
 	}
 	if got, known, err := f.Get(dev); got != d || !known || err != nil {
@@ -165,7 +165,7 @@ func TestDisksComeAndGo(t *testing.T) {
 	if err := f.maps[mapFlights].Lookup(addr, &flight{}); err == nil {
 		t.Error("a bio in flight outlived its disk")
 	}
-	if err := f.Check(true); !errors.Is(err, ErrBroken) {
+	if err := f.Check(true, false); !errors.Is(err, ErrBroken) {
 		t.Errorf("the programs for bio-based disks are still attached: %v", err)
 	}
 	if _, known, err := f.Active(5); known || err != nil {

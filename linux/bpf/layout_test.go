@@ -67,7 +67,8 @@ func TestConstantsAreThoseOfTheSource(t *testing.T) {
 		"WORD_LOST": wordLost, "WORD_DOUBTS": wordDoubts,
 		"LOST_PASSTHROUGH": uint64(LostPassthrough), "LOST_REPLUGGED": uint64(LostReplugged),
 		"LOST_RESIZED": uint64(LostResized), "LOST_RANGE": uint64(LostRange), "LOST_ALL": uint64(LostAll),
-		"TABLE_SIZE": tableSize, "TABLE_SHIFT": tableShift, "TABLE_PROBES": tableProbes, "DISK_BIO": DiskBio, "DISK_NVME": DiskNVMe, "DISK_REMAP": DiskRemap, "SINCE_NEVER": sinceNever,
+		"LOST_MERGED": uint64(LostMerged),
+		"TABLE_SIZE":  tableSize, "TABLE_SHIFT": tableShift, "TABLE_PROBES": tableProbes, "DISK_BIO": DiskBio, "DISK_NVME": DiskNVMe, "DISK_REMAP": DiskRemap, "SINCE_NEVER": sinceNever,
 	} {
 		m := regexp.MustCompile(`\b` + name + `\b(?: =)? (0x[0-9a-f]+|\d+)`).FindSubmatch(src)
 		if m == nil {

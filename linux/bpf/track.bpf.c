@@ -85,6 +85,24 @@ struct request {
 	__u64 start_time_ns;
 } VIEW;
 
+// From drivers/md/dm-core.h and include/linux/device-mapper.h.
+struct mapped_device {
+	struct gendisk *disk;
+} VIEW;
+
+struct target_type {
+	const char *name;
+} VIEW;
+
+struct dm_target {
+	struct target_type *type;
+} VIEW;
+
+struct dm_table {
+	unsigned int num_targets;
+	struct dm_target *targets;
+} VIEW;
+
 // The numbers differ between kernels; only the names are used.
 enum req_op {
 	REQ_OP_DISCARD,
@@ -124,6 +142,7 @@ enum lost {
 	LOST_RESIZED = 4,     // the disk has another size than the bitmap
 	LOST_RANGE = 8,	      // a range beyond the bitmap
 	LOST_ALL = 16,	      // everything changed at once (not an error)
+	LOST_MERGED = 32,     // a snapshot is merged into the disk
 };
 
 enum disk_flag {
@@ -487,6 +506,50 @@ int complete_bio(__u64 *ctx)
 	}
 	if (d && !on_record(addr))
 		doubt(d->slot);
+	return 0;
+}
+
+// The targets of a table of device-mapper.
+struct targets {
+	__u64 at;
+	__u32 slot;
+	__u32 pad;
+};
+
+#define SNAPSHOT 0x746f687370616e73ULL // "snapshot", and
+#define MERGE 0x656772656d2dULL // "-merge", as little-endian numbers
+
+static long judge_target(__u64 i, struct targets *t)
+{
+	struct dm_target *target = (void *)(t->at + i * bpf_core_type_size(struct dm_target));
+	__u64 name[2] = {};
+	const char *text = 0;
+	struct target_type *type = 0;
+
+	if (!bpf_core_read(&type, sizeof(type), &target->type) && !bpf_core_read(&text, sizeof(text), &type->name) &&
+	    bpf_probe_read_kernel_str(name, sizeof(name), text) >= 0 && (name[0] != SNAPSHOT || name[1] != MERGE))
+		return 0;
+	lose(t->slot, LOST_MERGED);
+	return 1;
+}
+
+// A disk of device-mapper gets another table, and is suspended. With the target snapshot-merge
+// it has the content of a snapshot from now on, and nobody writes it. User space sees only a table
+// that is still there.
+SEC("fentry/dm_swap_table")
+int swap_table(__u64 *ctx)
+{
+	struct mapped_device *md = (struct mapped_device *)ctx[0];
+	struct dm_table *table = (struct dm_table *)ctx[1];
+	struct disk *d = lookup(md->disk);
+	struct targets t = {};
+
+	if (!d)
+		return 0;
+	t.slot = d->slot;
+	if (bpf_core_read(&t.at, sizeof(t.at), &table->targets)) // as a number, to count from
+		lose(d->slot, LOST_MERGED);
+	bpf_loop(table->num_targets, judge_target, &t, 0);
 	return 0;
 }
 

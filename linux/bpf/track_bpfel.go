@@ -27,6 +27,7 @@ const (
 	trackProgIssueRequest     = "issue_request"
 	trackProgQueueBio         = "queue_bio"
 	trackProgRemapBio         = "remap_bio"
+	trackProgSwapTable        = "swap_table"
 )
 
 // loadTrack returns the embedded CollectionSpec for track.
@@ -78,6 +79,7 @@ type trackProgramSpecs struct {
 	IssueRequest     *ebpf.ProgramSpec `ebpf:"issue_request"`
 	QueueBio         *ebpf.ProgramSpec `ebpf:"queue_bio"`
 	RemapBio         *ebpf.ProgramSpec `ebpf:"remap_bio"`
+	SwapTable        *ebpf.ProgramSpec `ebpf:"swap_table"`
 }
 
 // trackMapSpecs contains maps before they are loaded into the kernel.
@@ -148,6 +150,7 @@ type trackPrograms struct {
 	IssueRequest     *ebpf.Program `ebpf:"issue_request"`
 	QueueBio         *ebpf.Program `ebpf:"queue_bio"`
 	RemapBio         *ebpf.Program `ebpf:"remap_bio"`
+	SwapTable        *ebpf.Program `ebpf:"swap_table"`
 }
 
 func (p *trackPrograms) Close() error {
@@ -159,6 +162,7 @@ func (p *trackPrograms) Close() error {
 		p.IssueRequest,
 		p.QueueBio,
 		p.RemapBio,
+		p.SwapTable,
 	)
 }
 

@@ -33,6 +33,8 @@ type record struct {
 	Since       time.Time `json:"since"`
 	// Mapping is a hash of the device-mapper tables that the disk is made of.
 	Mapping string `json:"mapping,omitempty"`
+	// Swaps: a table that merges a snapshot into the disk is seen also when it is there no more.
+	Swaps bool `json:"swaps,omitempty"`
 	// Before says why marks of earlier generations are lost.
 	Before string `json:"before,omitempty"`
 }

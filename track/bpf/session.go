@@ -261,7 +261,7 @@ func (s *session) dropSpare() error {
 // dead says in words why the disk's marks are all lost and tracking must start
 // anew; empty when it is in order.
 func (s *session) dead(cur *bpf.Bitmap) (string, error) {
-	if err := s.fac.Check(s.rec.BioBased); errors.Is(err, bpf.ErrBroken) {
+	if err := s.fac.Check(s.rec.BioBased, s.rec.Swaps); errors.Is(err, bpf.ErrBroken) {
 		return detached, nil
 	} else if err != nil {
 		return "", err
@@ -286,6 +286,8 @@ func (s *session) dead(cur *bpf.Bitmap) (string, error) {
 // lostReason says in words what a floor or a header says in flags.
 func lostReason(why bpf.Lost, misses uint64) string {
 	switch {
+	case why&bpf.LostMerged != 0:
+		return "a snapshot was merged into the device"
 	case why&bpf.LostReplugged != 0:
 		return "the device was re-plugged: another disk has its number"
 	case why&bpf.LostResized != 0:

@@ -201,6 +201,11 @@ func (s *session) begin(ctx context.Context, opts Options, why string) error {
 	if s.rec, err = newRecord(id, granularity, slot, mapping, why); err != nil {
 		return err
 	}
+	if mapping != "" {
+		if s.rec.Swaps, err = s.fac.WatchSwaps(); err != nil {
+			return err
+		}
+	}
 	if err := s.arm(); err != nil {
 		return err
 	}

@@ -28,6 +28,9 @@ type Status struct {
 	Memory      int64        `json:"memory"`      // bytes of kernel memory
 	Lost        string       `json:"lost"`        // why all marks are lost; empty: they are not
 	Marks       []MarkStatus `json:"marks"`       // by owner
+	// MergesUnseen: a snapshot that is merged into the disk, and has been by the next Cut, does not
+	// show: this kernel cannot tell (see bpf.Facility.WatchSwaps).
+	MergesUnseen bool `json:"merges_unseen,omitempty"`
 }
 
 // MarkStatus tells of one mark that is kept.
@@ -59,7 +62,7 @@ func List(ctx context.Context, opts Options) ([]Status, error) {
 }
 
 func status(ctx context.Context, pl paths, r record) (Status, error) {
-	st := Status{Disk: r.Disk, Generation: r.Generation, Since: r.Since, Size: r.Size, Granularity: r.Granularity, Marks: []MarkStatus{}}
+	st := Status{Disk: r.Disk, Generation: r.Generation, Since: r.Since, Size: r.Size, Granularity: r.Granularity, Marks: []MarkStatus{}, MergesUnseen: r.Mapping != "" && !r.Swaps}
 	id, gone := block.IdentifyDev(sysfs.Dev{Major: r.Major, Minor: r.Minor})
 	if errors.Is(gone, fs.ErrNotExist) {
 		id = block.Identity{}

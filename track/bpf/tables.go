@@ -17,8 +17,8 @@ import (
 // remapped says in words that the device-mapper table of the disk, or of one below
 // it, is not that of the beginning. One that was replaced and put back does not show.
 //
-// A snapshot that is not ours may be merged into the disk, past the tracking: when one that was seen
-// is gone, it may have been.
+// A snapshot that is not ours may be merged into the disk, past the tracking. Where the kernel does
+// not tell of that (bpf.LostMerged), one that was seen and is gone may have been.
 func (s *session) remapped() string {
 	now, err := s.mapping(s.rec.Disk)
 	switch {
@@ -26,6 +26,9 @@ func (s *session) remapped() string {
 		return fmt.Sprintf("its device-mapper table cannot be read, so that it may have been replaced: %v", err)
 	case now != s.rec.Mapping:
 		return "its device-mapper table, or that of a device below it, was replaced"
+	}
+	if s.rec.Swaps {
+		return ""
 	}
 	seen := filepath.Join(filepath.Dir(s.pl.record(s.rec.Disk)), "snapshotted")
 	before, _ := os.ReadFile(seen) // none, or of another generation

@@ -307,6 +307,36 @@ func (t *Tracker) judge(from uint64, h bpf.Header) error {
 	return track.Lost("the end of some writes that were in flight at the mark may have gone unseen")
 }
 
+// EachEpoch tells in which epochs the source changed, up to one of its marks: f is called with the
+// number of each, in order, or of the last of several that are no longer told apart, and what
+// changed in it. Where not all epochs are known any more, the first call is for the whole source, with
+// the number before the first that is known. The errors are those of Changes and of f.
+func (t *Tracker) EachEpoch(ctx context.Context, until track.Mark, f func(epoch uint64, set extent.Set) error) error {
+	to, err := t.epochOf(until)
+	if err != nil {
+		return track.About(until, err)
+	}
+	return t.locked(ctx, func(h *history.History, now bpf.Header) error {
+		if to > now.Epoch {
+			return fmt.Errorf("track: changes until %s: yet to come", until)
+		}
+		oldest, err := h.Oldest(to)
+		if err != nil {
+			return err
+		}
+		// What spoils the marks of earlier epochs makes these unknown, too.
+		oldest = min(to, max(oldest, now.Floor, now.Doubted+1))
+		if oldest > 1 {
+			if err := f(oldest-1, extent.NewSet(extent.Extent{Len: t.slice.Len})); err != nil {
+				return err
+			}
+		}
+		return h.Each(oldest, to, func(epoch uint64, set extent.Set) error {
+			return f(min(epoch, to-1), set.Clip(t.slice).Shift(-t.slice.Off))
+		})
+	})
+}
+
 // MarkDirty counts bytes of the source as changed from now on, for what has changed without
 // passing it.
 func (t *Tracker) MarkDirty(ctx context.Context, set extent.Set) error {

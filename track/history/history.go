@@ -120,6 +120,47 @@ func (h *History) gather(from, to uint64, pinned func(uint64) (extent.Set, error
 	return out, nil
 }
 
+// Oldest returns the first of the closed epochs before to of which all are known; to itself
+// when there is none. The lock must be held.
+func (h *History) Oldest(to uint64) (uint64, error) {
+	all, err := spans(h.Dir)
+	if err != nil {
+		return 0, err
+	}
+	held, err := h.Pinned.Epochs()
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range held {
+		all = append(all, span{e, e + 1})
+	}
+	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(b.to, a.to) })
+	oldest := to
+	for _, sp := range all {
+		if sp.from < oldest && oldest <= sp.to {
+			oldest = sp.from
+		}
+	}
+	return oldest, nil
+}
+
+// Each calls f for what changed in the closed epochs [from, to), in order. The number is that of the
+// epoch, or of the last of several that have become one. The errors are those of Changes and of f.
+// The lock must be held.
+func (h *History) Each(from, to uint64, f func(epoch uint64, set extent.Set) error) error {
+	for e := from; e < to; {
+		set, next, err := h.epoch(e, h.Pinned.Load)
+		if err == nil {
+			err = f(next-1, set)
+		}
+		if err != nil {
+			return err
+		}
+		e = next
+	}
+	return nil
+}
+
 // epoch returns a set that contains the epoch, and the first epoch that it may not
 // contain.
 func (h *History) epoch(e uint64, pinned func(uint64) (extent.Set, error)) (extent.Set, uint64, error) {

@@ -556,7 +556,7 @@ func TestMirrorsOfALogicalVolume(t *testing.T) {
 		mirror("incremental")
 		guest.Run(t, "lvremove", "--quiet", "--yes", "vg/theirs")
 		settle(t, "vg-lv")
-		mirror("scan") // it may have been merged
+		mirror("incremental")
 	}
 	stop()
 	guest.Run(t, "umount", at)
@@ -564,5 +564,52 @@ func TestMirrorsOfALogicalVolume(t *testing.T) {
 	instant.Compare(t, instant.MustRead(t, dev), instant.MustRead(t, image))
 	if out, err := exec.Command("tidemark", "snapshot", "create", dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "lvcreate --snapshot") {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// A snapshot that was merged into a device between two runs is not forgotten, though all tables are
+// again what they were.
+func TestAMergeLosesTheMarks(t *testing.T) {
+	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "data"), "bs=1M", "count=2", "status=none", "conv=fsync")
+	guest.Run(t, "vgcreate", "--quiet", "vg", guest.Disk(t, "data"))
+	t.Cleanup(func() { guest.Run(t, "vgremove", "--quiet", "--force", "--force", "--yes", "vg") })
+	guest.Run(t, "lvcreate", "--quiet", "--size", "16M", "--name", "lv", "vg")
+	dev, image := "/dev/vg/lv", filepath.Join(t.TempDir(), "image")
+	mirror := func(mode string) {
+		t.Helper()
+		out := guest.Run(t, "tidemark", "mirror", "--json", dev, image)
+		if !strings.Contains(out, fmt.Sprintf("%q:%q", "mode", mode)) {
+			t.Errorf("want mode %s: %s", mode, out)
+		}
+		instant.Compare(t, instant.MustRead(t, dev), instant.MustRead(t, image))
+	}
+	mirror("full")
+	if out := guest.Run(t, "tidemark", "track", "status", dev); strings.Contains(out, "not seen") {
+		t.Error(out)
+	}
+	write := func() {
+		guest.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=64k", "count=8", "seek=40", "oflag=direct", "conv=notrunc", "status=none")
+	}
+	for range 2 {
+		before := guest.Run(t, "dmsetup", "table", "vg-lv")
+		guest.Run(t, "lvcreate", "--quiet", "--snapshot", "--size", "8M", "--name", "theirs", dev)
+		write()
+		mirror("incremental")
+		mark := strings.Fields(guest.Run(t, "tidemark", "track", "start", dev))[1]
+		guest.Run(t, "lvconvert", "--quiet", "--merge", "vg/theirs")
+		for guest.Run(t, "dmsetup", "table", "vg-lv") != before {
+			guest.Run(t, "lvpoll", "--polloperation", "merge", "--interval", "1", "vg/lv")
+		}
+		if out, err := exec.Command("tidemark", "track", "changes", dev, "--since", mark).CombinedOutput(); err == nil || !strings.Contains(string(out), "a snapshot was merged into the device") {
+			t.Errorf("%v: %s", err, out)
+		}
+		mirror("scan")
+		write()
+		mirror("incremental")
+	}
+	guest.Run(t, "tidemark", "track", "stop", dev)
+	guest.Run(t, "lvchange", "--quiet", "--activate", "n", "vg/lv")
+	if refs := guest.Run(t, "sh", "-c", "ls /sys/fs/bpf/tidemark/*/ 2>/dev/null || true"); strings.Contains(refs, "swap_table") {
+		t.Errorf("left behind: %s", refs)
 	}
 }
