@@ -19,8 +19,11 @@ const pendingDir = "/run/tidemark/boot-pending"
 // Postpone leaves the names of an entry's data device as they are until the next boot of
 // the running system, unless the era device is open already. Until then the system writes
 // past the era device: for an entry of the initramfs that is written down as Note does.
-// Call it before the entry's rule is written.
+// Call it before the entry's rule is written. It does nothing for a linear device.
 func (o Opener) Postpone(e Entry) error {
+	if e.Linear() {
+		return nil // its rule leaves the data device alone until it is open
+	}
 	open := withMapper(func(ctl *dm.Control) error {
 		d, err := o.active(ctl, e)
 		if err != nil {
@@ -48,6 +51,32 @@ func (o Opener) Postpone(e Entry) error {
 // Unpostpone undoes Postpone, after the entry's rule was removed.
 func Unpostpone(name string) error {
 	err := os.Remove(filepath.Join(pendingDir, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("boot: %w", err)
+	}
+	return nil
+}
+
+// runRules is where the rule of a device stays that left the table while it was open.
+func runRules(name string) string { return "/run/udev/rules.d/61-tidemark-" + name + ".rules" }
+
+// KeepNames keeps the names of a linear device, which is open and not in the table any
+// more, as they are until the next boot: what is mounted from it must not lose them.
+func KeepNames(e Entry) error {
+	path := runRules(e.Name)
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, rules([]Entry{e}), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	return nil
+}
+
+// LoseNames undoes KeepNames.
+func LoseNames(name string) error {
+	err := os.Remove(runRules(name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("boot: %w", err)
 	}

@@ -322,7 +322,7 @@ func eraClasses() []class {
 		{"boot-changed", boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{"boot-unsuitable", boot.ErrUnsuitable, exitRefused, ""},
 		{"boot-hibernation", boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
-		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
+		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA|linear OPTIONS"},
 	}
 }
 

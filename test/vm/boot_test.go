@@ -178,7 +178,7 @@ func (m *rootOnEra) refused(t *testing.T, program Program) {
 		t.Fatal(err)
 	}
 	r := Run(t, m.config(Config{NoTests: true}), program)
-	for _, want := range []string{"root is not mounted while an era device is not open", "tidemark era check /dev/disk/by-partuuid/" + MetaPartUUID} {
+	for _, want := range []string{"root is not mounted while a device of /etc/tidemark/era.conf is not open", "tidemark era check /dev/disk/by-partuuid/" + MetaPartUUID} {
 		if !strings.Contains(r.Console, want) {
 			t.Errorf("the console does not say %q\n%s", want, tail(r.Console))
 		}
