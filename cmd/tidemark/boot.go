@@ -70,6 +70,11 @@ func withSystem(root string, do func(*boot.System, boot.Tab) error) error {
 
 // change makes the system's files follow a table.
 func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Tab, program string) error {
+	before, err := sys.Tab()
+	if err != nil {
+		return err
+	}
+	images := len(before.Stage(boot.StageInitramfs))+len(table.Stage(boot.StageInitramfs)) > 0
 	plan, err := sys.Plan(table, program, b.force)
 	if err != nil {
 		return err
@@ -91,12 +96,22 @@ func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Ta
 	if err := sys.Apply(plan); err != nil {
 		return err
 	}
-	return b.regenerate(ctx, sys)
+	if images {
+		if err := b.regenerate(ctx, sys.Generators()); err != nil {
+			return err
+		}
+	}
+	if b.root == "/" {
+		// Without systemd and udev there is nothing to reload.
+		exec.CommandContext(ctx, "systemctl", "daemon-reload").Run() //nolint:errcheck // see above
+		exec.CommandContext(ctx, "udevadm", "control", "-R").Run()   //nolint:errcheck // see above
+	}
+	return nil
 }
 
 // regenerate makes the images anew, or says how.
-func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
-	for _, g := range sys.Generators() {
+func (b *bootSystem) regenerate(ctx context.Context, generators []boot.Generator) error {
+	for _, g := range generators {
 		args := g.Command()
 		if !b.update {
 			fmt.Fprintf(b.out, "run now: %s\n", strings.Join(b.within(args), " "))
@@ -111,11 +126,6 @@ func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
 				"the files are in place; run it again when it works, before the next boot",
 			}
 		}
-	}
-	if b.root == "/" {
-		// Without systemd and udev there is nothing to reload.
-		exec.CommandContext(ctx, "systemctl", "daemon-reload").Run() //nolint:errcheck // see above
-		exec.CommandContext(ctx, "udevadm", "control", "-R").Run()   //nolint:errcheck // see above
 	}
 	return nil
 }

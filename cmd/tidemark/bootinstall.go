@@ -13,11 +13,11 @@ import (
 // bootInstall is the command line of "boot install".
 type bootInstall struct {
 	bootSystem
-	g                *globals
-	name, linear     string // one of them
-	data, meta       string
-	stage            choice
-	create           byteSize
+	g            *globals
+	name, linear string // one of them
+	data, meta   string
+	stage        choice
+	create       byteSize
 }
 
 func newBootInstall(g *globals) *cobra.Command {

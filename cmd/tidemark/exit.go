@@ -16,6 +16,7 @@ import (
 	"tidemark/agent/timer"
 	"tidemark/block"
 	"tidemark/boot"
+	"tidemark/boot/adopt"
 	"tidemark/format/cbtmap"
 	"tidemark/format/datto"
 	"tidemark/format/epochs"
@@ -322,6 +323,8 @@ func eraClasses() []class {
 		{"boot-changed", boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{"boot-unsuitable", boot.ErrUnsuitable, exitRefused, ""},
 		{"boot-hibernation", boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
+		{"adopt-refused", adopt.ErrRefused, exitRefused, ""},
+		{"adopt-named", errNamed, exitRefused, "name it by its UUID, LABEL or PARTUUID there, which works before and after; for root= run update-grub or the like then"},
 		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA|linear OPTIONS"},
 	}
 }
