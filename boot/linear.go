@@ -104,8 +104,8 @@ func announce(data uint64) {
 // LinearOver returns the linear entry whose data device, or whose own device, is at path.
 func (t Tab) LinearOver(path string) (Entry, bool) {
 	for _, e := range t.Entries() {
-		if e.Linear() && (filepath.Clean(path) == e.Path() || same(path, e.Path())) {
-			return e, true
+		if e.Linear() && filepath.Clean(path) == e.Path() {
+			return e, true // open or not
 		}
 	}
 	e, ok := t.Instead(path)

@@ -217,12 +217,14 @@ func number(path string) (uint64, bool) {
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-// Instead returns the entry whose data device is at path, under any of its names: mount the
-// entry's device instead.
+// Instead returns the entry whose data device is at path, under any of its names, or which
+// has taken that name: mount the entry's device instead. path may be PARTUUID=….
 func (t Tab) Instead(path string) (Entry, bool) {
-	n, ok := number(path)
+	n, ok := number(DevicePath(path))
 	for _, e := range t.Entries() {
-		if data, found := e.data(); ok && found && data == n {
+		data, found := e.data()
+		own, open := number(e.Path())
+		if ok && (found && data == n || open && own == n) {
 			return e, true
 		}
 	}

@@ -23,7 +23,8 @@ type Reference struct {
 	File string `json:"file"`
 	Line int    `json:"line"` // counted from 1
 	Name string `json:"name"` // as it is written there
-	// Loader: it is root= for the kernel, which initramfs-tools is taught to follow.
+	// Loader: it is root= for the kernel, by the name that the kernel itself has for the
+	// device, which initramfs-tools is taught to follow.
 	Loader bool `json:"loader,omitempty"`
 }
 
@@ -114,7 +115,7 @@ func scan(root string, kinds []settings, is func(name string) bool) (found []Ref
 						loaders++
 					}
 					if is(name) {
-						found = append(found, Reference{file, number, name, kind.loader})
+						found = append(found, Reference{file, number, name, kind.loader && filepath.Dir(name) == "/dev"})
 					}
 				}
 			}

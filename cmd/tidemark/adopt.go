@@ -54,7 +54,7 @@ func newAdopt() *cobra.Command {
 		use: "adopt DEVICE", short: "Make a plain disk or partition one that live snapshots can be taken of",
 		long: `Puts a device of device-mapper over a plain partition, or over a disk without partitions: a table of one line, "linear", which passes everything on. The kernel can take live snapshots of such a device, and of no plain one. What is on the partition is not touched, and nothing is copied. What is a device of device-mapper already (volumes of LVM, LUKS, multipath, an era device) needs none of this.
 
-A device that nobody uses is adopted at once, one that is in use at the next boot: then it is opened before anything is mounted, root included, in the initramfs (initramfs-tools, dracut) or by systemd, as "tidemark boot" does with era devices. For root and /usr the initramfs images are made anew.
+A device that nobody uses is adopted at once, one that is in use at the next boot: then it is opened before anything is mounted, root included, in the initramfs (initramfs-tools, dracut) or by systemd, as "tidemark boot" does with era devices. Where the initramfs opens any device, its images are made anew.
 
 The adopted device is /dev/mapper/NAME, and the names by UUID, LABEL and PARTUUID lead to it: what is mounted by these goes on to work, now and when the device is not adopted any more. Other names, such as /dev/sda2, PARTLABEL or by-path, lead to the partition itself, which the kernel refuses to mount then. /etc/fstab, /etc/crypttab, mount units and the settings of boot loaders are searched for such names, and each is told with its file and line; nothing is changed until they are gone. root= by such a name is followed by initramfs-tools, and refused with dracut. Other programs that name the partition must be told by you.
 
@@ -77,7 +77,7 @@ tidemark adopt --undo /dev/mapper/sdb1`,
 			if a.undo && a.name != "" {
 				return usagef("--name is for the device that is made; --undo finds it by DEVICE")
 			}
-			a.root, a.show, a.out = "/", cmd.OutOrStdout(), cmd.OutOrStdout()
+			a.root, a.update, a.show, a.out = "/", true, cmd.OutOrStdout(), cmd.OutOrStdout()
 			if a.asJSON {
 				a.out = io.Discard
 			}
@@ -129,7 +129,6 @@ func (a *adoption) run(ctx context.Context, sys *boot.System, table boot.Tab, de
 	if err != nil {
 		return err
 	}
-	a.update = e.Stage == boot.StageInitramfs
 	if err := a.change(ctx, sys, table, program); err != nil {
 		return err
 	}
@@ -190,7 +189,6 @@ func (a *adoption) runUndo(ctx context.Context, sys *boot.System, table boot.Tab
 		if err != nil && len(table.Entries()) > 0 {
 			return err
 		}
-		a.update = e.Stage == boot.StageInitramfs
 		if err := a.change(ctx, sys, table, program); err != nil {
 			return err
 		}
