@@ -14,6 +14,7 @@ import (
 	"tidemark/boot"
 	"tidemark/boot/adopt"
 	"tidemark/linux/dm"
+	"tidemark/transfer/inuse"
 )
 
 // errNamed says that settings of the system name a device in a way that would not work any
@@ -104,6 +105,9 @@ func (a *adoption) run(ctx context.Context, sys *boot.System, table boot.Tab, de
 			r.Outcome, r.Reason = adoptNever, "it is adopted already"
 			return a.tell(r)
 		}
+		if a.name != "" && a.name != e.Name {
+			return hinted{fmt.Errorf("adopt: %s: %w: it is %s from the next boot on", device, adopt.ErrRefused, e.Path()), "--undo it first"}
+		}
 		a.name = e.Name // and once more, for what is left to be done
 	}
 	plan, err := adopt.Judge(ctx, device, a.name)
@@ -176,22 +180,13 @@ func (a *adoption) runUndo(ctx context.Context, sys *boot.System, table boot.Tab
 		return named(found)
 	}
 	open := e.Open()
-	if open && !a.dryRun {
-		if err := boot.KeepNames(e); err != nil {
+	if inTable {
+		if err := a.uninstall(ctx, sys, table, e.Name); err != nil {
 			return err
 		}
 	}
-	if inTable {
-		if table, err = table.Without(e.Name); err != nil {
-			return err
-		}
-		program, err := sys.Program("")
-		if err != nil && len(table.Entries()) > 0 {
-			return err
-		}
-		if err := a.change(ctx, sys, table, program); err != nil {
-			return err
-		}
+	if used := inuse.Check(e.Path()); a.dryRun && open && errors.Is(used, inuse.ErrInUse) {
+		r.Outcome, r.Reason = adoptLater, used.Error()
 	}
 	if !open || a.dryRun {
 		return a.tell(r)

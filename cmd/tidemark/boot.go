@@ -175,6 +175,11 @@ func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot
 		if table, err = table.Without(e.Name); err != nil {
 			return err
 		}
+		if e.Linear() && e.Open() && sys.Running() && !b.dryRun {
+			if err := boot.KeepNames(e); err != nil {
+				return err
+			}
+		}
 	}
 	program, err := sys.Program("")
 	if err != nil && len(table.Entries()) > 0 {

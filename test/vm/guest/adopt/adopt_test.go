@@ -44,6 +44,7 @@ func TestBoot1(t *testing.T) {
 	refuse(t, plain, "/etc/fstab:4: "+plain)
 	guest.WriteFile(t, "/etc/fstab", string(fstab))
 
+	mirror(t, 0, plain)
 	if got := adopt(t, plain, "--name", "data", "--dry-run"); got != "adopted" {
 		t.Errorf("would be %s", got)
 	}
@@ -56,6 +57,10 @@ func TestBoot1(t *testing.T) {
 	}
 	leadTo(t, "/dev/mapper/data", names()...)
 	shake(t, plain)
+	const refused = 6
+	mirror(t, refused, "/dev/mapper/data")
+	mirror(t, refused, "--adopt", "/dev/mapper/data")
+	mirror(t, 0, "--force", "/dev/mapper/data")
 	for _, tag := range []string{"UUID=" + os.Getenv("DATA_UUID"), "LABEL=data", "PARTUUID=" + os.Getenv("DATA_PARTUUID"), "/srv"} {
 		args := []string{tag, "/srv"}
 		if tag == "/srv" { // as fstab has it
@@ -65,6 +70,13 @@ func TestBoot1(t *testing.T) {
 		onLinear(t, "/srv", "data", names()...)
 		guest.Run(t, "umount", "/srv")
 	}
+	guest.Run(t, "mount", "/srv")
+	if got := adopt(t, plain, "--undo"); got != "next-boot" {
+		t.Fatalf("a mounted device, when it is undone, is %s", got)
+	}
+	shake(t, plain)
+	onLinear(t, "/srv", "data", names()...)
+	guest.Run(t, "umount", "/srv")
 	if got := adopt(t, plain, "--undo"); got != "undone" {
 		t.Fatalf("a device that nobody uses, when it is undone, is %s", got)
 	}
@@ -146,6 +158,18 @@ func TestBoot3(t *testing.T) {
 		}
 	}
 	t.Logf("%+v", status.Devices)
+}
+
+// mirror mirrors to one image, and fails unless that ends with the code.
+func mirror(t *testing.T, code int, args ...string) {
+	t.Helper()
+	args = append([]string{"--state-dir", "/run/state", "mirror", "--tracker", "scan", "--view", "offline"}, append(args, "/run/data.img")...)
+	cmd := exec.Command("tidemark", args...)
+	out, _ := cmd.CombinedOutput()
+	t.Logf("%v: %s", args, out)
+	if cmd.ProcessState.ExitCode() != code {
+		t.Errorf("%v ended with %v, want %d", args, cmd.ProcessState, code)
+	}
 }
 
 // adopt runs "tidemark adopt" and returns the outcome.
