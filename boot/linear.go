@@ -1,6 +1,8 @@
 package boot
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -14,8 +16,18 @@ import (
 	"tidemark/linux/sysfs"
 )
 
-// LinearPrefix begins the device-mapper UUID of each linear device; its name follows.
+// LinearPrefix begins the device-mapper UUID of each linear device. What follows tells its
+// data device from all others, on other machines too: by the UUID a mirror knows its source.
 const LinearPrefix = "TIDEMARK-LINEAR-"
+
+// linearUUID returns the device-mapper UUID of a linear device.
+func (e Entry) linearUUID() string {
+	if id, ok := strings.CutPrefix(e.Data, partUUID); ok {
+		return LinearPrefix + id
+	}
+	sum := sha256.Sum256([]byte(e.Data)) // a name may be longer than a UUID (DM_UUID_LEN)
+	return LinearPrefix + hex.EncodeToString(sum[:16])
+}
 
 // Programs such as udev open a device for a moment. Removing one that was just made waits
 // for patience; removing one that users may have in use, for closePatience.
@@ -33,14 +45,14 @@ func (o Opener) openLinear(ctl *dm.Control, e Entry) error {
 	}
 	info, err := ctl.Info(e.Name)
 	switch {
-	case err == nil && info.UUID == LinearPrefix+e.Name && bottom(info.Dev()) == sysfs.DevOf(data):
+	case err == nil && strings.HasPrefix(info.UUID, LinearPrefix) && bottom(info.Dev()) == sysfs.DevOf(data):
 		return nil
 	case err == nil:
 		return fmt.Errorf("%w: %s is another device, not over %s", dm.ErrExists, e.Path(), e.Data)
 	case !errors.Is(err, dm.ErrNotFound):
 		return err
 	}
-	if err := createLinear(ctl, e.Name, sysfs.DevOf(data)); err != nil {
+	if err := createLinear(ctl, e, sysfs.DevOf(data)); err != nil {
 		return err
 	}
 	o.log(e, "opened")
@@ -48,12 +60,13 @@ func (o Opener) openLinear(ctl *dm.Control, e Entry) error {
 	return nil
 }
 
-func createLinear(ctl *dm.Control, name string, data sysfs.Dev) (err error) {
+func createLinear(ctl *dm.Control, e Entry, data sysfs.Dev) (err error) {
+	name := e.Name
 	sectors, err := sysfs.Uint(filepath.Join(data.Dir(), "size"))
 	if err != nil {
 		return err
 	}
-	if _, err := ctl.Create(name, LinearPrefix+name); err != nil {
+	if _, err := ctl.Create(name, e.linearUUID()); err != nil {
 		return err
 	}
 	defer func() {
@@ -81,7 +94,7 @@ func CloseLinear(e Entry) error {
 			return nil
 		case err != nil:
 			return err
-		case info.UUID != LinearPrefix+e.Name:
+		case !strings.HasPrefix(info.UUID, LinearPrefix):
 			return nil // of somebody else
 		case len(table) != 1 || table[0].Type != "linear":
 			return fmt.Errorf("%s: %w: there is a snapshot of it", e.Path(), dm.ErrBusy)
@@ -164,9 +177,9 @@ func LinearLeft(path string) (Entry, bool) {
 		return Entry{}, false
 	}
 	for _, dir := range append(above, filepath.Join(d.Dir(), "dm")) {
-		uuid, err := sysfs.Text(filepath.Join(dir, "uuid"))
-		name, ours := strings.CutPrefix(uuid, LinearPrefix)
-		if err != nil || !ours {
+		uuid, err1 := sysfs.Text(filepath.Join(dir, "uuid"))
+		name, err2 := sysfs.Text(filepath.Join(dir, "name"))
+		if errors.Join(err1, err2) != nil || !strings.HasPrefix(uuid, LinearPrefix) {
 			continue
 		}
 		own, there := number(filepath.Join(mapper, name))
