@@ -30,10 +30,10 @@
 // # Linear devices
 //
 // A linear device has no metadata, and its data device may be used without it: only the
-// snapshots need it. All of the above holds for it too, but for two things: its data device
-// has its names until the linear device is open, so that a boot past it is as it was
-// before; and nothing is written down of such a boot. An open linear device takes the name
-// by PARTUUID too.
+// snapshots need it. All of the above holds for it too, but for two things: a boot past it,
+// or one after a power cut that left half of its files, is as it was before, with all names
+// at the data device; and nothing is written down of such a boot. An open linear device
+// takes the name by PARTUUID too.
 //
 // # A boot past the era device
 //

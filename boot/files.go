@@ -114,10 +114,24 @@ func rules(entries []Entry) []byte {
 			links = `OPTIONS+="link_priority=50", SYMLINK+="` + link + "\"\n"
 		}
 		for _, template := range [...]string{"udev/entry.rules", "udev/" + e.Kind() + ".rules"} {
-			all = append(all, fill(template, "@NAME@", e.Name, "@DATALINK@", link, "@LINKS@", links)...)
+			all = append(all, fill(template, "@NAME@", e.Name, "@DATALINK@", link, "@LINKS@", links, "@OPENER@", opener(e))...)
 		}
 	}
 	return append(all, fill("udev/tail.rules")...)
+}
+
+// wanted is the link that makes systemd open an entry at boot.
+func wanted(e Entry) string {
+	return systemdDir + "/local-fs.target.requires/" + strings.Replace(unitName, "@", "@"+e.Name, 1)
+}
+
+// opener is a file that is there where something will open an entry before anything is
+// mounted. An initramfs without systemd needs none: there names may move.
+func opener(e Entry) string {
+	if e.Stage == StageInitramfs {
+		return "/etc/initrd-release"
+	}
+	return wanted(e)
 }
 
 // unit makes systemd wait for what an entry is made of, and local-fs.target fail when
@@ -135,7 +149,7 @@ func unit(e Entry) []File {
 	}
 	return []File{
 		{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
-		{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName},
+		{Path: wanted(e), Link: "../" + unitName},
 	}
 }
 

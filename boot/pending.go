@@ -11,7 +11,7 @@ import (
 	"tidemark/linux/dmera"
 )
 
-// pendingDir has a file for each era device that is in the table but not yet in use.
+// pendingDir has a file for each device that is in the table but not yet in use.
 // Until the next boot the udev rule leaves its data device alone: it may be mounted by
 // UUID now, and systemd unmounts a filesystem whose device has lost its name.
 const pendingDir = "/run/tidemark/boot-pending"
@@ -19,10 +19,10 @@ const pendingDir = "/run/tidemark/boot-pending"
 // Postpone leaves the names of an entry's data device as they are until the next boot of
 // the running system, unless the era device is open already. Until then the system writes
 // past the era device: for an entry of the initramfs that is written down as Note does.
-// Call it before the entry's rule is written. It does nothing for a linear device.
+// Call it before the entry's rule is written.
 func (o Opener) Postpone(e Entry) error {
 	if e.Linear() {
-		return nil // its rule leaves the data device alone until it is open
+		return postpone(e)
 	}
 	open := withMapper(func(ctl *dm.Control) error {
 		d, err := o.active(ctl, e)
@@ -39,6 +39,10 @@ func (o Opener) Postpone(e Entry) error {
 			return err
 		}
 	}
+	return postpone(e)
+}
+
+func postpone(e Entry) error {
 	if err := os.MkdirAll(pendingDir, 0o755); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
@@ -48,7 +52,7 @@ func (o Opener) Postpone(e Entry) error {
 	return nil
 }
 
-// Unpostpone undoes Postpone, after the entry's rule was removed.
+// Unpostpone undoes Postpone, after the entry's rule was removed or the device opened.
 func Unpostpone(name string) error {
 	err := os.Remove(filepath.Join(pendingDir, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

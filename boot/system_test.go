@@ -275,7 +275,8 @@ func TestALinearDeviceNeedsNoMetadata(t *testing.T) {
 		"usr/lib/dracut/modules.d/90tidemark-era/module-setup.sh":       {"instmods dm-mod\n"},
 		"etc/udev/rules.d/61-tidemark-era.rules": {
 			`OPTIONS+="link_priority=50", SYMLINK+="disk/by-partuuid/` + strings.TrimPrefix(early.Data, partUUID) + `"`,
-			`TEST=="holders/*/dm/name", SYMLINK=="disk/by-partuuid/`, `OPTIONS+="link_priority=-100"`,
+			`TEST=="holders/*/dm/name", GOTO="tidemark_linear_data_srv"`, `OPTIONS+="link_priority=-100"`,
+			`TEST!="/etc/systemd/system/local-fs.target.requires/tidemark-era@srv.service", GOTO`, `TEST!="/etc/initrd-release", GOTO`,
 		},
 	} {
 		for _, part := range want {

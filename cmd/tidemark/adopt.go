@@ -133,12 +133,20 @@ func (a *adoption) run(ctx context.Context, sys *boot.System, table boot.Tab, de
 	if err != nil {
 		return err
 	}
+	if !a.dryRun {
+		if err := (boot.Opener{}).Postpone(e); err != nil {
+			return err
+		}
+	}
 	if err := a.change(ctx, sys, table, program); err != nil {
 		return err
 	}
 	if plan.InUse == nil && !a.dryRun {
 		if err := (boot.Opener{}).Open(ctx, []boot.Entry{e}); err != nil {
 			return hinted{err, fmt.Sprintf(`the next boot opens it; "tidemark boot open %s" tries again`, e.Name)}
+		}
+		if err := boot.Unpostpone(e.Name); err != nil {
+			return err
 		}
 		settle(ctx)
 	}

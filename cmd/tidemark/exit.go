@@ -364,7 +364,7 @@ func volumeClasses() []class {
 		{"lvm-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
 		{"lvm-unknown", lvm.ErrNotFound, exitError, `"lvs" lists the volumes`},
 		{"lvm-missing", lvm.ErrMissing, exitError, ""},
-		{"snapshot-plain", snapshot.ErrPlain, exitRefused, `"tidemark mirror" needs no snapshot; one can be taken of what is made of it by device-mapper, as a LUKS device`},
+		{"snapshot-plain", snapshot.ErrPlain, exitRefused, `"tidemark adopt" makes it one, at once or at the next boot; "tidemark mirror" needs no snapshot`},
 		{"snapshot-lvm", snapshot.ErrLVM, exitRefused, `"lvcreate --snapshot" makes a snapshot that LVM knows of; "tidemark mirror" needs none`},
 		{"snapshot-unfit", snapshot.ErrUnfit, exitRefused, ""},
 		{"snapshot-store", snapshot.ErrStore, exitRefused, ""},

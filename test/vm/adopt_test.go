@@ -62,6 +62,9 @@ func TestAdoptedDisks(t *testing.T) {
 					},
 				}, program)
 				t.Logf("boot %d: up after %v, all %v, %d tests, lost %v", boot, r.Boot, r.Total, r.Tests, r.Lost)
+				if t.Failed() {
+					return
+				}
 				if r.Cut != cut {
 					t.Fatalf("boot %d: cut: %v", boot, r.Cut)
 				}
@@ -94,7 +97,7 @@ func adoptDisk(t *testing.T) Disk {
 		t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
 	for i, p := range []struct{ uuid, label string }{{dataUUID, "data"}, {otherUUID, "other"}} {
-		host(t, "mkfs.ext4", "-q", "-U", p.uuid, "-L", p.label, "-E", fmt.Sprintf("offset=%d", start+i*size),
+		host(t, "mkfs.ext4", "-q", "-b", "4096", "-U", p.uuid, "-L", p.label, "-E", fmt.Sprintf("offset=%d", start+i*size),
 			disk.Path, fmt.Sprintf("%dk", size>>10))
 	}
 	return disk

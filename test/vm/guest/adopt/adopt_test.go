@@ -70,9 +70,16 @@ func TestBoot1(t *testing.T) {
 		guest.Run(t, "umount", "/srv")
 	}
 	guest.Run(t, "mount", "/srv")
-	if got := adopt(t, plain, "--undo"); got != "next-boot" {
-		t.Fatalf("a mounted device, when it is undone, is %s", got)
+	guest.Run(t, "tidemark", "snapshot", "create", "--name", "one", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
+	if got := adopt(t, plain); got != "not-needed" {
+		t.Errorf("adopted again while there is a snapshot it is %s", got)
 	}
+	if got := adopt(t, plain, "--undo"); got != "next-boot" {
+		t.Fatalf("a device with a snapshot, when it is undone, is %s", got)
+	}
+	shake(t, plain)
+	leadTo(t, "/dev/mapper/data", names()...)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "one")
 	shake(t, plain)
 	onLinear(t, "/srv", "data", names()...)
 	guest.Run(t, "umount", "/srv")
