@@ -39,7 +39,7 @@ var floors = [][]string{
 	{"transfer/browse", "transfer/names", "transfer/traces", "transfer/transaction"},
 	{"transfer", "transfer/inuse", "transfer/origin", "transfer/parts"},
 	{"transfer/mirror", "transfer/tracking", "boot"},
-	{"transfer/apply", "transfer/export", "transfer/target"},
+	{"transfer/apply", "transfer/export", "transfer/target", "boot/adopt"},
 	{"transfer/merge", "transfer/restore", "transfer/running", "transfer/streams"},
 	{"transfer/cowfiles", "transfer/stores"},
 	{"transfer/copies", "transfer/pairs", "transfer/status", "transfer/survey"},

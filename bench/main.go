@@ -37,6 +37,7 @@ func measurements() []measurement {
 		{"era", eraTools},
 		{"stream", stream},
 		{"rig", rig},
+		{"linear", linear},
 		{"merge", merge},
 		{"store", store},
 		{"thin", thinTools},
@@ -44,7 +45,7 @@ func measurements() []measurement {
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, merge, store, thin")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, store, thin")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")

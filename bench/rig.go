@@ -53,6 +53,34 @@ func (l *lab) inRig(test, flag string, rounds int) (map[string]sample, error) {
 	return figures, nil
 }
 
+const linearRounds = 15
+
+// linear measures in the rig what an adopted disk costs: a linear device over the plain one.
+func linear(l *lab) error {
+	fmt.Printf("## A linear device beside the plain one\n\nfio, direct, a virtio disk of 1 GiB in an emulated guest; %d rounds of 2 s in turns, the ratio is of each round. Emulation makes the processor's part far larger than it is.\n\n", linearRounds)
+	figures, err := l.inRig("TestLinearCost", "-linear-rounds", linearRounds)
+	if err != nil {
+		return err
+	}
+	for _, kernel := range []string{"6.1", "6.12"} {
+		fmt.Printf("| Linux %s | plain, IOPS, median (min to max) | linear | linear / plain |\n|---|---|---|---|\n", kernel)
+		for _, load := range []struct{ name, words string }{
+			{"write-4k-1", "random writes, 4 KiB, depth 1"},
+			{"write-4k-16", "random writes, 4 KiB, depth 16"},
+			{"read-4k-16", "random reads, 4 KiB, depth 16"},
+			{"write-64k-1", "writes in order, 64 KiB, depth 1"},
+		} {
+			plain, over := figures[kernel+" "+load.name+" plain"], figures[kernel+" "+load.name+" linear"]
+			if len(plain) != linearRounds || len(over) != linearRounds {
+				return fmt.Errorf("%d and %d figures of %s", len(plain), len(over), load.name)
+			}
+			fmt.Printf("| %s | %s | %s | **%s** |\n", load.words, plain.spread("%.0f"), over.spread("%.0f"), over.over(plain).spread("%.2f"))
+		}
+		fmt.Println()
+	}
+	return nil
+}
+
 const mergeRounds = 5
 
 // merge measures in the rig how fast a store is applied: by us, and by the kernel's own merge.

@@ -1,11 +1,12 @@
-// Package boot makes dm-era devices come up when a machine starts, before anything on
-// them is mounted.
+// Package boot makes devices of device-mapper come up when a machine starts, before
+// anything on them is mounted: dm-era devices, and linear ones, which make a plain disk or
+// partition one that live snapshots can be taken of.
 //
 // For most uses, open the system with OpenSystem, change its table (System.Tab, Tab.With),
 // and write the files with System.Plan and System.Apply. The files call Opener.Open at
 // every boot.
 //
-// The package owns the table /etc/tidemark/era.conf, one era device a line, and the files
+// The package owns the table /etc/tidemark/era.conf, one device a line, and the files
 // that are made from it: a hook and a boot script for initramfs-tools, a module for
 // dracut, a systemd unit and a udev rule. System.Status tells what became of the files,
 // and whether the initramfs images were made of them as they are now.
@@ -25,6 +26,14 @@
 //     device that is mounted in its place.
 //
 // An open era device holds its data device exclusively: the kernel refuses to mount it.
+//
+// # Linear devices
+//
+// A linear device has no metadata, and its data device may be used without it: only the
+// snapshots need it. All of the above holds for it too, but for two things: a boot past it,
+// or one after a power cut that left half of its files, is as it was before, with all names
+// at the data device; and nothing is written down of such a boot. An open linear device
+// takes the name by PARTUUID too.
 //
 // # A boot past the era device
 //
@@ -74,15 +83,15 @@ var (
 	ErrNotOurs = errors.New("not written by tidemark")
 	// ErrChanged means a file that was changed by hand since it was written.
 	ErrChanged = errors.New("changed by hand since tidemark wrote it")
-	// ErrTab means that the table of era devices cannot be understood.
-	ErrTab = errors.New("bad table of era devices")
-	// ErrNoEntry means an era device that is not in the table.
-	ErrNoEntry = errors.New("no such era device in " + TabPath)
-	// ErrUnsuitable means a system that lacks what would start the era device.
+	// ErrTab means that the table of devices cannot be understood.
+	ErrTab = errors.New("bad table of devices")
+	// ErrNoEntry means a device that is not in the table.
+	ErrNoEntry = errors.New("no such device in " + TabPath)
+	// ErrUnsuitable means a system that lacks what would start the device.
 	ErrUnsuitable = errors.New("the system cannot start it")
 	// ErrHibernation means that a hibernated system may be resumed after its era devices
 	// were opened.
 	ErrHibernation = errors.New("hibernation spoils the metadata of era devices")
-	// ErrNotOpen means that an era device is not open after an attempt to open it.
-	ErrNotOpen = errors.New("the era device is not open")
+	// ErrNotOpen means that a device is not open after an attempt to open it.
+	ErrNotOpen = errors.New("the device is not open")
 )

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tidemark/linux/mounts"
 )
 
 // Folders of links that udev makes.
@@ -93,4 +95,25 @@ func idRank(name string) int {
 		}
 	}
 	return 99
+}
+
+// StageOf returns when a device over the data device must be opened: in the initramfs when
+// root or /usr is mounted from it now, else by systemd.
+func StageOf(data string) (Stage, error) {
+	table, err := mounts.Read()
+	if err != nil {
+		return "", fmt.Errorf("boot: %w", err)
+	}
+	use, err := table.UseOf(DevicePath(data))
+	if err != nil {
+		return "", fmt.Errorf("boot: %w", err)
+	}
+	for _, fs := range use.Filesystems {
+		for _, m := range fs.Mounts {
+			if m.PID == 0 && (m.Point == "/" || m.Point == "/usr") {
+				return StageInitramfs, nil
+			}
+		}
+	}
+	return StageSystem, nil
 }

@@ -4,6 +4,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 )
 
@@ -76,13 +77,15 @@ func render(t Tab, program string, generators []Generator) []File {
 		{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)},
 		{Path: udevRules, Mode: 0o644, Data: rules(entries)},
 	}
-	if len(t.Stage(StageInitramfs)) > 0 {
-		files = append(files,
-			File{Path: systemdDir + "/" + noteName, Mode: 0o644, Data: fill("systemd/"+noteName, "@PROGRAM@", program)},
-			File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
+	if early := t.Stage(StageInitramfs); len(early) > 0 {
+		if slices.ContainsFunc(early, func(e Entry) bool { return !e.Linear() }) {
+			files = append(files,
+				File{Path: systemdDir + "/" + noteName, Mode: 0o644, Data: fill("systemd/"+noteName, "@PROGRAM@", program)},
+				File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
+		}
 		for _, g := range generators {
 			for _, p := range g.parts() {
-				data := fill(p.template, "@PROGRAM@", program, "@SOURCES@", strings.Join(sources(program, g), " "))
+				data := fill(p.template, "@PROGRAM@", program, "@MODULE@", module(early), "@SOURCES@", strings.Join(sources(program, g), " "))
 				files = append(files, File{Path: p.to, Mode: 0o755, Data: data})
 			}
 		}
@@ -105,21 +108,48 @@ func fill(name string, pairs ...string) []byte {
 func rules(entries []Entry) []byte {
 	all := fill("udev/head.rules")
 	for _, e := range entries {
-		all = append(all, fill("udev/entry.rules", "@NAME@", e.Name, "@DATALINK@", strings.TrimPrefix(DevicePath(e.Data), "/dev/"))...)
+		link := strings.TrimPrefix(DevicePath(e.Data), "/dev/")
+		links := ""
+		if e.Linear() && strings.HasPrefix(e.Data, partUUID) {
+			links = `OPTIONS+="link_priority=50", SYMLINK+="` + link + "\"\n"
+		}
+		for _, template := range [...]string{"udev/entry.rules", "udev/" + e.Kind() + ".rules"} {
+			all = append(all, fill(template, "@NAME@", e.Name, "@DATALINK@", link, "@LINKS@", links, "@OPENER@", opener(e))...)
+		}
 	}
 	return append(all, fill("udev/tail.rules")...)
 }
 
-// unit makes systemd wait for the devices of an entry, and local-fs.target fail when
+// wanted is the link that makes systemd open an entry at boot.
+func wanted(e Entry) string {
+	return systemdDir + "/local-fs.target.requires/" + strings.Replace(unitName, "@", "@"+e.Name, 1)
+}
+
+// opener is a file that is there where something will open an entry before anything is
+// mounted. An initramfs without systemd needs none: there names may move.
+func opener(e Entry) string {
+	if e.Stage == StageInitramfs {
+		return "/etc/initrd-release"
+	}
+	return wanted(e)
+}
+
+// unit makes systemd wait for what an entry is made of, and local-fs.target fail when
 // it cannot be opened.
 func unit(e Entry) []File {
 	instance := strings.Replace(unitName, "@", "@"+e.Name, 1)
-	data, meta := deviceUnit(DevicePath(e.Data)), deviceUnit(DevicePath(e.Meta))
+	needed := deviceUnit(DevicePath(e.Data))
+	if !e.Linear() {
+		needed += " " + deviceUnit(DevicePath(e.Meta))
+	}
 	dropIn := "# Written by \"tidemark boot install\" from " + TabPath + ".\n[Unit]\n" +
-		"Requires=" + data + " " + meta + "\nAfter=" + data + " " + meta + "\n"
+		"Requires=" + needed + "\nAfter=" + needed + "\n"
+	if e.Linear() { // it has nothing to be written at the end; systemd takes it down
+		dropIn += "[Service]\nExecStop=\n"
+	}
 	return []File{
 		{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
-		{Path: systemdDir + "/local-fs.target.requires/" + instance, Link: "../" + unitName},
+		{Path: wanted(e), Link: "../" + unitName},
 	}
 }
 

@@ -76,25 +76,35 @@ func (s *System) list(g Generator, image string) ([]string, error) {
 	return names, nil
 }
 
-// judge compares the names in an image with the stamps of the generators.
-func judge(names, stamps []string, builtin bool) (ImageState, string) {
-	isModule := func(name string) bool { return strings.HasPrefix(path.Base(name), "dm-era.ko") }
+// module returns the kernel module that opens the entries: all that others need comes with
+// it.
+func module(entries []Entry) string {
+	if slices.ContainsFunc(entries, func(e Entry) bool { return !e.Linear() }) {
+		return "dm-era"
+	}
+	return "dm-mod"
+}
+
+// judge compares the names in an image with the stamps of the generators. module is the
+// kernel module that must be there, "" for none.
+func judge(names, stamps []string, module string) (ImageState, string) {
+	isModule := func(name string) bool { return strings.HasPrefix(path.Base(name), module+".ko") }
 	switch {
 	case !slices.Contains(names, inside(TabPath)):
-		return ImageWithout, "it was made without the era devices"
-	case !builtin && !slices.ContainsFunc(names, isModule):
-		return ImageWithout, "it lacks the kernel module dm-era"
+		return ImageWithout, "it was made without the devices of the table"
+	case module != "" && !slices.ContainsFunc(names, isModule):
+		return ImageWithout, "it lacks the kernel module " + module
 	case slices.ContainsFunc(stamps, func(stamp string) bool { return slices.Contains(names, stamp) }):
 		return ImageCurrent, ""
 	}
 	return ImageStale, "it was made before the table, the program or a script changed"
 }
 
-// builtin reports whether the kernel of an image has dm-era without a module.
-func (s *System) builtin(image string) bool {
+// builtin reports whether the kernel of an image has the code of a module without it.
+func (s *System) builtin(image, module string) bool {
 	for _, prefix := range [...]string{"initrd.img-", "initramfs-", "initrd-"} {
 		image = strings.TrimPrefix(image, prefix)
 	}
 	list, err := s.root.ReadFile("lib/modules/" + strings.TrimSuffix(image, ".img") + "/modules.builtin")
-	return err == nil && bytes.Contains(list, []byte("/dm-era.ko"))
+	return err == nil && bytes.Contains(list, []byte("/"+module+".ko"))
 }

@@ -30,19 +30,19 @@ func TestAnImageIsCurrentStaleOrWithout(t *testing.T) {
 			t.Fatal(made, err)
 		}
 		for _, c := range []struct {
-			what    string
-			names   []string
-			builtin bool
-			want    ImageState
+			what   string
+			names  []string
+			module string
+			want   ImageState
 		}{
-			{"as installed", []string{"sbin/init", module, table, made}, false, ImageCurrent},
-			{"built in", []string{table, made}, true, ImageCurrent},
-			{"no module", []string{table, made}, false, ImageWithout},
-			{"no table", []string{module}, false, ImageWithout},
-			{"made by an older tidemark", []string{module, table}, false, ImageStale},
-			{"made of other files", []string{module, table, stampName + strings.Repeat("0", 64)}, false, ImageStale},
+			{"as installed", []string{"sbin/init", module, table, made}, "dm-era", ImageCurrent},
+			{"built in", []string{table, made}, "", ImageCurrent},
+			{"no module", []string{table, made}, "dm-era", ImageWithout},
+			{"no table", []string{module}, "dm-era", ImageWithout},
+			{"made by an older tidemark", []string{module, table}, "dm-era", ImageStale},
+			{"made of other files", []string{module, table, stampName + strings.Repeat("0", 64)}, "dm-era", ImageStale},
 		} {
-			if got, why := judge(c.names, []string{"", made}, c.builtin); got != c.want || (why == "") != (got == ImageCurrent) {
+			if got, why := judge(c.names, []string{"", made}, c.module); got != c.want || (why == "") != (got == ImageCurrent) {
 				t.Errorf("%s, %s: %s (%s), want %s", g, c.what, got, why, c.want)
 			}
 		}
@@ -75,7 +75,7 @@ func TestAModuleMayBeBuiltIntoTheKernelOfAnImage(t *testing.T) {
 		"initrd.img-6.1-x": true, "initramfs-6.1-x.img": true, "initrd-6.1-x": true,
 		"initrd.img-6.1": false, "initramfs-6.2.img": false,
 	} {
-		if got := s.builtin(image); got != want {
+		if got := s.builtin(image, "dm-era"); got != want {
 			t.Errorf("%s: %v", image, got)
 		}
 	}

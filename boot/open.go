@@ -16,7 +16,7 @@ import (
 // poll is how often a device is looked for that is not there yet.
 const poll = 100 * time.Millisecond
 
-// Opener opens the era devices of a table.
+// Opener opens the devices of a table.
 type Opener struct {
 	Options dmera.Options
 	Wait    time.Duration              // for devices that are not there yet, all together
@@ -24,7 +24,7 @@ type Opener struct {
 }
 
 // Open opens each entry that is not open yet, also when others fail, and returns what
-// went wrong, each error a *Failure. On a device that is open it switches discards off.
+// went wrong, each error a *Failure. On an era device that is open it switches discards off.
 func (o Opener) Open(ctx context.Context, entries []Entry) error {
 	deadline := time.Now().Add(o.Wait)
 	var failed error
@@ -36,7 +36,7 @@ func (o Opener) Open(ctx context.Context, entries []Entry) error {
 	return failed
 }
 
-// Failure says why an era device is not open.
+// Failure says why a device is not open.
 type Failure struct {
 	Entry Entry
 	Err   error
@@ -44,18 +44,22 @@ type Failure struct {
 
 // Error implements error.
 func (f *Failure) Error() string {
-	return fmt.Sprintf("boot: era device %s: %v", f.Entry.Name, f.Err)
+	return fmt.Sprintf("boot: %s device %s: %v", f.Entry.Kind(), f.Entry.Name, f.Err)
 }
 
 // Unwrap makes a Failure wrap ErrNotOpen and its cause.
 func (f *Failure) Unwrap() []error { return []error{ErrNotOpen, f.Err} }
 
 func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) error {
-	data, meta := DevicePath(e.Data), DevicePath(e.Meta)
-	for _, path := range [...]string{data, meta} {
-		if err := await(ctx, path, deadline); err != nil {
-			return err
-		}
+	if err := await(ctx, DevicePath(e.Data), deadline); err != nil {
+		return err
+	}
+	if e.Linear() {
+		return withMapper(func(ctl *dm.Control) error { return o.openLinear(ctl, e) })
+	}
+	meta := DevicePath(e.Meta)
+	if err := await(ctx, meta, deadline); err != nil {
+		return err
 	}
 	return withMapper(func(ctl *dm.Control) error {
 		d, err := o.active(ctl, e)
@@ -126,12 +130,15 @@ func (o Opener) active(ctl *dm.Control, e Entry) (*dmera.Device, error) {
 	return d, nil
 }
 
-// Note writes down which of the entries are not open: their data changes now, and no era
-// tells of it. Of those that are open it writes down the discards that they took. It
+// Note writes down which of the era devices are not open: their data changes now, and no
+// era tells of it. Of those that are open it writes down the discards that they took. It
 // returns what went wrong, each error a *Failure.
 func (o Opener) Note(ctx context.Context, entries []Entry) error {
 	var failed error
 	for _, e := range entries {
+		if e.Linear() {
+			continue
+		}
 		if err := o.note(ctx, e); err != nil {
 			failed = errors.Join(failed, &Failure{Entry: e, Err: err})
 		}
@@ -210,20 +217,34 @@ func number(path string) (uint64, bool) {
 	return st.Rdev, err == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-// Instead returns the entry whose data device is at path, under any of its names: mount the
-// era device instead.
+// Instead returns the entry whose data device is at path, under any of its names, or which
+// has taken that name: mount the entry's device instead. path may be PARTUUID=….
 func (t Tab) Instead(path string) (Entry, bool) {
+	n, ok := number(DevicePath(path))
 	for _, e := range t.Entries() {
-		if same(path, DevicePath(e.Data)) {
+		data, found := e.data()
+		own, open := number(e.Path())
+		if ok && (found && data == n || open && own == n) {
 			return e, true
 		}
 	}
 	return Entry{}, false
 }
 
-// Remedy tells a user what to do, in the shell of an initramfs or elsewhere, when the era
+// Remedy tells a user what to do, in the shell of an initramfs or elsewhere, when the
 // device cannot be opened.
 func (e Entry) Remedy() string {
+	if e.Linear() {
+		return fmt.Sprintf(`what to do about %[1]s:
+  ls -l %[2]s
+      the device must be there; another one is named in %[3]s
+  tidemark boot open %[1]s
+      tries again
+  sed -i "/^%[1]s[[:space:]]/d" %[3]s
+      goes on without it, in an initramfs for this boot only: %[2]s is then
+      mounted itself, where it is not named by %[4]s
+Leave the shell with "exit" to go on.`, e.Name, DevicePath(e.Data), TabPath, e.Path())
+	}
 	data, meta := DevicePath(e.Data), DevicePath(e.Meta)
 	return fmt.Sprintf(`what to do about %[1]s:
   ls -l %[2]s %[3]s

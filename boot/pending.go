@@ -11,7 +11,7 @@ import (
 	"tidemark/linux/dmera"
 )
 
-// pendingDir has a file for each era device that is in the table but not yet in use.
+// pendingDir has a file for each device that is in the table but not yet in use.
 // Until the next boot the udev rule leaves its data device alone: it may be mounted by
 // UUID now, and systemd unmounts a filesystem whose device has lost its name.
 const pendingDir = "/run/tidemark/boot-pending"
@@ -21,6 +21,9 @@ const pendingDir = "/run/tidemark/boot-pending"
 // past the era device: for an entry of the initramfs that is written down as Note does.
 // Call it before the entry's rule is written.
 func (o Opener) Postpone(e Entry) error {
+	if e.Linear() {
+		return postpone(e)
+	}
 	open := withMapper(func(ctl *dm.Control) error {
 		d, err := o.active(ctl, e)
 		if err != nil {
@@ -36,6 +39,10 @@ func (o Opener) Postpone(e Entry) error {
 			return err
 		}
 	}
+	return postpone(e)
+}
+
+func postpone(e Entry) error {
 	if err := os.MkdirAll(pendingDir, 0o755); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
@@ -45,9 +52,35 @@ func (o Opener) Postpone(e Entry) error {
 	return nil
 }
 
-// Unpostpone undoes Postpone, after the entry's rule was removed.
+// Unpostpone undoes Postpone, after the entry's rule was removed or the device opened.
 func Unpostpone(name string) error {
 	err := os.Remove(filepath.Join(pendingDir, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("boot: %w", err)
+	}
+	return nil
+}
+
+// runRules is where the rule of a device stays that left the table while it was open.
+func runRules(name string) string { return "/run/udev/rules.d/61-tidemark-" + name + ".rules" }
+
+// KeepNames keeps the names of a linear device, which is open and not in the table any
+// more, as they are until the next boot: what is mounted from it must not lose them.
+func KeepNames(e Entry) error {
+	path := runRules(e.Name)
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, rules([]Entry{e}), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	return nil
+}
+
+// LoseNames undoes KeepNames.
+func LoseNames(name string) error {
+	err := os.Remove(runRules(name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("boot: %w", err)
 	}

@@ -91,7 +91,8 @@ func (p *Plan) add(s *System, known record, f File, action Action, force bool) e
 	return nil
 }
 
-// addTab adds the table: first of the files to write, last of the files to remove.
+// addTab adds the table: first where it gets entries, last where it loses some. So a unit
+// never asks for a device that the table lacks, also after a cut.
 func (p *Plan) addTab(s *System, t Tab) {
 	f := File{Path: TabPath, Mode: 0o644, Data: t.Bytes()}
 	have, err := readFile(s.root, TabPath)
@@ -102,9 +103,20 @@ func (p *Plan) addTab(s *System, t Tab) {
 		}
 	case err == nil && have.sum() == f.sum():
 		p.Steps = slices.Insert(p.Steps, 0, Step{f, Keep, Same})
+	case err == nil && loses(have.Data, t):
+		p.Steps = append(p.Steps, Step{f, Write, Outdated})
 	default:
 		p.Steps = slices.Insert(p.Steps, 0, Step{f, Write, Outdated})
 	}
+}
+
+// loses reports whether a table has entries that t lacks.
+func loses(before []byte, t Tab) bool {
+	old, err := ParseTab(before)
+	return err == nil && slices.ContainsFunc(old.Entries(), func(e Entry) bool {
+		_, err := t.Find(e.Name)
+		return err != nil
+	})
 }
 
 // Refused returns why Apply would refuse the plan, nil when it would not. The error wraps

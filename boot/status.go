@@ -30,7 +30,7 @@ type ImageState string
 const (
 	ImageCurrent ImageState = "current" // it was made of the files as they are now
 	ImageStale   ImageState = "stale"   // it was made before the table, the program or a script changed
-	ImageWithout ImageState = "without" // it opens no era device
+	ImageWithout ImageState = "without" // it opens no device
 	ImageUnknown ImageState = "unknown" // the generator's tool could not list it
 )
 
@@ -70,7 +70,7 @@ func (s *System) Status() (Status, error) {
 		st.Files = append(st.Files, FileStatus{step.File.Path, step.State})
 	}
 	if len(t.Stage(StageInitramfs)) > 0 {
-		st.Images, err = s.images(known.Program)
+		st.Images, err = s.images(known.Program, module(t.Stage(StageInitramfs)))
 	}
 	return st, err
 }
@@ -79,7 +79,7 @@ func (s *System) Status() (Status, error) {
 var imagePatterns = [...]string{"initrd.img-*", "initramfs-*.img", "initrd-*"}
 
 // images judges the images in /boot, except those for rescue and for crash dumps.
-func (s *System) images(program string) ([]ImageStatus, error) {
+func (s *System) images(program, module string) ([]ImageStatus, error) {
 	generators := s.Generators()
 	var stamps []string
 	for _, g := range generators {
@@ -104,7 +104,11 @@ func (s *System) images(program string) ([]ImageStatus, error) {
 			st := ImageStatus{Path: image, State: ImageUnknown, Reason: "neither initramfs-tools nor dracut is installed"}
 			if len(generators) > 0 {
 				listing, err := s.list(generators[0], image)
-				if st.State, st.Reason = judge(listing, stamps, s.builtin(base)); err != nil {
+				needed := module
+				if s.builtin(base, module) {
+					needed = ""
+				}
+				if st.State, st.Reason = judge(listing, stamps, needed); err != nil {
 					st.State, st.Reason = ImageUnknown, err.Error()
 				}
 			}

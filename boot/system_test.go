@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -79,6 +80,10 @@ func systemEntry(name string) Entry {
 	e := entry(name)
 	e.Stage = StageSystem
 	return e
+}
+
+func linearEntry(name string) Entry {
+	return Entry{Name: name, Data: "PARTUUID=aa-" + hexOf(name) + "1", Stage: StageSystem}
 }
 
 func TestWhatIsInstalledIsRemovedWithoutATrace(t *testing.T) {
@@ -205,6 +210,95 @@ func TestAnInterruptedInstallationGoesOn(t *testing.T) {
 		if done >= len(plan.Steps) {
 			return
 		}
+	}
+}
+
+// A unit that is wanted at boot and finds no entry would keep the system from coming up.
+func TestACutNeverLeavesAUnitWithoutItsEntry(t *testing.T) {
+	two := []Entry{entry("root"), linearEntry("srv")}
+	for _, c := range []struct {
+		what          string
+		before, after []Entry
+	}{{"added", two[:1], two}, {"removed", two, two[:1]}, {"the last removed", two[1:], nil}} {
+		for done := 0; ; done++ {
+			s, dir := newSystem(t)
+			if err := install(t, s, false, c.before...); err != nil {
+				t.Fatal(err)
+			}
+			var table Tab
+			for _, e := range c.after {
+				var err error
+				if table, err = table.With(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+			plan, err := s.Plan(table, "/usr/bin/tidemark", false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, step := range plan.Steps[:min(done, len(plan.Steps))] {
+				if err := s.do(step); err != nil {
+					t.Fatal(err)
+				}
+			}
+			links, err := filepath.Glob(dir + "/etc/systemd/system/local-fs.target.requires/tidemark-era@*")
+			if err != nil {
+				t.Fatal(err)
+			}
+			now, err := s.Tab()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := now.Find("srv"); len(links) > 0 && err != nil {
+				t.Errorf("%s, cut after %d steps: %v", c.what, done, err)
+			}
+			if done >= len(plan.Steps) {
+				break
+			}
+		}
+	}
+}
+
+func TestALinearDeviceNeedsNoMetadata(t *testing.T) {
+	s, dir := newSystem(t)
+	early := linearEntry("root")
+	early.Stage = StageInitramfs
+	if err := install(t, s, false, early, linearEntry("srv")); err != nil {
+		t.Fatal(err)
+	}
+	files := tree(t, dir)
+	for name, want := range map[string][]string{
+		"etc/tidemark/era.conf": {"root\t" + early.Data + "\tlinear\tinitramfs\n", "srv\t"},
+		"etc/systemd/system/tidemark-era@srv.service.d/50-devices.conf": {"Requires=dev-disk-by", "[Service]\nExecStop=\n"},
+		"etc/initramfs-tools/hooks/tidemark-era":                        {"manual_add_modules dm-mod "},
+		"etc/initramfs-tools/scripts/local-top/tidemark-era":            {"modprobe -q dm-mod "},
+		"usr/lib/dracut/modules.d/90tidemark-era/module-setup.sh":       {"instmods dm-mod\n"},
+		"etc/udev/rules.d/61-tidemark-era.rules": {
+			`OPTIONS+="link_priority=50", SYMLINK+="disk/by-partuuid/` + strings.TrimPrefix(early.Data, partUUID) + `"`,
+			`TEST=="holders/*/dm/name", GOTO="tidemark_linear_data_srv"`, `OPTIONS+="link_priority=-100"`,
+			`TEST!="/etc/systemd/system/local-fs.target.requires/tidemark-era@srv.service", GOTO`, `TEST!="/etc/initrd-release", GOTO`,
+		},
+	} {
+		for _, part := range want {
+			if !strings.Contains(files[filepath.Join(dir, name)], part) {
+				t.Errorf("%s lacks %q:\n%s", name, part, files[filepath.Join(dir, name)])
+			}
+		}
+	}
+	if s.has(systemdDir + "/" + noteName) {
+		t.Error("gaps are noted of devices that have none")
+	}
+	for name, content := range files {
+		if regexp.MustCompile(`@[A-Z]+@`).MatchString(content) {
+			t.Errorf("%s has a placeholder left", name)
+		}
+	}
+	// With an era device beside it, its module is what both need.
+	if err := install(t, s, false, early, entry("era")); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(tree(t, dir)[filepath.Join(dir, "etc/initramfs-tools/hooks/tidemark-era")], "manual_add_modules dm-era ") {
+		t.Error("the module of the era device is missing")
 	}
 }
 

@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -9,19 +10,24 @@ import (
 	"strings"
 )
 
-// TabPath is the table of era devices.
+// TabPath is the table of the devices that are opened at boot. It is called after those
+// that it had first.
 const TabPath = "/etc/tidemark/era.conf"
 
 // tabHead begins a new table.
-const tabHead = `# dm-era devices that are opened when the machine starts, one a line:
-# name, data device, metadata device, options (comma-separated):
+const tabHead = `# Devices that are opened when the machine starts, one a line: dm-era devices, and
+# linear ones, which are the data device under another name.
+# name, data device, metadata device or "linear", options (comma-separated):
 #   initramfs   opened in the initramfs, before root is mounted
 #   system      opened by systemd, before local filesystems are mounted
 #   create=N    when the metadata is all zero, made anew with blocks of N bytes
 # After a change by hand run "tidemark boot install", which makes the other files from this one.
 `
 
-// Stage is the moment of the boot at which an era device is opened.
+// linearWord stands in the place of the metadata device in the line of a linear device.
+const linearWord = "linear"
+
+// Stage is the moment of the boot at which a device is opened.
 type Stage string
 
 // The stages.
@@ -30,17 +36,29 @@ const (
 	StageSystem    Stage = "system"    // by systemd, before the other filesystems are mounted
 )
 
-// Entry is one era device of the table.
+// Entry is one device of the table: an era device, or a linear one, which has no
+// metadata. A linear device maps each sector to the same one of its data device.
 type Entry struct {
-	Name   string `json:"name"`             // of the era device: /dev/mapper/Name
+	Name   string `json:"name"`             // of the device: /dev/mapper/Name
 	Data   string `json:"data"`             // PARTUUID=… or a path below /dev, as Resolve gives
-	Meta   string `json:"meta"`             // the same
+	Meta   string `json:"meta,omitempty"`   // the same; "": a linear device
 	Stage  Stage  `json:"stage"`            // when it is opened
 	Create int64  `json:"create,omitempty"` // block size in bytes for metadata that is all zero; 0: leave it
 }
 
-// Path returns the path of the era device: mount this.
+// Path returns the path of the device: mount this.
 func (e Entry) Path() string { return "/dev/mapper/" + e.Name }
+
+// Linear reports whether it is a linear device.
+func (e Entry) Linear() bool { return e.Meta == "" }
+
+// Kind is "linear" or "era".
+func (e Entry) Kind() string {
+	if e.Linear() {
+		return linearWord
+	}
+	return "era"
+}
 
 // createUnit is what a block size of dm-era is a multiple of, in bytes: 8 sectors.
 const createUnit = 4096
@@ -62,7 +80,9 @@ func (e Entry) Check() error {
 		fault = "a name has letters, digits, _, . and - only"
 	case !devicePattern.MatchString(e.Data):
 		fault = fmt.Sprintf("data %q is neither PARTUUID=… nor below /dev/disk/by-id or /dev/mapper", e.Data)
-	case !devicePattern.MatchString(e.Meta):
+	case e.Linear() && e.Create != 0:
+		fault = "a linear device has no metadata to make"
+	case !e.Linear() && !devicePattern.MatchString(e.Meta):
 		fault = fmt.Sprintf("metadata %q is neither PARTUUID=… nor below /dev/disk/by-id or /dev/mapper", e.Meta)
 	case e.Data == e.Meta:
 		fault = "data and metadata are the same device"
@@ -76,7 +96,7 @@ func (e Entry) Check() error {
 	if fault == "" {
 		return nil
 	}
-	return fmt.Errorf("boot: era device %q: %w: %s", e.Name, ErrTab, fault)
+	return fmt.Errorf("boot: %s device %q: %w: %s", e.Kind(), e.Name, ErrTab, fault)
 }
 
 // line is the entry as a line of the table, without the newline.
@@ -85,10 +105,10 @@ func (e Entry) line() string {
 	if e.Create > 0 {
 		options += ",create=" + strconv.FormatInt(e.Create, 10)
 	}
-	return strings.Join([]string{e.Name, e.Data, e.Meta, options}, "\t")
+	return strings.Join([]string{e.Name, e.Data, cmp.Or(e.Meta, linearWord), options}, "\t")
 }
 
-// Tab is the table of era devices. Comments and empty lines are kept.
+// Tab is the table of devices. Comments and empty lines are kept.
 type Tab struct {
 	lines []tabLine
 }
@@ -126,6 +146,9 @@ func parseEntry(fields []string) (Entry, error) {
 		return Entry{}, fmt.Errorf("%w: %d fields, want 3 or 4", ErrTab, len(fields))
 	}
 	e := Entry{Name: fields[0], Data: fields[1], Meta: fields[2], Stage: StageInitramfs}
+	if e.Meta == linearWord {
+		e.Meta = ""
+	}
 	if len(fields) == 4 && fields[3] != "-" {
 		for option := range strings.SplitSeq(fields[3], ",") {
 			if err := e.setOption(option); err != nil {
@@ -157,18 +180,18 @@ func (e *Entry) setOption(option string) error {
 func (t Tab) accepts(e Entry) error {
 	for _, other := range t.Entries() {
 		if other.Name == e.Name {
-			return fmt.Errorf("%w: era device %q is there twice", ErrTab, e.Name)
+			return fmt.Errorf("%w: device %q is there twice", ErrTab, e.Name)
 		}
 		for _, dev := range [...]string{e.Data, e.Meta} {
-			if dev == other.Data || dev == other.Meta {
-				return fmt.Errorf("%w: %s belongs to era device %q", ErrTab, dev, other.Name)
+			if dev != "" && (dev == other.Data || dev == other.Meta) {
+				return fmt.Errorf("%w: %s belongs to device %q", ErrTab, dev, other.Name)
 			}
 		}
 	}
 	return nil
 }
 
-// Entries returns the era devices in their order.
+// Entries returns the devices in their order.
 func (t Tab) Entries() []Entry {
 	var all []Entry
 	for _, l := range t.lines {
@@ -179,12 +202,12 @@ func (t Tab) Entries() []Entry {
 	return all
 }
 
-// Stage returns the era devices that are opened at a stage.
+// Stage returns the devices that are opened at a stage.
 func (t Tab) Stage(s Stage) []Entry {
 	return slices.DeleteFunc(t.Entries(), func(e Entry) bool { return e.Stage != s })
 }
 
-// Find returns the era device of that name.
+// Find returns the device of that name.
 func (t Tab) Find(name string) (Entry, error) {
 	for _, e := range t.Entries() {
 		if e.Name == name {
@@ -219,7 +242,7 @@ func (t Tab) With(e Entry) (Tab, error) {
 	return changed, nil
 }
 
-// Without returns the table without the era device of that name. The error wraps ErrNoEntry.
+// Without returns the table without the device of that name. The error wraps ErrNoEntry.
 func (t Tab) Without(name string) (Tab, error) {
 	if _, err := t.Find(name); err != nil {
 		return Tab{}, err

@@ -83,6 +83,11 @@ func TestATableRefusesWhatCouldOpenAnotherDisk(t *testing.T) {
 		strings.Repeat("n", 128) + " PARTUUID=aa PARTUUID=bb",
 		"root PARTUUID=aa PARTUUID=bb\nroot PARTUUID=cc PARTUUID=dd",
 		"root PARTUUID=aa PARTUUID=bb\nsrv PARTUUID=bb PARTUUID=dd",
+		"root PARTUUID=aa PARTUUID=bb\nsrv PARTUUID=bb linear",
+		"root PARTUUID=aa linear\nsrv PARTUUID=aa linear",
+		"root PARTUUID=aa linear create=4096",
+		"root linear PARTUUID=aa",
+		"root PARTUUID=aa Linear",
 	} {
 		if table, err := ParseTab([]byte(line)); !errors.Is(err, ErrTab) {
 			t.Errorf("%q: %v, %v", line, table.Entries(), err)
@@ -92,6 +97,7 @@ func TestATableRefusesWhatCouldOpenAnotherDisk(t *testing.T) {
 
 func FuzzTab(f *testing.F) {
 	f.Add([]byte(tabHead + "root\tPARTUUID=aa\tPARTUUID=bb\tinitramfs,create=65536\n"))
+	f.Add([]byte("a PARTUUID=aa linear system\nb PARTUUID=bb linear\n"))
 	f.Add([]byte("a /dev/mapper/x /dev/disk/by-id/y -\r\n\n b"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		table, err := ParseTab(data)

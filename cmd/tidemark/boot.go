@@ -16,8 +16,10 @@ import (
 
 func newBoot(g *globals) *cobra.Command {
 	return command{
-		use: "boot", short: "Open era devices when the machine starts, root's too",
+		use: "boot", short: "Open era and linear devices when the machine starts, root's too",
 		long: `A device-mapper device is gone after a reboot. These commands make dm-era devices come up before anything on them is mounted: in the initramfs, for the filesystem that root is on, or by systemd, for others. They know initramfs-tools (Debian, Ubuntu) and dracut (Fedora, SUSE and Debian).
+
+Linear devices, which are a plain disk or partition under another name, come up in the same way: see "tidemark adopt".
 
 The devices are listed in /etc/tidemark/era.conf, under names that are the same at every boot. While an era device cannot be opened, its data device is not mounted: the boot stops with a shell and says what to do. Writes past an era device would be missing in the next copies. When a boot goes past all of it, with another initramfs, the system notes that, and marks from before are not believed. A system without tidemark, such as a rescue system, notes nothing: after it has written to the data device, fill the first block of the metadata with zeros.
 
@@ -68,6 +70,11 @@ func withSystem(root string, do func(*boot.System, boot.Tab) error) error {
 
 // change makes the system's files follow a table.
 func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Tab, program string) error {
+	before, err := sys.Tab()
+	if err != nil {
+		return err
+	}
+	images := len(before.Stage(boot.StageInitramfs))+len(table.Stage(boot.StageInitramfs)) > 0
 	plan, err := sys.Plan(table, program, b.force)
 	if err != nil {
 		return err
@@ -89,12 +96,22 @@ func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Ta
 	if err := sys.Apply(plan); err != nil {
 		return err
 	}
-	return b.regenerate(ctx, sys)
+	if images {
+		if err := b.regenerate(ctx, sys.Generators()); err != nil {
+			return err
+		}
+	}
+	if b.root == "/" {
+		// Without systemd and udev there is nothing to reload.
+		exec.CommandContext(ctx, "systemctl", "daemon-reload").Run() //nolint:errcheck // see above
+		exec.CommandContext(ctx, "udevadm", "control", "-R").Run()   //nolint:errcheck // see above
+	}
+	return nil
 }
 
 // regenerate makes the images anew, or says how.
-func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
-	for _, g := range sys.Generators() {
+func (b *bootSystem) regenerate(ctx context.Context, generators []boot.Generator) error {
+	for _, g := range generators {
 		args := g.Command()
 		if !b.update {
 			fmt.Fprintf(b.out, "run now: %s\n", strings.Join(b.within(args), " "))
@@ -109,11 +126,6 @@ func (b *bootSystem) regenerate(ctx context.Context, sys *boot.System) error {
 				"the files are in place; run it again when it works, before the next boot",
 			}
 		}
-	}
-	if b.root == "/" {
-		// Without systemd and udev there is nothing to reload.
-		exec.CommandContext(ctx, "systemctl", "daemon-reload").Run() //nolint:errcheck // see above
-		exec.CommandContext(ctx, "udevadm", "control", "-R").Run()   //nolint:errcheck // see above
 	}
 	return nil
 }
@@ -130,8 +142,8 @@ func newBootUninstall() *cobra.Command {
 	b := &bootSystem{}
 	var name string
 	cmd := command{
-		use: "uninstall [--era NAME]", short: "Boot without an era device again",
-		long: `Takes the era device out of /etc/tidemark/era.conf, or all of them without --era, and removes the files that "boot install" wrote and that nothing needs any more. Files that were changed by hand are refused, and stay, unless --force is given. The era device and its metadata are not touched.
+		use: "uninstall [--era NAME]", short: "Boot without a device again",
+		long: `Takes the device, an era device or a linear one, out of /etc/tidemark/era.conf, or all of them without --era, and removes the files that "boot install" wrote and that nothing needs any more. Files that were changed by hand are refused, and stay, unless --force is given. The era device and its metadata are not touched.
 
 What is written without the era device is not in its metadata. Before that metadata is used again, fill its first block with zeros: the marks of all copies must not be believed.`,
 		example: "tidemark boot uninstall --era root --dry-run\ntidemark boot uninstall --era root --update",
@@ -145,7 +157,7 @@ What is written without the era device is not in its metadata. Before that metad
 		},
 	}.build()
 	b.flags(cmd)
-	cmd.Flags().StringVar(&name, "era", "", "`name` of the era device; all without it")
+	cmd.Flags().StringVar(&name, "era", "", "`name` of the device; all without it")
 	return cmd
 }
 
@@ -163,6 +175,11 @@ func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot
 		if table, err = table.Without(e.Name); err != nil {
 			return err
 		}
+		if e.Linear() && e.Open() && sys.Running() && !b.dryRun {
+			if err := boot.KeepNames(e); err != nil {
+				return err
+			}
+		}
 	}
 	program, err := sys.Program("")
 	if err != nil && len(table.Entries()) > 0 {
@@ -178,7 +195,9 @@ func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot
 			}
 		}
 		fmt.Fprintf(b.out, "where %s is named (root= of the boot loader, /etc/fstab), name %s again\n", e.Path(), e.Data)
-		fmt.Fprintf(b.out, "before the metadata is used again: dd if=/dev/zero of=%s bs=4096 count=1\n", boot.DevicePath(e.Meta))
+		if !e.Linear() {
+			fmt.Fprintf(b.out, "before the metadata is used again: dd if=/dev/zero of=%s bs=4096 count=1\n", boot.DevicePath(e.Meta))
+		}
 	}
 	return nil
 }

@@ -1,29 +1,32 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"tidemark/boot"
-	"tidemark/linux/mounts"
 )
 
 // bootInstall is the command line of "boot install".
 type bootInstall struct {
 	bootSystem
-	g                *globals
-	name, data, meta string
-	stage            choice
-	create           byteSize
+	g            *globals
+	name, linear string // one of them
+	data, meta   string
+	stage        choice
+	create       byteSize
 }
 
 func newBootInstall(g *globals) *cobra.Command {
 	b := &bootInstall{g: g}
 	cmd := command{
-		use: "install [--era NAME --data DEV --meta DEV]", short: "Open an era device at every boot",
+		use: "install [--era NAME --data DEV --meta DEV | --linear NAME --data DEV]", short: "Open an era device at every boot",
 		long: `Adds the era device NAME to /etc/tidemark/era.conf, or replaces its line, and writes what opens it at every boot: hook and scripts for initramfs-tools, a module for dracut (for those of the two that are installed), a systemd unit and a udev rule. Without --era the files are made anew from era.conf as it is, after a change by hand. Several devices are installed one after the other.
+
+With --linear it is a linear device: DATA under another name, of which live snapshots can be taken. "tidemark adopt" does this on a running system, with more checks; here it is for the image of another one. What is said below of metadata is not for it.
 
 The devices may be given by any name; stored is their PARTUUID, else a link in /dev/disk/by-id, else a name in /dev/mapper. A device that has none is refused: /dev/sdb may be another disk at the next boot.
 
@@ -35,20 +38,23 @@ For --stage initramfs a system is refused that was told to resume from hibernati
 
 Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs-tools, "dracut --force --regenerate-all" with dracut; --update does it. And let the system mount the era device:
 
-  boot loader: root=/dev/mapper/NAME. With GRUB set GRUB_DISABLE_LINUX_UUID=true in /etc/default/grub and run update-grub after the first boot from the era device. root=UUID=... works as well, for the data device loses that name. root=PARTUUID=... of the data device works with initramfs-tools only.
+  boot loader: root=/dev/mapper/NAME. With GRUB set GRUB_DISABLE_LINUX_UUID=true in /etc/default/grub and run update-grub after the first boot from the era device. root=UUID=... works as well, for the data device loses that name. root=PARTUUID=... of the data device works with initramfs-tools only; with a linear device always.
   /etc/fstab: /dev/mapper/NAME in place of the data device; UUID= and LABEL= may stay.
 
 A boot in which the device cannot be opened ends in a shell, with what is wrong and what to do. With dracut, give rd.shell=1 to the kernel for that.`,
 		example: `tidemark boot install --era root --data /dev/sda2 --meta /dev/sda3 --create 2M --update
 tidemark boot install --era srv --data /dev/vg/srv --meta /dev/vg/srv-era --stage system
 # for the builder of an image
-tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 --meta PARTUUID=6ab7a01e-03 --create 2M`,
+tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 --meta PARTUUID=6ab7a01e-03 --create 2M
+tidemark boot install --root /mnt/image --linear root --data PARTUUID=6ab7a01e-02`,
 		exits: []exitCode{exitRefused, exitDamaged},
 		args:  cobra.NoArgs,
 		run: func(cmd *cobra.Command, args []string) error {
-			given := b.name != "" && b.data != "" && b.meta != ""
-			if !given && b.name+b.data+b.meta != "" {
-				return usagef("--era, --data and --meta are needed together")
+			era := b.name != "" && b.linear == "" && b.data != "" && b.meta != ""
+			linear := b.linear != "" && b.name+b.meta == "" && b.data != "" && b.create == 0
+			given := era || linear
+			if !given && b.name+b.linear+b.data+b.meta != "" {
+				return usagef("--era, --data and --meta are needed together, or --linear and --data")
 			}
 			b.out = cmd.OutOrStdout()
 			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
@@ -59,6 +65,7 @@ tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 -
 	b.bootSystem.flags(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&b.name, "era", "", "`name` of the era device; it will be /dev/mapper/NAME")
+	flags.StringVar(&b.linear, "linear", "", "`name` of a linear device, in place of --era; it needs no --meta")
 	flags.StringVar(&b.data, "data", "", "`device` that holds the data, or PARTUUID=...")
 	flags.StringVar(&b.meta, "meta", "", "`device` that holds the metadata, or PARTUUID=...")
 	addSize(cmd, &b.create, "create", "when the metadata is all zero, make it anew at boot with blocks of this `size`")
@@ -74,7 +81,7 @@ func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab,
 	}
 	if !given {
 		if len(table.Entries()) == 0 {
-			return usagef("no era device is in %s yet: give --era, --data and --meta", boot.TabPath)
+			return usagef("no device is in %s yet: give --era, --data and --meta", boot.TabPath)
 		}
 		return b.change(ctx, sys, table, program)
 	}
@@ -85,7 +92,7 @@ func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab,
 	if table, err = table.With(e); err != nil {
 		return err
 	}
-	if e.Stage == boot.StageInitramfs {
+	if e.Stage == boot.StageInitramfs && !e.Linear() {
 		if err := sys.Hibernation(); err != nil {
 			return err
 		}
@@ -104,47 +111,26 @@ func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab,
 
 // entry resolves the names and, on the running system, checks the devices.
 func (b *bootInstall) entry(sys *boot.System) (boot.Entry, error) {
-	e := boot.Entry{Name: b.name, Create: int64(b.create)}
+	e := boot.Entry{Name: cmp.Or(b.name, b.linear), Create: int64(b.create)}
 	var err error
-	if e.Data, err = boot.Resolve(b.data, !sys.Running()); err == nil {
+	if e.Data, err = boot.Resolve(b.data, !sys.Running()); err == nil && b.linear == "" {
 		e.Meta, err = boot.Resolve(b.meta, !sys.Running())
 	}
 	if err != nil {
 		return e, err
 	}
-	if e.Stage = boot.Stage(b.stage.value); e.Stage == "auto" {
-		if e.Stage, err = stageOf(e, sys); err != nil {
+	switch e.Stage = boot.Stage(b.stage.value); {
+	case e.Stage == "auto" && !sys.Running():
+		e.Stage = boot.StageInitramfs
+	case e.Stage == "auto":
+		if e.Stage, err = boot.StageOf(e.Data); err != nil {
 			return e, err
 		}
 	}
-	if err := e.Check(); err != nil || !sys.Running() {
+	if err := e.Check(); err != nil || !sys.Running() || e.Linear() {
 		return e, err
 	}
 	return e, e.CheckDevices()
-}
-
-// stageOf returns the initramfs when root or /usr is mounted from the entry's data, or
-// when the system does not run.
-func stageOf(e boot.Entry, sys *boot.System) (boot.Stage, error) {
-	if !sys.Running() {
-		return boot.StageInitramfs, nil
-	}
-	table, err := mounts.Read()
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
-	}
-	use, err := table.UseOf(boot.DevicePath(e.Data))
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
-	}
-	for _, fs := range use.Filesystems {
-		for _, m := range fs.Mounts {
-			if m.PID == 0 && (m.Point == "/" || m.Point == "/usr") {
-				return boot.StageInitramfs, nil
-			}
-		}
-	}
-	return boot.StageSystem, nil
 }
 
 // advise says what is left to be done by hand.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,10 +25,10 @@ type bootOpen struct {
 func newBootOpen(g *globals) *cobra.Command {
 	b := &bootOpen{g: g}
 	cmd := command{
-		use: "open [NAME...]", short: "Open the era devices of era.conf now, as the boot does",
-		long: `Opens the era devices NAME, or all of a stage, or all, of /etc/tidemark/era.conf, and waits for their devices if they are not there yet. A device that is open already, over the same devices, is no error: its discards are switched off if another program has switched them on. Metadata that is all zero is made anew when the table has create= for it.
+		use: "open [NAME...]", short: "Open the devices of era.conf now, as the boot does",
+		long: `Opens the devices NAME, or all of a stage, or all, of /etc/tidemark/era.conf, and waits for their devices if they are not there yet. A device that is open already, over the same devices, is no error: its discards are switched off if another program has switched them on. Metadata that is all zero is made anew when the table has create= for it.
 
-With --stage initramfs nothing is opened while a hibernated system waits on a block device to be resumed, except with noresume on the kernel's command line. A hibernated system in a swap file is not seen.
+With --stage initramfs no era device, and nothing beside one, is opened while a hibernated system waits on a block device to be resumed, except with noresume on the kernel's command line. A hibernated system in a swap file is not seen.
 
 This is what the initramfs and the unit tidemark-era@NAME.service call. When it fails it says what to do.`,
 		example: "tidemark boot open root --wait 10s",
@@ -43,7 +44,7 @@ This is what the initramfs and the unit tidemark-era@NAME.service call. When it 
 	flags := cmd.Flags()
 	flags.StringVar(&b.stage, "stage", "", "open those of this `stage`: initramfs or system")
 	flags.DurationVar(&b.wait, "wait", 0, "wait this `long` for devices that are not there yet")
-	flags.StringVar(&b.instead, "instead-of", "", "open nothing; print the era device over this data `device`, or nothing")
+	flags.StringVar(&b.instead, "instead-of", "", "open nothing; print the device over this data `device`, or nothing")
 	return cmd
 }
 
@@ -95,7 +96,8 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 			entries = append(entries, e)
 		}
 	}
-	if b.stage == string(boot.StageInitramfs) && len(entries) > 0 {
+	isEra := func(e boot.Entry) bool { return !e.Linear() }
+	if b.stage == string(boot.StageInitramfs) && slices.ContainsFunc(entries, isEra) {
 		if err := boot.Hibernated(); err != nil {
 			return err
 		}

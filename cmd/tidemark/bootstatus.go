@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -14,8 +15,8 @@ func newBootStatus() *cobra.Command {
 	var root string
 	var asJSON bool
 	cmd := command{
-		use: "status", short: "Show which era devices the next boot opens",
-		long: `Lists the era devices of /etc/tidemark/era.conf, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no era device), or unknown (lsinitramfs or lsinitrd of that system could not list it).
+		use: "status", short: "Show which devices the next boot opens",
+		long: `Lists the devices of /etc/tidemark/era.conf, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no device), or unknown (lsinitramfs or lsinitrd of that system could not list it).
 
 Ends with 5 when anything is not as it should be; "tidemark boot install" without options writes the files anew.`,
 		example: "tidemark boot status\n# for programs\ntidemark boot status --json",
@@ -46,13 +47,13 @@ Ends with 5 when anything is not as it should be; "tidemark boot install" withou
 
 func printBoot(out io.Writer, st boot.Status) error {
 	if len(st.Devices) == 0 && len(st.Files) == 0 {
-		_, err := fmt.Fprintln(out, "no era device is opened at boot")
+		_, err := fmt.Fprintln(out, "no device is opened at boot")
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "era device\topened by\tdata\tmetadata")
+	fmt.Fprintln(table, "device\topened by\tdata\tmetadata")
 	for _, e := range st.Devices {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", e.Path(), e.Stage, e.Data, e.Meta)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", e.Path(), e.Stage, e.Data, cmp.Or(e.Meta, e.Kind()))
 	}
 	fmt.Fprintln(table, "\nfile\tstate")
 	for _, f := range st.Files {

@@ -121,7 +121,7 @@ tidemark era open root --data /dev/disk/by-partuuid/5a1c-02 --meta /dev/disk/by-
 				if err != nil {
 					return err
 				}
-				if err := adopt(cmd.Context(), cmd.ErrOrStderr(), d); err != nil {
+				if err := adoptEra(cmd.Context(), cmd.ErrOrStderr(), d); err != nil {
 					return errors.Join(err, d.Close())
 				}
 				noteGrown(cmd.ErrOrStderr(), d)
@@ -133,9 +133,9 @@ tidemark era open root --data /dev/disk/by-partuuid/5a1c-02 --meta /dev/disk/by-
 	return cmd
 }
 
-// adopt gives the metadata of a device that another program made an identity, and
+// adoptEra gives the metadata of a device that another program made an identity, and
 // tells of discards that the device took.
-func adopt(ctx context.Context, errs io.Writer, d *dmera.Device) error {
+func adoptEra(ctx context.Context, errs io.Writer, d *dmera.Device) error {
 	id, err := d.Identity()
 	if err == nil && id == (era.Identity{}) {
 		id, err = d.Adopt(ctx)

@@ -16,6 +16,7 @@ import (
 	"tidemark/agent/timer"
 	"tidemark/block"
 	"tidemark/boot"
+	"tidemark/boot/adopt"
 	"tidemark/format/cbtmap"
 	"tidemark/format/datto"
 	"tidemark/format/epochs"
@@ -322,7 +323,9 @@ func eraClasses() []class {
 		{"boot-changed", boot.ErrChanged, exitRefused, "--force replaces what was changed by hand"},
 		{"boot-unsuitable", boot.ErrUnsuitable, exitRefused, ""},
 		{"boot-hibernation", boot.ErrHibernation, exitRefused, "give up hibernation: put noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once"},
-		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA OPTIONS"},
+		{"adopt-refused", adopt.ErrRefused, exitRefused, ""},
+		{"adopt-named", errNamed, exitRefused, "name it by its UUID, LABEL or PARTUUID there, which works before and after; for root= run update-grub or the like then"},
+		{"boot-bad-tab", boot.ErrTab, exitUsage, "the lines of " + boot.TabPath + ": NAME DATA METADATA|linear OPTIONS"},
 	}
 }
 
@@ -361,7 +364,7 @@ func volumeClasses() []class {
 		{"lvm-in-use", lvm.ErrInUse, exitRefused, "unmount it, or end what uses it"},
 		{"lvm-unknown", lvm.ErrNotFound, exitError, `"lvs" lists the volumes`},
 		{"lvm-missing", lvm.ErrMissing, exitError, ""},
-		{"snapshot-plain", snapshot.ErrPlain, exitRefused, `"tidemark mirror" needs no snapshot; one can be taken of what is made of it by device-mapper, as a LUKS device`},
+		{"snapshot-plain", snapshot.ErrPlain, exitRefused, `"tidemark adopt" makes it one, at once or at the next boot; "tidemark mirror" needs no snapshot`},
 		{"snapshot-lvm", snapshot.ErrLVM, exitRefused, `"lvcreate --snapshot" makes a snapshot that LVM knows of; "tidemark mirror" needs none`},
 		{"snapshot-unfit", snapshot.ErrUnfit, exitRefused, ""},
 		{"snapshot-store", snapshot.ErrStore, exitRefused, ""},

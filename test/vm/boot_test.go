@@ -58,13 +58,7 @@ func newRootOnEra(t *testing.T, k Kernel, g Generator, program Program, command 
 	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n")
 	host(t, command, "boot", "install", "--root", d.Dir, "--era", "root",
 		"--data", "PARTUUID="+RootPartUUID, "--meta", "PARTUUID="+MetaPartUUID, "--create", "64K")
-	initrd := "/boot/initrd.img-" + d.Release
-	if g == Dracut {
-		initrd = "/boot/initramfs-" + d.Release + ".img"
-		d.Chroot("dracut", "--quiet", "--force", "--no-hostonly", "--compress", "zstd -3", "--kver", d.Release, initrd)
-	} else {
-		d.Chroot("update-initramfs", "-c", "-k", d.Release)
-	}
+	initrd := d.initramfs(g)
 	imageState(t, command, d.Dir, initrd, "current")
 	table := filepath.Join(d.Dir, "etc/tidemark/era.conf")
 	before, err := os.ReadFile(table)
@@ -178,7 +172,7 @@ func (m *rootOnEra) refused(t *testing.T, program Program) {
 		t.Fatal(err)
 	}
 	r := Run(t, m.config(Config{NoTests: true}), program)
-	for _, want := range []string{"root is not mounted while an era device is not open", "tidemark era check /dev/disk/by-partuuid/" + MetaPartUUID} {
+	for _, want := range []string{"root is not mounted while a device of /etc/tidemark/era.conf is not open", "tidemark era check /dev/disk/by-partuuid/" + MetaPartUUID} {
 		if !strings.Contains(r.Console, want) {
 			t.Errorf("the console does not say %q\n%s", want, tail(r.Console))
 		}

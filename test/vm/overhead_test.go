@@ -24,6 +24,27 @@ func TestWriteOverhead(t *testing.T) {
 				Disks: []Disk{NewDisk(t, "data", 1<<30), NewDisk(t, "meta", 8<<20)},
 				Files: map[string]string{"/bin/tidemark": command},
 				Env:   []string{fmt.Sprintf("ROUNDS=%d", *overheadRounds), "KERNEL=" + string(kernel)},
+				Tests: "^TestOverhead$",
+			}, program)
+		})
+	}
+}
+
+var linearRounds = flag.Int("linear-rounds", 0, "measure the cost of a linear device as often; bench/run does")
+
+// What a linear device costs over the plain one: figures for bench/run, too.
+func TestLinearCost(t *testing.T) {
+	if *linearRounds == 0 {
+		t.Skip("a measurement: bench/run -only linear")
+	}
+	program := Build(t, "tidemark/test/vm/guest/overhead")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			Run(t, Config{
+				Kernel: kernel, Timeout: busyTimeout, Programs: []string{"fio"},
+				Disks: []Disk{NewDisk(t, "data", 1<<30)},
+				Env:   []string{fmt.Sprintf("ROUNDS=%d", *linearRounds), "KERNEL=" + string(kernel)},
+				Tests: "^TestLinear$",
 			}, program)
 		})
 	}

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Nothing is mounted while an era device is not open.
+# Nothing is mounted while a device of /etc/tidemark/era.conf is not open.
 # Written by "tidemark boot install".
 
-modprobe -q dm-era
+modprobe -q @MODULE@
 until /usr/bin/tidemark boot open --stage initramfs --wait 30s; do
-    warn "tidemark: root is not mounted while an era device is not open. Exit the shell to try again."
+    warn "tidemark: root is not mounted while a device of /etc/tidemark/era.conf is not open. Exit the shell to try again."
     if getargbool 1 rd.shell; then
-        emergency_shell -n tidemark "an era device is not open"
+        emergency_shell -n tidemark "a device of /etc/tidemark/era.conf is not open"
     else
-        die "an era device is not open"
+        die "a device of /etc/tidemark/era.conf is not open"
     fi
 done

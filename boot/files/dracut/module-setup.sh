@@ -1,5 +1,5 @@
 #!/bin/bash
-# Copies what opens the era devices of /etc/tidemark/era.conf into the initramfs.
+# Copies what opens the devices of /etc/tidemark/era.conf into the initramfs.
 # Written by "tidemark boot install".
 
 # shellcheck disable=SC2154 # moddir and the like are set by dracut
@@ -13,7 +13,7 @@ depends() {
 }
 
 installkernel() {
-    hostonly='' instmods dm-era
+    hostonly='' instmods @MODULE@
     hostonly='' instmods -s crc32c_generic crc32c-intel || :
 }
 

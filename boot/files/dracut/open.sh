@@ -1,6 +1,6 @@
 #!/bin/sh
-# Opens the era devices, each time that devices have appeared.
+# Opens the devices, each time that devices have appeared.
 # Written by "tidemark boot install".
 
-modprobe -q dm-era
+modprobe -q @MODULE@
 /usr/bin/tidemark boot open --stage initramfs >/dev/null 2>&1 || :

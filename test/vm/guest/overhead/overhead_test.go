@@ -2,7 +2,7 @@
 
 // Package overhead_test runs in guests only (see package guest), and only for
 // bench/run: how fast fio writes to a disk with its writes remembered by nobody, by our
-// tracker, and by dm-era.
+// tracker, and by dm-era; and to a linear device over it.
 package overhead_test
 
 import (
@@ -50,16 +50,66 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
+// TestLinear measures ROUNDS times in turns what a plain disk does, and a linear device over
+// it, and logs each figure as "figure KERNEL LOAD plain|linear IOPS".
+func TestLinear(t *testing.T) {
+	rounds, err := strconv.Atoi(os.Getenv("ROUNDS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := guest.Disk(t, "data")
+	guest.Modprobe(t, "dm-mod")
+	sectors := guest.Run(t, "blockdev", "--getsz", data)
+	for round := range rounds {
+		for _, load := range []struct {
+			name string
+			args []string
+		}{
+			{"write-4k-1", []string{"--rw=randwrite", "--bs=4k", "--iodepth=1"}},
+			{"write-4k-16", []string{"--rw=randwrite", "--bs=4k", "--iodepth=16"}},
+			{"read-4k-16", []string{"--rw=randread", "--bs=4k", "--iodepth=16"}},
+			{"write-64k-1", []string{"--rw=write", "--bs=64k", "--iodepth=1"}},
+		} {
+			measure := func(name, device string) {
+				t.Helper()
+				t.Logf("figure %s %s %s %f", os.Getenv("KERNEL"), load.name, name, fio(t, device, load.args...))
+			}
+			linear := func() {
+				t.Helper()
+				guest.Run(t, "dmsetup", "create", "linear", "--table", "0 "+sectors+" linear "+data+" 0")
+				measure("linear", "/dev/mapper/linear")
+				guest.Run(t, "dmsetup", "remove", "--retry", "linear")
+			}
+			// Who is first is no better for it.
+			if round%2 == 0 {
+				measure("plain", data)
+				linear()
+			} else {
+				linear()
+				measure("plain", data)
+			}
+		}
+	}
+}
+
 // randomWrites returns the writes a second.
 func randomWrites(t *testing.T, device string) float64 {
 	t.Helper()
-	out := guest.Run(t, "fio", "--name=w", "--thread", "--filename="+device, "--rw=randwrite", "--bs=4k", "--direct=1",
-		"--ioengine=libaio", "--iodepth=16", "--time_based", "--runtime=3", "--randrepeat=0", "--output-format=json")
+	return fio(t, device, "--rw=randwrite", "--bs=4k", "--iodepth=16", "--runtime=3")
+}
+
+// fio returns the reads or writes a second.
+func fio(t *testing.T, device string, load ...string) float64 {
+	t.Helper()
+	args := []string{"--name=w", "--thread", "--filename=" + device, "--direct=1", "--ioengine=libaio", "--time_based", "--runtime=2", "--randrepeat=0", "--output-format=json"}
+	out := guest.Run(t, "fio", append(args, load...)...)
+	type rate struct {
+		IOPS float64 `json:"iops"`
+	}
 	var parsed struct {
 		Jobs []struct {
-			Write struct {
-				IOPS float64 `json:"iops"`
-			} `json:"write"`
+			Read  rate `json:"read"`
+			Write rate `json:"write"`
 		} `json:"jobs"`
 	}
 	if err := json.Unmarshal([]byte(out), &parsed); err != nil {
@@ -68,5 +118,5 @@ func randomWrites(t *testing.T, device string) float64 {
 	if len(parsed.Jobs) != 1 {
 		t.Fatalf("fio: %s", out)
 	}
-	return parsed.Jobs[0].Write.IOPS
+	return parsed.Jobs[0].Read.IOPS + parsed.Jobs[0].Write.IOPS
 }

@@ -1,0 +1,104 @@
+package vm
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The disk that the guest adopts partitions of: "data", and "other", whose entry is being
+// written when the power is cut.
+const (
+	dataPartUUID  = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e11"
+	otherPartUUID = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e12"
+	dataUUID      = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e13"
+	otherUUID     = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e14"
+)
+
+// A Debian boots with root on a linear device over its partition. In it a partition is
+// adopted at once and at the next boot, found by all the names that it had, and plain again
+// when that is undone; a power cut while entries are written leaves a system that boots.
+func TestAdoptedDisks(t *testing.T) {
+	t.Parallel()
+	program := Build(t, "tidemark/test/vm/guest/adopt")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, c := range []struct {
+		kernel    Kernel
+		generator Generator
+		making    string // program that makes images
+	}{
+		{Linux61, InitramfsTools, "/usr/sbin/update-initramfs"},
+		{Linux612, Dracut, "/usr/bin/dracut"},
+	} {
+		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.generator), func(t *testing.T) {
+			t.Parallel()
+			d := NewDebian(t, c.kernel, c.generator, program)
+			d.Install("/usr/bin/tidemark", command)
+			d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\nLABEL=data /srv ext4 noauto 0 2\nUUID="+otherUUID+" /mnt ext4 defaults 0 2\n")
+			host(t, command, "boot", "install", "--root", d.Dir, "--linear", "root", "--data", "PARTUUID="+RootPartUUID)
+			initrd := d.initramfs(c.generator)
+			imageState(t, command, d.Dir, initrd, "current")
+			// Making images takes an emulated machine minutes. These hold root's entry alone, which
+			// does not change.
+			d.Write(c.making, "#!/bin/sh\nexit 0\n")
+			system, root := d.Disk(initrd)
+			system.Args = "root=PARTUUID=" + RootPartUUID + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot rd.retry=5"
+			root.Volatile, root.Seed = true, uint64(time.Now().UnixNano())
+			t.Log("seed", root.Seed)
+			data := adoptDisk(t)
+			for boot := 1; boot <= 3; boot++ {
+				cut := boot == 2
+				r := Run(t, Config{
+					Kernel: c.kernel, System: &system, MemMB: 768, Timeout: bootTimeout, Disks: []Disk{root, data},
+					Tests: fmt.Sprintf("^TestBoot%d$", boot),
+					Env:   []string{"ROOT_UUID=" + RootUUID, "ROOT_PARTUUID=" + RootPartUUID, "DATA_UUID=" + dataUUID, "DATA_PARTUUID=" + dataPartUUID, "OTHER_PARTUUID=" + otherPartUUID},
+					OnEvent: func(guest *Machine, event string) string {
+						if event == "cut" {
+							guest.PowerCut()
+						}
+						return ""
+					},
+				}, program)
+				t.Logf("boot %d: up after %v, all %v, %d tests, lost %v", boot, r.Boot, r.Total, r.Tests, r.Lost)
+				if t.Failed() {
+					return
+				}
+				if r.Cut != cut {
+					t.Fatalf("boot %d: cut: %v", boot, r.Cut)
+				}
+			}
+		})
+	}
+}
+
+// initramfs makes the system's initramfs and returns its path there.
+func (d *Debian) initramfs(g Generator) string {
+	d.t.Helper()
+	if g == Dracut {
+		initrd := "/boot/initramfs-" + d.Release + ".img"
+		d.Chroot("dracut", "--quiet", "--force", "--no-hostonly", "--compress", "zstd -3", "--kver", d.Release, initrd)
+		return initrd
+	}
+	d.Chroot("update-initramfs", "-c", "-k", d.Release)
+	return "/boot/initrd.img-" + d.Release
+}
+
+// adoptDisk makes the disk of two partitions with ext4.
+func adoptDisk(t *testing.T) Disk {
+	t.Helper()
+	const start, size = 1 << 20, 24 << 20
+	disk := NewDisk(t, "data", start+2*size+1<<20)
+	cmd := exec.Command("sfdisk", "--quiet", disk.Path)
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("label: gpt\nstart=%d, size=%d, uuid=%s\nsize=%d, uuid=%s\n",
+		start/512, size/512, dataPartUUID, size/512, otherPartUUID))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("sfdisk: %v\n%s", err, out)
+	}
+	for i, p := range []struct{ uuid, label string }{{dataUUID, "data"}, {otherUUID, "other"}} {
+		host(t, "mkfs.ext4", "-q", "-b", "4096", "-U", p.uuid, "-L", p.label, "-E", fmt.Sprintf("offset=%d", start+i*size),
+			disk.Path, fmt.Sprintf("%dk", size>>10))
+	}
+	return disk
+}

@@ -1,0 +1,247 @@
+//go:build linux
+
+// Package adopt_test runs in a Debian guest whose root is on a linear device (see package
+// guest): a test for each boot.
+package adopt_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"tidemark/test/vm/guest"
+)
+
+func TestMain(m *testing.M) { guest.Main(m) }
+
+const (
+	byUUID     = "/dev/disk/by-uuid/"
+	byLabel    = "/dev/disk/by-label/"
+	byPartUUID = "/dev/disk/by-partuuid/"
+)
+
+// names are the names of the partition "data".
+func names() []string {
+	return []string{byUUID + os.Getenv("DATA_UUID"), byLabel + "data", byPartUUID + os.Getenv("DATA_PARTUUID")}
+}
+
+// TestBoot1 adopts a partition at once, undoes it, and adopts it for the next boot.
+func TestBoot1(t *testing.T) {
+	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
+	disk := guest.Disk(t, "data")
+	plain := disk + "1"
+	refuse(t, disk, "it has partitions; adopt those instead: "+disk+"1, "+disk+"2")
+	fstab, err := os.ReadFile("/etc/fstab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.WriteFile(t, "/etc/fstab", string(fstab)+plain+" /media ext4 noauto 0 0\n")
+	refuse(t, plain, "/etc/fstab:4: "+plain)
+	guest.WriteFile(t, "/etc/fstab", string(fstab))
+
+	mirror(t, 0, plain)
+	if got := adopt(t, plain, "--name", "data", "--dry-run"); got != "adopted" {
+		t.Errorf("would be %s", got)
+	}
+	leadTo(t, plain, names()...)
+	if got := adopt(t, plain, "--name", "data"); got != "adopted" {
+		t.Fatalf("a partition that nobody uses is %s", got)
+	}
+	if got := adopt(t, plain); got != "not-needed" {
+		t.Errorf("adopted again it is %s", got)
+	}
+	leadTo(t, "/dev/mapper/data", names()...)
+	shake(t, plain)
+	const refused = 6
+	mirror(t, refused, "/dev/mapper/data")
+	mirror(t, 0, "--adopt", "/dev/mapper/data")
+	for _, tag := range []string{"UUID=" + os.Getenv("DATA_UUID"), "LABEL=data", "PARTUUID=" + os.Getenv("DATA_PARTUUID"), "/srv"} {
+		args := []string{tag, "/srv"}
+		if tag == "/srv" { // as fstab has it
+			args = args[1:]
+		}
+		guest.Run(t, "mount", args...)
+		onLinear(t, "/srv", "data", names()...)
+		guest.Run(t, "umount", "/srv")
+	}
+	guest.Run(t, "mount", "/srv")
+	guest.Run(t, "tidemark", "snapshot", "create", "--name", "one", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
+	if got := adopt(t, plain); got != "not-needed" {
+		t.Errorf("adopted again while there is a snapshot it is %s", got)
+	}
+	if got := adopt(t, plain, "--undo"); got != "next-boot" {
+		t.Fatalf("a device with a snapshot, when it is undone, is %s", got)
+	}
+	shake(t, plain)
+	leadTo(t, "/dev/mapper/data", names()...)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "one")
+	shake(t, plain)
+	onLinear(t, "/srv", "data", names()...)
+	guest.Run(t, "umount", "/srv")
+	if got := adopt(t, plain, "--undo"); got != "undone" {
+		t.Fatalf("a device that nobody uses, when it is undone, is %s", got)
+	}
+	leadTo(t, plain, names()...)
+	shake(t, plain)
+	leadTo(t, plain, names()...)
+	guest.Run(t, "mount", "/srv")
+	if got := adopt(t, plain, "--name", "data"); got != "next-boot" {
+		t.Fatalf("a partition that is mounted is %s", got)
+	}
+	shake(t, plain)
+	leadTo(t, plain, names()...)
+	if exec.Command("findmnt", "/srv").Run() != nil {
+		t.Error("/srv is not mounted any more")
+	}
+	guest.WriteFile(t, "/srv/kept", "kept")
+	guest.Run(t, "umount", "/srv")
+	fstabAuto(t)
+}
+
+// fstabAuto lets the next boot mount /srv.
+func fstabAuto(t *testing.T) {
+	t.Helper()
+	fstab, err := os.ReadFile("/etc/fstab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest.WriteFile(t, "/etc/fstab", strings.Replace(string(fstab), "noauto", "defaults", 1))
+}
+
+// TestBoot2 finds the partition adopted, undoes that while it is mounted, and is cut while
+// entries are written.
+func TestBoot2(t *testing.T) {
+	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
+	plain := guest.Disk(t, "data") + "1"
+	onLinear(t, "/srv", "data", names()...)
+	if got, err := os.ReadFile("/srv/kept"); err != nil || string(got) != "kept" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got := adopt(t, "/dev/mapper/data", "--undo"); got != "next-boot" {
+		t.Fatalf("a mounted device, when it is undone, is %s", got)
+	}
+	shake(t, plain)
+	onLinear(t, "/srv", "data", names()...)
+	guest.Run(t, "sync")
+	// The other partition is mounted, so that only its entry is written.
+	other := guest.Disk(t, "data") + "2"
+	for i := 0; ; i++ {
+		if i == 2 {
+			go guest.Tell(t, "cut")
+		}
+		adopt(t, other, "--name", "other")
+		adopt(t, other, "--undo")
+	}
+}
+
+// TestBoot3 finds the partition plain, and the other one as its entry says.
+func TestBoot3(t *testing.T) {
+	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
+	plain := guest.Disk(t, "data") + "1"
+	leadTo(t, plain, names()...)
+	source := guest.Run(t, "findmnt", "-no", "SOURCE", "/srv")
+	if source != plain {
+		t.Errorf("/srv is mounted from %s, not from %s", source, plain)
+	}
+	t.Logf("/mnt is mounted from %s", guest.Run(t, "findmnt", "-no", "SOURCE", "/mnt"))
+	guest.Run(t, "tidemark", "boot", "install")
+	var status struct {
+		Devices []struct{ Name string }
+		Files   []struct{ Path, State string }
+	}
+	out, _ := exec.Command("tidemark", "boot", "status", "--json").Output() // the images are stale
+	if err := json.Unmarshal(out, &status); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range status.Files {
+		if f.State != "same" {
+			t.Errorf("%s is %s", f.Path, f.State)
+		}
+	}
+	t.Logf("%+v", status.Devices)
+}
+
+// mirror mirrors to one image, and fails unless that ends with the code.
+func mirror(t *testing.T, code int, args ...string) {
+	t.Helper()
+	args = append([]string{"--state-dir", "/run/state", "mirror", "--tracker", "scan", "--view", "offline"}, append(args, "/run/data.img")...)
+	cmd := exec.Command("tidemark", args...)
+	out, _ := cmd.CombinedOutput()
+	t.Logf("%v: %s", args, out)
+	if cmd.ProcessState.ExitCode() != code {
+		t.Errorf("%v ended with %v, want %d", args, cmd.ProcessState, code)
+	}
+}
+
+// adopt runs "tidemark adopt" and returns the outcome.
+func adopt(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("tidemark", append([]string{"adopt", "--json"}, args...)...).Output()
+	var r struct{ Outcome, Error string }
+	if jsonErr := json.Unmarshal(out, &r); jsonErr != nil || err != nil {
+		t.Fatalf("adopt %v: %v, %v: %s", args, err, jsonErr, out)
+	}
+	return r.Outcome
+}
+
+func refuse(t *testing.T, device, want string) {
+	t.Helper()
+	out, err := exec.Command("tidemark", "adopt", device).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("adopt %s: %v, want %q:\n%s", device, err, want, out)
+	}
+}
+
+// shake makes udev look at all devices again, and at the plain one last.
+func shake(t *testing.T, plain string) {
+	t.Helper()
+	guest.Run(t, "udevadm", "trigger", "--settle", "--subsystem-match=block")
+	guest.Run(t, "udevadm", "trigger", "--settle", "--action=change", plain)
+}
+
+// onLinear fails unless what is mounted at point is on the linear device of that name, all
+// links lead there, and the plain device under it cannot be mounted.
+func onLinear(t *testing.T, point, name string, links ...string) {
+	t.Helper()
+	var at, dev unix.Stat_t
+	if err := unix.Stat(point, &at); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Stat("/dev/mapper/"+name, &dev); err != nil {
+		t.Fatal(err)
+	}
+	if at.Dev != dev.Rdev {
+		t.Errorf("%s is on %d:%d, not on %s", point, unix.Major(at.Dev), unix.Minor(at.Dev), name)
+	}
+	leadTo(t, "/dev/mapper/"+name, links...)
+	node, err := filepath.EvalSymlinks("/dev/mapper/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	below, err := os.ReadDir("/sys/block/" + filepath.Base(node) + "/slaves")
+	if err != nil || len(below) != 1 {
+		t.Fatalf("%s lies on %v, %v", name, below, err)
+	}
+	if err := unix.Mount("/dev/"+below[0].Name(), t.TempDir(), "ext4", unix.MS_RDONLY, ""); err == nil {
+		t.Errorf("%s could be mounted beside %s", below[0].Name(), name)
+	}
+}
+
+// leadTo fails unless all links lead to the device.
+func leadTo(t *testing.T, device string, links ...string) {
+	t.Helper()
+	want, err := filepath.EvalSymlinks(device)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, link := range links {
+		if got, err := filepath.EvalSymlinks(link); err != nil || got != want {
+			t.Errorf("%s leads to %s, not to %s (%v)", link, got, want, err)
+		}
+	}
+}
