@@ -5,12 +5,12 @@ import (
 	"slices"
 )
 
-const snapshotRounds = 1
+const snapshotRounds = 2
 
 // snapshots measures in the rig how long writers wait while a snapshot is taken, and how fast they
 // are with one, beside lvm2's snapshots.
 func snapshots(l *lab) error {
-	fmt.Printf("## Snapshots beside lvm2's\n\next4 on virtio disks, in an emulated guest of one processor; both kinds in turns. Emulation makes the processor's part far larger than it is.\n\n")
+	fmt.Printf("## Snapshots beside lvm2's\n\next4 on a linear table of a virtio disk, and on a logical volume of another, in an emulated guest of one processor, in turns. Wait: the longest write of 4 KiB with O_DSYNC while a snapshot was taken, 20 times, each volume with a writer; ours of all volumes at one instant, lvm2's one after the other. Writes: 1500 of 4 KiB by fio, direct, each to a chunk of its own at random, and the same ones again, %d rounds; the store in a file on the same filesystem, or lvm2's extents on the same disk, and on another disk. Emulation makes the processor's part far larger than it is.\n\n", snapshotRounds)
 	figures, err := l.inRig("TestSnapshotCost", "-snapshot-rounds", snapshotRounds)
 	if err != nil {
 		return err
