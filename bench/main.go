@@ -39,13 +39,14 @@ func measurements() []measurement {
 		{"rig", rig},
 		{"linear", linear},
 		{"merge", merge},
+		{"snapshot", snapshots},
 		{"store", store},
 		{"thin", thinTools},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, store, thin")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")

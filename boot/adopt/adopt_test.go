@@ -54,6 +54,7 @@ func TestOnlyAPlainDeviceOfItsOwnIsAdopted(t *testing.T) {
 	}
 	locked := mountstest.Disk(t, size)
 	mountstest.Run(t, "blockdev", "--setro", locked)
+	t.Cleanup(func() { mountstest.Run(t, "blockdev", "--setrw", locked) }) // the next user of the loop device
 	swap := mountstest.Disk(t, size)
 	mountstest.Run(t, "mkswap", "-q", swap)
 	pv := mountstest.Disk(t, size)

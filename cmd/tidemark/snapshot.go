@@ -23,9 +23,9 @@ func (g *globals) snapshotOptions() snapshot.Options {
 func newSnapshot(g *globals) *cobra.Command {
 	return command{
 		use: "snapshot", short: "Take snapshots of disks in use, several at one instant",
-		long: `Makes images of devices of device-mapper (LUKS, linear and striped ones) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
+		long: `Makes images of devices of device-mapper (LUKS, linear and striped ones, and plain disks that "tidemark adopt" has put a table over) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
 
-A plain disk or partition has no table that could be changed while it is in use; "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "lvcreate --snapshot" makes a snapshot of one.
+A plain disk or partition has no table that could be changed while it is in use: "tidemark adopt" gives it one, and "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "lvcreate --snapshot" makes a snapshot of one.
 
 A snapshot ends with the boot. When its store is full its images can no longer be read, and the disk goes on unharmed.`,
 		example: `tidemark snapshot create /dev/mapper/root /dev/mapper/data

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"flag"
+	"fmt"
 	"testing"
 )
 
@@ -17,12 +18,34 @@ func TestLiveSnapshots(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			r := Run(t, Config{
-				Kernel: kernel, Timeout: busyTimeout, Tests: *snapshotTests,
+				Kernel: kernel, Timeout: busyTimeout, Tests: *snapshotTests, Skip: "^TestMeasure$",
 				Modules: []string{"dm-snapshot", "dm-zero", "ext4", "xfs", "loop"}, Programs: append([]string{"fio", "fstrim", "e2fsck"}, lvm2...),
 				Files: map[string]string{"/bin/tidemark": command},
 				Disks: []Disk{NewDisk(t, "data", 128<<20), NewDisk(t, "store", 16<<20)},
 			}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)
+		})
+	}
+}
+
+var snapshotRounds = flag.Int("snapshot-rounds", 0, "measure as often how fast devices with a snapshot are; bench/run does")
+
+// What a snapshot costs, ours and lvm2's: figures for bench/run, and nothing that can fail by being
+// slow.
+func TestSnapshotCost(t *testing.T) {
+	if *snapshotRounds == 0 {
+		t.Skip("a measurement: bench/run -only snapshot")
+	}
+	program := Build(t, "tidemark/test/vm/guest/snapshot")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	for _, kernel := range Kernels() {
+		t.Run(string(kernel), func(t *testing.T) {
+			Run(t, Config{
+				Kernel: kernel, Timeout: busyTimeout, Tests: "^TestMeasure$",
+				Modules: []string{"dm-snapshot", "ext4"}, Programs: append([]string{"fio"}, lvm2...), Files: map[string]string{"/bin/tidemark": command},
+				Disks: []Disk{NewDisk(t, "data", 512<<20), NewDisk(t, "store", 256<<20), NewDisk(t, "pv", 768<<20), NewDisk(t, "pv2", 256<<20)},
+				Env:   []string{fmt.Sprintf("MEASURE=%d", *snapshotRounds), "KERNEL=" + string(kernel)},
+			}, program)
 		})
 	}
 }
