@@ -30,7 +30,7 @@ func snapshots(l *lab) error {
 			}
 			fmt.Printf(" | **%.2f (%.2f)** |\n", of[1].median()/of[2].median(), slices.Max(of[1])/slices.Max(of[2]))
 		}
-		fmt.Printf("\n| Linux %s, random writes of 4 KiB | no snapshot, IOPS | tidemark / none | lvm2 / none | tidemark / lvm2 | other disk: tidemark / none | lvm2 / none | tidemark / lvm2 |\n|---|---|---|---|---|---|---|---|\n", kernel)
+		fmt.Printf("\n| Linux %s, random writes of 4 KiB | no snapshot, IOPS | the same, logical volume | same disk: tidemark / none | lvm2 / none | tidemark / lvm2 | other disk: tidemark / none | lvm2 / none | tidemark / lvm2 |\n|---|---|---|---|---|---|---|---|---|\n", kernel)
 		for _, chunk := range []string{"4K", "8K", "64K"} {
 			for _, depth := range []string{"1", "16"} {
 				for _, which := range []string{"first", "second"} {
@@ -48,16 +48,16 @@ func snapshots(l *lab) error {
 // snapshotRow prints the medians of one kind of writes.
 func snapshotRow(figures map[string]sample, kernel, chunk, depth, which string) error {
 	of := map[string]sample{}
-	for _, who := range []string{"none", "ours-same", "lvm2-same", "ours-other", "lvm2-other"} {
+	for _, who := range []string{"ours-none", "lvm2-none", "ours-same", "lvm2-same", "ours-other", "lvm2-other"} {
 		of[who] = figures[kernel+" "+chunk+" "+depth+" "+which+" "+who]
 		if len(of[who]) != snapshotRounds {
 			return fmt.Errorf("%d figures of the %s write to chunks of %s, %s", len(of[who]), which, chunk, who)
 		}
 	}
-	fmt.Printf("| chunks of %s, queue depth %s, %s write | %.0f", chunk, depth, which, of["none"].median())
+	fmt.Printf("| chunks of %s, queue depth %s, %s write | %.0f | %.0f", chunk, depth, which, of["ours-none"].median(), of["lvm2-none"].median())
 	for _, where := range []string{"same", "other"} {
 		ours, theirs := of["ours-"+where], of["lvm2-"+where]
-		fmt.Printf(" | %.2f | %.2f | **%.2f**", ours.over(of["none"]).median(), theirs.over(of["none"]).median(), ours.over(theirs).median())
+		fmt.Printf(" | %.2f | %.2f | **%.2f**", ours.over(of["ours-none"]).median(), theirs.over(of["lvm2-none"]).median(), ours.over(theirs).median())
 	}
 	fmt.Println(" |")
 	return nil
