@@ -24,7 +24,7 @@ func system(t *testing.T) timer.System {
 		}
 	}
 	ours, err := filepath.Glob("../../dist/systemd/*")
-	if err != nil || len(ours) != 3 {
+	if err != nil || len(ours) != 4 {
 		t.Fatalf("%q, %v", ours, err)
 	}
 	theirs, err := filepath.Glob("/usr/lib/systemd/system/*.target")
