@@ -67,7 +67,7 @@ func TestRPMPackage(t *testing.T) {
 		want = append(want, strings.NewReplacer("doc/tidemark/copyright", "licenses/tidemark/LICENSE",
 			"vendor-completions", "site-functions").Replace(strings.TrimPrefix(name, ".")))
 	}
-	want = append(want, "/etc/tidemark")
+	want = append(want, "/etc/tidemark", "/usr/lib/systemd/system/multi-user.target.wants")
 	have := strings.Fields(must(t, "rpm", "-qp", "--list", file))
 	slices.Sort(want)
 	slices.Sort(have)
