@@ -123,6 +123,11 @@ func (d *Device) File() *os.File { return d.f }
 // IsDevice reports whether this is a block device rather than an image file.
 func (d *Device) IsDevice() bool { return d.isDevice }
 
+// IsMapped reports whether this is a device of device-mapper.
+func (d *Device) IsMapped() bool {
+	return d.isDevice && !d.id.IsPartition() && sysfs.IsMapped(d.id.Disk)
+}
+
 // Identity tells the block device that is open from every other; zero for an image file.
 func (d *Device) Identity() Identity { return d.id }
 

@@ -16,7 +16,6 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
-	"tidemark/linux/loop"
 	"tidemark/linux/lvm"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
@@ -297,7 +296,7 @@ func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
 func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) error {
 	plan := dmhold.Plan{Limit: req.MaxFreeze}
 	for _, v := range s.Volumes {
-		first, err := s.prepare(ctx, ctl, v)
+		first, err := s.prepare(ctl, v)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
@@ -325,7 +324,7 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 
 // prepare makes the devices of a volume, and loads the table that it is to get when there is no
 // snapshot of it yet: then first is true. The volume itself goes on as it was.
-func (s *Snapshot) prepare(ctx context.Context, ctl *dm.Control, v *Volume) (first bool, err error) {
+func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 	had, err := v.snapshotted(ctl)
 	if err != nil {
 		return false, err
@@ -339,13 +338,13 @@ func (s *Snapshot) prepare(ctx context.Context, ctl *dm.Control, v *Volume) (fir
 			return false, fmt.Errorf("its table cannot be loaded a second time: %w", err)
 		}
 	}
-	store, loops, err := v.make(ctx, s.Chunk)
+	store, loops, err := v.make(s.Chunk)
 	if err != nil {
 		return false, err
 	}
 	err = add(ctl, s.cow(v), store, dm.LoadOptions{})
 	if loops != nil {
-		err = errors.Join(err, closed(loops)) // the device above holds it from here on
+		err = errors.Join(err, loops.Close()) // the device above holds it from here on
 	}
 	if err != nil {
 		return false, err
@@ -361,8 +360,6 @@ func (s *Snapshot) prepare(ctx context.Context, ctl *dm.Control, v *Volume) (fir
 	_, err = ctl.Load(v.Name, []dm.Target{{Len: sectors, Type: "snapshot-origin", Params: "/dev/mapper/" + v.real()}}, dm.LoadOptions{})
 	return true, err
 }
-
-func closed(d *loop.Device) error { return d.Close() }
 
 // add makes a device that nobody but us is to use.
 func add(ctl *dm.Control, name string, table []dm.Target, o dm.LoadOptions) error {

@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -179,7 +178,7 @@ func below(table *mounts.Table, s Store) ([]sysfs.Dev, error) {
 }
 
 // make makes the file of a store, and returns the table of what the store consists of.
-func (v *Volume) make(ctx context.Context, chunk int64) ([]dm.Target, *loop.Device, error) {
+func (v *Volume) make(chunk int64) ([]dm.Target, *loop.Device, error) {
 	switch v.Store.Kind {
 	case Block:
 		return whole(v.Store.Path, v.Store.Size), nil, nil

@@ -62,11 +62,7 @@ func (provider) Traits() view.Traits { return view.Traits{Apart: true} }
 
 // Flush has the users of the sources write out what they hold, so that what follows is short.
 func (p provider) Flush(ctx context.Context) error {
-	err := view.Freeze(view.Options{Sources: p.vo.Sources, MaxFreeze: p.vo.MaxFreeze}).Flush(ctx)
-	if errors.Is(err, view.ErrNothingToFreeze) {
-		return nil
-	}
-	return err
+	return view.Freeze(view.Options{Sources: p.vo.Sources}).Flush(ctx)
 }
 
 // Take takes the snapshot. The errors are those of Create, and of hooks.

@@ -55,7 +55,6 @@ import (
 	"tidemark/linux/dm"
 	"tidemark/linux/dmthin"
 	"tidemark/linux/lvm"
-	"tidemark/linux/sysfs"
 	"tidemark/view"
 )
 
@@ -112,7 +111,7 @@ type Group struct {
 // Judge returns nil when a source can be copied by its pool's snapshots. The error wraps
 // ErrNotThin or ErrUnfit.
 func Judge(src *block.Device) error {
-	if !mapped(src) {
+	if !src.IsMapped() {
 		return fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
 	}
 	ctl, err := dm.Open()
@@ -124,15 +123,10 @@ func Judge(src *block.Device) error {
 	return err
 }
 
-// mapped reports whether a source is a device of device-mapper.
-func mapped(src *block.Device) bool {
-	return src.IsDevice() && !src.Identity().IsPartition() && sysfs.IsMapped(src.Identity().Disk)
-}
-
 // find finds out what a source is, and whether its pool takes a snapshot now.
 func find(ctl *dm.Control, src *block.Device) (*volume, error) {
 	v := &volume{Source: Source{Device: src}}
-	if !mapped(src) {
+	if !src.IsMapped() {
 		return nil, fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
 	}
 	info, err := ctl.Find(src.Identity().Dev().Major, src.Identity().Dev().Minor)
@@ -228,7 +222,7 @@ func (g *Group) Close() error {
 // Forget removes all snapshots that are kept of a volume, so that the marks of all copies of it are
 // lost, and returns how many there were. A run that reads one has to end first.
 func Forget(ctx context.Context, src *block.Device, o Options) (removed int, err error) {
-	if !mapped(src) {
+	if !src.IsMapped() {
 		return 0, fmt.Errorf("thin: %s: %w", src.Path(), ErrNotThin)
 	}
 	return remove(ctx, o, "", func(ctl *dm.Control) (func(record) bool, error) {

@@ -35,13 +35,7 @@ func (p provider) freezer() view.Provider {
 }
 
 // Flush has the users of the sources write out what they hold, so that what follows is short.
-func (p provider) Flush(ctx context.Context) error {
-	err := p.freezer().Flush(ctx)
-	if errors.Is(err, view.ErrNothingToFreeze) {
-		return nil
-	}
-	return err
-}
+func (p provider) Flush(ctx context.Context) error { return p.freezer().Flush(ctx) }
 
 // Take makes the snapshots. The error wraps that of a hook, of the freeze, of package dmhold, or of
 // lvm2's command.

@@ -161,7 +161,7 @@ func (o Options) Era(ctx context.Context, src *block.Device, stored track.Mark) 
 	switch {
 	case o.Tracker == era.Kind:
 		return o.openEra(ctx, src)
-	case !o.automatic() || !isMapped(src):
+	case !o.automatic() || !src.IsMapped():
 		return nil, nil
 	}
 	e, err := o.openEra(ctx, src)
@@ -197,11 +197,6 @@ func (o Options) liveHas(ctx context.Context, src *block.Device, m track.Mark) (
 		return false, nil
 	}
 	return err == nil, err
-}
-
-// isMapped reports whether a source is a device of device-mapper.
-func isMapped(src *block.Device) bool {
-	return src.IsDevice() && !src.Identity().IsPartition() && sysfs.IsMapped(src.Identity().Disk)
 }
 
 // openEra opens the tracker of a dm-era device, unless freezing the device would
