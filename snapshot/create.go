@@ -11,14 +11,13 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"tidemark/block"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/lvm"
-	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
+	"tidemark/view"
 )
 
 // twice are the targets whose tables can be loaded into a second device while the first one is
@@ -307,7 +306,7 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	if err := s.write(); err != nil {
 		return err
 	}
-	if err := s.flush(); err != nil {
+	if err := s.flush(ctx); err != nil {
 		return err
 	}
 	var err error
@@ -338,7 +337,7 @@ func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 			return false, fmt.Errorf("its table cannot be loaded a second time: %w", err)
 		}
 	}
-	store, loops, err := v.make(s.Chunk)
+	store, loops, err := s.makeStore(v)
 	if err != nil {
 		return false, err
 	}
@@ -373,29 +372,22 @@ func add(ctl *dm.Control, name string, table []dm.Target, o dm.LoadOptions) erro
 	return err
 }
 
-// flush writes out what filesystems on the volumes hold, so that the freeze is short.
-func (s *Snapshot) flush() error {
-	table, err := mounts.Read()
-	if err != nil {
-		return err
-	}
+// flush writes out what users of the volumes hold in memory, so that the freeze is short.
+func (s *Snapshot) flush(ctx context.Context) error {
+	var sources []*block.Device
+	defer func() {
+		for _, d := range sources {
+			d.Close()
+		}
+	}()
 	for _, v := range s.Volumes {
-		all, err := table.On(v.Dev)
+		d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
 		if err != nil {
 			return err
 		}
-		for _, f := range all {
-			dir, err := table.Open(f)
-			if err != nil {
-				return err
-			}
-			err = unix.Syncfs(int(dir.Fd()))
-			if err = errors.Join(err, dir.Close()); err != nil {
-				return fmt.Errorf("flush %s: %w", f, err)
-			}
-		}
+		sources = append(sources, d)
 	}
-	return nil
+	return view.Freeze(view.Options{Sources: sources}).Flush(ctx)
 }
 
 // show makes the image of a volume: the snapshot, with zeros where the store's own file lies.

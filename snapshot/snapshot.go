@@ -133,6 +133,10 @@ type Store struct {
 	Kind string `json:"kind"` // Inside, File or Block
 	Path string `json:"path"` // of the file or the device
 	Size int64  `json:"size"` // bytes
+	// File and Folder tell the store's file, and the folder that it was made in, from others of the
+	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
+	File   string `json:"file,omitempty"`
+	Folder string `json:"folder,omitempty"`
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`
