@@ -194,7 +194,7 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 		name, at := origin(t, i, kind)
 		devices, folders = append(devices, snapshot.Device{Path: "/dev/mapper/" + name, Size: 8 << 20}), append(folders, at)
 	}
-	stop := count(t, folders...)
+	stop := instant.Count(t, folders...)
 	defer stop()
 	first, heldFirst := take(t, snapshot.Request{Devices: devices, Name: "first"})
 	second, heldSecond := take(t, snapshot.Request{Devices: devices, Name: "second"})
@@ -224,51 +224,6 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 	stop()
 	_ = heldFirst
 	bare(t, folders...)
-}
-
-// count writes a number that grows to a file in each folder, one after the other.
-func count(t *testing.T, folders ...string) (stop func()) {
-	t.Helper()
-	var files []*os.File
-	for _, at := range folders {
-		f, err := os.OpenFile(filepath.Join(at, "count"), os.O_CREATE|os.O_WRONLY|unix.O_DSYNC, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.WriteAt(fmt.Appendf(nil, "%010d", 1), 0); err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, f)
-	}
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for n := 2; ; n++ {
-			for _, f := range files {
-				select {
-				case <-done:
-					return
-				default:
-				}
-				if _, err := f.WriteAt(fmt.Appendf(nil, "%010d", n), 0); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		}
-	}()
-	var once bool
-	return func() {
-		if once {
-			return
-		}
-		once = true
-		close(done)
-		<-ended
-		for _, f := range files {
-			f.Close()
-		}
-	}
 }
 
 // counted is the number in the filesystem on an image.
