@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tidemark/linux/sysfs"
 	"tidemark/test/vm/guest"
 	"tidemark/test/vm/guest/instant"
