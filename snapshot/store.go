@@ -12,6 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/linux/atomicfile"
 	"tidemark/linux/dm"
 	"tidemark/linux/fiemap"
 	"tidemark/linux/loop"
@@ -323,7 +324,10 @@ func (v *Volume) remove(ctl *dm.Control) error {
 			return err
 		}
 	}
-	return os.Remove(path)
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(path)) // before the record goes, which may lie elsewhere
 }
 
 // place returns where the file of a store is now, and whether it is certain that there is none when

@@ -42,7 +42,7 @@ func TestACopyAndTheChangesAreTheNextSnapshot(t *testing.T) {
 	for round := range 4 {
 		var cut track.Cut
 		s, err := snapshot.Create(t.Context(), options, snapshot.Request{
-			Devices: []snapshot.Device{{Path: dev}}, MaxFreeze: time.Minute,
+			Devices: []snapshot.Device{{Path: dev, Size: 16 << 20}}, MaxFreeze: time.Minute,
 			Instant: func(ctx context.Context) (err error) {
 				cut, err = tracker.Cut(ctx)
 				return err

@@ -89,7 +89,7 @@ func TestAnOriginOnALogicalVolume(t *testing.T) {
 
 // A device that a volume group lies on is refused: lvm2 would find the group once more in the image.
 func TestAnOriginBelowLVM(t *testing.T) {
-	dev := guest.Mapper(t, "pv", fmt.Sprintf("0 %d linear %s 0", sectors, guest.Disk(t, "data")))
+	dev := guest.Mapper(t, "pv", fmt.Sprintf("0 %d linear %s 16384", sectors, guest.Disk(t, "data")))
 	guest.Run(t, "dd", "if=/dev/zero", "of="+dev, "bs=1M", "count=2", "status=none", "conv=fsync")
 	guest.Run(t, "vgcreate", "--quiet", "vg", dev)
 	t.Cleanup(func() { guest.Run(t, "vgremove", "--quiet", "--force", "--force", "--yes", "vg") })
