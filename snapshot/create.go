@@ -16,6 +16,7 @@ import (
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/lvm"
+	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 	"tidemark/view"
 )
@@ -119,7 +120,7 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
-		if err := s.apart(v, list); err != nil {
+		if err := errors.Join(s.complete(v), s.apart(v, list)); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", v.Name, err)
 		}
 	}
@@ -266,6 +267,9 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		return nil, unfit("another table waits for it; \"dmsetup clear %s\" drops that", info.Name)
 	}
 	v.Size = int64(table[len(table)-1].Start+table[len(table)-1].Len) * dm.SectorSize
+	if part, err := partOf(v); part != "" || err != nil {
+		return nil, errors.Join(err, unfit("it is a %s: what is made of it would be found a second time in the image; take snapshots of that", part))
+	}
 	if ours, err := v.snapshotted(ctl); ours || err != nil {
 		return v, err
 	}
@@ -278,6 +282,41 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		}
 	}
 	return v, nil
+}
+
+// partOf returns what a volume is a part of that is found, on all devices of the machine, by what its
+// parts hold: LVM, for one, changes no group any more of which it finds a part twice.
+func partOf(v *Volume) (string, error) {
+	d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	found, err := mounts.Probe(d, d.Size())
+	for _, f := range found {
+		if slices.Contains([]string{"LVM2_member", "linux_raid_member", "zfs_member"}, f.Name) {
+			return f.String(), err
+		}
+	}
+	return "", err
+}
+
+// complete refuses a volume that is one of several that a mounted filesystem lies on, unless the
+// others are of the same snapshot: what one holds alone is of no use.
+func (s *Snapshot) complete(v *Volume) error {
+	table, err := mounts.Read()
+	if err != nil {
+		return err
+	}
+	all, err := table.On(v.Dev)
+	for _, f := range all {
+		for _, dev := range f.Members {
+			if slices.Contains(f.Members, v.Dev) && !slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == dev }) {
+				return fmt.Errorf("%w: %s lies on %d devices: give all of them, or unmount it", ErrUnfit, f, len(f.Members))
+			}
+		}
+	}
+	return err
 }
 
 // snapshotted reports whether the volume has the table that it has while there is a snapshot of

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tidemark/snapshot"
 	"tidemark/test/vm/guest"
@@ -73,7 +74,7 @@ func TestAnOriginOnALogicalVolume(t *testing.T) {
 	}
 	before := guest.Run(t, "dmsetup", "table", name)
 	theirs()
-	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev}}})
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Size: 14 << 20}}})
 	theirs()
 	settle(t, name)
 	instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
@@ -94,15 +95,9 @@ func TestAnOriginBelowLVM(t *testing.T) {
 	guest.Run(t, "vgcreate", "--quiet", "vg", dev)
 	t.Cleanup(func() { guest.Run(t, "vgremove", "--quiet", "--force", "--force", "--yes", "vg") })
 	guest.Run(t, "lvcreate", "--quiet", "--yes", "--size", "16M", "--name", "lv", "vg")
-	out, err := exec.Command("tidemark", "snapshot", "create", "--store", "/stores-pv", dev).CombinedOutput()
-	t.Logf("%v: %s", err, out)
-	if err == nil {
-		for _, c := range []string{"pvs", "lvs", "vgchange --addtag x vg", "lvcreate --yes --size 4M --name other vg"} {
-			out, err := exec.Command("sh", "-c", c).CombinedOutput()
-			t.Logf("%s: %v: %s", c, err, out)
-		}
-		guest.Run(t, "tidemark", "snapshot", "destroy", "snap1")
-	}
+	refused(t, "LVM2_member", "--store", "/stores-pv", dev)
+	lvm(t, "pvs")
+	lvm(t, "lvcreate", "--quiet", "--yes", "--size", "4M", "--name", "other", "vg")
 	bare(t)
 }
 
@@ -129,7 +124,7 @@ func TestAnOriginWithLUKS(t *testing.T) {
 	before := guest.Run(t, "dmsetup", "table", "--showkeys", name)
 	stop := instant.Load(t, at)
 	defer stop()
-	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev}}})
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Size: 14 << 20}}})
 	settle(t, name)
 	instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
 	check(t, "ext4", s.Image(s.Volumes[0]))
@@ -143,5 +138,54 @@ func TestAnOriginWithLUKS(t *testing.T) {
 	record, err := os.ReadDir(options.StateDir + "/snapshots")
 	if err != nil || len(record) > 0 {
 		t.Errorf("%v, %v", record, err)
+	}
+}
+
+// A filesystem on two devices is taken with both, or not at all.
+func TestAnOriginInPart(t *testing.T) {
+	var devs []string
+	for i := range 2 {
+		devs = append(devs, guest.Mapper(t, fmt.Sprint("half", i), fmt.Sprintf("0 %d linear %s %d", sectors, guest.Disk(t, "data"), i*sectors)))
+	}
+	guest.Run(t, "mkfs.btrfs", "-q", "-f", "-M", "-m", "single", "-d", "single", devs[0], devs[1])
+	at := t.TempDir()
+	guest.Run(t, "btrfs", "device", "scan")
+	guest.Run(t, "mount", devs[0], at)
+	t.Cleanup(func() { guest.Run(t, "umount", at) })
+	store := func(i int) string { return fmt.Sprintf("%s=/stores-half%d", devs[i], i) }
+	refused(t, "lies on 2 devices: give all of them", "--store", store(0), devs[0])
+	bare(t)
+	create(t, "--name", "h", "--store", store(0), "--store", store(1), devs[0], devs[1])
+	guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/file", "bs=1M", "count=2", "conv=fsync", "status=none")
+	guest.Run(t, "btrfs", "device", "scan") // finds the images, and takes none of them for a device in use
+	guest.Run(t, "umount", at)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "h")
+	guest.Run(t, "btrfs", "check", "--readonly", devs[0])
+	guest.Run(t, "mount", "-o", "device="+devs[1], devs[0], at)
+	bare(t)
+}
+
+func TestExplore(t *testing.T) {
+	name, at := origin(t, 0, "btrfs")
+	guest.WriteFile(t, at+"/file", "before")
+	guest.Run(t, "sync")
+	guest.Run(t, "dmsetup", "suspend", name)
+	done := make(chan error)
+	go func() {
+		f, err := os.OpenFile(at+"/file", os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.Write([]byte("after"))
+			f.Close()
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Logf("NOT FROZEN %v", err)
+		guest.Run(t, "dmsetup", "resume", name)
+	case <-time.After(5 * time.Second):
+		t.Log("FROZEN")
+		guest.Run(t, "dmsetup", "resume", name)
+		<-done
 	}
 }

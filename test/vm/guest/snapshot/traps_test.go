@@ -34,7 +34,9 @@ type scribbler struct {
 // write writes random sectors, as many as lie on the device.
 func (w *scribbler) write(off, length int64) {
 	w.t.Helper()
-	off, length = max(off, 0), min(length, edgeSize-off)
+	if length = min(length, edgeSize-off); length <= 0 {
+		return
+	}
 	buf := block.AlignedBuffer(int(length))
 	guest.Scramble(buf)
 	if _, err := w.dev.WriteAt(buf, off); err != nil {
