@@ -202,7 +202,7 @@ func snapshotOfRoot(t *testing.T, others ...string) {
 	guest.WriteFile(t, "/proc/sys/vm/drop_caches", "3")
 	calm := instant.Churn(t, "/root")
 	defer calm()
-	guest.Run(t, "tidemark", append([]string{"snapshot", "create", "--name", "root", "--size", "4M", "--reserve", "1M", "--max-freeze", "1m", "/dev/mapper/root"}, others...)...)
+	guest.Run(t, "tidemark", append([]string{"snapshot", "create", "--name", "root", "--size", "12M", "--reserve", "1M", "--max-freeze", "1m", "/dev/mapper/root"}, others...)...)
 	guest.WriteFile(t, "/root/file", "after")
 	before := guest.Sum(t, "/dev/mapper/root+root")
 	guest.WriteFile(t, "/proc/sys/vm/drop_caches", "3")
