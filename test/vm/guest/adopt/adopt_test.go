@@ -15,11 +15,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 	"tidemark/test/vm/guest/instant"
 )
 
-func TestMain(m *testing.M) { guest.Main(m) }
+func TestMain(m *testing.M) {
+	reexec.Main(instant.Churner)
+	guest.Main(m)
+}
 
 const (
 	byUUID     = "/dev/disk/by-uuid/"

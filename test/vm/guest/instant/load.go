@@ -12,11 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
 )
 
@@ -83,49 +85,66 @@ func Count(t *testing.T, folders ...string) (stop func()) {
 	})
 }
 
+// Churner is the part of a test binary that Churn needs, for reexec.Main.
+var Churner = reexec.Part{Name: "tidemark-test-churn", Run: churn}
+
 // Churn writes to a filesystem in other ways than Load, until the returned function is called: through
 // a mapping, with holes and zeros, by files that take the place of others, in a folder that comes
-// and goes, and with discards of what is free, as far as the device takes them.
+// and goes, and with discards of what is free, as far as the device takes them. It is a process of
+// its own: one that waits for a frozen filesystem to write to a mapping cannot change its memory, and
+// so take no snapshot.
 func Churn(t *testing.T, at string) (stop func()) {
 	t.Helper()
-	const size = 1 << 20
-	f, err := os.OpenFile(filepath.Join(at, "mapped"), os.O_CREATE|os.O_RDWR, 0o600)
+	var said strings.Builder
+	cmd := reexec.Command(Churner, at)
+	cmd.Stderr = &said
+	in, err := cmd.StdinPipe()
 	if err == nil {
-		_, err = f.Write(make([]byte, size))
+		err = cmd.Start()
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	mapped, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	var ended sync.WaitGroup
-	ended.Go(func() {
-		guest.StepBack()
-		for {
-			select {
-			case <-done:
-				return
-			default:
-			}
-			if err := errors.Join(rewrite(f, mapped), replace(at)); err != nil {
-				t.Error(err)
-				return
-			}
-			_ = exec.Command("fstrim", at).Run() // a device with a snapshot takes none
-		}
-	})
 	stop = sync.OnceFunc(func() {
-		close(done)
-		ended.Wait()
-		if err := errors.Join(unix.Munmap(mapped), f.Close()); err != nil {
-			t.Error(err)
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("churn: %v: %s", err, said.String())
 		}
 	})
 	t.Cleanup(stop)
 	return stop
+}
+
+// churn writes until its input ends.
+func churn(args []string) int {
+	const size = 1 << 20
+	_ = os.Setenv("PATH", "/usr/sbin:/usr/bin:/sbin:/bin") // of constants
+	guest.StepBack()
+	at := args[0]
+	f, err := os.OpenFile(filepath.Join(at, "mapped"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		_, err = f.Write(make([]byte, size))
+	}
+	var mapped []byte
+	if err == nil {
+		mapped, err = unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(io.Discard, os.Stdin)
+	}()
+	for err == nil {
+		select {
+		case <-done:
+			return 0
+		default:
+		}
+		err = errors.Join(rewrite(f, mapped), replace(at))
+		_ = exec.Command("fstrim", at).Run() // a device with a snapshot takes none
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return 1
 }
 
 // rewrite writes to a file and its mapping.

@@ -29,7 +29,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	reexec.Main(dmhold.Holder, fsfreeze.Watchdog)
+	reexec.Main(dmhold.Holder, fsfreeze.Watchdog, instant.Churner)
 	guest.Main(m)
 }
 
