@@ -547,7 +547,9 @@ func TestMirrorsOfALogicalVolume(t *testing.T) {
 	}
 	mirror("full", "--view", "dm")
 	// While the view is open, LVM shows the group, and does not change it.
-	guest.Run(t, "tidemark", "mirror", "--max-freeze", "1m", "--view", "dm", "--post-hook", "lvs vg && ! lvcreate --config global/wait_for_locks=0 --size 4M --name other vg", dev, image)
+	pv, now := guest.Disk(t, "data"), " --config global/wait_for_locks=0 "
+	guest.Run(t, "tidemark", "mirror", "--max-freeze", "1m", "--view", "dm", "--post-hook", "lvs vg && ! lvcreate"+now+"--size 4M --name other vg && "+
+		"! lvcreate"+now+"--snapshot --size 4M --name other vg/lv && ! lvremove"+now+"--yes vg/lv && ! pvmove"+now+pv, dev, image)
 	mirror("incremental", "--view", "dm")
 	for range 2 {
 		guest.Run(t, "lvcreate", "--quiet", "--snapshot", "--size", "20M", "--name", "theirs", dev)
@@ -557,6 +559,9 @@ func TestMirrorsOfALogicalVolume(t *testing.T) {
 		settle(t, "vg-lv")
 		mirror("incremental")
 	}
+	guest.Run(t, "pvmove", "--alloc", "anywhere", "--interval", "1", pv+":0-9", pv+":10-30")
+	mirror("scan", "--view", "dm")
+	settle(t, "vg-lv")
 	stop()
 	guest.Run(t, "umount", at)
 	mirror("incremental")
