@@ -29,7 +29,7 @@ func group(t *testing.T, size string) string {
 func lvm(t *testing.T, command string, args ...string) string {
 	t.Helper()
 	var said strings.Builder
-	cmd := exec.Command(command, append(args, "--config", "activation{monitoring=0}")...) // there is no dmeventd
+	cmd := exec.Command(command, append(args, "--config", "activation{monitoring=0} global{use_lvmpolld=0}")...) // there are no daemons
 	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err != nil || said.Len() > 0 {
