@@ -105,7 +105,7 @@ func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
 		if s.Transient { // it is gone before anybody misses the room
 			share = max(share, min(free/2, v.Size))
 		}
-		v.Store.Size = max(min(share, free), least)
+		v.Store.Size = max(min(share, free/s.Chunk*s.Chunk), least)
 	}
 	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
 	if v.Store.Size < 8*s.Chunk {
@@ -158,7 +158,9 @@ func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 	}
 	origins := slices.Clone(s.Volumes)
 	for _, o := range list {
-		origins = append(origins, o.Volumes...)
+		if !o.ofLVM() { // its store lies in the group
+			origins = append(origins, o.Volumes...)
+		}
 	}
 	for _, o := range origins {
 		above, err := table.Above(o.Dev)
@@ -298,7 +300,7 @@ func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) 
 // remove removes the file of a store. That a filesystem is not mounted is an error, for its file
 // cannot be removed then.
 func (v *Volume) remove(ctl *dm.Control) error {
-	if v.Store.Kind == Block || v.Store.Kind == none {
+	if v.Store.Kind == Block || v.ofLVM() || v.Store.Kind == none {
 		return nil
 	}
 	path, certain, err := v.place(ctl)
