@@ -98,6 +98,9 @@ func NewBitmap(blocks uint64) (*Bitmap, error) {
 }
 
 func newMap(pages uint32) (*ebpf.Map, error) {
+	if err := countNoMemory(); err != nil {
+		return nil, err
+	}
 	return ebpf.NewMap(&ebpf.MapSpec{
 		Name:       "tidemark",
 		Type:       ebpf.Array,

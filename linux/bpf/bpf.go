@@ -76,6 +76,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 var (
@@ -217,9 +218,9 @@ func pinAll(dir string) error {
 		return fmt.Errorf("bpf: read the programs: %w", err)
 	}
 	delete(spec.Programs, progSwap)
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := newCollection(spec)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	defer coll.Close()
 	for name, m := range coll.Maps {
@@ -236,6 +237,26 @@ func pinAll(dir string) error {
 		if err := attach(dir, name, coll.Programs[name]); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// newCollection makes maps and programs.
+func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	if err := countNoMemory(); err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return coll, nil
+}
+
+// countNoMemory raises RLIMIT_MEMLOCK before Linux 5.11, which counts maps against it.
+func countNoMemory() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("bpf: maps count as locked memory here (RLIMIT_MEMLOCK), and the limit cannot be raised: %w", err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,7 +18,7 @@ type Feature struct {
 	Err   error  // nil when it is there
 }
 
-// Probe tries everything the tracker needs. It changes nothing on the machine.
+// Probe tries everything the tracker needs, by itself. It changes nothing on the machine.
 func Probe() []Feature {
 	return []Feature{
 		{"BTF of the kernel (CONFIG_DEBUG_INFO_BTF)", "Linux 5.4", probeBTF()},
@@ -27,6 +28,34 @@ func Probe() []Feature {
 		{"atomic instructions", "Linux 5.12", probeAtomics()},
 		{"the block layer's tracepoints and structures", "Linux 5.16", probeBlock()},
 	}
+}
+
+// Try does what tracking does: it loads the programs, attaches them, for a moment, and makes
+// a bitmap of the given number of blocks. Nothing of it stays. The error wraps ErrNotSupported
+// where the kernel lacks something.
+func Try(blocks uint64) (err error) {
+	spec, err := loadTrack()
+	if err != nil {
+		return fmt.Errorf("bpf: read the programs: %w", err)
+	}
+	delete(spec.Programs, progSwap)
+	coll, err := newCollection(spec)
+	if err != nil {
+		return err
+	}
+	defer coll.Close()
+	for _, name := range tracing() {
+		l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
+		if err != nil {
+			return explain(fmt.Errorf("attach %s: %w", name, err))
+		}
+		defer l.Close()
+	}
+	b, err := NewBitmap(blocks)
+	if err != nil {
+		return err
+	}
+	return b.Close()
 }
 
 func probeBTF() error {
@@ -128,8 +157,11 @@ func hasMember(t *btf.Struct, name string) bool {
 // explain turns the kernel's refusal of a program or map into words: a missing
 // feature or permission is named, anything else is returned as it is.
 func explain(err error) error {
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) && unix.Geteuid() != 0 {
+	switch root := unix.Geteuid() == 0; {
+	case !root && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)):
 		return fmt.Errorf("bpf: %w (needs CAP_BPF and CAP_PERFMON, or root)", err)
+	case root && errors.Is(err, unix.EPERM):
+		return fmt.Errorf("bpf: %w (root may not here: a container, or a kernel that is locked down)", err)
 	}
 	for _, f := range Probe() {
 		if f.Err != nil {
