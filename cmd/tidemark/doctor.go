@@ -79,7 +79,7 @@ func printChecks(w io.Writer, rep doctor.Report) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\nLive mirrors: %s.\n", liveText(rep.Live))
+	_, err := fmt.Fprintf(w, "\nThis is Linux %s; tests run on Debian's %s.\nLive mirrors: %s.\n", rep.Kernel, strings.Join(rep.Tested, ", "), liveText(rep.Live))
 	return err
 }
 

@@ -38,7 +38,7 @@ func Plain() error {
 		{"the block layer's structures of now", "Linux 6.0", probeBlock(newer())},
 	} {
 		if f.Err != nil {
-			return fmt.Errorf("%s (%s): %w", f.Name, f.Since, f.Err)
+			return fmt.Errorf("%s (%s)", f.Name, f.Since)
 		}
 	}
 	return nil

@@ -45,9 +45,14 @@ const (
 
 // Report is the outcome of all checks.
 type Report struct {
-	Live   Live    `json:"live"`
-	Checks []Check `json:"checks"`
+	Live   Live     `json:"live"`
+	Checks []Check  `json:"checks"`
+	Kernel string   `json:"kernel"`         // release of the one that runs, as uname -r
+	Tested []string `json:"tested_kernels"` // series, as Debian builds them
 }
+
+// tested are the kernels of the test rig; docs/manual/kernels.md has them, too.
+func tested() []string { return []string{"5.10", "6.1", "6.12", "7.3"} }
 
 // Options say where to look. The zero value works.
 type Options struct {
@@ -65,7 +70,7 @@ type probe struct {
 
 // Run does all checks.
 func Run(o Options) Report {
-	rep := Report{Live: Incremental}
+	rep := Report{Live: Incremental, Kernel: release(), Tested: tested()}
 	for _, p := range probes(o) {
 		detail, err := p.try()
 		c := Check{Name: p.name, OK: err == nil, Detail: detail, Consequence: p.good}
@@ -81,6 +86,15 @@ func Run(o Options) Report {
 		rep.Checks = append(rep.Checks, c)
 	}
 	return rep
+}
+
+// release is what uname -r prints.
+func release() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
 }
 
 // detailOf describes the error of a check, for a user. To one without the right to do it, the
@@ -177,7 +191,11 @@ func tryTracing() (string, error) {
 	if err := bpf.Try(blocks); err != nil {
 		return "", err
 	}
-	return "the tracking programs were loaded and attached, and removed again", nil
+	const done = "the tracking programs were loaded and attached, and removed again"
+	if why := bpf.Plain(); why != nil {
+		return fmt.Sprintf("%s; each block takes a byte of memory, not a bit: no %v", done, why), nil
+	}
+	return done, nil
 }
 
 // tryRunDir asks whether the folder of the state of tracking, or the one that it would be made

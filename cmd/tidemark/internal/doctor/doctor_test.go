@@ -25,6 +25,19 @@ func TestEveryCheckSaysWhatFollows(t *testing.T) {
 	}
 }
 
+// The manual names the kernels that doctor does.
+func TestTheManualNamesTheTestedKernels(t *testing.T) {
+	page, err := os.ReadFile("../../../../docs/manual/kernels.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, series := range tested() {
+		if !strings.Contains(string(page), "Linux "+series+" ") {
+			t.Errorf("it does not name Linux %s", series)
+		}
+	}
+}
+
 func TestRootOnAKernelWithBTFCanMirrorLive(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root")
