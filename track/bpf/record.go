@@ -27,8 +27,8 @@ type record struct {
 	Minor       uint32    `json:"minor"`
 	DiskSeq     uint64    `json:"diskseq"`
 	Folder      uint64    `json:"folder,omitempty"` // as block.Identity has it
-	Size        int64     `json:"size"`        // bytes
-	Granularity int64     `json:"granularity"` // bytes
+	Size        int64     `json:"size"`             // bytes
+	Granularity int64     `json:"granularity"`      // bytes
 	Slot        uint32    `json:"slot"`
 	BioBased    bool      `json:"bio_based"`
 	Since       time.Time `json:"since"`
