@@ -3,6 +3,9 @@
 //
 // For most uses, call [Create], read the images at [Volume.Image], and call [Snapshot.Destroy].
 // [List] finds those that other processes made, and [Repair] ends what a crash left.
+// The program's main must begin with
+//
+//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder)
 //
 // The package owns the devices that it makes, the stores and their files, and the records of them
 // in the state folder. It refuses devices that are not device-mapper's, whose tables cannot be
