@@ -62,6 +62,9 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	}
 	err = s.create(ctx, ctl, req)
 	if err == nil {
+		err = s.note()
+	}
+	if err == nil {
 		s.Up = true
 		err = s.write()
 	}
@@ -73,7 +76,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 
 // begin judges a request, and makes nothing.
 func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snapshot, error) {
-	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, o: o}
+	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, Persistent: req.Persistent, o: o}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}
@@ -115,6 +118,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
 		if err := s.free(ctl, v); err != nil {
+			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
+		}
+		if err := s.lasts(v); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
 		s.Volumes = append(s.Volumes, v)
@@ -349,16 +355,33 @@ func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	sectors := uint64(v.Size / dm.SectorSize)
+	if s.Persistent { // what it holds by chance would be taken for a store
+		if err = s.wipe(v); err != nil {
+			return false, err
+		}
+	}
 	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
 		return false, err
 	}
-	params := fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s N %d", v.real(), s.cow(v), s.Chunk/dm.SectorSize)
-	if _, err = ctl.Load(s.copied(v), []dm.Target{{Len: sectors, Type: "snapshot", Params: params}}, dm.LoadOptions{}); err != nil || had {
+	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil || had {
 		return false, err
 	}
-	_, err = ctl.Load(v.Name, []dm.Target{{Len: sectors, Type: "snapshot-origin", Params: "/dev/mapper/" + v.real()}}, dm.LoadOptions{})
+	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
 	return true, err
+}
+
+// table is one of all of the volume.
+func (v *Volume) table(kind, params string) []dm.Target {
+	return []dm.Target{{Len: uint64(v.Size / dm.SectorSize), Type: kind, Params: params}}
+}
+
+// table is that of the targets "snapshot" and "snapshot-merge".
+func (s *Snapshot) table(v *Volume, kind string) []dm.Target {
+	format := "N"
+	if s.Persistent {
+		format = "P"
+	}
+	return v.table(kind, fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s %s %d", v.real(), s.cow(v), format, s.Chunk/dm.SectorSize))
 }
 
 // add makes a device that nobody but us is to use.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
@@ -34,8 +35,12 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
-	if _, err := Find(s.o, s.Name); err != nil { // another process was faster
+	now, err := Find(s.o, s.Name)
+	if err != nil { // another process was faster
 		return err
+	}
+	if now.Rollback && now.Up && !slices.ContainsFunc(now.Volumes, func(v *Volume) bool { return v.Dropped != "" }) {
+		return fmt.Errorf("snapshot: %s: it is being rolled back to, and goes by itself when that is done", s.Name)
 	}
 	ctl, err := dm.Open()
 	if err != nil {
@@ -52,7 +57,7 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
-	if ended, eerr := s.Ended(); err != nil && force && ended && eerr == nil {
+	if ended, eerr := s.Ended(); err != nil && force && (ended || s.Persistent) && eerr == nil {
 		err = errors.Join(fmt.Errorf("it is forgotten, but the files of its stores may be there still (chattr -i): %w", err), s.forget())
 	}
 	if err = errors.Join(err, s.letGo()); err != nil {
@@ -92,7 +97,7 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
-			err = s.o.tell(ctx, v)
+			err = s.tell(ctx, v)
 		}
 		if err == nil {
 			err = v.remove(ctl)
@@ -108,9 +113,13 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 }
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is
-// tracked: they changed without passing it.
-func (o Options) tell(ctx context.Context, v *Volume) error {
-	if v.Inside().Empty() {
+// tracked: they changed without passing it. After a rollback all of the origin has.
+func (s *Snapshot) tell(ctx context.Context, v *Volume) error {
+	changed := v.Inside()
+	if s.Rollback {
+		changed = extent.NewSet(extent.Extent{Len: v.Size})
+	}
+	if changed.Empty() {
 		return nil
 	}
 	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
@@ -121,14 +130,14 @@ func (o Options) tell(ctx context.Context, v *Volume) error {
 		return err
 	}
 	defer source.Close()
-	live, err := bpf.Attach(ctx, source, o.Track)
+	live, err := bpf.Attach(ctx, source, s.o.Track)
 	if errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(live.MarkDirty(ctx, v.Inside()), live.Close())
+	return errors.Join(live.MarkDirty(ctx, changed), live.Close())
 }
 
 // takeDown removes the devices of a volume. The volume gets its table back before what is below
@@ -153,6 +162,11 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	}
 	if !others {
 		if err := v.giveBack(ctx, ctl); err != nil {
+			return err
+		}
+	}
+	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
+		if err := errors.Join(err, s.wipe(v)); err != nil {
 			return err
 		}
 	}
@@ -255,6 +269,11 @@ func (v *Volume) giveBack(ctx context.Context, ctl *dm.Control) error {
 	if had, err := v.snapshotted(ctl); !had || err != nil {
 		return err
 	}
+	return v.putBack(ctx, ctl, info)
+}
+
+// putBack gives the volume the table of the device below, while it is in use.
+func (v *Volume) putBack(ctx context.Context, ctl *dm.Control, info dm.Info) error {
 	table, real, err := ctl.Table(v.real())
 	if err != nil {
 		return err

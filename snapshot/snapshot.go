@@ -68,6 +68,10 @@ var (
 	ErrExists = errors.New("there is a snapshot of that name")
 	// ErrInUse says that an image is mounted or open.
 	ErrInUse = errors.New("the image is in use")
+	// ErrNotKept says that a snapshot of a device could not outlive a reboot.
+	ErrNotKept = errors.New("it could not outlive a reboot")
+	// ErrNoRollback says that an origin cannot be put back to a snapshot, or not now.
+	ErrNoRollback = errors.New("no rollback")
 )
 
 // Options say where records are.
@@ -99,6 +103,11 @@ type Request struct {
 	Reserve int64
 	// Writable makes the images so. What is written to one goes to its store.
 	Writable bool
+	// Persistent has the snapshot outlive reboots. The caller answers for it that Assemble is
+	// called at each boot, before anything on the devices is mounted. The filesystems have to be
+	// ext4 or XFS. Stores of the kind File are refused, and the path of one of the kind Block must
+	// be the same at each boot.
+	Persistent bool
 	// Transient has the snapshot end with this process: what is left of it then, the next
 	// command removes.
 	Transient bool
@@ -126,6 +135,11 @@ type Volume struct {
 	Dev   sysfs.Dev `json:"device"`
 	Size  int64     `json:"size"` // bytes
 	Store Store     `json:"store"`
+	// Note is what the filesystem of the origin of a persistent snapshot was like when it was
+	// last seen with the snapshot in its place.
+	Note *Note `json:"note,omitempty"`
+	// Dropped says why a persistent snapshot is not shown any more.
+	Dropped string `json:"dropped,omitempty"`
 }
 
 // Store is where old blocks go.
@@ -136,6 +150,8 @@ type Store struct {
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`
+	// Pieces are the bytes of the origin that a store inside consists of, in its order.
+	Pieces []extent.Extent `json:"pieces,omitempty"`
 }
 
 // The kinds of store.
