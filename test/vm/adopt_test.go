@@ -2,6 +2,7 @@ package vm
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -19,7 +20,8 @@ const (
 
 // A Debian boots with root on a linear device over its partition. In it a partition is
 // adopted at once and at the next boot, found by all the names that it had, and plain again
-// when that is undone; a power cut while entries are written leaves a system that boots.
+// when that is undone; a persistent snapshot of it outlives a reboot; a power cut while entries are
+// written leaves a system that boots.
 func TestAdoptedDisks(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/adopt")
@@ -37,6 +39,7 @@ func TestAdoptedDisks(t *testing.T) {
 			d := NewDebian(t, c.kernel, c.generator, program)
 			d.Install("/usr/bin/tidemark", command)
 			d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\nLABEL=data /srv ext4 noauto 0 2\nUUID="+otherUUID+" /mnt ext4 defaults 0 2\n")
+			d.enable(t, "tidemark-snapshots.service")
 			host(t, command, "boot", "install", "--root", d.Dir, "--linear", "root", "--data", "PARTUUID="+RootPartUUID)
 			initrd := d.initramfs(c.generator)
 			imageState(t, command, d.Dir, initrd, "current")
@@ -48,8 +51,8 @@ func TestAdoptedDisks(t *testing.T) {
 			root.Volatile, root.Seed = true, uint64(time.Now().UnixNano())
 			t.Log("seed", root.Seed)
 			data := adoptDisk(t)
-			for boot := 1; boot <= 3; boot++ {
-				cut := boot == 2
+			for boot := 1; boot <= 4; boot++ {
+				cut := boot == 3
 				r := Run(t, Config{
 					Kernel: c.kernel, System: &system, MemMB: 768, Timeout: bootTimeout, Disks: []Disk{root, data},
 					Tests: fmt.Sprintf("^TestBoot%d$", boot),
@@ -71,6 +74,17 @@ func TestAdoptedDisks(t *testing.T) {
 			}
 		})
 	}
+}
+
+// enable installs one of the units that the packages have on.
+func (d *Debian) enable(t *testing.T, unit string) {
+	t.Helper()
+	content, err := os.ReadFile("../../dist/systemd/" + unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Write("/etc/systemd/system/"+unit, string(content))
+	host(t, "ln", "-s", "../"+unit, d.in("etc/systemd/system/multi-user.target.wants/"+unit))
 }
 
 // initramfs makes the system's initramfs and returns its path there.

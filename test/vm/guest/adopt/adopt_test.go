@@ -113,11 +113,48 @@ func fstabAuto(t *testing.T) {
 	guest.WriteFile(t, "/etc/fstab", strings.Replace(string(fstab), "noauto", "defaults", 1))
 }
 
-// TestBoot2 finds the partition adopted, undoes that while it is mounted, and is cut while
-// entries are written.
+// sumPath keeps what a persistent snapshot holds.
+const sumPath = "/root/sum"
+
+// TestBoot2 finds the partition adopted, and takes a snapshot that is to outlive the shutdown.
 func TestBoot2(t *testing.T) {
+	onLinear(t, "/srv", "data", names()...)
+	if out, err := exec.Command("tidemark", "snapshot", "create", "--persistent", "/dev/mapper/root").CombinedOutput(); err == nil || !strings.Contains(string(out), "it is opened in the initramfs") {
+		t.Errorf("a persistent snapshot of root: %v: %s", err, out)
+	}
+	guest.Run(t, "tidemark", "snapshot", "create", "--persistent", "--name", "lasts", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
+	guest.WriteFile(t, sumPath, guest.Sum(t, "/dev/mapper/data+lasts"))
+	guest.WriteFile(t, "/srv/later", "written after the snapshot")
+	if out, err := exec.Command("tidemark", "adopt", "--undo", "/dev/mapper/data").CombinedOutput(); err == nil || !strings.Contains(string(out), "snapshot destroy lasts") {
+		t.Errorf("plain, with a persistent snapshot: %v: %s", err, out)
+	}
+}
+
+// TestBoot3 finds the snapshot, ends it, undoes the adoption while the partition is mounted, and is
+// cut while entries are written.
+func TestBoot3(t *testing.T) {
 	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
 	plain := guest.Disk(t, "data") + "1"
+	t.Log(guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-era@data", "--unit", "tidemark-snapshots", "--output", "cat"))
+	t.Log(guest.Run(t, "tidemark", "snapshot", "status", "lasts"))
+	want, err := os.ReadFile(sumPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := guest.Sum(t, "/dev/mapper/data+lasts"); got != string(want) {
+		t.Error("the snapshot holds something else than before the boot")
+	}
+	var note struct {
+		Volumes []struct{ Note struct{ Still bool } }
+	}
+	content, err := os.ReadFile("/etc/tidemark/snapshots/lasts.json")
+	if err == nil {
+		err = json.Unmarshal(content, &note)
+	}
+	if err != nil || note.Volumes[0].Note.Still {
+		t.Errorf("the mount was not noted: %v: %s", err, content)
+	}
+	guest.Run(t, "tidemark", "snapshot", "destroy", "lasts")
 	onLinear(t, "/srv", "data", names()...)
 	if got, err := os.ReadFile("/srv/kept"); err != nil || string(got) != "kept" {
 		t.Errorf("%q, %v", got, err)
@@ -139,8 +176,8 @@ func TestBoot2(t *testing.T) {
 	}
 }
 
-// TestBoot3 finds the partition plain, and the other one as its entry says.
-func TestBoot3(t *testing.T) {
+// TestBoot4 finds the partition plain, and the other one as its entry says.
+func TestBoot4(t *testing.T) {
 	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
 	plain := guest.Disk(t, "data") + "1"
 	leadTo(t, plain, names()...)
