@@ -120,7 +120,7 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		if err := s.free(ctl, v); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
-		if err := s.lasts(v); err != nil {
+		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
 		s.Volumes = append(s.Volumes, v)
@@ -131,6 +131,17 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		}
 	}
 	return s, nil
+}
+
+// first refuses a store inside where there is a snapshot already: the file gets blocks that may have
+// been another file's at the instant of that one, and what goes to them passes below the origin, so
+// that nobody would copy what that one shows.
+func (v *Volume) first(ctl *dm.Control) error {
+	had, err := v.snapshotted(ctl)
+	if err == nil && had && v.Store.Kind == Inside {
+		err = fmt.Errorf("%w: there is a snapshot of it already, which a file that is made now would spoil: give another place for the store", ErrStore)
+	}
+	return err
 }
 
 // unhindered refuses what a leftover, which could not be removed because of left, stands in the way
