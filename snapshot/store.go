@@ -89,7 +89,7 @@ func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
 		if s.Transient { // it is gone before anybody misses the room
 			share = max(share, min(free/2, v.Size))
 		}
-		v.Store.Size = max(min(share, free), least)
+		v.Store.Size = max(min(share, free/s.Chunk*s.Chunk), least)
 	}
 	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
 	if v.Store.Size > free {

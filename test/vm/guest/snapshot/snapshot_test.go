@@ -534,6 +534,26 @@ func TestMirrorsByTheViewDM(t *testing.T) {
 	}
 }
 
+// A filesystem that would have to be frozen for longer than is allowed is read from a snapshot, where
+// there can be one.
+func TestAFreezeGivesWayToASnapshot(t *testing.T) {
+	const wide = 1 << 30 / 512 // that takes ten seconds at the speed that is presumed
+	dev := guest.Mapper(t, "wide", fmt.Sprintf("0 %d linear %s 0\n%d %d zero", sectors, guest.Disk(t, "data"), sectors, wide-sectors))
+	at, image := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	guest.Run(t, "mkfs.ext4", "-q", "-F", dev, "40M")
+	guest.Run(t, "mount", dev, at)
+	t.Cleanup(func() { guest.Run(t, "umount", at) })
+	out := guest.Run(t, "tidemark", "mirror", "--tracker", "scan", "--max-freeze", "5s", "--json", dev, image)
+	if !strings.Contains(out, `"view":"dm"`) || !strings.Contains(out, "view: dm in place of a freeze") {
+		t.Error(out)
+	}
+	guest.Run(t, "e2fsck", "-fn", image)
+	bare(t, at)
+	if out, err := exec.Command("tidemark", "mirror", "--tracker", "scan", "--view", "freeze", "--max-freeze", "5s", dev, image).CombinedOutput(); err == nil || !strings.Contains(string(out), "--view dm") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // A logical volume is mirrored by the view "dm" while LVM is kept from changing its group; and marks
 // outlive LVM's own snapshots.
 func TestMirrorsOfALogicalVolume(t *testing.T) {
