@@ -48,7 +48,7 @@ func (n *Note) since(was *Note) error {
 	case v.Kind != "ext4":
 		return fmt.Errorf("the power was cut while the disk was mounted, and %s does not tell whether anybody mounted it since", strings.ToUpper(v.Kind))
 	case v.State != witness.NeedsRecovery:
-		return errors.New("the disk was used without it: the journal is empty, though the power was cut while the disk was mounted")
+		return errors.New("the disk was unmounted or used without that being noted: its journal is empty")
 	}
 	for _, name := range []string{"UUID", "mount count", "last mount"} {
 		if a, b := field(w, name), field(v, name); a == "" || a != b {

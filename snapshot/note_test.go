@@ -69,9 +69,9 @@ func TestUsesInBetweenAreFound(t *testing.T) {
 			after := mountstest.Attach(t, cut)
 			says(t, "after the cut", seen(t, v, after).since(mounted), c.afterCut)
 			says(t, "after the cut, of what was there before the mount", seen(t, v, after).since(down), "used without it")
-			says(t, "after a shutdown that was not noted", seen(t, v, disk).since(mounted), map[string]string{"ext4": "the journal is empty", "xfs": "does not tell"}[c.kind])
+			says(t, "after a shutdown that was not noted", seen(t, v, disk).since(mounted), map[string]string{"ext4": "its journal is empty", "xfs": "does not tell"}[c.kind])
 			use(after)
-			says(t, "used after the cut", seen(t, v, after).since(mounted), map[string]string{"ext4": "the journal is empty", "xfs": "does not tell"}[c.kind])
+			says(t, "used after the cut", seen(t, v, after).since(mounted), map[string]string{"ext4": "its journal is empty", "xfs": "does not tell"}[c.kind])
 			use(disk)
 			says(t, "used after the shutdown", seen(t, v, disk).since(down), "used without it")
 

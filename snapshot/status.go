@@ -87,6 +87,10 @@ func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
 		return err
 	}
+	if s.Persistent && errors.Is(err, dm.ErrNotFound) {
+		st.Lost = "its disk is not there, with which it would come up"
+		return nil
+	}
 	if !had {
 		st.Lost = "another program has put another table into the origin: writes may have gone past the snapshot"
 		return nil
