@@ -211,4 +211,3 @@ func (s *Snapshot) reopen(ctl *dm.Control, v *Volume, kind tableKind) error {
 	}
 	return s.join(ctl, v)
 }
-
