@@ -187,9 +187,9 @@ func listIn(o Options, dir string) (list []*Snapshot, err error) {
 	return list, err
 }
 
-// Ended reports whether the boot in which the snapshot was made has ended, and it with it.
+// Ended reports whether the boot in which the snapshot was made has ended, and the snapshot with it.
 func (s *Snapshot) Ended() (bool, error) {
-	if s.Persistent {
+	if s.Persistent || s.ofLVM() {
 		return false, nil
 	}
 	boot, err := sysfs.BootID()

@@ -139,7 +139,9 @@ func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 	}
 	origins := slices.Clone(s.Volumes)
 	for _, o := range list {
-		origins = append(origins, o.Volumes...)
+		if !o.ofLVM() { // its store lies in the group
+			origins = append(origins, o.Volumes...)
+		}
 	}
 	for _, o := range origins {
 		above, err := table.Above(o.Dev)
@@ -284,7 +286,7 @@ func (v *Volume) pieces() (table []dm.Target) {
 func (v *Volume) remove(ctl *dm.Control) error {
 	path := v.Store.Path
 	switch v.Store.Kind {
-	case Block, none:
+	case Block, LVM, none:
 		return nil
 	case Inside:
 		info, err := ctl.Info(v.Name)
