@@ -80,16 +80,6 @@ func mount(t *testing.T, kind string) {
 	repair(t)
 }
 
-// end is a shutdown.
-func end(t *testing.T) {
-	t.Helper()
-	for _, kind := range kinds {
-		_ = exec.Command("umount", where(kind)).Run() // it may not be mounted
-	}
-	repair(t)
-	guest.Run(t, "umount", "/etc/tidemark")
-}
-
 // take takes a persistent snapshot of both filesystems while they are in use, and keeps what they
 // held.
 func take(t *testing.T, name string) {
@@ -197,48 +187,73 @@ func bare(t *testing.T) {
 	}
 }
 
-// TestBoot1 takes the snapshot, uses the disks, and shuts down.
+// TestBoot1 takes a snapshot of busy disks, finds it again after they were shut down, and uses them
+// until the power is cut.
 func TestBoot1(t *testing.T) {
 	boot(t)
 	open(t)
 	for _, name := range []string{"TEST_DIR", "TEST_DEV", "QA_CHECK_FS"} {
 		t.Setenv(name, "x") // by which mkfs.xfs makes small ones
 	}
-	for kind, force := range map[string]string{"ext4": "-F", "xfs": "-f"} {
-		guest.Run(t, "mkfs."+kind, "-q", force, device(kind))
+	var stop []func()
+	for _, kind := range kinds {
+		guest.Run(t, "mkfs."+kind, "-q", map[string]string{"ext4": "-F", "xfs": "-f"}[kind], device(kind))
 		guest.Run(t, "mount", device(kind), where(kind))
-		defer instant.Load(t, where(kind))()
+		stop = append(stop, instant.Load(t, where(kind)))
 	}
 	take(t, "one")
-	for range 20 {
-		guest.Run(t, "sync")
+	settle(t)
+	for _, f := range stop {
+		f()
 	}
-	t.Cleanup(func() { end(t) })
-}
-
-// TestBoot2 finds it after the shutdown, and uses the disks until the power is cut.
-func TestBoot2(t *testing.T) {
-	boot(t)
+	down(t)
 	want(t, open(t), "is there again", 2)
 	want(t, open(t), "again", 0)
 	for _, kind := range kinds {
 		same(t, image(kind, "one"), kind, "one")
 		mount(t, kind)
-		same(t, image(kind, "one"), kind, "one")
 		instant.Load(t, where(kind))
 	}
-	for range 20 {
-		guest.Run(t, "sync")
-	}
+	settle(t)
 	for _, kind := range kinds {
 		same(t, image(kind, "one"), kind, "one")
 	}
 	guest.Tell(t, "cut")
 }
 
-// TestBoot3 finds the one of ext4 after the power cut, and that the one of XFS cannot be relied on;
-// then the disks are used past new ones.
-func TestBoot3(t *testing.T) {
+// settle lets the load write for a while.
+func settle(t *testing.T) {
+	t.Helper()
+	for range 15 {
+		guest.Run(t, "sync")
+	}
+}
+
+// down is a shutdown without a boot: filesystems, units and devices end as they do then.
+func down(t *testing.T) {
+	t.Helper()
+	for _, kind := range kinds {
+		_ = exec.Command("umount", where(kind)).Run() // it may not be mounted
+	}
+	repair(t)
+	for left := []string{""}; len(left) > 0; {
+		left = nil
+		out := guest.Run(t, "dmsetup", "info", "-c", "--noheadings", "-o", "name")
+		if out == "No devices found" {
+			return
+		}
+		for _, name := range strings.Fields(out) {
+			if exec.Command("dmsetup", "remove", "--retry", name).Run() != nil {
+				left = append(left, name) // another one lies on it
+			}
+		}
+	}
+}
+
+// TestBoot2 finds the snapshot of ext4 after the power cut, and that the one of XFS cannot be relied
+// on; that the disks were used without the next one; then it rolls back to another, and the power is
+// cut in the middle of the last rollback.
+func TestBoot2(t *testing.T) {
 	boot(t)
 	out := open(t)
 	want(t, out, "the snapshot one of ext4 is there again", 1)
@@ -252,14 +267,9 @@ func TestBoot3(t *testing.T) {
 	want(t, status(t, "one"), "lost: the power was cut while the disk was mounted, and XFS", 1)
 	guest.Run(t, "tidemark", "snapshot", "destroy", "one")
 	bare(t)
-	take(t, "two")
-	end(t)
-}
 
-// TestBoot4 mounts the disks past the snapshot, which is found. A new one is rolled back to, and the
-// power is cut in the middle.
-func TestBoot4(t *testing.T) {
-	boot(t)
+	take(t, "two")
+	down(t)
 	for _, kind := range kinds {
 		guest.Run(t, "mount", guest.Disk(t, kind), where(kind))
 		use(t, where(kind))
@@ -282,7 +292,7 @@ func TestBoot4(t *testing.T) {
 	for _, kind := range kinds {
 		guest.Run(t, "umount", where(kind))
 	}
-	out := guest.Run(t, "tidemark", "snapshot", "rollback", "three", "--dry-run")
+	out = guest.Run(t, "tidemark", "snapshot", "rollback", "three", "--dry-run")
 	want(t, out, "to be put back", 2)
 	mark := strings.Fields(guest.Run(t, "tidemark", "track", "start", device("ext4")))[1]
 	t.Log(guest.Run(t, "tidemark", "snapshot", "rollback", "three"))
@@ -312,8 +322,8 @@ func TestBoot4(t *testing.T) {
 	guest.Tell(t, "cut")
 }
 
-// TestBoot5 takes the rollback up, and mounts the disks while it goes on.
-func TestBoot5(t *testing.T) {
+// TestBoot3 takes the rollback up, and mounts the disks while it goes on.
+func TestBoot3(t *testing.T) {
 	boot(t)
 	guest.WriteFile(t, "/sys/module/dm_snapshot/parameters/snapshot_copy_throttle", "2")
 	want(t, open(t), "goes on", 2)
