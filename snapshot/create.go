@@ -62,7 +62,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	}
 	err = s.create(ctx, ctl, req)
 	if err == nil {
-		err = s.note()
+		_, err = s.note()
 	}
 	if err == nil {
 		s.Up = true
@@ -270,7 +270,7 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{Name: info.Name, Dev: info.Dev()}
+	v := &Volume{Name: info.Name, UUID: info.UUID, Dev: info.Dev()}
 	unfit := func(format string, args ...any) error {
 		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
 	}
@@ -380,7 +380,13 @@ func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
 		return false, err
 	}
-	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil || had {
+	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil {
+		return false, err
+	}
+	if s.Persistent { // the kernel has made its header
+		err = s.mark(v)
+	}
+	if err != nil || had {
 		return false, err
 	}
 	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})

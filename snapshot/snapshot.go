@@ -16,7 +16,7 @@
 //
 //	X+real       T; what X consists of
 //	X+NAME+cow   where the store lies: extents of a file on X+real, a loop device, or a device
-//	X+NAME+snap  snapshot X+real X+NAME+cow N
+//	X+NAME+snap  snapshot X+real X+NAME+cow N, or P for a persistent one
 //	X            snapshot-origin X+real, as long as there is a snapshot of X
 //	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
 //
@@ -37,8 +37,9 @@
 //
 // # What survives
 //
-// The store is volatile: a snapshot ends with the boot. The file that a reboot leaves is removed by
-// Repair, and by the next command.
+// A volatile snapshot ends with the boot. The file that a reboot leaves is removed by Repair, and by
+// the next command. A persistent one is brought up by [Assemble], and [Snapshot.RollBack] puts its
+// origins back to it.
 package snapshot
 
 import (
@@ -134,7 +135,8 @@ type Device struct {
 
 // Volume is one origin of a snapshot.
 type Volume struct {
-	Name  string    `json:"origin"` // in device-mapper
+	Name  string    `json:"origin"`         // in device-mapper
+	UUID  string    `json:"uuid,omitempty"` // there
 	Dev   sysfs.Dev `json:"device"`
 	Size  int64     `json:"size"` // bytes
 	Store Store     `json:"store"`
@@ -155,6 +157,8 @@ type Store struct {
 	Extents []extent.Extent `json:"extents,omitempty"`
 	// Pieces are the bytes of the origin that a store inside consists of, in its order.
 	Pieces []extent.Extent `json:"pieces,omitempty"`
+	// Mark is random, and in the header of a persistent one.
+	Mark string `json:"mark,omitempty"`
 }
 
 // The kinds of store.
@@ -172,8 +176,10 @@ func (s *Snapshot) Image(v *Volume) string { return "/dev/mapper/" + s.image(v) 
 // the snapshot is gone.
 func (v *Volume) Inside() extent.Set { return extent.NewSet(v.Store.Extents...) }
 
+func (v *Volume) path() string { return "/dev/mapper/" + v.Name }
+
 // The names of our devices.
-func (v *Volume) real() string              { return v.Name + "+real" }
+func (v *Volume) real() string { return v.Name + "+real" }
 func (s *Snapshot) image(v *Volume) string {
 	if v.ofLVM() {
 		return s.copied(v)
