@@ -86,10 +86,10 @@ func Assemble(ctx context.Context, o Options, device string, wait time.Duration)
 	return done, err
 }
 
-// assemble brings up one volume, or drops it. The device is there.
+// assemble brings up one volume, or drops it.
 func (s *Snapshot) assemble(ctx context.Context, ctl *dm.Control, v *Volume, wait time.Duration) (done []string, err error) {
 	kind, err := s.tableOf(ctl, v)
-	if err != nil || v.Dropped != "" {
+	if err != nil || v.Dropped != "" || kind == absent {
 		return nil, err
 	}
 	if s.Rollback {
@@ -239,12 +239,10 @@ func (s *Snapshot) drop(ctx context.Context, ctl *dm.Control, v *Volume, why str
 	if err := s.takeDown(ctx, ctl, v, true); err != nil {
 		return err
 	}
-	wiped := s.unmark(v)
+	_ = s.unmark(v) // the record is enough
 	err := s.write()
 	if errors.Is(err, unix.EROFS) { // root is not writable yet: repair does the rest
-		if err = os.WriteFile(s.lost(v), []byte(why), 0o600); err == nil {
-			err = wiped
-		}
+		err = os.WriteFile(s.lost(v), []byte(why), 0o600)
 	}
 	return err
 }
