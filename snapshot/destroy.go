@@ -177,7 +177,7 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 		return err
 	}
 	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
-		if err := errors.Join(err, s.wipe(v)); err != nil {
+		if err := errors.Join(err, s.wipe(v)); err != nil && v.Dropped == "" { // by which the record is enough
 			return err
 		}
 	}

@@ -38,7 +38,7 @@ func (s *Snapshot) merge(ctl *dm.Control, v *Volume) error {
 // resume takes a rollback of one volume up after a boot, or a crash before its merge. Until then the
 // volume is a mixture of old and new, which nobody must use: whatever fails, it refuses everything.
 func (s *Snapshot) resume(ctx context.Context, ctl *dm.Control, v *Volume, kind tableKind, wait time.Duration) ([]string, error) {
-	if kind == absent || kind == merging {
+	if kind == merging {
 		return nil, nil
 	}
 	if err := v.goOn(ctl); err != nil {

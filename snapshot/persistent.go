@@ -85,10 +85,10 @@ func Assemble(ctx context.Context, o Options, device string, wait time.Duration)
 	return done, err
 }
 
-// assemble brings up one volume, or drops it. The device is there.
+// assemble brings up one volume, or drops it.
 func (s *Snapshot) assemble(ctx context.Context, ctl *dm.Control, v *Volume, wait time.Duration) (done []string, err error) {
 	kind, err := s.tableOf(ctl, v)
-	if err != nil || v.Dropped != "" {
+	if err != nil || v.Dropped != "" || kind == absent {
 		return nil, err
 	}
 	other := v.another(ctl)
@@ -293,7 +293,9 @@ func (s *Snapshot) join(ctl *dm.Control, v *Volume) error {
 // and its record says why. The file of the store stays until the snapshot is destroyed.
 func (s *Snapshot) drop(ctx context.Context, ctl *dm.Control, v *Volume, why string) error {
 	v.Dropped = why
-	return errors.Join(s.write(), s.takeDown(ctx, ctl, v, true), s.unmark(v))
+	err := errors.Join(s.write(), s.takeDown(ctx, ctl, v, true))
+	_ = s.unmark(v) // the record is enough
+	return err
 }
 
 // wipe takes the header from the store of a volume whose devices are there.

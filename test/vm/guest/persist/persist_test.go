@@ -45,14 +45,14 @@ func boot(t *testing.T) {
 	must(t, os.MkdirAll("/etc/tidemark", 0o755))
 	guest.Run(t, "mount", guest.Disk(t, "state"), "/etc/tidemark")
 	must(t, os.MkdirAll("/dev/disk/by-id", 0o755))
-	table := ""
+	var table strings.Builder
 	for _, kind := range kinds {
 		must(t, os.MkdirAll(where(kind), 0o755))
 		link := "/dev/disk/by-id/virtio-" + kind
 		must(t, os.Symlink(guest.Disk(t, kind), link))
-		table += kind + " " + link + " linear system\n"
+		table.WriteString(kind + " " + link + " linear system\n")
 	}
-	guest.WriteFile(t, "/etc/tidemark/era.conf", table)
+	guest.WriteFile(t, "/etc/tidemark/era.conf", table.String())
 }
 
 // open is what the units of systemd run before anything is mounted.
