@@ -39,14 +39,14 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 	if err != nil { // another process was faster
 		return err
 	}
-	if now.Rollback && now.Up && !slices.ContainsFunc(now.Volumes, func(v *Volume) bool { return v.Dropped != "" }) {
-		return fmt.Errorf("snapshot: %s: it is being rolled back to, and goes by itself when that is done", s.Name)
-	}
 	ctl, err := dm.Open()
 	if err != nil {
 		return err
 	}
 	defer ctl.Close()
+	if err := now.rolledBack(ctl); err != nil {
+		return err
+	}
 	if !force {
 		if err := s.unused(ctl); err != nil {
 			return err
@@ -62,6 +62,19 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 	}
 	if err = errors.Join(err, s.letGo()); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// rolledBack refuses when what the store holds is still to be put back.
+func (s *Snapshot) rolledBack(ctl *dm.Control) error {
+	for _, v := range s.Volumes {
+		if !s.Rollback || !s.Up || v.Dropped != "" {
+			continue
+		}
+		if left, err := s.left(ctl, v); err != nil || left > 0 {
+			return errors.Join(err, fmt.Errorf("snapshot: %s: %s is being rolled back to it: it goes by itself when that is done", s.Name, v.Name))
+		}
 	}
 	return nil
 }
@@ -125,7 +138,7 @@ func (s *Snapshot) tell(ctx context.Context, v *Volume) error {
 	if changed.Empty() {
 		return nil
 	}
-	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	source, err := block.Open(v.path(), block.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // what tracked it has gone with it
 	}
@@ -163,13 +176,13 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	if err != nil {
 		return err
 	}
-	if !others {
-		if err := v.giveBack(ctx, ctl); err != nil {
+	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
+		if err := errors.Join(err, s.wipe(v)); err != nil && v.Dropped == "" { // by which the record is enough
 			return err
 		}
 	}
-	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
-		if err := errors.Join(err, s.wipe(v)); err != nil {
+	if !others {
+		if err := s.giveBack(ctx, ctl, v); err != nil {
 			return err
 		}
 	}
@@ -261,15 +274,13 @@ func (v *Volume) goOn(ctl *dm.Control) error {
 
 // giveBack puts the table of a volume back that it had before its first snapshot, which is that
 // of the device below.
-func (v *Volume) giveBack(ctx context.Context, ctl *dm.Control) error {
-	info, err := ctl.Info(v.Name)
-	if errors.Is(err, dm.ErrNotFound) {
-		return nil
-	}
-	if err != nil {
+func (s *Snapshot) giveBack(ctx context.Context, ctl *dm.Control, v *Volume) error {
+	kind, err := s.tableOf(ctl, v)
+	if err != nil || kind == absent || kind == plain {
 		return err
 	}
-	if had, err := v.snapshotted(ctl); !had || err != nil {
+	info, err := ctl.Info(v.Name)
+	if err != nil {
 		return err
 	}
 	return v.putBack(ctx, ctl, info)

@@ -9,8 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tidemark/block"
-	"tidemark/format/snapstore"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmsnap"
 )
@@ -37,62 +35,50 @@ func (s *Snapshot) merge(ctl *dm.Control, v *Volume) error {
 	return gone(ctl, s.copied(v))
 }
 
-// resume takes a rollback of one volume up after a boot, or a crash before its merge.
+// resume takes a rollback of one volume up after a boot, or a crash before its merge. Until then the
+// volume is a mixture of old and new, which nobody must use: whatever fails, it refuses everything.
 func (s *Snapshot) resume(ctx context.Context, ctl *dm.Control, v *Volume, kind tableKind, wait time.Duration) ([]string, error) {
-	switch kind {
-	case absent, merging:
+	if kind == merging {
 		return nil, nil
-	case plain:
-		if done, err := s.emptied(ctx, v, wait); done || err != nil {
-			return nil, err
-		}
-		d, err := block.Open("/dev/mapper/"+v.Name, block.Options{Exclusive: true})
-		if errors.Is(err, unix.EBUSY) {
-			err = s.drop(context.WithoutCancel(ctx), ctl, v, "the rollback to it was cut off, and the disk is in use without it: what is on it is damaged")
-			return []string{s.dropped(v)}, err
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := d.Close(); err != nil {
-			return nil, err
-		}
 	}
 	if err := v.goOn(ctl); err != nil {
 		return nil, err
 	}
-	// The merge may have been cut off when the snapshot stood still for it.
-	if info, there, err := own(ctl, s.copied(v)); err != nil {
-		return nil, err
-	} else if there && info.Suspended {
-		if _, err := ctl.ResumeHidden(s.copied(v)); err != nil {
-			return nil, err
-		}
-	}
-	err := s.raise(ctl, v)
-	if err == nil {
-		err = s.merge(ctl, v)
+	d, err := v.claim()
+	if kind == plain && errors.Is(err, unix.EBUSY) {
+		// It must not go on over what was written since. Its store is kept, for whoever can use it.
+		v.Dropped = "the rollback to it was cut off, and the disk is in use without it: what is on it is damaged"
+		return []string{s.dropped(v)}, s.write()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the rollback cannot go on, and until it does the disk is a mixture: %w", err)
+		return nil, err
+	}
+	defer d.Close()
+	if err = s.shut(ctl, v, d); err == nil {
+		if err = s.stored(ctx, ctl, v, wait); err == nil {
+			err = s.startMerge(ctl, v)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the rollback cannot go on, and the disk, which is a mixture of old and new, refuses everything until it does (\"tidemark snapshot repair\"): %w", err)
 	}
 	return []string{fmt.Sprintf("the rollback of %s to %s goes on", v.Name, s.Name)}, nil
 }
 
-// emptied reports whether the store of a volume that has its own table was put back wholly.
-func (s *Snapshot) emptied(ctx context.Context, v *Volume, wait time.Duration) (bool, error) {
-	store, d, err := s.openStore(ctx, v, wait)
-	if errors.Is(err, snapstore.ErrNotStore) {
-		return true, nil // its header was taken from it after that
+// startMerge has the merge of a volume that is shut begin, of whose devices some may be there.
+func (s *Snapshot) startMerge(ctl *dm.Control, v *Volume) error {
+	// The merge may have been cut off when the snapshot stood still for it.
+	info, there, err := own(ctl, s.copied(v))
+	if err == nil && there && info.Suspended {
+		_, err = ctl.ResumeHidden(s.copied(v))
 	}
-	if err != nil {
-		return false, err
+	if err == nil {
+		err = s.raise(ctl, v)
 	}
-	defer d.Close()
-	for _, err := range store.Exceptions() {
-		return false, err
+	if err == nil {
+		err = s.merge(ctl, v)
 	}
-	return true, nil
+	return err
 }
 
 // left returns how much of a volume has still to be put back, in bytes.
@@ -101,8 +87,8 @@ func (s *Snapshot) left(ctl *dm.Control, v *Volume) (int64, error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case kind == plain:
-		return 0, nil
+	case v.Dropped != "":
+		return 0, errors.New(v.Dropped)
 	case kind != merging:
 		return 0, errors.New("its rollback was cut off: \"tidemark snapshot repair\" takes it up")
 	}
@@ -117,6 +103,18 @@ func (s *Snapshot) left(ctl *dm.Control, v *Volume) (int64, error) {
 	return u.Used - u.MetadataPortion, err
 }
 
+// allLeft sums up what is left of all volumes.
+func (s *Snapshot) allLeft(ctl *dm.Control) (sum int64, err error) {
+	for _, v := range s.Volumes {
+		n, err := s.left(ctl, v)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", v.Name, err)
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
 // WaitRolledBack waits until all is copied back, gives the volumes their own tables, and removes
 // what is left of the snapshot. progress, which may be nil, gets how many bytes are left. When the
 // wait ends early the kernel goes on, and Repair does the rest. It returns what is left to be done.
@@ -127,13 +125,12 @@ func (s *Snapshot) WaitRolledBack(ctx context.Context, progress func(left int64)
 	}
 	defer ctl.Close()
 	for {
-		sum := int64(0)
-		for _, v := range s.Volumes {
-			n, err := s.left(ctl, v)
-			if err != nil {
-				return "", fmt.Errorf("snapshot: %s: %s: %w", s.Name, v.Name, err)
-			}
-			sum += n
+		sum, err := s.allLeft(ctl)
+		if now, ferr := Find(s.o, s.Name); err != nil && (errors.Is(ferr, ErrNotFound) || ferr == nil && !now.Up) {
+			return "", nil // another process was faster
+		}
+		if err != nil {
+			return "", fmt.Errorf("snapshot: %s: %w", s.Name, err)
 		}
 		if progress != nil {
 			progress(sum)
@@ -166,21 +163,12 @@ func (s *Snapshot) WaitRolledBack(ctx context.Context, progress func(left int64)
 	return "", err
 }
 
-// finish gives the volumes their own tables, and removes the rest.
+// finish gives the volumes their own tables, and removes the rest, when nothing is left.
 func (s *Snapshot) finish(ctx context.Context, ctl *dm.Control) error {
-	for _, v := range s.Volumes {
-		kind, err := s.tableOf(ctl, v)
-		if err == nil && kind == merging {
-			var info dm.Info
-			if info, err = ctl.Info(v.Name); err == nil {
-				err = v.putBack(ctx, ctl, info)
-			}
-		}
-		if err != nil {
-			return fmt.Errorf("snapshot: %s: %s: %w", s.Name, v.Name, err)
-		}
+	if left, err := s.allLeft(ctl); s.Up && (err != nil || left > 0) {
+		return errors.Join(err, fmt.Errorf("snapshot: %s: it is still being rolled back to", s.Name))
 	}
-	s.Up = false
+	s.Up = false // from here on no boot takes it up
 	if err := s.write(); err != nil {
 		return err
 	}
@@ -189,26 +177,18 @@ func (s *Snapshot) finish(ctx context.Context, ctl *dm.Control) error {
 
 // carryOn takes a rollback up, and ends it when all is put back.
 func (s *Snapshot) carryOn(ctx context.Context, ctl *dm.Control) (done []string, err error) {
-	left := int64(0)
 	for _, v := range s.Volumes {
-		if v.Dropped != "" {
-			return nil, nil
-		}
-		told, err := s.assemble(ctx, ctl, v, 0)
-		if done = append(done, told...); err != nil {
-			return done, err
-		}
-		n, err := s.left(ctl, v)
-		if err != nil {
-			return done, fmt.Errorf("%s: %w", v.Name, err)
-		}
-		left += n
+		told, aerr := s.assemble(ctx, ctl, v, 0)
+		done, err = append(done, told...), errors.Join(err, aerr)
 	}
-	if left == 0 && !slices.ContainsFunc(s.Volumes, func(v *Volume) bool { return v.Dropped != "" }) {
-		if err := s.finish(ctx, ctl); err != nil {
-			return done, err
-		}
-		return append(done, fmt.Sprintf("the rollback to %s is done", s.Name)), nil
+	if err != nil || slices.ContainsFunc(s.Volumes, func(v *Volume) bool { return v.Dropped != "" }) {
+		return done, err
 	}
-	return done, nil
+	if left, err := s.allLeft(ctl); err != nil || left > 0 {
+		return done, err
+	}
+	if err := s.finish(ctx, ctl); err != nil {
+		return done, err
+	}
+	return append(done, fmt.Sprintf("the rollback to %s is done", s.Name)), nil
 }

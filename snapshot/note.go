@@ -50,7 +50,7 @@ func (n *Note) since(was *Note) error {
 	case v.State != witness.NeedsRecovery:
 		return errors.New("the disk was unmounted or used without that being noted: its journal is empty")
 	}
-	for _, name := range []string{"UUID", "mount count", "last mount"} {
+	for _, name := range []string{"UUID", "mount count", "last mount", "last check"} {
 		if a, b := field(w, name), field(v, name); a == "" || a != b {
 			return fmt.Errorf("the disk was used without it: %s is %s, was %s", name, b, a)
 		}
@@ -67,14 +67,32 @@ func field(v *witness.Volume, name string) string {
 	return ""
 }
 
-// look reads what the filesystem on a device is like now, past the page cache. While it looks at one
-// that nobody has mounted, nobody can.
-func (v *Volume) look(path string) (n *Note, err error) {
-	d, err := block.Open(path, block.Options{Direct: true, Exclusive: true})
-	still := err == nil
-	if errors.Is(err, unix.EBUSY) {
-		d, err = block.Open(path, block.Options{Direct: true})
+// look reads what the filesystem on a volume is like now. That nobody has it mounted is proved by an
+// exclusive open in the middle, which a mount at that moment would fail at.
+func (v *Volume) look(path string) (*Note, error) {
+	before, err := v.read(path)
+	if err != nil {
+		return nil, err
 	}
+	d, err := block.Open(path, block.Options{Exclusive: true})
+	still := err == nil
+	if still {
+		err = d.Close()
+	}
+	if err != nil && !errors.Is(err, unix.EBUSY) {
+		return nil, err
+	}
+	now, err := v.read(path)
+	if err != nil {
+		return nil, err
+	}
+	now.Still = still && now.same(before)
+	return now, nil
+}
+
+// read reads the filesystem past the page cache.
+func (v *Volume) read(path string) (*Note, error) {
+	d, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
 		return nil, err
 	}
@@ -83,33 +101,33 @@ func (v *Volume) look(path string) (n *Note, err error) {
 		return nil, fmt.Errorf("it has %d bytes, and had %d", d.Size(), v.Size)
 	}
 	w, err := witness.Read(aligned{d}, d.Size())
-	return &Note{Still: still, Witness: w}, err
+	return &Note{Witness: w}, err
 }
 
 // note keeps what the filesystems of a persistent snapshot are like, of those that it keeps track of
-// now. The record is the caller's.
-func (s *Snapshot) note() error {
+// now, and reports whether that is news. The record is the caller's.
+func (s *Snapshot) note() (changed bool, err error) {
 	if !s.Persistent {
-		return nil
+		return false, nil
 	}
 	ctl, err := dm.Open()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer ctl.Close()
 	for _, v := range s.Volumes {
 		up, err := s.isUp(ctl, v)
-		if err == nil && up {
+		if err == nil && up && v.Dropped == "" {
 			var n *Note
-			if n, err = v.look("/dev/mapper/" + v.Name); err == nil {
-				v.Note = n
+			if n, err = v.look(v.path()); err == nil && !n.same(v.Note) {
+				v.Note, changed = n, true
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", v.Name, err)
+			return changed, fmt.Errorf("%s: %w", v.Name, err)
 		}
 	}
-	return nil
+	return changed, nil
 }
 
 // aligned reads any bytes of a device that is open for direct I/O.

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -90,6 +91,20 @@ func says(t *testing.T, when string, err error, want string) {
 	switch {
 	case want == "" && err != nil, want != "" && err == nil, err != nil && !strings.Contains(err.Error(), want):
 		t.Errorf("%s: %v, want %q", when, err, want)
+	}
+}
+
+// A store is a record's own only with the mark that the record has.
+func TestAnotherSnapshotsStoreIsToldByItsMark(t *testing.T) {
+	own := Store{Mark: strings.Repeat("61", markSize)}
+	header := strings.Repeat("-", markAt) + strings.Repeat("a", markSize)
+	if err := own.marked(strings.NewReader(header)); err != nil {
+		t.Error(err)
+	}
+	for _, s := range []Store{{}, {Mark: strings.Repeat("61", markSize-1) + "62"}} {
+		if err := s.marked(strings.NewReader(header)); !errors.Is(err, errOther) {
+			t.Errorf("%q: %v", s.Mark, err)
+		}
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -31,7 +30,7 @@ func (s *Snapshot) lasts(v *Volume) error {
 	if v.Store.Kind == File {
 		return fmt.Errorf("%w: %s lies on a filesystem that is mounted later: leave --store out, or give a disk or partition", ErrNotKept, v.Store.Path)
 	}
-	n, err := v.look("/dev/mapper/" + v.Name)
+	n, err := v.look(v.path())
 	if err == nil && n.volume() == nil {
 		err = fmt.Errorf("%w: nothing on it tells whether it was mounted without the snapshot; ext4 and XFS do", ErrNotKept)
 	}
@@ -92,18 +91,20 @@ func (s *Snapshot) assemble(ctx context.Context, ctl *dm.Control, v *Volume, wai
 	if err != nil || v.Dropped != "" || kind == absent {
 		return nil, err
 	}
+	other := v.another(ctl)
 	if s.Rollback {
+		if other != nil {
+			return nil, fmt.Errorf("the rollback cannot go on: %w", other)
+		}
 		return s.resume(ctx, ctl, v, kind, wait)
 	}
 	_, there, err := own(ctl, s.copied(v))
 	if err != nil || there && kind != plain {
 		return nil, errors.Join(err, s.reopen(ctl, v, kind))
 	}
-	why := s.judge(ctx, v, wait)
+	why := other
 	if why == nil {
-		if why = s.raise(ctl, v); why == nil {
-			why = s.join(ctl, v)
-		}
+		why = s.bringUp(ctx, ctl, v, wait)
 	}
 	if why == nil {
 		return []string{fmt.Sprintf("the snapshot %s of %s is there again", s.Name, v.Name)}, nil
@@ -112,6 +113,37 @@ func (s *Snapshot) assemble(ctx context.Context, ctl *dm.Control, v *Volume, wai
 		return nil, errors.Join(err, why)
 	}
 	return []string{s.dropped(v)}, nil
+}
+
+// another returns why the device of a volume's name is not the volume, nil when it is.
+func (v *Volume) another(ctl *dm.Control) error {
+	info, err := ctl.Info(v.Name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return nil
+	}
+	if err == nil && info.UUID != v.UUID {
+		err = fmt.Errorf("%s is another device: its UUID is %q, and was %q", info.Path(), info.UUID, v.UUID)
+	}
+	return err
+}
+
+// bringUp has a volume that nobody uses keep its snapshot again, or tells why it must not.
+func (s *Snapshot) bringUp(ctx context.Context, ctl *dm.Control, v *Volume, wait time.Duration) error {
+	d, err := v.claim()
+	if errors.Is(err, unix.EBUSY) {
+		return errors.New("the disk was in use before it could be brought up")
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := s.judge(ctx, ctl, v, wait); err != nil {
+		return err
+	}
+	if err := s.raise(ctl, v); err != nil {
+		return err
+	}
+	return s.join(ctl, v)
 }
 
 func (s *Snapshot) dropped(v *Volume) string {
@@ -128,69 +160,94 @@ func (s *Snapshot) isUp(ctl *dm.Control, v *Volume) (bool, error) {
 	return kind == kept, err
 }
 
-// judge returns why the store must not be taken for what the volume was, nil when it may.
-func (s *Snapshot) judge(ctx context.Context, v *Volume, wait time.Duration) error {
-	now, err := v.look("/dev/mapper/" + v.Name)
-	switch {
-	case err != nil:
-		return err
-	case !now.Still:
-		return errors.New("the disk was in use before it could be brought up")
-	}
-	if err := now.since(v.Note); err != nil {
-		return err
-	}
-	store, d, err := s.openStore(ctx, v, wait)
+// judge returns why the store must not be taken for what the volume, which is claimed, was, nil when
+// it may.
+func (s *Snapshot) judge(ctx context.Context, ctl *dm.Control, v *Volume, wait time.Duration) error {
+	now, err := v.read(v.path())
 	if err != nil {
 		return err
 	}
-	return errors.Join(store.Valid(), d.Close())
+	now.Still = true
+	if err := now.since(v.Note); err != nil {
+		return err
+	}
+	return s.stored(ctx, ctl, v, wait)
 }
 
-// openStore reads the store of a volume of which no devices are there yet. Without a header the
-// kernel would take it for a new and empty one.
-func (s *Snapshot) openStore(ctx context.Context, v *Volume, wait time.Duration) (*snapstore.Store, *block.Device, error) {
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	path := "/dev/mapper/" + v.Name
+// stored returns why what is where the store of a volume was is not that, nil when it is. Without a
+// header the kernel would take it for a new and empty one.
+func (s *Snapshot) stored(ctx context.Context, ctl *dm.Control, v *Volume, wait time.Duration) error {
+	path := v.path()
+	if _, there, err := own(ctl, v.real()); err != nil {
+		return err
+	} else if there {
+		path = "/dev/mapper/" + v.real()
+	}
 	if v.Store.Kind == Block {
 		path = v.Store.Path
-	}
-	for {
-		_, err := os.Stat(path)
-		if !errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		select {
-		case <-ctx.Done():
-			return nil, nil, err
-		case <-time.After(100 * time.Millisecond):
+		if err := await(ctx, path, wait); err != nil {
+			return err
 		}
 	}
 	d, err := block.Open(path, block.Options{Direct: true})
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	store, err := snapstore.Open(pieces{aligned{d}, v.Store}, v.Store.Size)
-	if err == nil && store.ChunkSize() != s.Chunk {
-		err = fmt.Errorf("its store has chunks of %d bytes, not of %d", store.ChunkSize(), s.Chunk)
-	}
+	defer d.Close()
+	r := pieces{aligned{d}, v.Store}
+	store, err := snapstore.Open(r, v.Store.Size)
 	if err != nil {
-		return nil, nil, errors.Join(err, d.Close())
+		return err
 	}
-	return store, d, nil
+	if store.ChunkSize() != s.Chunk {
+		return fmt.Errorf("its store has chunks of %d bytes, not of %d", store.ChunkSize(), s.Chunk)
+	}
+	return errors.Join(store.Valid(), v.Store.marked(r))
+}
+
+// await waits until a file is there.
+func await(ctx context.Context, path string, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		_, err := os.Stat(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// made reports whether a device of ours is there. One that a crash left without a table goes.
+func made(ctl *dm.Control, name string) (bool, error) {
+	info, there, err := own(ctl, name)
+	if err != nil || !there || info.ActiveTable {
+		return there, err
+	}
+	return false, gone(ctl, name)
+}
+
+// raiseReal makes the device that a volume consists of, unless it is there.
+func (v *Volume) raiseReal(ctl *dm.Control) error {
+	there, err := made(ctl, v.real())
+	if there || err != nil {
+		return err
+	}
+	table, _, err := ctl.Table(v.Name)
+	if err != nil {
+		return err
+	}
+	return add(ctl, v.real(), table, dm.LoadOptions{})
 }
 
 // raise makes the devices of a volume, as far as they are not there.
 func (s *Snapshot) raise(ctl *dm.Control, v *Volume) error {
-	if _, there, err := own(ctl, v.real()); !there || err != nil {
-		table, _, terr := ctl.Table(v.Name)
-		if err = errors.Join(err, terr); err == nil {
-			err = add(ctl, v.real(), table, dm.LoadOptions{})
-		}
-		if err != nil {
-			return err
-		}
+	if err := v.raiseReal(ctl); err != nil {
+		return err
 	}
 	store := v.pieces()
 	if v.Store.Kind == Block {
@@ -200,7 +257,7 @@ func (s *Snapshot) raise(ctl *dm.Control, v *Volume) error {
 		name  string
 		table []dm.Target
 	}{{s.cow(v), store}, {s.copied(v), s.table(v, "snapshot")}} {
-		_, there, err := own(ctl, d.name)
+		there, err := made(ctl, d.name)
 		if err == nil && !there {
 			err = add(ctl, d.name, d.table, dm.LoadOptions{})
 		}
@@ -236,20 +293,9 @@ func (s *Snapshot) join(ctl *dm.Control, v *Volume) error {
 // and its record says why. The file of the store stays until the snapshot is destroyed.
 func (s *Snapshot) drop(ctx context.Context, ctl *dm.Control, v *Volume, why string) error {
 	v.Dropped = why
-	if err := s.takeDown(ctx, ctl, v, true); err != nil {
-		return err
-	}
+	err := errors.Join(s.write(), s.takeDown(ctx, ctl, v, true))
 	_ = s.unmark(v) // the record is enough
-	err := s.write()
-	if errors.Is(err, unix.EROFS) { // root is not writable yet: repair does the rest
-		err = os.WriteFile(s.lost(v), []byte(why), 0o600)
-	}
 	return err
-}
-
-// lost is the path of a file that keeps why a volume was dropped while the record cannot.
-func (s *Snapshot) lost(v *Volume) string {
-	return filepath.Join(s.o.Track.RunDir, "snapshot-"+s.Name+"-"+v.Name+".lost")
 }
 
 // wipe takes the header from the store of a volume whose devices are there.
@@ -263,9 +309,9 @@ func (s *Snapshot) wipe(v *Volume) error {
 }
 
 // unmark is wipe for a volume whose devices are not there. If the file of the store was removed
-// without us, its blocks may be another file's by now: only what is a header is overwritten.
+// without us, its blocks may be another file's by now: only a header of ours is overwritten.
 func (s *Snapshot) unmark(v *Volume) error {
-	path, off := "/dev/mapper/"+v.Name, int64(0)
+	path, off := v.path(), int64(0)
 	if v.Store.Kind == Block {
 		path = v.Store.Path
 	} else if len(v.Store.Pieces) > 0 {
@@ -275,18 +321,21 @@ func (s *Snapshot) unmark(v *Volume) error {
 	if err != nil {
 		return err
 	}
-	_, err = snapstore.Open(pieces{aligned{d}, v.Store}, v.Store.Size)
+	r := pieces{aligned{d}, v.Store}
+	if _, err = snapstore.Open(r, v.Store.Size); err == nil {
+		err = v.Store.marked(r)
+	}
 	if err == nil {
 		_, err = d.WriteAt(block.AlignedBuffer(int(s.Chunk)), off)
 		err = errors.Join(err, d.Sync())
-	} else if errors.Is(err, snapstore.ErrNotStore) {
+	} else if errors.Is(err, snapstore.ErrNotStore) || errors.Is(err, errOther) {
 		err = nil
 	}
 	return errors.Join(err, d.Close())
 }
 
-// keep looks after a persistent snapshot, while root can be written: what its filesystems are like
-// is noted, what a boot has gone past is dropped, and a rollback that is done is ended.
+// keep looks after a persistent snapshot: what its filesystems are like is noted, what a boot has
+// gone past, or the kernel has given up, is dropped, and a rollback that is done is ended.
 func (s *Snapshot) keep(ctx context.Context, ctl *dm.Control) (done []string, err error) {
 	if s.Rollback {
 		return s.carryOn(ctx, ctl)
@@ -295,28 +344,34 @@ func (s *Snapshot) keep(ctx context.Context, ctl *dm.Control) (done []string, er
 		if _, err := ctl.Info(v.Name); errors.Is(err, dm.ErrNotFound) {
 			continue // it may come
 		}
-		if why, err := os.ReadFile(s.lost(v)); err == nil && v.Dropped == "" {
-			if v.Dropped = string(why); s.write() == nil {
-				_ = os.Remove(s.lost(v)) // the record says it
-			}
-			continue
-		}
-		if v.Dropped != "" {
-			continue
-		}
 		told, aerr := s.assemble(ctx, ctl, v, 0)
+		if aerr == nil && v.Dropped == "" {
+			var lost bool
+			if lost, aerr = s.givenUp(ctl, v); lost {
+				told = append(told, s.dropped(v))
+			}
+		}
 		done, err = append(done, told...), errors.Join(err, aerr)
 	}
-	before := slices.Clone(s.Volumes)
-	for i, v := range s.Volumes {
-		w := *v
-		before[i] = &w
-	}
-	nerr := s.note()
-	if nerr == nil && slices.ContainsFunc(s.Volumes, func(v *Volume) bool {
-		return slices.ContainsFunc(before, func(w *Volume) bool { return w.Name == v.Name && !w.Note.same(v.Note) })
-	}) {
+	changed, nerr := s.note()
+	if nerr == nil && changed {
 		nerr = s.write()
 	}
 	return done, errors.Join(err, nerr)
+}
+
+// givenUp drops a volume whose snapshot the kernel does not keep any more. The store may not say so,
+// when it could not be written to, and a boot would take it for what the volume was. The devices stay
+// until the snapshot is destroyed: the image may be in use.
+func (s *Snapshot) givenUp(ctl *dm.Control, v *Volume) (bool, error) {
+	u, err := s.usage(ctl, v)
+	if err != nil || u.State == dmsnap.Valid {
+		return false, err
+	}
+	v.Dropped = "its store was full, or failed"
+	if err := s.write(); err != nil {
+		return true, err
+	}
+	_ = s.wipe(v) // the record suffices; and the store that failed may fail again
+	return true, nil
 }

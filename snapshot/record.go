@@ -121,9 +121,6 @@ func (s *Snapshot) forget() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
-	for _, v := range s.Volumes {
-		_ = os.Remove(s.lost(v)) // mostly there is none
-	}
 	if s.Transient {
 		_ = os.Remove(s.lockPath()) // nobody asks for it any more
 	}

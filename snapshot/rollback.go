@@ -54,6 +54,8 @@ func (s *Snapshot) mayRollBack(ctl *dm.Control, v *Volume) (int64, error) {
 	switch {
 	case !s.Persistent:
 		return 0, fmt.Errorf("%w: its store cannot be put back; one that is taken with --persistent can", ErrNoRollback)
+	case s.Writable:
+		return 0, fmt.Errorf("%w: its store holds what was written to the image, too", ErrNoRollback)
 	case s.Rollback:
 		return 0, fmt.Errorf("%w: it goes on already", ErrNoRollback)
 	}
@@ -79,16 +81,15 @@ func (s *Snapshot) mayRollBack(ctl *dm.Control, v *Volume) (int64, error) {
 
 // claim keeps everybody else from using a volume, as long as it is open.
 func (v *Volume) claim() (*block.Device, error) {
-	d, err := block.Open("/dev/mapper/"+v.Name, block.Options{Exclusive: true})
+	d, err := block.Open(v.path(), block.Options{Exclusive: true})
 	if errors.Is(err, unix.EBUSY) {
-		err = fmt.Errorf("%w: /dev/mapper/%s is mounted or in use: unmount it first; it can be mounted again at once", ErrNoRollback, v.Name)
+		err = fmt.Errorf("%w: %s is mounted or in use (%w): unmount it first; it can be mounted again at once", ErrNoRollback, v.path(), err)
 	}
 	return d, err
 }
 
 // claim claims all volumes.
-func (s *Snapshot) claim() (release func(), err error) {
-	var all []*block.Device
+func (s *Snapshot) claim() (all []*block.Device, release func(), err error) {
 	release = func() {
 		for _, d := range all {
 			d.Close()
@@ -98,11 +99,11 @@ func (s *Snapshot) claim() (release func(), err error) {
 		d, err := v.claim()
 		if err != nil {
 			release()
-			return nil, err
+			return nil, nil, err
 		}
 		all = append(all, d)
 	}
-	return release, nil
+	return all, release, nil
 }
 
 // changed sums up the chunks in the store. One of the store itself would be overwritten while it is
@@ -114,7 +115,7 @@ func (s *Snapshot) changed(v *Volume) (int64, error) {
 	}
 	defer d.Close()
 	store, err := snapstore.Open(aligned{d}, v.Store.Size)
-	if err != nil {
+	if err = errors.Join(err, v.Store.marked(aligned{d})); err != nil {
 		return 0, err
 	}
 	own := extent.NewSet(v.Store.Pieces...)
@@ -125,7 +126,7 @@ func (s *Snapshot) changed(v *Volume) (int64, error) {
 		}
 		at := extent.Extent{Off: int64(e.Old) * s.Chunk, Len: s.Chunk}
 		if v.Store.Kind == Inside && !own.Intersect(extent.NewSet(at)).Empty() {
-			return 0, fmt.Errorf("%w: what lies in the blocks of its own store was written to, through the image or after the file was removed; copy from the image instead", ErrNoRollback)
+			return 0, fmt.Errorf("%w: what lies in the blocks of its own store was written to, after its file was removed; copy from the image instead", ErrNoRollback)
 		}
 		n += s.Chunk
 	}
@@ -154,16 +155,12 @@ func (s *Snapshot) RollBack(ctx context.Context) error {
 		return err
 	}
 	defer ctl.Close()
-	release, err := s.claim()
+	claimed, release, err := s.claim()
 	if err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
 	defer release()
-	if err := s.shutAll(ctl); err != nil {
-		for _, v := range s.Volumes {
-			kind, terr := s.tableOf(ctl, v)
-			err = errors.Join(err, terr, s.reopen(ctl, v, kind))
-		}
+	if err := s.shutAll(ctl, claimed); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
 	for _, v := range s.Volumes {
@@ -175,21 +172,42 @@ func (s *Snapshot) RollBack(ctx context.Context) error {
 }
 
 // shutAll has nobody use the volumes any more, and writes down that the rollback has begun.
-func (s *Snapshot) shutAll(ctl *dm.Control) error {
-	for _, v := range s.Volumes {
-		if err := gone(ctl, s.image(v)); err != nil {
-			return err
+func (s *Snapshot) shutAll(ctl *dm.Control, claimed []*block.Device) (err error) {
+	for i, v := range s.Volumes {
+		if err == nil {
+			err = gone(ctl, s.image(v))
 		}
-		if err := v.give(ctl, v.table("error", "")); err != nil {
-			return err
+		if err == nil {
+			err = s.shut(ctl, v, claimed[i])
 		}
 	}
-	s.Rollback = true
-	err := s.write()
-	if err != nil {
+	if err == nil {
+		s.Rollback = true
+		if err = s.write(); err == nil {
+			return nil
+		}
 		s.Rollback = false
+		if werr := s.write(); werr != nil { // the record may say so: a boot would put back what is written from now on
+			return fmt.Errorf("until \"tidemark snapshot repair\" can write its record, the disks can be used by nobody: %w", errors.Join(err, werr))
+		}
+	}
+	for _, v := range s.Volumes {
+		kind, terr := s.tableOf(ctl, v)
+		err = errors.Join(err, terr, s.reopen(ctl, v, kind))
 	}
 	return err
+}
+
+// shut has a claimed volume refuse everything. What the page cache has of it is forgotten: it would
+// be read, or written, in place of what comes then.
+func (s *Snapshot) shut(ctl *dm.Control, v *Volume, d *block.Device) error {
+	if err := v.raiseReal(ctl); err != nil {
+		return err
+	}
+	if err := v.give(ctl, v.table("error", "")); err != nil {
+		return err
+	}
+	return unix.IoctlSetInt(int(d.File().Fd()), unix.BLKFLSBUF, 0)
 }
 
 // give has a volume that nobody uses get a table.

@@ -16,12 +16,13 @@
 //
 //	X+real       T; what X consists of
 //	X+NAME+cow   where the store lies: extents of a file on X+real, a loop device, or a device
-//	X+NAME+snap  snapshot X+real X+NAME+cow N
+//	X+NAME+snap  snapshot X+real X+NAME+cow N, or P for a persistent one
 //	X            snapshot-origin X+real, as long as there is a snapshot of X
 //	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
 //
 // Everything is made and loaded while X is in use. At the instant X is suspended, by which the
-// kernel freezes the filesystem on it and waits for writes in flight; then X+NAME+snap is
+// kernel freezes the filesystem on it (but for Btrfs, which is left as a power cut would leave it)
+// and waits for writes in flight; then X+NAME+snap is
 // started and X resumed with its new table (package linux/dmhold), so that a crash at any moment
 // leaves X with its old table or the new one, and running. A write to X that comes after waits until
 // what it overwrites is in the store (drivers/md/dm-snap.c of Linux 6.1 to 6.12).
@@ -37,8 +38,9 @@
 //
 // # What survives
 //
-// The store is volatile: a snapshot ends with the boot. The file that a reboot leaves is removed by
-// Repair, and by the next command.
+// A volatile snapshot ends with the boot. The file that a reboot leaves is removed by Repair, and by
+// the next command. A persistent one is brought up by [Assemble], and [Snapshot.RollBack] puts its
+// origins back to it.
 package snapshot
 
 import (
@@ -134,7 +136,8 @@ type Device struct {
 
 // Volume is one origin of a snapshot.
 type Volume struct {
-	Name  string    `json:"origin"` // in device-mapper
+	Name  string    `json:"origin"`         // in device-mapper
+	UUID  string    `json:"uuid,omitempty"` // there
 	Dev   sysfs.Dev `json:"device"`
 	Size  int64     `json:"size"` // bytes
 	Store Store     `json:"store"`
@@ -150,11 +153,17 @@ type Store struct {
 	Kind string `json:"kind"` // Inside, File, Block or LVM
 	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
+	// File and Folder tell the store's file, and the folder that it was made in, from others of the
+	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
+	File   string `json:"file,omitempty"`
+	Folder string `json:"folder,omitempty"`
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`
 	// Pieces are the bytes of the origin that a store inside consists of, in its order.
 	Pieces []extent.Extent `json:"pieces,omitempty"`
+	// Mark is random, and in the header of a persistent one.
+	Mark string `json:"mark,omitempty"`
 }
 
 // The kinds of store.
@@ -172,9 +181,10 @@ func (s *Snapshot) Image(v *Volume) string { return "/dev/mapper/" + s.image(v) 
 // the snapshot is gone.
 func (v *Volume) Inside() extent.Set { return extent.NewSet(v.Store.Extents...) }
 
+func (v *Volume) path() string { return "/dev/mapper/" + v.Name }
+
 // The names of our devices.
 func (v *Volume) real() string { return v.Name + "+real" }
-
 func (s *Snapshot) image(v *Volume) string {
 	if v.ofLVM() {
 		return s.copied(v)

@@ -118,6 +118,7 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 
 // snapshots brings up the persistent snapshots of linear devices, before these are mounted.
 func (b *bootOpen) snapshots(ctx context.Context, entries []boot.Entry) error {
+	var errs []error
 	for _, e := range entries {
 		if !e.Linear() {
 			continue
@@ -127,8 +128,11 @@ func (b *bootOpen) snapshots(ctx context.Context, entries []boot.Entry) error {
 			fmt.Fprintf(b.talk, "tidemark: %s\n", text)
 		}
 		if err != nil {
-			return hinted{err, fmt.Sprintf("do not mount %s before \"tidemark boot open %s\" succeeds; removing the record in %s gives the snapshot up", e.Path(), e.Name, snapshot.EarlyDir)}
+			errs = append(errs, err)
 		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return hinted{err, `do not mount the disk before "tidemark snapshot repair" succeeds`}
 	}
 	return nil
 }

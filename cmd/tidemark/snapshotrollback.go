@@ -4,11 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
+	"tidemark/block"
 	"tidemark/boot"
+	"tidemark/linux/sysfs"
 	"tidemark/snapshot"
 )
 
@@ -46,7 +47,7 @@ mount /srv`,
 				if err := s.RollBack(cmd.Context()); err != nil {
 					return err
 				}
-			} else if _, err := snapshot.Repair(cmd.Context(), g.snapshotOptions()); err != nil {
+			} else if over, err := takeUp(cmd, g, s); over || err != nil {
 				return err
 			}
 			return waitRolledBack(cmd, s)
@@ -56,10 +57,35 @@ mount /srv`,
 	return cmd
 }
 
+// takeUp takes a rollback up that has begun, and reports whether it is over.
+func takeUp(cmd *cobra.Command, g *globals, s *snapshot.Snapshot) (over bool, err error) {
+	done, err := snapshot.Repair(cmd.Context(), g.snapshotOptions())
+	for _, text := range done {
+		fmt.Fprintln(cmd.OutOrStdout(), text)
+	}
+	if err != nil {
+		return false, err
+	}
+	now, err := snapshot.Find(g.snapshotOptions(), s.Name)
+	if errors.Is(err, snapshot.ErrNotFound) {
+		return true, nil
+	}
+	if err == nil {
+		*s = *now
+	}
+	return false, err
+}
+
 // waitRolledBack tells how a rollback goes on, until it is done.
 func waitRolledBack(cmd *cobra.Command, s *snapshot.Snapshot) error {
-	for _, v := range s.Volumes {
-		fmt.Fprintf(cmd.OutOrStdout(), "/dev/mapper/%s is as it was, and can be mounted\n", v.Name)
+	st, err := s.Status()
+	if err != nil {
+		return err
+	}
+	for _, v := range st.Volumes {
+		if v.Lost == "" {
+			fmt.Fprintf(cmd.OutOrStdout(), "/dev/mapper/%s is as it was, and can be mounted\n", v.Name)
+		}
 	}
 	last := int64(-1)
 	rest, err := s.WaitRolledBack(cmd.Context(), func(left int64) {
@@ -93,7 +119,7 @@ func outlives(devices []snapshot.Device) error {
 				return fmt.Errorf("%s: %w: the boot opens no device of that name: \"tidemark adopt\" of its partition or disk has it do so, and of a logical volume LVM makes one that lasts, with --store lvm", d.Path, snapshot.ErrNotKept)
 			case e.Stage != boot.StageSystem:
 				return fmt.Errorf("%s: %w: it is opened in the initramfs, for root, where the record of the snapshot cannot be read", d.Path, snapshot.ErrNotKept)
-			case plan.Changes():
+			case plan.Changes() || plan.Refused() != nil:
 				return fmt.Errorf("%s: %w: the files of the boot are of another version: run \"tidemark boot install\"", d.Path, snapshot.ErrNotKept)
 			}
 			if devices[i].Store, err = lastingStore(d.Store); err != nil {
@@ -111,8 +137,8 @@ func lastingStore(store string) (string, error) {
 		return store, nil // the package tells of files
 	}
 	name, err := boot.Resolve(store, false)
-	if err == nil && strings.HasPrefix(name, "/dev/mapper/") {
-		err = errors.New("it may be opened later than the disk: give a disk or partition")
+	if id, ierr := block.Identify(store); err == nil && (ierr != nil || sysfs.IsMapped(id.Disk)) {
+		err = errors.Join(ierr, errors.New("it may be opened later than the disk: give a disk or partition"))
 	}
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %w", store, snapshot.ErrNotKept, err)

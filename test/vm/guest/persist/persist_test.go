@@ -326,7 +326,21 @@ func TestBoot2(t *testing.T) {
 func TestBoot3(t *testing.T) {
 	boot(t)
 	guest.WriteFile(t, "/sys/module/dm_snapshot/parameters/snapshot_copy_throttle", "2")
-	want(t, open(t), "goes on", 2)
+	mend := spoil(t, "four")
+	out, err := exec.Command("tidemark", "boot", "open", "--stage", "system", "--wait", "10s").CombinedOutput()
+	if err == nil {
+		t.Error("the disks are open, though no rollback can go on")
+	}
+	want(t, string(out), "refuses everything until it does", 2)
+	want(t, string(out), "is another snapshot's", 1)
+	for _, kind := range kinds {
+		if out, err := exec.Command("dd", "if="+device(kind), "of=/dev/null", "count=1").CombinedOutput(); err == nil {
+			t.Errorf("half of a rollback of %s can be read: %s", kind, out)
+		}
+	}
+	refused(t, "is being rolled back to it", "destroy", "four")
+	mend()
+	want(t, repair(t), "goes on", 2)
 	for _, kind := range kinds {
 		same(t, device(kind), kind, "four")
 		mount(t, kind)
@@ -346,6 +360,31 @@ func TestBoot3(t *testing.T) {
 			t.Errorf("%s: %q, %v", kind, got, err)
 		}
 		guest.Run(t, "umount", where(kind))
+	}
+}
+
+// spoil takes the header from the store on ext4, and puts that of another snapshot into the one on
+// XFS, until mend is called.
+func spoil(t *testing.T, name string) (mend func()) {
+	t.Helper()
+	s, err := snapshot.Find(options, name)
+	must(t, err)
+	swap := func(i int, off int64, with []byte) (was []byte) {
+		f, err := os.OpenFile(guest.Disk(t, kinds[i]), os.O_RDWR|os.O_SYNC, 0)
+		must(t, err)
+		defer f.Close()
+		was = make([]byte, len(with))
+		_, err = f.ReadAt(was, s.Volumes[i].Store.Pieces[0].Off+off)
+		must(t, err)
+		_, err = f.WriteAt(with, s.Volumes[i].Store.Pieces[0].Off+off)
+		must(t, err)
+		return was
+	}
+	header, mark := swap(0, 0, make([]byte, 4096)), swap(1, 16, make([]byte, 16))
+	return func() {
+		t.Helper()
+		swap(0, 0, header)
+		swap(1, 16, mark)
 	}
 }
 
