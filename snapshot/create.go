@@ -62,6 +62,9 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	}
 	err = s.create(ctx, ctl, req)
 	if err == nil {
+		_, err = s.note()
+	}
+	if err == nil {
 		s.Up = true
 		err = s.write()
 	}
@@ -73,7 +76,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 
 // begin judges a request, and makes nothing.
 func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snapshot, error) {
-	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, o: o}
+	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, Persistent: req.Persistent, o: o}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}
@@ -120,6 +123,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		if err := s.free(ctl, v); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
+		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
+			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
+		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
@@ -128,6 +134,17 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		}
 	}
 	return s, nil
+}
+
+// first refuses a store inside where there is a snapshot already: the file gets blocks that may have
+// been another file's at the instant of that one, and what goes to them passes below the origin, so
+// that nobody would copy what that one shows.
+func (v *Volume) first(ctl *dm.Control) error {
+	had, err := v.snapshotted(ctl)
+	if err == nil && had && v.Store.Kind == Inside {
+		err = fmt.Errorf("%w: there is a snapshot of it already, which a file that is made now would spoil: give another place for the store", ErrStore)
+	}
+	return err
 }
 
 // unhindered refuses what a leftover, which could not be removed because of left, stands in the way
@@ -253,7 +270,7 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{Name: info.Name, Dev: info.Dev()}
+	v := &Volume{Name: info.Name, UUID: info.UUID, Dev: info.Dev()}
 	unfit := func(format string, args ...any) error {
 		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
 	}
@@ -400,16 +417,39 @@ func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	sectors := uint64(v.Size / dm.SectorSize)
+	if s.Persistent { // what it holds by chance would be taken for a store
+		if err = s.wipe(v); err != nil {
+			return false, err
+		}
+	}
 	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
 		return false, err
 	}
-	params := fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s N %d", v.real(), s.cow(v), s.Chunk/dm.SectorSize)
-	if _, err = ctl.Load(s.copied(v), []dm.Target{{Len: sectors, Type: "snapshot", Params: params}}, dm.LoadOptions{}); err != nil || had {
+	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil {
 		return false, err
 	}
-	_, err = ctl.Load(v.Name, []dm.Target{{Len: sectors, Type: "snapshot-origin", Params: "/dev/mapper/" + v.real()}}, dm.LoadOptions{})
+	if s.Persistent { // the kernel has made its header
+		err = s.mark(v)
+	}
+	if err != nil || had {
+		return false, err
+	}
+	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
 	return true, err
+}
+
+// table is one of all of the volume.
+func (v *Volume) table(kind, params string) []dm.Target {
+	return []dm.Target{{Len: uint64(v.Size / dm.SectorSize), Type: kind, Params: params}}
+}
+
+// table is that of the targets "snapshot" and "snapshot-merge".
+func (s *Snapshot) table(v *Volume, kind string) []dm.Target {
+	format := "N"
+	if s.Persistent {
+		format = "P"
+	}
+	return v.table(kind, fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s %s %d", v.real(), s.cow(v), format, s.Chunk/dm.SectorSize))
 }
 
 // add makes a device that nobody but us is to use.
