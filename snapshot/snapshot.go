@@ -114,7 +114,7 @@ type Device struct {
 	Path string    // or name in device-mapper
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
-	// overwritten; "" is a file on the filesystem that lies on the device.
+	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device.
 	Store string
 	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
 	Size int64
@@ -133,6 +133,8 @@ type Store struct {
 	Kind string `json:"kind"` // Inside, File or Block
 	Path string `json:"path"` // of the file or the device
 	Size int64  `json:"size"` // bytes
+	// Below is the path of a file inside, from where the filesystem is mounted.
+	Below string `json:"below,omitempty"`
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`

@@ -42,17 +42,7 @@ func filesystem(dev sysfs.Dev) (f mounts.Filesystem, dir string, err error) {
 // plan finds out where the store of a volume will be, and how large. It makes nothing.
 func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
 	if d.Store == "" {
-		f, dir, err := filesystem(v.Dev)
-		switch {
-		case err != nil:
-			return err
-		case f.Type != "ext4" && f.Type != "xfs":
-			return fmt.Errorf("%w: %s, on %s, may move the blocks of a file: give another place for the store", ErrStore, f.Type, dir)
-		case f.ReadOnly:
-			return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, dir)
-		}
-		v.Store = Store{Kind: Inside, Path: filepath.Join(dir, ".tidemark-"+s.Name)}
-		return s.room(v, dir, d.Size, reserve)
+		return s.planInside(v, "", d.Size, reserve)
 	}
 	info, err := os.Stat(d.Store)
 	if err == nil && info.Mode().Type() == os.ModeDevice {
@@ -68,8 +58,37 @@ func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
 	case aerr != nil:
 		return aerr
 	}
+	var st unix.Stat_t
+	if unix.Stat(filepath.Dir(path), &st) == nil && sysfs.DevOf(st.Dev) == v.Dev {
+		return s.planInside(v, path, d.Size, reserve)
+	}
 	v.Store = Store{Kind: File, Path: path}
 	return s.room(v, filepath.Dir(path), d.Size, reserve)
+}
+
+// planInside is plan of a store on the origin's own filesystem: at path, or where it is by itself.
+func (s *Snapshot) planInside(v *Volume, path string, size, reserve int64) error {
+	f, dir, err := filesystem(v.Dev)
+	switch {
+	case err != nil:
+		return err
+	case f.Type != "ext4" && f.Type != "xfs":
+		return fmt.Errorf("%w: %s, on %s, may move the blocks of a file: give another place for the store", ErrStore, f.Type, dir)
+	case f.ReadOnly:
+		return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, dir)
+	}
+	below := ".tidemark-" + s.Name
+	if path != "" {
+		folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+		if err == nil {
+			below, err = filepath.Rel(dir, filepath.Join(folder, filepath.Base(path)))
+		}
+		if err != nil || !filepath.IsLocal(below) {
+			return errors.Join(err, fmt.Errorf("%w: %s: give its path below %s, where %s is mounted first", ErrStore, path, dir, v.Name))
+		}
+	}
+	v.Store = Store{Kind: Inside, Path: filepath.Join(dir, below), Below: below}
+	return s.room(v, filepath.Dir(v.Store.Path), size, reserve)
 }
 
 // room sets the size of a store that is a file in a folder.
@@ -286,7 +305,7 @@ func (v *Volume) remove(ctl *dm.Control) error {
 		if err != nil {
 			return err
 		}
-		path = filepath.Join(dir, filepath.Base(path))
+		path = filepath.Join(dir, v.Store.Below)
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
