@@ -40,7 +40,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 		return nil, err
 	}
 	defer ctl.Close()
-	s, err := o.begin(ctx, ctl, req)
+	s, err := o.begin(ctx, ctl, req, nil)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.letGo())
@@ -60,7 +60,11 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	if err := s.write(); err != nil {
 		return nil, err
 	}
-	err = s.create(ctx, ctl, req)
+	if req.Track {
+		err = s.createTracked(ctx, ctl, req)
+	} else {
+		err = s.create(ctx, ctl, req)
+	}
 	if err == nil {
 		s.Up = true
 		err = s.write()
@@ -71,9 +75,13 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	return s, nil
 }
 
-// begin judges a request, and makes nothing.
-func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snapshot, error) {
-	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, o: o}
+// begin judges a request, and makes nothing. Before is the incremental snapshot that it is to follow,
+// or nil.
+func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before *Snapshot) (*Snapshot, error) {
+	s := &Snapshot{
+		Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient,
+		Link: req.Link, Labels: req.Labels, o: o,
+	}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}
@@ -88,6 +96,7 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 	if err != nil {
 		return s, err
 	}
+	list = slices.DeleteFunc(list, func(o *Snapshot) bool { return before != nil && o.Name == before.Name })
 	if err := s.name(list, all); err != nil {
 		return s, err
 	}
@@ -136,7 +145,7 @@ func (s *Snapshot) unhindered(left error) error {
 	}
 	for _, o := range list {
 		ended, err := o.Ended()
-		if err != nil || o.Up && !ended {
+		if err != nil || o.Up && (o.Incremental || !ended) {
 			continue
 		}
 		for _, v := range s.Volumes {
@@ -319,7 +328,7 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
 	}
-	return nil
+	return s.link()
 }
 
 // prepare makes the devices of a volume, and loads the table that it is to get when there is no

@@ -47,9 +47,10 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 			return err
 		}
 	}
-	s.Up = false
-	if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
-		return err
+	if s.Up = s.Up && s.Incremental; !s.Up {
+		if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
+			return err
+		}
 	}
 	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
 	if ended, eerr := s.Ended(); err != nil && force && ended && eerr == nil {
@@ -81,11 +82,22 @@ func (s *Snapshot) unused(ctl *dm.Control) error {
 // takeApart removes whatever there is of a snapshot, and its record at last. It can be called
 // again after an error, and after a crash.
 func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) error {
+	if err := s.takeVolumes(ctx, ctl, force); err != nil {
+		return err
+	}
+	return errors.Join(s.release(ctx), s.forget())
+}
+
+// takeVolumes removes the devices and the stores.
+func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool) error {
+	if s.Incremental && s.Up {
+		return nil // it has none
+	}
 	ended, err := s.Ended()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.unlink()}
 	for _, v := range s.Volumes {
 		var err error
 		if !ended {
@@ -101,10 +113,7 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 			errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return s.forget()
+	return errors.Join(errs...)
 }
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is

@@ -35,6 +35,11 @@ type Snapshot struct {
 	// Transient is for one that ends with the process that made it, which holds a lock as long as
 	// it lives.
 	Transient bool `json:"transient,omitempty"`
+	// Incremental is for one without data, of which it is followed what changes since its instant. When
+	// it is not Up, devices and stores of before or of the next one may be there.
+	Incremental bool              `json:"incremental,omitempty"`
+	Link        string            `json:"link,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
 
 	// Frozen is how long users of the devices waited, in the process that made it.
 	Frozen time.Duration `json:"-"`
@@ -107,6 +112,9 @@ func (s *Snapshot) forget() error {
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	for _, v := range s.Volumes {
+		_ = os.Remove(s.ListPath(v)) // mostly there is none
 	}
 	if s.Transient {
 		_ = os.Remove(s.lockPath()) // nobody asks for it any more
@@ -187,9 +195,17 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 	defer ctl.Close()
 	for _, s := range list {
 		ended, eerr := s.Ended()
-		lives := s.Up && !ended && (!s.Transient || s.locked())
+		lives := s.Up && (s.Incremental || !ended && (!s.Transient || s.locked()))
 		if eerr != nil || lives {
 			err = errors.Join(err, eerr)
+			continue
+		}
+		if s.Incremental && !ended {
+			if berr := s.bare(ctx, ctl); berr != nil {
+				err = errors.Join(err, fmt.Errorf("a change of the mode of the snapshot %s was cut off, and cannot be undone yet: %w", s.Name, berr))
+			} else {
+				done = append(done, fmt.Sprintf("a change of the mode of the snapshot %s was cut off: it is incremental", s.Name))
+			}
 			continue
 		}
 		why := "a command was cut off"

@@ -35,10 +35,18 @@
 // are cut to whole chunks. In the image they read as zeros. To trackers of X they count as changed
 // when the snapshot is gone ([Volume.Inside]), because they changed without passing X.
 //
+// # Modes
+//
+// A snapshot whose volumes are tracked (Request.Track) can drop its data, and become incremental
+// ([Snapshot.ToIncremental]): what changes since its instant goes on to be followed. Then the next
+// one can be taken of the same volumes, with the list of what changed in between, in the format of
+// package datto ([Snapshot.ToSnapshot]).
+//
 // # What survives
 //
 // The store is volatile: a snapshot ends with the boot. The file that a reboot leaves is removed by
-// Repair, and by the next command.
+// Repair, and by the next command. An incremental one has no store, and lasts as long as its tracker
+// can vouch for its mark.
 package snapshot
 
 import (
@@ -102,6 +110,13 @@ type Request struct {
 	// Transient has the snapshot end with this process: what is left of it then, the next
 	// command removes.
 	Transient bool
+	// Track has what changes since the instant be followed, by eBPF: ToIncremental needs that.
+	Track bool
+	// Link, if not empty, is the path of a symbolic link to the image of the first device, which is
+	// there as long as that.
+	Link string
+	// Labels are what the caller wants to find in Snapshot.Labels.
+	Labels map[string]string
 	// MaxFreeze bounds the time that users of the devices wait.
 	MaxFreeze time.Duration
 	// Instant, which may be nil, is called when nothing is in flight on any device: trackers are
@@ -126,6 +141,7 @@ type Volume struct {
 	Dev   sysfs.Dev `json:"device"`
 	Size  int64     `json:"size"` // bytes
 	Store Store     `json:"store"`
+	Chain *Chain    `json:"chain,omitempty"` // where it is tracked
 }
 
 // Store is where old blocks go.

@@ -28,7 +28,7 @@ type Status struct {
 // VolumeStatus is how one volume of a snapshot is.
 type VolumeStatus struct {
 	*Volume
-	Image string `json:"image"`
+	Image string `json:"image"` // "" of an incremental one
 	Lost  string `json:"lost,omitempty"`
 	Used  int64  `json:"used"`  // bytes of the store
 	Total int64  `json:"total"` // bytes, now
@@ -41,7 +41,7 @@ func (s *Snapshot) Status() (st Status, err error) {
 	switch {
 	case err != nil:
 		return st, err
-	case ended:
+	case ended && !s.Incremental:
 		st.Lost = "the machine was booted"
 	case !s.Up:
 		st.Lost = "a command was cut off, or is under way"
@@ -54,7 +54,11 @@ func (s *Snapshot) Status() (st Status, err error) {
 	for _, v := range s.Volumes {
 		vs := VolumeStatus{Volume: v, Image: s.Image(v), Lost: st.Lost, Total: v.Store.Size}
 		if st.Lost == "" {
-			if err := s.look(ctl, v, &vs); err != nil {
+			look := func() error { return s.look(ctl, v, &vs) }
+			if s.Incremental {
+				look = func() error { return s.lookIncremental(v, &vs) }
+			}
+			if err := look(); err != nil {
 				return st, fmt.Errorf("snapshot: %s: %s: %w", s.Name, v.Name, err)
 			}
 		}
@@ -108,6 +112,7 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 	if err != nil {
 		return err
 	}
+	s.Incremental = now.Incremental
 	for _, w := range now.Volumes {
 		if w.Name == v.Name {
 			*v = *w
@@ -122,6 +127,8 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	size = (size + s.Chunk - 1) / s.Chunk * s.Chunk
 	switch {
+	case s.Incremental:
+		return fmt.Errorf("%w: it is incremental, and has no store", ErrMode)
 	case v.Store.Kind == Inside:
 		return fmt.Errorf("%w: a store on the origin's own filesystem has had all of its blocks since before the instant; only one in a file elsewhere grows", ErrStore)
 	case v.Store.Kind == Block:

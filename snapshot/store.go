@@ -158,7 +158,9 @@ func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 	}
 	origins := slices.Clone(s.Volumes)
 	for _, o := range list {
-		origins = append(origins, o.Volumes...)
+		if !o.Incremental {
+			origins = append(origins, o.Volumes...)
+		}
 	}
 	for _, o := range origins {
 		above, err := table.Above(o.Dev)

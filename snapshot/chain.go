@@ -1,0 +1,242 @@
+package snapshot
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/format/datto"
+	"tidemark/linux/dm"
+	"tidemark/track"
+	"tidemark/track/bpf"
+)
+
+// Chain is the place of a volume in a row of snapshots, each with a list of what changed since
+// the one before.
+type Chain struct {
+	UUID datto.UUID `json:"uuid"` // of the row
+	// Sequence is the number of the snapshot: 1, and one or more further for each that follows. The
+	// list of what changed since has it too, and no list has a number that another one had.
+	Sequence uint64     `json:"sequence"`
+	Mark     track.Mark `json:"mark"` // of the tracker by eBPF, at the instant
+}
+
+// owner names who keeps a mark of the chain. Each mark has its own, so that a new one can be kept
+// before the one before is let go of.
+func (s *Snapshot) owner(m track.Mark) string { return "snapshot " + s.Name + " " + m.Body() }
+
+// tracked reports whether the changes since the instant can be asked for.
+func (s *Snapshot) tracked() bool { return len(s.Volumes) > 0 && s.Volumes[0].Chain != nil }
+
+// notTracked is why the mark of a chain is lost where there is no tracking.
+const notTracked = "the device is not tracked any more"
+
+// trackers follow the volumes of a snapshot, in their order.
+type trackers []*bpf.Tracker
+
+func (all trackers) close() error {
+	var errs []error
+	for _, t := range all {
+		errs = append(errs, t.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// follow opens the trackers of all volumes. With begin it starts tracking where that is not on;
+// without, those are returned alone that can vouch for the marks of the chains. The error wraps
+// track.ErrMarkLost when one cannot.
+func (s *Snapshot) follow(ctx context.Context, begin bool, limit time.Duration) (all trackers, err error) {
+	for _, v := range s.Volumes {
+		t, err := s.o.tracker(ctx, v, begin, limit)
+		if err == nil {
+			all = append(all, t)
+			if !begin {
+				err = t.Vouch(ctx, v.Chain.Mark)
+			}
+		}
+		if errors.Is(err, bpf.ErrNotTracked) {
+			err = &track.LostError{Mark: v.Chain.Mark, Reason: notTracked}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", v.Name, errors.Join(err, all.close()))
+		}
+	}
+	return all, nil
+}
+
+// tracker opens the tracker of a volume.
+func (o Options) tracker(ctx context.Context, v *Volume, begin bool, limit time.Duration) (*bpf.Tracker, error) {
+	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	if !begin {
+		return bpf.Attach(ctx, source, o.Track)
+	}
+	opts := o.Track
+	opts.Drain = func(ctx context.Context) error {
+		_, err := bpf.Drain(ctx, source, limit)
+		return err
+	}
+	return bpf.Open(ctx, source, opts)
+}
+
+// cut cuts the trackers at the instant. The blocks of a store's own file count as changed before
+// it: they were allocated since the snapshot before, and read as zeros in the image.
+func (all trackers) cut(ctx context.Context, volumes []*Volume) (marks []track.Mark, err error) {
+	for i, t := range all {
+		if inside := volumes[i].Inside(); !inside.Empty() {
+			if err := t.MarkDirty(ctx, inside); err != nil {
+				return nil, err
+			}
+		}
+		c, err := t.Cut(ctx)
+		if err != nil {
+			return nil, err
+		}
+		marks = append(marks, c.Mark)
+	}
+	return marks, nil
+}
+
+// keep keeps marks of this snapshot's instant, at which nothing was in flight.
+func (s *Snapshot) keep(ctx context.Context, all trackers, marks []track.Mark) error {
+	for i, t := range all {
+		err := t.Keep(ctx, s.owner(marks[i]), marks[i], true)
+		if err == nil {
+			err = t.Persist(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.Volumes[i].Name, err)
+		}
+	}
+	return nil
+}
+
+// beginChains makes a chain of each volume begin at marks.
+func (s *Snapshot) beginChains(marks []track.Mark) {
+	for i, v := range s.Volumes {
+		v.Chain = &Chain{Sequence: 1, Mark: marks[i]}
+		rand.Read(v.Chain.UUID[:])
+	}
+}
+
+// release lets go of the marks of the snapshot, and ends the tracking of a volume of which
+// nobody keeps a mark then. Where it is not tracked any more there is nothing to let go of.
+func (s *Snapshot) release(ctx context.Context) error {
+	var errs []error
+	for _, v := range s.Volumes {
+		if v.Chain != nil {
+			errs = append(errs, s.o.release(ctx, v, s.owner(v.Chain.Mark)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) release(ctx context.Context, v *Volume, owner string) error {
+	t, err := o.tracker(ctx, v, false, 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(t.Keep(ctx, owner, "", true), t.Close()); err != nil {
+		return err
+	}
+	return o.stopUnused(ctx, v)
+}
+
+// stopUnused ends the tracking of a volume of which nobody keeps a mark.
+func (o Options) stopUnused(ctx context.Context, v *Volume) error {
+	path := "/dev/mapper/" + v.Name
+	id, err := block.Identify(path)
+	if err != nil {
+		return err
+	}
+	all, err := bpf.List(ctx, o.Track)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(all, func(st bpf.Status) bool { return st.Disk == id.Disk })
+	if i < 0 || len(all[i].Marks) > 0 {
+		return nil
+	}
+	if err := bpf.Stop(ctx, path, o.Track); !errors.Is(err, bpf.ErrNotTracked) {
+		return err
+	}
+	return nil
+}
+
+// Changes returns the bytes of a volume that changed since the instant of the snapshot, which has
+// to be tracked. The error wraps ErrMode, or track.ErrMarkLost when that cannot be told.
+func (s *Snapshot) Changes(ctx context.Context, v *Volume) (set extent.Set, err error) {
+	if v.Chain == nil {
+		return set, fmt.Errorf("snapshot: %s: %w: it is not tracked", s.Name, ErrMode)
+	}
+	t, err := s.o.tracker(ctx, v, false, 0)
+	if errors.Is(err, bpf.ErrNotTracked) {
+		return set, &track.LostError{Mark: v.Chain.Mark, Reason: notTracked}
+	}
+	if err != nil {
+		return set, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	return t.Changes(ctx, v.Chain.Mark, "")
+}
+
+// createTracked is create with the trackers of the volumes cut at the instant.
+func (s *Snapshot) createTracked(ctx context.Context, ctl *dm.Control, req Request) error {
+	all, err := s.follow(ctx, true, req.MaxFreeze)
+	if err == nil {
+		err = s.createFollowed(ctx, ctl, req, all)
+		err = errors.Join(err, all.close())
+	}
+	if err != nil {
+		// What began it ends it, unless somebody else has a mark meanwhile.
+		for _, v := range s.Volumes {
+			err = errors.Join(err, s.o.stopUnused(ctx, v))
+		}
+	}
+	return err
+}
+
+func (s *Snapshot) createFollowed(ctx context.Context, ctl *dm.Control, req Request, all trackers) error {
+	var marks []track.Mark
+	inner := req.Instant
+	req.Instant = func(ctx context.Context) (err error) {
+		if marks, err = all.cut(ctx, s.Volumes); err == nil && inner != nil {
+			err = inner(ctx)
+		}
+		return err
+	}
+	if err := s.create(ctx, ctl, req); err != nil {
+		return err
+	}
+	s.beginChains(marks)
+	return s.keep(ctx, all, marks)
+}
+
+// link makes the link to the image of the first volume.
+func (s *Snapshot) link() error {
+	if s.Link == "" {
+		return nil
+	}
+	return os.Symlink(s.Image(s.Volumes[0]), s.Link)
+}
+
+// unlink removes the link, where it is ours.
+func (s *Snapshot) unlink() error {
+	if to, err := os.Readlink(s.Link); s.Link == "" || err != nil || to != s.Image(s.Volumes[0]) {
+		return nil //nolint:nilerr // what is there is none of ours
+	}
+	return os.Remove(s.Link)
+}
