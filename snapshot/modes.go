@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tidemark/linux/dm"
+	"tidemark/linux/sysfs"
 	"tidemark/track"
 	"tidemark/track/bpf"
 )
@@ -27,8 +28,10 @@ type Next struct {
 	// Stores are where the stores are to be, and how large, for each volume in its order; of a
 	// Device Store and Size count. The zero Device is a store as before.
 	Stores []Device
-	// Lists are the paths of the lists of what changed, for each volume; "" is that of ListPath.
+	// Lists are the paths of the lists of what changed, for each volume. ToSnapshot puts that of
+	// ListPath in the place of each "".
 	Lists     []string
+	Labels    map[string]string // in place of those that the snapshot has; nil: as they are
 	Reserve   int64         // as in Request
 	MaxFreeze time.Duration // as in Request
 }
@@ -193,7 +196,7 @@ func (s *Snapshot) follows(ctx context.Context, ctl *dm.Control, before *Snapsho
 	err := s.create(ctx, ctl, req)
 	if err == nil {
 		s.Created = created
-		err = s.succeed(ctx, all, marks, n.Lists)
+		err = s.succeed(ctx, all, marks, n)
 	}
 	if err == nil {
 		// A mark that stays kept costs little, and goes when tracking ends.
@@ -211,14 +214,14 @@ func (s *Snapshot) follows(ctx context.Context, ctl *dm.Control, before *Snapsho
 
 // succeed makes a snapshot that is there the one after the last, in one step: before its record
 // is written it is the last one, incremental.
-func (s *Snapshot) succeed(ctx context.Context, all trackers, marks []track.Mark, lists []string) error {
+func (s *Snapshot) succeed(ctx context.Context, all trackers, marks []track.Mark, n Next) error {
 	chains := make([]*Chain, len(all))
 	for i, v := range s.Volumes {
 		set, err := all[i].Changes(ctx, v.Chain.Mark, marks[i])
 		if err == nil {
 			list := *v.Chain
 			list.Sequence--
-			err = writeList(lists[i], v.Size, list, set)
+			err = writeList(n.Lists[i], v.Size, list, set)
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
@@ -231,7 +234,34 @@ func (s *Snapshot) succeed(ctx context.Context, all trackers, marks []track.Mark
 	for i, v := range s.Volumes {
 		v.Chain = chains[i]
 	}
+	if n.Labels != nil {
+		s.Labels = n.Labels
+	}
 	s.Incremental, s.Up = false, true
+	return s.write()
+}
+
+// Reload makes an incremental snapshot of before a boot one of now, when its trackers vouch for all
+// marks. The error wraps ErrMode or track.ErrMarkLost.
+func (s *Snapshot) Reload(ctx context.Context) error {
+	unlock, err := s.o.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.inMode(true); err != nil {
+		return err
+	}
+	all, err := s.follow(ctx, false, 0)
+	if err == nil {
+		err = all.close()
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	if s.Boot, err = sysfs.BootID(); err != nil {
+		return err
+	}
 	return s.write()
 }
 

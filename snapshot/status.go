@@ -54,11 +54,7 @@ func (s *Snapshot) Status() (st Status, err error) {
 	for _, v := range s.Volumes {
 		vs := VolumeStatus{Volume: v, Image: s.Image(v), Lost: st.Lost, Total: v.Store.Size}
 		if st.Lost == "" {
-			look := func() error { return s.look(ctl, v, &vs) }
-			if s.Incremental {
-				look = func() error { return s.lookIncremental(v, &vs) }
-			}
-			if err := look(); err != nil {
+			if err := s.look(ctl, v, &vs); err != nil {
 				return st, fmt.Errorf("snapshot: %s: %s: %w", s.Name, v.Name, err)
 			}
 		}
@@ -74,6 +70,9 @@ func (s *Snapshot) Status() (st Status, err error) {
 
 // look fills in what the kernel says of a volume.
 func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
+	if s.Incremental {
+		return s.lookIncremental(v, st)
+	}
 	had, err := v.snapshotted(ctl)
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
 		return err

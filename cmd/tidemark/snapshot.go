@@ -31,7 +31,7 @@ A snapshot ends with the boot. When its store is full its images can no longer b
 		example: `tidemark snapshot create /dev/mapper/root /dev/mapper/data
 tidemark snapshot status
 tidemark snapshot destroy snap1`,
-	}.build(newSnapshotCreate(g), newSnapshotList(g), newSnapshotStatus(g), newSnapshotGrow(g), newSnapshotDestroy(g), newSnapshotEvents(g), newSnapshotRepair(g))
+	}.build(newSnapshotCreate(g), newSnapshotList(g), newSnapshotStatus(g), newSnapshotGrow(g), newSnapshotDestroy(g), newSnapshotToIncremental(g), newSnapshotToSnapshot(g), newSnapshotEvents(g), newSnapshotRepair(g))
 }
 
 func newSnapshotCreate(g *globals) *cobra.Command {
@@ -45,7 +45,9 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place.
+
+With --track what changes since the instant is followed by eBPF, as "tidemark mirror" does: "tidemark snapshot to-incremental" needs that.
 
 While there is a snapshot, DEVICE takes no discards: run fstrim when it is gone.`,
 		example: `tidemark snapshot create /dev/mapper/data
@@ -80,6 +82,7 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or what there is room for")
 	addSize(cmd, &chunk, "chunk", "what a first write copies, a power of two from 4K to 1M; by default 8K")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")
+	cmd.Flags().BoolVar(&req.Track, "track", false, "follow what changes since, for \"tidemark snapshot to-incremental\"")
 	cmd.Flags().BoolVar(&req.Writable, "writable", false, "images can be written to; that goes to the store, and the disk never sees it")
 	cmd.Flags().DurationVar(&req.MaxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "how long writers may wait; then nothing is made")
 	addJSON(cmd, &asJSON, "one object")
@@ -212,7 +215,12 @@ func printSnapshots(w io.Writer, all []snapshot.Status, asJSON bool) error {
 			if v.Lost != "" {
 				state = "lost: " + v.Lost
 			}
-			fmt.Fprintf(tab, "%s, %s\t%s\t%s\t%s\t%s of %s\t%s\n", s.Name, words.Time(s.Created), v.Name, v.Image, v.Store.Path, size(v.Used), size(v.Total), state)
+			name := s.Name + ", " + words.Time(s.Created)
+			if s.Incremental {
+				fmt.Fprintf(tab, "%s\t%s\t-\t-\t-\tincremental, %s\n", name, v.Name, state)
+				continue
+			}
+			fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s of %s\t%s\n", name, v.Name, v.Image, v.Store.Path, size(v.Used), size(v.Total), state)
 		}
 	}
 	return tab.Flush()

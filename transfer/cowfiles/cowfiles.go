@@ -69,6 +69,8 @@ type Options struct {
 	StateDir string // target.DefaultStateDir when empty
 	// Info is a file with the driver's answer, in the place of the driver's own.
 	Info string
+	// Device is what is known of the snapshot otherwise; then the driver is not asked.
+	Device *datto.DeviceInfo
 	// Minor is the driver's number of the snapshot; below 0 it is told by the device's name,
 	// or by an answer that has one device alone.
 	Minor int
@@ -188,6 +190,9 @@ func (f *File) precedes(snapshot string, o Options) error {
 
 // ask returns what the driver tells of a snapshot.
 func ask(snapshot string, o Options) (d datto.DeviceInfo, err error) {
+	if o.Device != nil {
+		return *o.Device, nil
+	}
 	driver, minor, err := minorOf(snapshot)
 	if err != nil {
 		return d, err
