@@ -121,10 +121,10 @@ func (s *Snapshot) ToSnapshot(ctx context.Context, n Next) error {
 		return err
 	}
 	defer unlock()
-	if err := s.inMode(true); err != nil {
-		return err
-	}
 	_, left := s.o.repair(ctx)
+	if err := s.inMode(true); err != nil {
+		return errors.Join(err, left)
+	}
 	ctl, err := dm.Open()
 	if err != nil {
 		return err

@@ -188,12 +188,20 @@ func fails(errno syscall.Errno, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errno)
 }
 
-// record returns the snapshot of a minor, nil for none; up says that it is of this boot.
-func (d *dbdctl) record(minor int) (s *snapshot.Snapshot, up bool, err error) {
+// record returns the snapshot of a minor, nil for none; up says that it is of this boot. What a command
+// that was cut off has left is repaired first.
+func (d *dbdctl) record(ctx context.Context, minor int) (s *snapshot.Snapshot, up bool, err error) {
 	if minor >= dattoMinors {
 		return nil, false, fails(syscall.EINVAL, "minors are 0 to %d", dattoMinors-1)
 	}
-	s, err = snapshot.Find(d.g.snapshotOptions(), "datto"+strconv.Itoa(minor))
+	name := "datto" + strconv.Itoa(minor)
+	s, err = snapshot.Find(d.g.snapshotOptions(), name)
+	if err == nil && !s.Up {
+		if _, err := snapshot.Repair(ctx, d.g.snapshotOptions()); err != nil {
+			return nil, false, err
+		}
+		s, err = snapshot.Find(d.g.snapshotOptions(), name)
+	}
 	if errors.Is(err, snapshot.ErrNotFound) {
 		return nil, false, nil
 	}
@@ -210,8 +218,8 @@ func (d *dbdctl) record(minor int) (s *snapshot.Snapshot, up bool, err error) {
 func link(minor int) string { return "/dev/datto" + strconv.Itoa(minor) }
 
 // find returns the snapshot of a minor in use.
-func (d *dbdctl) find(minor int) (*snapshot.Snapshot, error) {
-	s, up, err := d.record(minor)
+func (d *dbdctl) find(ctx context.Context, minor int) (*snapshot.Snapshot, error) {
+	s, up, err := d.record(ctx, minor)
 	if err == nil && !up {
 		err = fails(syscall.ENOENT, "there is no snapshot with the minor %d", minor)
 	}
@@ -219,8 +227,8 @@ func (d *dbdctl) find(minor int) (*snapshot.Snapshot, error) {
 }
 
 // healthy is find of one that has not failed, and is in a mode.
-func (d *dbdctl) healthy(minor int, incremental bool) (*snapshot.Snapshot, error) {
-	s, err := d.find(minor)
+func (d *dbdctl) healthy(ctx context.Context, minor int, incremental bool) (*snapshot.Snapshot, error) {
+	s, err := d.find(ctx, minor)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +244,7 @@ func (d *dbdctl) healthy(minor int, incremental bool) (*snapshot.Snapshot, error
 
 // setup is setup-snapshot.
 func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
-	old, up, err := d.record(minor)
+	old, up, err := d.record(ctx, minor)
 	if err == nil && up {
 		err = fails(syscall.EBUSY, "there is a snapshot with the minor %d", minor)
 	}
@@ -247,7 +255,7 @@ func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
 	if err != nil {
 		return err
 	}
-	if err := d.untraced(device); err != nil {
+	if err := d.untraced(ctx, device); err != nil {
 		return err
 	}
 	cow, err := cowFile(args[1], device)
@@ -291,13 +299,13 @@ func adoptedOver(path string) (string, error) {
 }
 
 // untraced refuses a device that has a minor.
-func (d *dbdctl) untraced(device string) error {
+func (d *dbdctl) untraced(ctx context.Context, device string) error {
 	dev, err := mounts.DeviceOf(device)
 	if err != nil {
 		return err
 	}
 	for minor := range dattoMinors {
-		s, up, err := d.record(minor)
+		s, up, err := d.record(ctx, minor)
 		if err == nil && up && s.Volumes[0].Dev == dev {
 			return fails(syscall.EINVAL, "%s has the minor %d already", device, minor)
 		}
@@ -351,7 +359,7 @@ func replaceList(path string) error {
 }
 
 func (d *dbdctl) destroy(ctx context.Context, _ []string, minor int) error {
-	s, err := d.find(minor)
+	s, err := d.find(ctx, minor)
 	if err != nil {
 		return err
 	}
@@ -359,7 +367,7 @@ func (d *dbdctl) destroy(ctx context.Context, _ []string, minor int) error {
 }
 
 func (d *dbdctl) toIncremental(ctx context.Context, _ []string, minor int) error {
-	s, err := d.healthy(minor, false)
+	s, err := d.healthy(ctx, minor, false)
 	if err != nil {
 		return err
 	}
@@ -368,7 +376,7 @@ func (d *dbdctl) toIncremental(ctx context.Context, _ []string, minor int) error
 
 // toSnapshot is transition-to-snapshot. The list of changes takes the place of the COW file before.
 func (d *dbdctl) toSnapshot(ctx context.Context, args []string, minor int) error {
-	s, err := d.healthy(minor, true)
+	s, err := d.healthy(ctx, minor, true)
 	if err != nil {
 		return err
 	}
@@ -390,8 +398,8 @@ func (d *dbdctl) toSnapshot(ctx context.Context, args []string, minor int) error
 	})
 }
 
-func (d *dbdctl) reloadSnapshot(_ context.Context, _ []string, minor int) error {
-	_, up, err := d.record(minor)
+func (d *dbdctl) reloadSnapshot(ctx context.Context, _ []string, minor int) error {
+	_, up, err := d.record(ctx, minor)
 	switch {
 	case err != nil:
 		return err
@@ -403,7 +411,7 @@ func (d *dbdctl) reloadSnapshot(_ context.Context, _ []string, minor int) error 
 
 // reloadIncremental takes up what the tracker vouches for.
 func (d *dbdctl) reloadIncremental(ctx context.Context, args []string, minor int) error {
-	s, up, err := d.record(minor)
+	s, up, err := d.record(ctx, minor)
 	if err == nil && up {
 		err = fails(syscall.EBUSY, "there is a snapshot with the minor %d", minor)
 	}
@@ -426,8 +434,8 @@ func (d *dbdctl) reloadIncremental(ctx context.Context, args []string, minor int
 }
 
 // reconfigure has no cache to change the size of.
-func (d *dbdctl) reconfigure(_ context.Context, _ []string, minor int) error {
-	s, err := d.find(minor)
+func (d *dbdctl) reconfigure(ctx context.Context, _ []string, minor int) error {
+	s, err := d.find(ctx, minor)
 	if err != nil {
 		return err
 	}
@@ -439,8 +447,8 @@ func (d *dbdctl) reconfigure(_ context.Context, _ []string, minor int) error {
 
 // expand is expand-cow-file and reconfigure-auto-expand: blocks that the file got after the instant
 // may be of files of then, and to copy those first costs as much of it as is won.
-func (d *dbdctl) expand(_ context.Context, _ []string, minor int) error {
-	if _, err := d.healthy(minor, false); err != nil {
+func (d *dbdctl) expand(ctx context.Context, _ []string, minor int) error {
+	if _, err := d.healthy(ctx, minor, false); err != nil {
 		return err
 	}
 	return fails(syscall.EOPNOTSUPP, `a COW file on the disk itself has had all of its blocks since before the instant: give -f when the snapshot is made, or use "tidemark snapshot create --store" with a file on another disk, which grows`)

@@ -39,7 +39,7 @@ type dattoInfo struct {
 
 // info prints what the driver would tell of one device, in the form of its answer.
 func (d *dbdctl) info(ctx context.Context, _ []string, minor int) error {
-	s, err := d.find(minor)
+	s, err := d.find(ctx, minor)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (d *dbdctl) info(ctx context.Context, _ []string, minor int) error {
 func (d *dbdctl) infoAll(ctx context.Context) error {
 	all := dattoInfo{dattoVersion, []dattoDevice{}}
 	for minor := range dattoMinors {
-		s, up, err := d.record(minor)
+		s, up, err := d.record(ctx, minor)
 		if errors.Is(err, syscall.EBUSY) || err == nil && !up {
 			continue // none of setup-snapshot
 		}
