@@ -32,8 +32,8 @@ type Next struct {
 	// ListPath in the place of each "".
 	Lists     []string
 	Labels    map[string]string // in place of those that the snapshot has; nil: as they are
-	Reserve   int64         // as in Request
-	MaxFreeze time.Duration // as in Request
+	Reserve   int64             // as in Request
+	MaxFreeze time.Duration     // as in Request
 }
 
 // ToIncremental drops the data of a snapshot that is tracked: images, stores and their files are

@@ -132,8 +132,10 @@ func driverError(err error) syscall.Errno {
 		is    error
 		errno syscall.Errno
 	}{
-		{snapshot.ErrInUse, syscall.EBUSY}, {snapshot.ErrNoRoom, syscall.ENOSPC},
-		{dmhold.ErrFrozen, syscall.EBUSY}, {dmhold.ErrExpired, syscall.EBUSY},
+		{snapshot.ErrInUse, syscall.EBUSY},
+		{snapshot.ErrNoRoom, syscall.ENOSPC},
+		{dmhold.ErrFrozen, syscall.EBUSY},
+		{dmhold.ErrExpired, syscall.EBUSY},
 	} {
 		if errors.Is(err, c.is) {
 			return c.errno
@@ -306,7 +308,10 @@ func (d *dbdctl) untraced(ctx context.Context, device string) error {
 	}
 	for minor := range dattoMinors {
 		s, up, err := d.record(ctx, minor)
-		if err == nil && up && s.Volumes[0].Dev == dev {
+		if err != nil || !up {
+			continue // none of setup-snapshot
+		}
+		if of, err := mounts.DeviceOf("/dev/mapper/" + s.Volumes[0].Name); err == nil && of == dev {
 			return fails(syscall.EINVAL, "%s has the minor %d already", device, minor)
 		}
 	}
