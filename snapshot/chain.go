@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"tidemark/block"
@@ -121,12 +122,11 @@ func (s *Snapshot) keep(ctx context.Context, all trackers, marks []track.Mark) e
 	return nil
 }
 
-// beginChains makes a chain of each volume begin at marks.
-func (s *Snapshot) beginChains(marks []track.Mark) {
-	for i, v := range s.Volumes {
-		v.Chain = &Chain{Sequence: 1, Mark: marks[i]}
-		rand.Read(v.Chain.UUID[:])
-	}
+// newChain is a chain that begins with the snapshot that is made; its mark comes with the instant.
+func newChain() *Chain {
+	c := &Chain{Sequence: 1}
+	rand.Read(c.UUID[:])
+	return c
 }
 
 // release lets go of the marks of the snapshot, and ends the tracking of a volume of which
@@ -134,43 +134,60 @@ func (s *Snapshot) beginChains(marks []track.Mark) {
 func (s *Snapshot) release(ctx context.Context) error {
 	var errs []error
 	for _, v := range s.Volumes {
-		if v.Chain != nil {
-			errs = append(errs, s.o.release(ctx, v, s.owner(v.Chain.Mark)))
+		if v.Chain == nil {
+			continue
 		}
+		err := s.releaseBut(ctx, v, "")
+		if err == nil {
+			err = s.o.stopUnused(ctx, v)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-func (o Options) release(ctx context.Context, v *Volume, owner string) error {
-	t, err := o.tracker(ctx, v, false, 0)
+// releaseBut lets go of all marks of the snapshot on a volume but one, also of those that a run
+// which was cut off has kept.
+func (s *Snapshot) releaseBut(ctx context.Context, v *Volume, m track.Mark) error {
+	t, err := s.o.tracker(ctx, v, false, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(t.Keep(ctx, owner, "", true), t.Close()); err != nil {
-		return err
+	st, err := s.o.tracking(ctx, v)
+	for _, one := range st.Marks {
+		if strings.HasPrefix(one.Owner, s.owner("")) && one.Owner != s.owner(m) {
+			err = errors.Join(err, t.Keep(ctx, one.Owner, "", true))
+		}
 	}
-	return o.stopUnused(ctx, v)
+	return errors.Join(err, t.Close())
+}
+
+// tracking tells how a volume is tracked; the zero Status is not at all.
+func (o Options) tracking(ctx context.Context, v *Volume) (st bpf.Status, err error) {
+	id, err := block.Identify("/dev/mapper/" + v.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return st, nil
+	}
+	if err != nil {
+		return st, err
+	}
+	all, err := bpf.List(ctx, o.Track)
+	if i := slices.IndexFunc(all, func(st bpf.Status) bool { return st.Disk == id.Disk }); i >= 0 {
+		st = all[i]
+	}
+	return st, err
 }
 
 // stopUnused ends the tracking of a volume of which nobody keeps a mark.
 func (o Options) stopUnused(ctx context.Context, v *Volume) error {
-	path := "/dev/mapper/" + v.Name
-	id, err := block.Identify(path)
-	if err != nil {
+	st, err := o.tracking(ctx, v)
+	if err != nil || st.Disk == "" || len(st.Marks) > 0 {
 		return err
 	}
-	all, err := bpf.List(ctx, o.Track)
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(all, func(st bpf.Status) bool { return st.Disk == id.Disk })
-	if i < 0 || len(all[i].Marks) > 0 {
-		return nil
-	}
-	if err := bpf.Stop(ctx, path, o.Track); !errors.Is(err, bpf.ErrNotTracked) {
+	if err := bpf.Stop(ctx, "/dev/mapper/"+v.Name, o.Track); !errors.Is(err, bpf.ErrNotTracked) {
 		return err
 	}
 	return nil
@@ -221,7 +238,9 @@ func (s *Snapshot) createFollowed(ctx context.Context, ctl *dm.Control, req Requ
 	if err := s.create(ctx, ctl, req); err != nil {
 		return err
 	}
-	s.beginChains(marks)
+	for i, v := range s.Volumes {
+		v.Chain.Mark = marks[i]
+	}
 	return s.keep(ctx, all, marks)
 }
 

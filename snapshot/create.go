@@ -126,6 +126,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		if err := s.free(ctl, v); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
+		if req.Track {
+			v.Chain = newChain()
+		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {

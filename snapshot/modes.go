@@ -94,7 +94,7 @@ func (s *Snapshot) inMode(incremental bool) error {
 	why := ""
 	switch {
 	case !now.tracked():
-		why = "it is not tracked: take it with --track"
+		why = "it is not tracked: take one with --track"
 	case !now.Up:
 		why = `a command was cut off: "tidemark snapshot repair" ends it`
 	case incremental && !now.Incremental:
@@ -199,9 +199,8 @@ func (s *Snapshot) follows(ctx context.Context, ctl *dm.Control, before *Snapsho
 		err = s.succeed(ctx, all, marks, n)
 	}
 	if err == nil {
-		// A mark that stays kept costs little, and goes when tracking ends.
-		for i, t := range all {
-			_ = t.Keep(ctx, s.owner(before.Volumes[i].Chain.Mark), "", true)
+		for _, v := range s.Volumes {
+			_ = s.releaseBut(ctx, v, v.Chain.Mark) // what stays kept costs little, and goes with the next
 		}
 		return nil
 	}
