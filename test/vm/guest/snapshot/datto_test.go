@@ -349,6 +349,12 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 	for _, r := range all {
 		sh(t, "dd if=%s of=%s bs=1M status=none", r.image, r.copy)
 	}
+	merge := func() {
+		t.Helper()
+		for _, r := range all {
+			r.merge(t, options.StateDir+"/snapshots/k+"+filepath.Base(r.dev)+".datto")
+		}
+	}
 	incremental := func() bool {
 		t.Helper()
 		sh(t, "tidemark snapshot repair")
@@ -361,7 +367,7 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 		}
 		return st[0].Incremental
 	}
-	const tries = 6
+	const tries = 3
 	took := map[string]time.Duration{"to-incremental": time.Minute, "to-snapshot": time.Minute}
 	for i := range 2 * tries {
 		word := "to-incremental"
@@ -370,7 +376,7 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 		}
 		limit := time.Minute
 		if i > 1 {
-			limit = took[word] * time.Duration(i%tries+1) / tries
+			limit = took[word] * time.Duration(i%tries+1) / (tries + 1)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		began := time.Now()
@@ -379,13 +385,15 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 		if i < 2 {
 			took[word] = time.Since(began)
 		}
-		is := incremental()
-		if word == "to-snapshot" && !is {
-			for _, r := range all {
-				r.merge(t, "/var/lib/tidemark/snapshots/k+"+filepath.Base(r.dev)+".datto")
-			}
+		if is := incremental(); word == "to-snapshot" && !is {
+			merge()
 		}
 		settle(t, filepath.Base(devs[i%2]))
 	}
+	if !incremental() {
+		sh(t, "tidemark snapshot to-incremental k")
+	}
+	sh(t, "tidemark snapshot to-snapshot k")
+	merge()
 	sh(t, "tidemark snapshot destroy k")
 }
