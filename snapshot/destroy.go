@@ -100,7 +100,10 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 	errs := []error{s.unlink()}
 	for _, v := range s.Volumes {
 		var err error
-		if !ended {
+		switch {
+		case v.ofLVM():
+			err = v.removeLVM(ctx)
+		case !ended:
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
