@@ -108,8 +108,8 @@ func (all trackers) cut(ctx context.Context, volumes []*Volume) (marks []track.M
 	return marks, nil
 }
 
-// keep keeps marks of this snapshot's instant, at which nothing was in flight.
-func (s *Snapshot) keep(ctx context.Context, all trackers, marks []track.Mark) error {
+// keepMarks keeps marks of this snapshot's instant, at which nothing was in flight.
+func (s *Snapshot) keepMarks(ctx context.Context, all trackers, marks []track.Mark) error {
 	for i, t := range all {
 		err := t.Keep(ctx, s.owner(marks[i]), marks[i], true)
 		if err == nil {
@@ -241,7 +241,7 @@ func (s *Snapshot) createFollowed(ctx context.Context, ctl *dm.Control, req Requ
 	for i, v := range s.Volumes {
 		v.Chain.Mark = marks[i]
 	}
-	return s.keep(ctx, all, marks)
+	return s.keepMarks(ctx, all, marks)
 }
 
 // link makes the link to the image of the first volume.

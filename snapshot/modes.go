@@ -227,7 +227,7 @@ func (s *Snapshot) succeed(ctx context.Context, all trackers, marks []track.Mark
 		}
 		chains[i] = &Chain{UUID: v.Chain.UUID, Sequence: v.Chain.Sequence, Mark: marks[i]}
 	}
-	if err := s.keep(ctx, all, marks); err != nil {
+	if err := s.keepMarks(ctx, all, marks); err != nil {
 		return err
 	}
 	for i, v := range s.Volumes {
