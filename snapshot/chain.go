@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -55,7 +54,13 @@ func (all trackers) close() error {
 // track.ErrMarkLost when one cannot.
 func (s *Snapshot) follow(ctx context.Context, begin bool, limit time.Duration) (all trackers, err error) {
 	for _, v := range s.Volumes {
-		t, err := s.o.tracker(ctx, v, begin, limit)
+		var t *bpf.Tracker
+		var err error
+		if begin {
+			t, err = s.track(ctx, v, limit)
+		} else {
+			t, err = s.o.tracker(ctx, v)
+		}
 		if err == nil {
 			all = append(all, t)
 			if !begin {
@@ -72,19 +77,27 @@ func (s *Snapshot) follow(ctx context.Context, begin bool, limit time.Duration) 
 	return all, nil
 }
 
-// tracker opens the tracker of a volume.
-func (o Options) tracker(ctx context.Context, v *Volume, begin bool, limit time.Duration) (*bpf.Tracker, error) {
+// tracker opens the tracker of a volume that is tracked.
+func (o Options) tracker(ctx context.Context, v *Volume) (*bpf.Tracker, error) {
 	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
 	if err != nil {
 		return nil, err
 	}
 	defer source.Close()
-	if !begin {
-		return bpf.Attach(ctx, source, o.Track)
+	return bpf.Attach(ctx, source, o.Track)
+}
+
+// track opens the tracker of a volume, and starts tracking where that is not on.
+func (s *Snapshot) track(ctx context.Context, v *Volume, limit time.Duration) (*bpf.Tracker, error) {
+	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	if err != nil {
+		return nil, err
 	}
-	opts := o.Track
+	defer source.Close()
+	opts := s.o.Track
 	opts.Drain = func(ctx context.Context) error {
-		_, err := bpf.Drain(ctx, source, limit)
+		frozen, err := bpf.Drain(ctx, source, limit)
+		s.Frozen += frozen
 		return err
 	}
 	return bpf.Open(ctx, source, opts)
@@ -149,42 +162,39 @@ func (s *Snapshot) release(ctx context.Context) error {
 // releaseBut lets go of all marks of the snapshot on a volume but one, also of those that a run
 // which was cut off has kept.
 func (s *Snapshot) releaseBut(ctx context.Context, v *Volume, m track.Mark) error {
-	t, err := s.o.tracker(ctx, v, false, 0)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
-		return nil
-	}
-	if err != nil {
+	t, owners, err := s.o.kept(ctx, v)
+	if t == nil {
 		return err
 	}
-	st, err := s.o.tracking(ctx, v)
-	for _, one := range st.Marks {
-		if strings.HasPrefix(one.Owner, s.owner("")) && one.Owner != s.owner(m) {
-			err = errors.Join(err, t.Keep(ctx, one.Owner, "", true))
+	for _, one := range owners {
+		if strings.HasPrefix(one, s.owner("")) && one != s.owner(m) {
+			err = errors.Join(err, t.Keep(ctx, one, "", true))
 		}
 	}
 	return errors.Join(err, t.Close())
 }
 
-// tracking tells how a volume is tracked; the zero Status is not at all.
-func (o Options) tracking(ctx context.Context, v *Volume) (st bpf.Status, err error) {
-	id, err := block.Identify("/dev/mapper/" + v.Name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return st, nil
+// kept returns the tracker of a volume, and who keeps marks of it; no tracker where it is not tracked
+// any more.
+func (o Options) kept(ctx context.Context, v *Volume) (*bpf.Tracker, []string, error) {
+	t, err := o.tracker(ctx, v)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
+		return nil, nil, nil
 	}
 	if err != nil {
-		return st, err
+		return nil, nil, err
 	}
-	all, err := bpf.List(ctx, o.Track)
-	if i := slices.IndexFunc(all, func(st bpf.Status) bool { return st.Disk == id.Disk }); i >= 0 {
-		st = all[i]
-	}
-	return st, err
+	owners, err := t.Owners(ctx)
+	return t, owners, err
 }
 
 // stopUnused ends the tracking of a volume of which nobody keeps a mark.
 func (o Options) stopUnused(ctx context.Context, v *Volume) error {
-	st, err := o.tracking(ctx, v)
-	if err != nil || st.Disk == "" || len(st.Marks) > 0 {
+	t, owners, err := o.kept(ctx, v)
+	if t == nil {
+		return err
+	}
+	if err = errors.Join(err, t.Close()); err != nil || len(owners) > 0 {
 		return err
 	}
 	if err := bpf.Stop(ctx, "/dev/mapper/"+v.Name, o.Track); !errors.Is(err, bpf.ErrNotTracked) {
@@ -199,7 +209,7 @@ func (s *Snapshot) Changes(ctx context.Context, v *Volume) (set extent.Set, err 
 	if v.Chain == nil {
 		return set, fmt.Errorf("snapshot: %s: %w: it is not tracked", s.Name, ErrMode)
 	}
-	t, err := s.o.tracker(ctx, v, false, 0)
+	t, err := s.o.tracker(ctx, v)
 	if errors.Is(err, bpf.ErrNotTracked) {
 		return set, &track.LostError{Mark: v.Chain.Mark, Reason: notTracked}
 	}

@@ -96,6 +96,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 	if err != nil {
 		return s, err
 	}
+	if err := s.judgeTracked(req); err != nil {
+		return s, err
+	}
 	list = slices.DeleteFunc(list, func(o *Snapshot) bool { return before != nil && o.Name == before.Name })
 	if err := s.name(list, all); err != nil {
 		return s, err
@@ -140,6 +143,17 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		}
 	}
 	return s, nil
+}
+
+// judgeTracked refuses images that nothing could list the changes of, and a link that is in the way.
+func (s *Snapshot) judgeTracked(req Request) error {
+	if req.Track && req.Writable {
+		return fmt.Errorf("snapshot: an image that is written to holds what no list of changes has: take a second snapshot that is writable, and not tracked")
+	}
+	if _, err := os.Lstat(req.Link); req.Link != "" && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fmt.Errorf("snapshot: %w: there is a %s", ErrExists, req.Link))
+	}
+	return nil
 }
 
 // unhindered refuses what a leftover, which could not be removed because of left, stands in the way
@@ -218,7 +232,7 @@ func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
 		}
 		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
 	}
-	if v.Store.Kind == Block {
+	if v.Store.Kind == Block || v.Store.replaces {
 		return nil
 	}
 	if _, err := os.Lstat(v.Store.Path); !errors.Is(err, fs.ErrNotExist) {
@@ -366,8 +380,9 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	if err := s.flush(ctx); err != nil {
 		return err
 	}
-	var err error
-	if s.Frozen, err = dmhold.Hold(ctx, plan, req.Instant); err != nil {
+	frozen, err := dmhold.Hold(ctx, plan, req.Instant)
+	s.Frozen += frozen
+	if err != nil {
 		return err
 	}
 	for _, v := range s.Volumes {

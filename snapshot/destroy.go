@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
@@ -34,7 +35,7 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
-	if _, err := Find(s.o, s.Name); err != nil { // another process was faster
+	if err := s.again(); err != nil {
 		return err
 	}
 	ctl, err := dm.Open()
@@ -168,6 +169,11 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 			return err
 		}
 	}
+	if v.Store.Kind == Block {
+		if err := wipe(ctl, s.cow(v)); err != nil {
+			return err
+		}
+	}
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
 	}
@@ -184,6 +190,29 @@ func gone(ctl *dm.Control, name string) error {
 		return nil
 	}
 	return err
+}
+
+// wipe zeroes the ends of a store that is a device, which may hold copies of the origin's
+// superblocks: they would be taken for what the device holds. It does so through our device
+// above, while that is there: by its path another device may be found.
+func wipe(ctl *dm.Control, name string) error {
+	info, ours, err := own(ctl, name)
+	if !ours || err != nil {
+		return err
+	}
+	d, err := block.Open(info.Path(), block.Options{Write: true})
+	if err != nil {
+		return err
+	}
+	const end = 1 << 20 // bytes; all signatures of package mounts are nearer
+	err = d.Zero(extent.Extent{Len: min(end, d.Size())})
+	if err == nil {
+		err = d.Zero(extent.Extent{Off: max(0, d.Size()-end), Len: min(end, d.Size())})
+	}
+	if err == nil {
+		err = d.Sync()
+	}
+	return errors.Join(err, d.Close())
 }
 
 // own returns the state of a device, and whether it is ours.

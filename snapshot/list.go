@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"tidemark/extent"
 	"tidemark/format/datto"
@@ -18,10 +19,10 @@ func (s *Snapshot) ListPath(v *Volume) string {
 	return filepath.Join(s.o.folder(), s.Name+"+"+v.Name+".datto")
 }
 
-// replaceable refuses a path at which there is something else than a list. The error wraps
-// fs.ErrExist.
+// replaceable refuses a path at which there is something else than a list that is whole. The error
+// wraps fs.ErrExist.
 func replaceable(path string) error {
-	info, err := os.Stat(path)
+	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		_, err = os.Stat(filepath.Dir(path))
 		return err
@@ -35,11 +36,32 @@ func replaceable(path string) error {
 			return err
 		}
 		defer f.Close()
-		if _, err := datto.Open(f, info.Size()); err == nil {
+		list, err := datto.Open(f, info.Size())
+		if err == nil && list.Header().IndexOnly && list.Header().Clean {
 			return nil
 		}
 	}
 	return fmt.Errorf("%s: %w, and is no list of changes, as is to be there: move it away", path, fs.ErrExist)
+}
+
+// placeLists fills in where the lists of the volumes are to be, and refuses what is there.
+func (s *Snapshot) placeLists(paths []string) (err error) {
+	for i, v := range s.Volumes {
+		if paths[i] == "" {
+			paths[i] = s.ListPath(v)
+		}
+		if paths[i], err = filepath.Abs(paths[i]); err != nil {
+			return err
+		}
+		store := func(v *Volume) bool { return v.Store.Path == paths[i] }
+		if slices.Contains(paths[:i], paths[i]) || slices.ContainsFunc(s.Volumes, store) {
+			return fmt.Errorf("%s: %w: each list, and each store, has a place of its own", paths[i], fs.ErrExist)
+		}
+		if err := replaceable(paths[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // writeList writes what changed of a volume of size bytes as a COW file of dattobd that is

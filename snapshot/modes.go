@@ -25,11 +25,11 @@ var ErrMode = errors.New("not in the mode for that")
 
 // Next is the snapshot that follows an incremental one. MaxFreeze is required.
 type Next struct {
-	// Stores are where the stores are to be, and how large, for each volume in its order; of a
-	// Device Store and Size count. The zero Device is a store as before.
+	// Stores are where the stores are to be, and how large, one for each volume in its order; of a
+	// Device Store, Replace and Size count. The zero Device is a store as before.
 	Stores []Device
-	// Lists are the paths of the lists of what changed, for each volume. ToSnapshot puts that of
-	// ListPath in the place of each "".
+	// Lists are the paths of the lists of what changed, one for each volume. ToSnapshot puts that
+	// of ListPath in the place of each "".
 	Lists     []string
 	Labels    map[string]string // in place of those that the snapshot has; nil: as they are
 	Reserve   int64             // as in Request
@@ -60,8 +60,12 @@ func (s *Snapshot) ToIncremental(ctx context.Context) error {
 		return err
 	}
 	defer ctl.Close()
-	if err := s.unused(ctl); err != nil {
-		return err
+	err = s.unused(ctl)
+	for _, v := range s.Volumes {
+		err = errors.Join(err, v.removable())
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
 	// From here on a crash leaves an incremental one, of which Repair removes the rest.
 	s.Incremental, s.Up = true, false
@@ -83,23 +87,22 @@ func (s *Snapshot) bare(ctx context.Context, ctl *dm.Control) error {
 // inMode reads the record again, and refuses a snapshot that is not tracked, whole, and of the
 // mode.
 func (s *Snapshot) inMode(incremental bool) error {
-	now, err := Find(s.o, s.Name)
-	if err != nil {
+	if err := s.again(); err != nil {
 		return err
 	}
-	ended, err := now.Ended()
+	ended, err := s.Ended()
 	if err != nil {
 		return err
 	}
 	why := ""
 	switch {
-	case !now.tracked():
+	case !s.tracked():
 		why = "it is not tracked: take one with --track"
-	case !now.Up:
+	case !s.Up:
 		why = `a command was cut off: "tidemark snapshot repair" ends it`
-	case incremental && !now.Incremental:
+	case incremental && !s.Incremental:
 		why = "it is a snapshot already"
-	case !incremental && now.Incremental:
+	case !incremental && s.Incremental:
 		why = "it is incremental already"
 	case !incremental && ended:
 		why = "it is over, because the machine was booted"
@@ -107,7 +110,21 @@ func (s *Snapshot) inMode(incremental bool) error {
 	if why != "" {
 		return fmt.Errorf("snapshot: %s: %w: %s", s.Name, ErrMode, why)
 	}
-	*s = *now
+	return nil
+}
+
+// removable refuses a store whose file cannot be removed now.
+func (v *Volume) removable() error {
+	if v.Store.Kind != Inside {
+		return nil
+	}
+	f, err := filesystem(v.Dev)
+	if err == nil && !f.ReadOnly {
+		_, err = top(f)
+	}
+	if err != nil || f.ReadOnly {
+		return fmt.Errorf("%s: %w: its filesystem, on which the store is, is not mounted, or read-only: mount it", v.Name, ErrMode)
+	}
 	return nil
 }
 
@@ -125,6 +142,9 @@ func (s *Snapshot) ToSnapshot(ctx context.Context, n Next) error {
 	if err := s.inMode(true); err != nil {
 		return errors.Join(err, left)
 	}
+	if len(n.Stores) != len(s.Volumes) || len(n.Lists) != len(s.Volumes) {
+		return fmt.Errorf("snapshot: %s: %d stores and %d lists for %d volumes", s.Name, len(n.Stores), len(n.Lists), len(s.Volumes))
+	}
 	ctl, err := dm.Open()
 	if err != nil {
 		return err
@@ -137,13 +157,10 @@ func (s *Snapshot) ToSnapshot(ctx context.Context, n Next) error {
 	if err != nil {
 		return errors.Join(err, next.letGo())
 	}
+	if err := next.placeLists(n.Lists); err != nil {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
 	for i, v := range next.Volumes {
-		if n.Lists[i] == "" {
-			n.Lists[i] = next.ListPath(v)
-		}
-		if err := replaceable(n.Lists[i]); err != nil {
-			return fmt.Errorf("snapshot: %s: %w", s.Name, err)
-		}
 		// The number is used up from here on: a list that an attempt leaves which fails is none of
 		// any snapshot.
 		s.Volumes[i].Chain.Sequence++
@@ -164,11 +181,11 @@ func (s *Snapshot) ToSnapshot(ctx context.Context, n Next) error {
 // request is what to take the next snapshot of.
 func (s *Snapshot) request(n Next) Request {
 	req := Request{
-		Name: s.Name, Chunk: s.Chunk, Reserve: n.Reserve, Writable: s.Writable, MaxFreeze: n.MaxFreeze,
+		Name: s.Name, Chunk: s.Chunk, Reserve: n.Reserve, MaxFreeze: n.MaxFreeze,
 		Link: s.Link, Labels: s.Labels,
 	}
 	for i, v := range s.Volumes {
-		d := Device{Path: "/dev/mapper/" + v.Name, Store: n.Stores[i].Store, Size: n.Stores[i].Size}
+		d := Device{Path: "/dev/mapper/" + v.Name, Store: n.Stores[i].Store, Replace: n.Stores[i].Replace, Size: n.Stores[i].Size}
 		if d.Size == 0 {
 			d.Size = max(v.Store.Size, v.Inside().Bytes())
 		}
@@ -269,7 +286,7 @@ func (s *Snapshot) Reload(ctx context.Context) error {
 func (s *Snapshot) lookIncremental(v *Volume, st *VolumeStatus) error {
 	ctx := context.Background() // what is waited for is held for moments
 	st.Image, st.Total = "", 0
-	t, err := s.o.tracker(ctx, v, false, 0)
+	t, err := s.o.tracker(ctx, v)
 	if err == nil {
 		err = errors.Join(t.Vouch(ctx, v.Chain.Mark), t.Close())
 	}

@@ -141,6 +141,17 @@ func Find(o Options, name string) (*Snapshot, error) {
 	return s, nil
 }
 
+// again reads the record again, with the lock held: another process may have changed it since.
+func (s *Snapshot) again() error {
+	now, err := Find(s.o, s.Name)
+	if err != nil {
+		return err
+	}
+	now.alive, now.groups, now.Frozen = s.alive, s.groups, s.Frozen
+	*s = *now
+	return nil
+}
+
 // List returns all snapshots, the oldest first, those that a reboot has ended among them.
 func List(o Options) ([]*Snapshot, error) {
 	entries, err := os.ReadDir(o.folder())

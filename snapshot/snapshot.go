@@ -135,6 +135,8 @@ type Device struct {
 	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, and LVM
 	// has lvm2 make a snapshot, of one logical volume, with a store in its group.
 	Store string
+	// Replace has the store take the place of a list of changes, if one is at its path.
+	Replace bool
 	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
 	Size int64
 }
@@ -162,6 +164,8 @@ type Store struct {
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`
+
+	replaces bool // a list of changes that is there
 }
 
 // The kinds of store.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -107,16 +108,15 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 		return err
 	}
 	defer unlock()
-	now, err := Find(s.o, s.Name) // another process may have grown it
-	if err != nil {
+	if err := s.again(); err != nil {
 		return err
 	}
-	s.Incremental = now.Incremental
-	for _, w := range now.Volumes {
-		if w.Name == v.Name {
-			*v = *w
-		}
+	i := slices.IndexFunc(s.Volumes, func(w *Volume) bool { return w.Name == v.Name })
+	if i < 0 {
+		return fmt.Errorf("snapshot: %s: %w: it is not one of %s", s.Name, ErrNotFound, v.Name)
 	}
+	*v = *s.Volumes[i]
+	s.Volumes[i] = v
 	if err := s.grow(ctx, v, size); err != nil {
 		return fmt.Errorf("snapshot: %s: grow the store of %s: %w", s.Name, v.Name, err)
 	}

@@ -62,21 +62,22 @@ func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
 		v.Store = Store{Kind: Block, Path: d.Store}
 		return s.planDevice(v, d.Size)
 	}
-	path, aerr := filepath.Abs(d.Store)
-	switch {
-	case err == nil:
-		return fmt.Errorf("%w: %s: it exists; a store is a new file, or a block device", ErrStore, d.Store)
-	case !errors.Is(err, fs.ErrNotExist):
+	path, err := filepath.Abs(d.Store)
+	if err == nil && d.Replace {
+		err = replaceable(path)
+	}
+	if err != nil {
 		return err
-	case aerr != nil:
-		return aerr
 	}
 	var st unix.Stat_t
 	if unix.Stat(filepath.Dir(path), &st) == nil && sysfs.DevOf(st.Dev) == v.Dev {
-		return s.planInside(v, path, d.Size, reserve)
+		err = s.planInside(v, path, d.Size, reserve)
+	} else {
+		v.Store = Store{Kind: File, Path: path}
+		err = s.room(v, filepath.Dir(path), d.Size, reserve)
 	}
-	v.Store = Store{Kind: File, Path: path}
-	return s.room(v, filepath.Dir(path), d.Size, reserve)
+	v.Store.replaces = d.Replace
+	return err
 }
 
 // planInside is plan of a store on the origin's own filesystem: at path, or where it is by itself.
@@ -256,6 +257,14 @@ func whole(path string, size int64) []dm.Target {
 // any, so that a crash leaves none that is not known again.
 func (s *Snapshot) allocate(v *Volume) (*os.File, error) {
 	path, size := v.Store.Path, v.Store.Size
+	if v.Store.replaces {
+		if err := replaceable(path); err != nil {
+			return nil, err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		v.Store.Kind = none // it is somebody else's
@@ -328,18 +337,21 @@ func (v *Volume) remove(ctl *dm.Control) error {
 		return err
 	}
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) && !certain {
-		return fmt.Errorf("%w: its filesystem is not there: mount it, or have the snapshot forgotten (\"tidemark snapshot destroy --force\")", err)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	defer f.Close()
-	if ours, err := v.Store.is(f); !ours || err != nil {
-		return err // somebody else's has its name, so that it is gone itself
+	ours := false
+	if err == nil {
+		defer f.Close()
+		if ours, err = v.Store.is(f); err != nil {
+			return err
+		}
+	}
+	if !ours && !certain {
+		return fmt.Errorf("%s: %w: its filesystem is not there, another one covers it, or its folder was moved: undo that, or have the snapshot forgotten (\"tidemark snapshot destroy --force\")", path, fs.ErrNotExist)
+	}
+	if !ours { // it is gone, and somebody else's may have its name
+		return nil
 	}
 	if v.Store.Kind == Inside {
 		if err := fiemap.SetImmutable(f, false); err != nil {
@@ -357,7 +369,7 @@ func (v *Volume) remove(ctl *dm.Control) error {
 func (v *Volume) place(ctl *dm.Control) (path string, certain bool, err error) {
 	path = v.Store.Path
 	if v.Store.Kind == File {
-		certain, err = v.Store.inFolder()
+		certain, err = v.Store.inFolder(path)
 		return path, certain, err
 	}
 	info, err := ctl.Info(v.Name)
@@ -372,5 +384,10 @@ func (v *Volume) place(ctl *dm.Control) (path string, certain bool, err error) {
 		return "", false, err
 	}
 	dir, err := top(f)
-	return filepath.Join(dir, cmp.Or(v.Store.Below, filepath.Base(path))), true, err
+	if err != nil {
+		return "", false, err
+	}
+	path = filepath.Join(dir, cmp.Or(v.Store.Below, filepath.Base(path)))
+	certain, err = v.Store.inFolder(path)
+	return path, certain, err
 }

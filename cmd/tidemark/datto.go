@@ -177,9 +177,7 @@ tidemark datto merge --info datto-info.json snapshot.img datto1 vdb1.img`,
 		run: func(cmd *cobra.Command, args []string) error {
 			bar := newProgress(cmd.ErrOrStderr(), asJSON)
 			o.StateDir, o.Progress, o.Note = g.stateDir, phases(bar), bar.Note
-			if err := g.knowSnapshot(&o, args[0]); err != nil {
-				return err
-			}
+			o.Known = g.knownSnapshot
 			rep, err := cowfiles.Merge(cmd.Context(), args[0], args[1], args[2], o)
 			bar.End()
 			switch {
@@ -245,10 +243,7 @@ as it was in /proc/datto-info.
 			return err
 		}
 		g := fromEnvironment()
-		o.StateDir = g.stateDir
-		if err := g.knowSnapshot(&o, paths[0]); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
+		o.StateDir, o.Known = g.stateDir, g.knownSnapshot
 		o.Note = func(text string) { fmt.Fprintln(std.errs, text) }
 		fmt.Fprintln(std.out, "copying blocks")
 		rep, err := cowfiles.Merge(ctx, paths[0], paths[1], paths[2], o)

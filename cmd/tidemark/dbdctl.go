@@ -22,7 +22,6 @@ import (
 	"tidemark/linux/sysfs"
 	"tidemark/snapshot"
 	"tidemark/transfer"
-	"tidemark/transfer/cowfiles"
 )
 
 // dbdctlUsage is that of dbdctl 0.12, and what there is here beside it.
@@ -134,6 +133,7 @@ func driverError(err error) syscall.Errno {
 	}{
 		{snapshot.ErrInUse, syscall.EBUSY},
 		{snapshot.ErrNoRoom, syscall.ENOSPC},
+		{fs.ErrExist, syscall.EEXIST},
 		{dmhold.ErrFrozen, syscall.EBUSY},
 		{dmhold.ErrExpired, syscall.EBUSY},
 	} {
@@ -190,6 +190,8 @@ func fails(errno syscall.Errno, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errno)
 }
 
+var errForeign = fmt.Errorf("was not made by setup-snapshot: %w", syscall.EBUSY)
+
 // record returns the snapshot of a minor, nil for none; up says that it is of this boot. What a command
 // that was cut off has left is repaired first.
 func (d *dbdctl) record(ctx context.Context, minor int) (s *snapshot.Snapshot, up bool, err error) {
@@ -199,10 +201,10 @@ func (d *dbdctl) record(ctx context.Context, minor int) (s *snapshot.Snapshot, u
 	name := "datto" + strconv.Itoa(minor)
 	s, err = snapshot.Find(d.g.snapshotOptions(), name)
 	if err == nil && !s.Up {
-		if _, err := snapshot.Repair(ctx, d.g.snapshotOptions()); err != nil {
-			return nil, false, err
+		_, left := snapshot.Repair(ctx, d.g.snapshotOptions())
+		if s, err = snapshot.Find(d.g.snapshotOptions(), name); err == nil && !s.Up {
+			err = left // that others are left is none of its business
 		}
-		s, err = snapshot.Find(d.g.snapshotOptions(), name)
 	}
 	if errors.Is(err, snapshot.ErrNotFound) {
 		return nil, false, nil
@@ -211,7 +213,7 @@ func (d *dbdctl) record(ctx context.Context, minor int) (s *snapshot.Snapshot, u
 		return nil, false, err
 	}
 	if s.Link != link(minor) || len(s.Volumes) != 1 || s.Volumes[0].Chain == nil {
-		return nil, false, fails(syscall.EBUSY, `the snapshot %s was not made by setup-snapshot: "tidemark snapshot destroy %s" removes it`, s.Name, s.Name)
+		return nil, false, fmt.Errorf(`the snapshot %s %w: "tidemark snapshot destroy %s" removes it`, s.Name, errForeign, s.Name)
 	}
 	ended, err := s.Ended()
 	return s, !ended, err
@@ -269,12 +271,9 @@ func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
 			return err
 		}
 	}
-	if err := replaceList(cow); err != nil {
-		return err
-	}
 	_, err = snapshot.Create(ctx, d.g.snapshotOptions(), snapshot.Request{
-		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: transfer.DefaultMaxFreeze, Reserve: 1,
-		Devices: []snapshot.Device{{Path: device, Store: cow, Size: d.storeSize()}},
+		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: transfer.DefaultMaxFreeze, Reserve: d.reserve(),
+		Devices: []snapshot.Device{{Path: device, Store: cow, Replace: true, Size: d.storeSize()}},
 		Labels:  map[string]string{labelDevice: args[0], labelCOW: cow},
 	})
 	return err
@@ -287,6 +286,9 @@ func (d *dbdctl) storeSize() int64 {
 	}
 	return max(int64(d.size)<<20, snapshot.MinStore)
 }
+
+// reserve is what a store leaves of the room: what -f says may take all.
+func (d *dbdctl) reserve() int64 { return int64(min(d.size, 1)) }
 
 // adoptedOver returns the device of device-mapper to take a snapshot of: that over an adopted partition,
 // where that is named.
@@ -342,27 +344,6 @@ func cowFile(path, device string) (string, error) {
 	return path, err
 }
 
-// replaceList removes the list of changes at path, which a COW file is to take the place of, and
-// nothing else.
-func replaceList(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err == nil {
-		_, err = datto.Open(f, info.Size())
-	}
-	if err != nil || !info.Mode().IsRegular() {
-		return errors.Join(err, fails(syscall.EEXIST, "%s is no COW file: move it away", path))
-	}
-	return os.Remove(path)
-}
-
 func (d *dbdctl) destroy(ctx context.Context, _ []string, minor int) error {
 	s, err := d.find(ctx, minor)
 	if err != nil {
@@ -393,13 +374,10 @@ func (d *dbdctl) toSnapshot(ctx context.Context, args []string, minor int) error
 	if cow == before {
 		return fails(syscall.EINVAL, "%s is to have the list of changes: give another COW file", cow)
 	}
-	if err := replaceList(cow); err != nil {
-		return err
-	}
 	return s.ToSnapshot(ctx, snapshot.Next{
-		Stores: []snapshot.Device{{Store: cow, Size: d.storeSize()}}, Lists: []string{before},
+		Stores: []snapshot.Device{{Store: cow, Replace: true, Size: d.storeSize()}}, Lists: []string{before},
 		Labels:  map[string]string{labelDevice: s.Labels[labelDevice], labelCOW: cow},
-		Reserve: 1, MaxFreeze: transfer.DefaultMaxFreeze,
+		Reserve: d.reserve(), MaxFreeze: transfer.DefaultMaxFreeze,
 	})
 }
 
@@ -459,15 +437,15 @@ func (d *dbdctl) expand(ctx context.Context, _ []string, minor int) error {
 	return fails(syscall.EOPNOTSUPP, `a COW file on the disk itself has had all of its blocks since before the instant: give -f when the snapshot is made, or use "tidemark snapshot create --store" with a file on another disk, which grows`)
 }
 
-// knowSnapshot fills in what is known of a snapshot device of ours, where the driver would be asked.
-func (g *globals) knowSnapshot(o *cowfiles.Options, path string) error {
+// knownSnapshot tells what is known of a snapshot device of ours, for cowfiles.Options.
+func (g *globals) knownSnapshot(path string) (*datto.DeviceInfo, error) {
 	dev, err := mounts.DeviceOf(path)
-	if o.Info != "" || err != nil {
-		return nil //nolint:nilerr // opening it says what is wrong
+	if err != nil {
+		return nil, nil //nolint:nilerr // a file with an image is none of ours
 	}
 	list, err := snapshot.List(g.snapshotOptions())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, s := range list {
 		if ended, err := s.Ended(); err != nil || ended || s.Incremental {
@@ -479,9 +457,8 @@ func (g *globals) knowSnapshot(o *cowfiles.Options, path string) error {
 		})
 		if i >= 0 {
 			known, err := dattoOf(s, s.Volumes[i])
-			o.Device = &known
-			return err
+			return &known, err
 		}
 	}
-	return nil
+	return nil, nil
 }

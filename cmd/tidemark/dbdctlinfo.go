@@ -55,7 +55,7 @@ func (d *dbdctl) infoAll(ctx context.Context) error {
 	all := dattoInfo{dattoVersion, []dattoDevice{}}
 	for minor := range dattoMinors {
 		s, up, err := d.record(ctx, minor)
-		if errors.Is(err, syscall.EBUSY) || err == nil && !up {
+		if errors.Is(err, errForeign) || err == nil && !up {
 			continue // none of setup-snapshot
 		}
 		if err != nil {
@@ -86,6 +86,9 @@ func deviceInfo(ctx context.Context, s *snapshot.Snapshot) (dattoDevice, error) 
 	}
 	if !s.Incremental {
 		d.Fallocate, d.COWSize = v.Store.Size, v.Store.Size
+	}
+	if s.Incremental && known.Error != 0 {
+		return d, nil // the device may not be there
 	}
 	set, err := s.Changes(ctx, v)
 	if errors.Is(err, track.ErrMarkLost) {
