@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -21,7 +22,6 @@ import (
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 	"tidemark/snapshot"
-	"tidemark/transfer"
 	"tidemark/transfer/cowfiles"
 )
 
@@ -51,6 +51,8 @@ const (
 	dbdctlFails = 255 // the -1 of its main
 	labelDevice = "block_device"
 	labelCOW    = "cow_file"
+	// dbdctlFreeze bounds how long writers wait. The driver has no bound.
+	dbdctlFreeze = time.Minute
 )
 
 // dbdctl is the command line of dbdctl.
@@ -273,7 +275,7 @@ func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
 		return err
 	}
 	_, err = snapshot.Create(ctx, d.g.snapshotOptions(), snapshot.Request{
-		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: transfer.DefaultMaxFreeze, Reserve: 1,
+		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: dbdctlFreeze, Reserve: 1,
 		Devices: []snapshot.Device{{Path: device, Store: cow, Size: d.storeSize()}},
 		Labels:  map[string]string{labelDevice: args[0], labelCOW: cow},
 	})
@@ -399,7 +401,7 @@ func (d *dbdctl) toSnapshot(ctx context.Context, args []string, minor int) error
 	return s.ToSnapshot(ctx, snapshot.Next{
 		Stores: []snapshot.Device{{Store: cow, Size: d.storeSize()}}, Lists: []string{before},
 		Labels:  map[string]string{labelDevice: s.Labels[labelDevice], labelCOW: cow},
-		Reserve: 1, MaxFreeze: transfer.DefaultMaxFreeze,
+		Reserve: 1, MaxFreeze: dbdctlFreeze,
 	})
 }
 
