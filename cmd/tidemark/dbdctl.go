@@ -153,7 +153,7 @@ func (d *dbdctl) parse(c dbdctlCommand, args []string) (operands []string, minor
 	flags := pflag.NewFlagSet("dbdctl", pflag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	texts := map[string]*string{}
-	for _, f := range strings.Split(c.flags, "") {
+	for f := range strings.SplitSeq(c.flags, "") {
 		texts[f] = flags.StringP("option-"+f, f, "0", "")
 	}
 	if err := flags.Parse(args); err != nil {
