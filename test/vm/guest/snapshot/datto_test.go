@@ -336,14 +336,16 @@ func tail(t *testing.T, dev, text string) {
 // instant, and the lists of them all bring copies from one snapshot to the next.
 func TestKilledChangesOfTheMode(t *testing.T) {
 	var all []rounds
-	var devs []string
+	var devs, folders []string
 	for i, kind := range []string{"ext4", "xfs"} {
 		name, at := origin(t, i, kind)
 		dev := "/dev/mapper/" + name
-		stop := instant.Load(t, at)
-		t.Cleanup(stop)
+		if i == 0 {
+			t.Cleanup(instant.Load(t, at))
+		}
+		use(t, at, 1)
 		all = append(all, rounds{"k", dev, dev + "+k", filepath.Join(t.TempDir(), "copy")})
-		devs = append(devs, dev)
+		devs, folders = append(devs, dev), append(folders, at)
 	}
 	sh(t, "tidemark snapshot create --max-freeze 1m --track --name k --size 14M %s", strings.Join(devs, " "))
 	for _, r := range all {
@@ -388,7 +390,8 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 		if is := incremental(); strings.HasPrefix(word, "to-snapshot") && !is {
 			merge()
 		}
-		settle(t, filepath.Base(devs[i%2]))
+		settle(t, "X0")
+		use(t, folders[1], 2+i)
 	}
 	if !incremental() {
 		sh(t, "tidemark snapshot to-incremental k")
