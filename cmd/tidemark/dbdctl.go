@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -21,7 +22,6 @@ import (
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 	"tidemark/snapshot"
-	"tidemark/transfer"
 )
 
 // dbdctlUsage is that of dbdctl 0.12, and what there is here beside it.
@@ -50,6 +50,8 @@ const (
 	dbdctlFails = 255 // the -1 of its main
 	labelDevice = "block_device"
 	labelCOW    = "cow_file"
+	// dbdctlFreeze bounds how long writers wait. The driver has no bound.
+	dbdctlFreeze = time.Minute
 )
 
 // dbdctl is the command line of dbdctl.
@@ -151,7 +153,7 @@ func (d *dbdctl) parse(c dbdctlCommand, args []string) (operands []string, minor
 	flags := pflag.NewFlagSet("dbdctl", pflag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	texts := map[string]*string{}
-	for _, f := range strings.Split(c.flags, "") {
+	for f := range strings.SplitSeq(c.flags, "") {
 		texts[f] = flags.StringP("option-"+f, f, "0", "")
 	}
 	if err := flags.Parse(args); err != nil {
@@ -272,7 +274,7 @@ func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
 		}
 	}
 	_, err = snapshot.Create(ctx, d.g.snapshotOptions(), snapshot.Request{
-		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: transfer.DefaultMaxFreeze, Reserve: d.reserve(),
+		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: dbdctlFreeze, Reserve: d.reserve(),
 		Devices: []snapshot.Device{{Path: device, Store: cow, Replace: true, Size: d.storeSize()}},
 		Labels:  map[string]string{labelDevice: args[0], labelCOW: cow},
 	})
@@ -377,7 +379,7 @@ func (d *dbdctl) toSnapshot(ctx context.Context, args []string, minor int) error
 	return s.ToSnapshot(ctx, snapshot.Next{
 		Stores: []snapshot.Device{{Store: cow, Replace: true, Size: d.storeSize()}}, Lists: []string{before},
 		Labels:  map[string]string{labelDevice: s.Labels[labelDevice], labelCOW: cow},
-		Reserve: d.reserve(), MaxFreeze: transfer.DefaultMaxFreeze,
+		Reserve: d.reserve(), MaxFreeze: dbdctlFreeze,
 	})
 }
 

@@ -82,9 +82,9 @@ func use(t *testing.T, at string, round int) {
 }
 
 // What the README of dattobd has under "Performing Incremental Backups", steps 2 to 9, with an
-// adopted disk; two rounds.
+// adopted disk; two rounds with ext4, one with XFS.
 func TestIncrementalBackupsOfDattobd(t *testing.T) {
-	for _, kind := range []string{"ext4", "xfs"} {
+	for kind, merges := range map[string][]string{"ext4": {"update-img", "img-merge"}, "xfs": {"img-merge"}} {
 		t.Run(kind, func(t *testing.T) {
 			plain, _, at := adopted(t, kind, sectors)
 			backup := filepath.Join(t.TempDir(), "sda1-bkp")
@@ -94,7 +94,7 @@ func TestIncrementalBackupsOfDattobd(t *testing.T) {
 			sh(t, "dd if=/dev/datto0 of=%s bs=1M status=none", backup) // 3
 			same(t, backup, kind)
 			list, next := at+"/.datto", at+"/.datto1"
-			for round, merge := range []string{"update-img", "img-merge"} {
+			for round, merge := range merges {
 				use(t, at, 3+3*round)
 				if err := os.Remove(list); !errors.Is(err, unix.EPERM) {
 					t.Errorf("the COW file can be removed: %v", err)
@@ -124,7 +124,7 @@ func TestIncrementalBackupsOfDattobd(t *testing.T) {
 				sh(t, "rm %s", list)    // 8
 				list, next = next, list // 9
 			}
-			if got := dattoInfo(t, "0"); got.State != 3 || got.Sequence != 3 || got.COWFile != "/.datto" || got.BlockDevice != plain || got.Changed == 0 || got.Error != 0 {
+			if got := dattoInfo(t, "0"); got.State != 3 || got.Sequence != len(merges)+1 || at+got.COWFile != list || got.BlockDevice != plain || got.Changed == 0 || got.Error != 0 {
 				t.Errorf("%+v", got)
 			}
 			sh(t, "dbdctl destroy 0")
@@ -246,7 +246,7 @@ type rounds struct {
 func (r rounds) next(t *testing.T) {
 	t.Helper()
 	list := r.copy + ".changes"
-	sh(t, "tidemark snapshot to-snapshot %s --list %s", r.name, list)
+	sh(t, "tidemark snapshot to-snapshot --max-freeze 1m %s --list %s", r.name, list)
 	r.merge(t, list)
 }
 
@@ -265,7 +265,7 @@ func TestTrapsOfDattobd(t *testing.T) {
 			r := rounds{"n", dev, dev + "+n", filepath.Join(t.TempDir(), "copy")}
 			use(t, at, 1)
 			sh(t, "dd if=/dev/urandom of=%s/trim bs=1M count=2 conv=fsync status=none", at)
-			sh(t, "tidemark snapshot create --track --name n --size 4M %s", dev)
+			sh(t, "tidemark snapshot create --max-freeze 1m --track --name n --size 4M %s", dev)
 			sh(t, "dd if=%s of=%s bs=1M status=none", r.image, r.copy)
 
 			zeroOut(t, dev, at+"/kept")
@@ -336,16 +336,18 @@ func tail(t *testing.T, dev, text string) {
 // instant, and the lists of them all bring copies from one snapshot to the next.
 func TestKilledChangesOfTheMode(t *testing.T) {
 	var all []rounds
-	var devs []string
+	var devs, folders []string
 	for i, kind := range []string{"ext4", "xfs"} {
 		name, at := origin(t, i, kind)
 		dev := "/dev/mapper/" + name
-		stop := instant.Load(t, at)
-		t.Cleanup(stop)
+		if i == 0 {
+			t.Cleanup(instant.Load(t, at))
+		}
+		use(t, at, 1)
 		all = append(all, rounds{"k", dev, dev + "+k", filepath.Join(t.TempDir(), "copy")})
-		devs = append(devs, dev)
+		devs, folders = append(devs, dev), append(folders, at)
 	}
-	sh(t, "tidemark snapshot create --track --name k --size 14M %s", strings.Join(devs, " "))
+	sh(t, "tidemark snapshot create --max-freeze 1m --track --name k --size 14M %s", strings.Join(devs, " "))
 	for _, r := range all {
 		sh(t, "dd if=%s of=%s bs=1M status=none", r.image, r.copy)
 	}
@@ -368,11 +370,11 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 		return st[0].Incremental
 	}
 	const tries = 3
-	took := map[string]time.Duration{"to-incremental": time.Minute, "to-snapshot": time.Minute}
+	took := map[string]time.Duration{}
 	for i := range 2 * tries {
 		word := "to-incremental"
 		if incremental() {
-			word = "to-snapshot"
+			word = "to-snapshot --max-freeze 1m"
 		}
 		limit := time.Minute
 		if i > 1 {
@@ -380,20 +382,21 @@ func TestKilledChangesOfTheMode(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), limit)
 		began := time.Now()
-		_ = exec.CommandContext(ctx, "tidemark", "snapshot", word, "k").Run() // killed, or not
+		_ = exec.CommandContext(ctx, "tidemark", append(strings.Fields("snapshot "+word), "k")...).Run() // killed, or not
 		cancel()
 		if i < 2 {
 			took[word] = time.Since(began)
 		}
-		if is := incremental(); word == "to-snapshot" && !is {
+		if is := incremental(); strings.HasPrefix(word, "to-snapshot") && !is {
 			merge()
 		}
-		settle(t, filepath.Base(devs[i%2]))
+		settle(t, "X0")
+		use(t, folders[1], 2+i)
 	}
 	if !incremental() {
 		sh(t, "tidemark snapshot to-incremental k")
 	}
-	sh(t, "tidemark snapshot to-snapshot k")
+	sh(t, "tidemark snapshot to-snapshot --max-freeze 1m k")
 	merge()
 	sh(t, "tidemark snapshot destroy k")
 }
