@@ -50,14 +50,15 @@ func TestAdoptedDisks(t *testing.T) {
 			// changes once: when it is undone the other image is what would be made.
 			d.Write(c.making, "#!/bin/sh\nexit 0\n")
 			system, root := d.Disk(initrd)
-			system.Args = "root=PARTUUID=" + RootPartUUID + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot rd.retry=5"
 			root.Volatile, root.Seed = true, uint64(time.Now().UnixNano())
 			t.Log("seed", root.Seed)
 			data := adoptDisk(t)
 			for boot := 1; boot <= 3; boot++ {
 				cut, memory := boot == 2, 768
+				const args = " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot rd.retry=5"
+				system.Args = "root=PARTUUID=" + RootPartUUID + args
 				if cut {
-					memory = 256
+					memory, system.Args = 256, "root=/dev/mapper/root"+args // as update-grub writes it on an adopted root
 				}
 				if boot == 3 {
 					system.Initrd = plain

@@ -160,6 +160,14 @@ func TestBoot2(t *testing.T) {
 	onLinear(t, "/srv", "data", names()...)
 	fill(t)
 	snapshotOfRoot(t, "/dev/mapper/data")
+	if err := os.MkdirAll("/boot/grub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	guest.WriteFile(t, "/boot/grub/grub.cfg", "linux /boot/vmlinuz root=/dev/mapper/root ro\n")
+	if out, err := exec.Command("tidemark", "adopt", "--undo", "/dev/mapper/root").CombinedOutput(); err == nil || !strings.Contains(string(out), "/boot/grub/grub.cfg:1: /dev/mapper/root") {
+		t.Errorf("%v: %s", err, out)
+	}
+	guest.WriteFile(t, "/boot/grub/grub.cfg", "linux /boot/vmlinuz root=UUID="+os.Getenv("ROOT_UUID")+" ro\n")
 	if got := adopt(t, "/dev/mapper/root", "--undo"); got != "next-boot" {
 		t.Fatalf("root, when it is undone, is %s", got)
 	}
