@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/linux/fiemap"
+	"tidemark/snapshot"
 	"tidemark/test/vm/guest"
 	"tidemark/test/vm/guest/instant"
 )
@@ -107,6 +108,14 @@ func TestIncrementalBackupsOfDattobd(t *testing.T) {
 				stop := instant.Load(t, at)
 				settle(t, "sda1")
 				stop()
+				if round > 0 { // a list that is there stays as long as nothing takes its place
+					if out, err := exec.Command("dbdctl", "transition-to-snapshot", "-f", "60", next, "0").CombinedOutput(); err == nil || !strings.Contains(string(out), "No space left") {
+						t.Errorf("%v: %s", err, out)
+					}
+					if _, err := os.Stat(next); err != nil {
+						t.Error(err)
+					}
+				}
 				sh(t, "dbdctl transition-to-snapshot %s 0", next) // 6
 				use(t, at, 5+3*round)
 				if out, err := exec.Command(merge, "/dev/datto0", next, backup).CombinedOutput(); err == nil {
@@ -121,7 +130,9 @@ func TestIncrementalBackupsOfDattobd(t *testing.T) {
 				} else if out, err := exec.Command(merge, "/dev/datto0", "/stale", backup).CombinedOutput(); err == nil || !strings.Contains(string(out), "does not immediately go before") {
 					t.Errorf("a list of before: %v: %s", err, out)
 				}
-				sh(t, "rm %s", list)    // 8
+				if round > 0 {
+					sh(t, "rm %s", list) // 8
+				}
 				list, next = next, list // 9
 			}
 			if got := dattoInfo(t, "0"); got.State != 3 || got.Sequence != len(merges)+1 || at+got.COWFile != list || got.BlockDevice != plain || got.Changed == 0 || got.Error != 0 {
@@ -214,6 +225,13 @@ func TestErrorsOfDbdctl(t *testing.T) {
 	refused("Device or resource busy", "dbdctl destroy 3")
 	reader.Close()
 	sh(t, "dbdctl reconfigure -c 2000000 3")
+	// What is not mounted stays as it is.
+	sh(t, "umount %s", at)
+	refused("Invalid argument", "dbdctl transition-to-incremental 3")
+	if got := dattoInfo(t, "3"); got.State != 3 || got.Error != 0 {
+		t.Errorf("%+v", got)
+	}
+	sh(t, "mount %s %s", dev, at)
 	// To expand, and then anything.
 	refused("Operation not supported", "dbdctl expand-cow-file 4 3")
 	refused("Operation not supported", "dbdctl reconfigure-auto-expand -r 1 4 3")
@@ -235,6 +253,48 @@ func TestErrorsOfDbdctl(t *testing.T) {
 		t.Errorf("%v: %s", err, out)
 	}
 	sh(t, "dbdctl destroy 3")
+}
+
+// Stores elsewhere in modes: a device takes the next store although the superblock was saved there,
+// what is read of a record before another command changes it is not acted on, and a file of another
+// filesystem that covers the store's stays.
+func TestModesAndStores(t *testing.T) {
+	_, dev, at := adopted(t, "ext4", sectors)
+	if out, err := exec.Command("tidemark", "snapshot", "create", "--track", "--writable", dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "no list of changes has") {
+		t.Errorf("%v: %s", err, out)
+	}
+	create(t, "--track", "--name", "d", "--store", guest.Disk(t, "store"), dev)
+	sh(t, "dd if=%s of=%s bs=512 count=1 conv=notrunc iflag=direct oflag=direct status=none", dev, dev)
+	sh(t, "tidemark snapshot to-incremental d")
+	stale, err := snapshot.Find(options, "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tidemark", "snapshot", "to-snapshot", "d", "--list", guest.Disk(t, "store")).CombinedOutput(); err == nil {
+		t.Errorf("the list is the store: %s", out)
+	}
+	sh(t, "tidemark snapshot to-snapshot d --max-freeze 1m")
+	destroy(t, stale)
+	bare(t, at)
+
+	if err := os.Mkdir(at+"/sub", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store := at + "/sub/store"
+	create(t, "--track", "--name", "c", "--store", store, dev)
+	sh(t, "mount -t tmpfs none %s/sub", at)
+	guest.WriteFile(t, store, "of another")
+	if out, err := exec.Command("tidemark", "snapshot", "destroy", "c").CombinedOutput(); err == nil || !strings.Contains(string(out), "another one covers it") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(store); err != nil {
+		t.Error(err)
+	}
+	sh(t, "umount %s/sub", at)
+	sh(t, "tidemark snapshot destroy c")
+	if _, err := os.Stat(store); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the store is there: %v", err)
+	}
 }
 
 // rounds is a copy that is brought from one snapshot to the next.
