@@ -216,7 +216,7 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 		}
 		if s.Incremental && !ended {
 			if berr := s.bare(ctx, ctl); berr != nil {
-				err = errors.Join(err, fmt.Errorf("a change of the mode of the snapshot %s was cut off, and cannot be undone yet: %w", s.Name, berr))
+				err = errors.Join(err, fmt.Errorf("a change of the mode of the snapshot %s was cut off, and cannot be ended yet: %w", s.Name, berr))
 			} else {
 				done = append(done, fmt.Sprintf("a change of the mode of the snapshot %s was cut off: it is incremental", s.Name))
 			}

@@ -102,12 +102,13 @@ func asDbdctl(ctx context.Context, args []string, std stdio) error {
 	case word == "info" && len(args) == 1:
 		return d.told(d.infoAll(ctx), std.errs)
 	case !known:
-		fmt.Fprint(std.errs, dbdctlUsage)
+		fmt.Fprint(std.out, dbdctlUsage)
 		return exitStatus(dbdctlFails)
 	}
 	operands, minor, err := d.parse(c, args[1:])
 	if err != nil {
-		fmt.Fprintf(std.errs, "error interpreting %s parameters: %v\n%s", strings.ReplaceAll(word, "-", " "), err, dbdctlUsage)
+		fmt.Fprintf(std.errs, "dbdctl: %v\nerror interpreting %s parameters: Invalid argument\n", err, strings.ReplaceAll(word, "-", " "))
+		fmt.Fprint(std.out, dbdctlUsage)
 		return exitStatus(dbdctlFails)
 	}
 	return d.told(c.run(d, ctx, operands, minor), std.errs)
