@@ -1,0 +1,356 @@
+package bpf_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"tidemark/block"
+	"tidemark/extent"
+	"tidemark/track"
+	"tidemark/track/bpf"
+	"tidemark/witness"
+)
+
+// machine is a disk with an ext4 and an empty partition's worth of space behind it, over boots.
+// A boot is simulated by a run folder and a bpffs of its own; the rig has real ones.
+type machine struct {
+	t         *testing.T
+	dev, file string
+	at        bpf.Place
+	opts      bpf.Options
+}
+
+const (
+	diskSize = 64 << 20
+	fsSize   = 48 << 20 // the rest is silent
+)
+
+func newMachine(t *testing.T) *machine {
+	m := &machine{t: t, file: sparse(t, diskSize), at: bpf.Place{Dir: filepath.Join(t.TempDir(), "state"), Name: "disk"}}
+	m.dev = loop(t, m.file)
+	run(t, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", m.dev, "48M")
+	m.opts = places(t)
+	return m
+}
+
+func (m *machine) source() *block.Device {
+	m.t.Helper()
+	d, err := block.Open(m.dev, block.Options{})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// boot is the beginning of a boot.
+func (m *machine) boot() bpf.Resumed {
+	m.t.Helper()
+	r, err := bpf.Resume(m.t.Context(), m.source(), m.opts, m.at)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return r
+}
+
+func (m *machine) save() error { return bpf.Save(m.t.Context(), m.source(), m.opts, m.at) }
+
+// off ends a boot, after save or without.
+func (m *machine) off() {
+	m.t.Helper()
+	if err := bpf.Stop(m.t.Context(), m.dev, m.opts); err != nil {
+		m.t.Fatal(err)
+	}
+	run(m.t, "blockdev", "--setrw", m.dev)
+	m.opts = places(m.t)
+}
+
+// writes mounts the filesystem and writes a file of a MiB.
+func (m *machine) writes(name string) {
+	m.t.Helper()
+	dir := m.t.TempDir()
+	run(m.t, "mount", m.dev, dir)
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Repeat(name, 1<<20/len(name))), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	run(m.t, "umount", dir)
+}
+
+// copied is a copy of the disk and its mark.
+type copied struct {
+	content []byte
+	mark    track.Mark
+}
+
+func (m *machine) copy() copied {
+	m.t.Helper()
+	l := open(m.t, m.dev, m.opts)
+	mark := cut(m.t, l)
+	if err := l.Keep(m.t.Context(), "mirror", mark, true); err != nil {
+		m.t.Fatal(err)
+	}
+	raw, err := os.ReadFile(m.file)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return copied{raw, mark}
+}
+
+// follows brings a copy up to date by what is told to have changed, and returns how much that is.
+func (m *machine) follows(c *copied) int64 {
+	m.t.Helper()
+	l := open(m.t, m.dev, m.opts)
+	mark := cut(m.t, l)
+	set, err := l.Changes(m.t.Context(), c.mark, mark)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := l.Keep(m.t.Context(), "mirror", mark, true); err != nil {
+		m.t.Fatal(err)
+	}
+	raw, err := os.ReadFile(m.file)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, e := range set.Extents() {
+		copy(c.content[e.Off:e.End()], raw[e.Off:e.End()])
+	}
+	for off := 0; off < len(raw); off += 4096 {
+		if string(raw[off:off+4096]) != string(c.content[off:off+4096]) {
+			m.t.Fatalf("the block at byte %d is not told", off)
+		}
+	}
+	c.mark = mark
+	return set.Bytes()
+}
+
+func (m *machine) wantLost(c copied, r bpf.Resumed, words string) {
+	m.t.Helper()
+	if !strings.Contains(r.Lost, words) {
+		m.t.Errorf("lost because %q, want %q", r.Lost, words)
+	}
+	l := open(m.t, m.dev, m.opts)
+	_, err := l.Changes(m.t.Context(), c.mark, "")
+	wantLost(m.t, err, words)
+}
+
+func TestMarksOutliveCleanReboots(t *testing.T) {
+	m := newMachine(t)
+	if r := m.boot(); !strings.Contains(r.Lost, "not saved") {
+		t.Errorf("%+v", r)
+	}
+	c := m.copy()
+	for _, name := range []string{"one", "two", "three"} {
+		m.writes(name + " before")
+		if err := m.save(); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := os.OpenFile(m.dev, os.O_WRONLY, 0); err == nil {
+			if _, err = f.Write(make([]byte, 4096)); err == nil {
+				t.Error("it can be written to after it was saved")
+			}
+			f.Close()
+		}
+		m.off()
+		r := m.boot()
+		if r.Lost != "" || r.Marks != 1 || r.Silent != diskSize-fsSize {
+			t.Errorf("%+v", r)
+		}
+		m.writes(name + " after")
+		if n := m.follows(&c); n > diskSize-fsSize+8<<20 {
+			t.Errorf("%d bytes are told", n)
+		}
+	}
+}
+
+// A mark that was kept two boots ago is good, one that was not is not.
+func TestOldMarksOutliveSeveralReboots(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	c := m.copy()
+	for _, name := range []string{"one", "two", "three"} {
+		m.writes(name)
+		if err := m.save(); err != nil {
+			t.Fatal(err)
+		}
+		m.off()
+		m.boot()
+	}
+	m.follows(&c)
+	m.off()
+}
+
+func TestWhateverIsNotAsItWasLosesTheMarks(t *testing.T) {
+	for _, c := range []struct {
+		name, words string
+		between     func(m *machine)
+	}{
+		{"mounted", "somebody used the disk after it was shut down: ext4 at byte 0: mount count", func(m *machine) { m.writes("elsewhere") }},
+		{"checked", "ext4 at byte 0: ", func(m *machine) { run(m.t, "e2fsck", "-f", "-p", m.dev) }},
+		{"tuned", "ext4 at byte 0: ", func(m *machine) { run(m.t, "tune2fs", "-c", "9", m.dev) }},
+		{"made anew", "ext4 at byte 0", func(m *machine) { run(m.t, "mkfs.ext4", "-q", "-F", m.dev, "48M") }},
+		{"grown", "resized from 67108864 to 68157440", func(m *machine) {
+			if err := os.Truncate(m.file, diskSize+1<<20); err != nil {
+				m.t.Fatal(err)
+			}
+			run(m.t, "losetup", "-c", m.dev)
+		}},
+		{"mounted now", "it was in use before tracking began: mounted: ext4 on", func(m *machine) {
+			dir := m.t.TempDir()
+			run(m.t, "mount", m.dev, dir)
+			m.t.Cleanup(func() { run(m.t, "umount", dir) })
+		}},
+		{"record is gone", "not saved", func(m *machine) {
+			if err := os.RemoveAll(m.at.Dir); err != nil {
+				m.t.Fatal(err)
+			}
+		}},
+		{"record is damaged", "damaged", func(m *machine) {
+			path := filepath.Join(m.at.Dir, "disk.saved")
+			raw, err := os.ReadFile(path)
+			raw[len(raw)/2] ^= 1
+			if err := errors.Join(err, os.WriteFile(path, raw, 0o600)); err != nil {
+				m.t.Fatal(err)
+			}
+		}},
+		{"record of the future", "the clock went back", func(m *machine) { bpf.ShiftSaved(m.t, m.at, time.Hour) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newMachine(t)
+			m.boot()
+			before := m.copy()
+			m.writes("file")
+			if err := m.save(); err != nil {
+				t.Fatal(err)
+			}
+			m.off()
+			c.between(m)
+			m.wantLost(before, m.boot(), c.words)
+		})
+	}
+}
+
+func TestAPowerCutLosesTheMarks(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	c := m.copy()
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	m.off()
+	m.boot()
+	m.off() // nothing was saved
+	m.wantLost(c, m.boot(), "not shut down cleanly")
+}
+
+// A record that was used, and is there again from a backup, must not vouch for what went on from it.
+func TestARestoredRecordDoesNotVouchForLaterMarks(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	c := m.copy()
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	m.off()
+	path := filepath.Join(m.at.Dir, "disk.saved")
+	kept, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.boot()
+	later := m.copy()
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	m.off()
+	if err := os.WriteFile(path, kept, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := m.boot(); r.Lost != "" {
+		t.Fatalf("%+v", r) // nobody has written meanwhile
+	}
+	m.follows(&c)
+	l := open(t, m.dev, m.opts)
+	_, err = l.Changes(t.Context(), later.mark, "")
+	wantLost(t, err, "of another tracking")
+	m.off()
+}
+
+func TestADiskInUseIsNotSaved(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	c := m.copy()
+	dir := t.TempDir()
+	run(t, "mount", m.dev, dir)
+	err := m.save()
+	run(t, "umount", dir)
+	wantLost(t, err, "still in use when the machine was shut down: mounted: ext4")
+	m.writes("it is writable")
+	m.off()
+	m.wantLost(c, m.boot(), "still in use when the machine was shut down")
+}
+
+// A copy of a mounted disk is what a power cut leaves.
+func TestAFilesystemToBeRecoveredIsNotSaved(t *testing.T) {
+	m := newMachine(t)
+	dir := t.TempDir()
+	run(t, "mount", m.dev, dir)
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "sync", "--file-system", dir)
+	raw, err := os.ReadFile(m.file)
+	run(t, "umount", dir)
+	if err := errors.Join(err, os.WriteFile(m.file, raw, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "blockdev", "--flushbufs", m.dev)
+	m.boot()
+	wantLost(t, m.save(), "ext4 at byte 0 of the disk was not unmounted cleanly")
+	m.off()
+}
+
+// A reboot of user space alone leaves the kernel's tracking on, with all that was written meanwhile.
+func TestTrackingThatIsOnGoesOn(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	c := m.copy()
+	m.writes("before")
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	if r := m.boot(); r.Lost != "" || r.Marks != 1 {
+		t.Errorf("%+v", r)
+	}
+	m.writes("after")
+	if n := m.follows(&c); n > 8<<20 {
+		t.Errorf("%d bytes are told", n)
+	}
+	m.off() // the record is used: this is no clean shutdown
+	m.wantLost(c, m.boot(), "not shut down cleanly")
+}
+
+func TestADiskThatIsNotTrackedIsNotSaved(t *testing.T) {
+	m := newMachine(t)
+	if err := m.save(); !errors.Is(err, bpf.ErrNotTracked) {
+		t.Error(err)
+	}
+}
+
+// What is silent is the rest of the disk.
+func TestTheDisksOfTheseTestsAreAsTheySay(t *testing.T) {
+	m := newMachine(t)
+	f, err := os.Open(m.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w, err := witness.Read(f, diskSize)
+	if want := extent.NewSet(extent.Extent{Off: fsSize, Len: diskSize - fsSize}); err != nil || !w.Silent().Equal(want) {
+		t.Errorf("%s%v: %v", w, w.Silent(), err)
+	}
+}
