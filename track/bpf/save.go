@@ -38,6 +38,32 @@ func Save(ctx context.Context, source *block.Device, opts Options, at Place) err
 	return err
 }
 
+// AwaitUnused waits until nobody uses the disk of the source any more, at most for so long: that
+// there is still somebody is told by Save.
+func AwaitUnused(ctx context.Context, source *block.Device, limit time.Duration) error {
+	id, err := identify(source)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(limit); ; {
+		err := unused(id.Disk, "")
+		if !errors.Is(err, track.ErrMarkLost) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(usePoll):
+		}
+	}
+}
+
+// usePoll is how often a disk that is in use is looked at again.
+const usePoll = 50 * time.Millisecond
+
 // saveTo is Save of what is tracked.
 func (t *Tracker) saveTo(ctx context.Context, at Place) (err error) {
 	disk := t.s.rec.Disk
