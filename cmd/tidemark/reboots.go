@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"tidemark/boot"
 	"tidemark/linux/sysfs"
 	"tidemark/track/bpf"
+	"tidemark/transfer"
 )
 
 // savedPlace is where the tracking of a disk is saved, by the name that the unit gives it.
@@ -131,6 +133,28 @@ func (b *bootSystem) untrack(ctx context.Context, sys *boot.System, table boot.T
 		return err
 	}
 	return b.change(ctx, sys, table, program)
+}
+
+// rebootHint says after the first copy of a source, and so once, what a reboot will do to the next
+// run, where that can be changed; else it is empty.
+func rebootHint(rep transfer.Report) string {
+	if rep.Mode != "full" || rep.Tracker != bpf.Kind || rep.Outcome != "ok" {
+		return ""
+	}
+	disk, err := boot.Disk(rep.Source, false)
+	if err != nil || boot.CheckTracked(disk) != nil {
+		return ""
+	}
+	sys, err := boot.OpenSystem("/")
+	if err != nil {
+		return ""
+	}
+	defer sys.Close()
+	table, err := sys.Tab()
+	if err != nil || slices.Contains(table.Tracked(), disk) {
+		return ""
+	}
+	return fmt.Sprintf("%s: after a reboot the next run reads all of it; \"tidemark boot install --track %s\" changes that for clean ones, a dm-era device for power cuts too", rep.Source, rep.Source)
 }
 
 // tellReboots fills in what the next reboot does to the marks of tracked disks.
