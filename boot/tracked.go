@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"tidemark/block"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
@@ -66,7 +68,8 @@ func (t Tab) WithoutTracked(disk string) (Tab, error) {
 }
 
 // Disk returns the stable name of the whole disk that a device is, or is a part of: what is
-// tracked is the disk. With missing set, a name below /dev/disk/by-id or /dev/mapper of a device that
+// tracked is the disk. A device of device-mapper has its name in /dev/mapper, by which the units that
+// open and close it are ordered. With missing set, a name below /dev/disk/by-id or /dev/mapper of a device that
 // does not exist here is kept. The error wraps ErrNoStableName.
 func Disk(device string, missing bool) (string, error) {
 	id, err := block.Identify(device)
@@ -75,6 +78,11 @@ func Disk(device string, missing bool) (string, error) {
 			return name, nil
 		}
 		return "", fmt.Errorf("boot: %w", err)
+	}
+	if sysfs.IsMapped(id.Disk) {
+		if name := linkTo(mapper, unix.Mkdev(id.DiskMajor, id.DiskMinor)); name != "" {
+			return filepath.Join(mapper, name), nil
+		}
 	}
 	return Resolve(sysfs.DevPath(id.Disk), missing)
 }

@@ -17,6 +17,7 @@ import (
 	"tidemark/linux/sysfs"
 	"tidemark/track/bpf"
 	"tidemark/transfer"
+	"tidemark/transfer/tracking"
 )
 
 // savedPlace is where the tracking of a disk is saved, by the name that the unit gives it.
@@ -70,7 +71,9 @@ What keeps no trace of a mount (FAT, swap, LUKS, LVM, space outside of filesyste
 				return fmt.Errorf("track: %w", err)
 			}
 			defer source.Close()
-			r, err := bpf.Resume(cmd.Context(), source, g.trackOptions(), g.savedPlace(args[0]))
+			o := g.trackOptions()
+			o.Drain = func(ctx context.Context) error { return tracking.Drain(ctx, args[0], transfer.DefaultMaxFreeze) }
+			r, err := bpf.Resume(cmd.Context(), source, o, g.savedPlace(args[0]))
 			if err != nil {
 				return err
 			}

@@ -334,6 +334,33 @@ func TestTrackingThatIsOnGoesOn(t *testing.T) {
 	m.wantLost(c, m.boot(), "not shut down cleanly")
 }
 
+// A program may have the disk open without claiming it, and what it wrote may be in memory yet.
+func TestWhatIsInThePageCacheIsWrittenBeforeItIsSaved(t *testing.T) {
+	m := newMachine(t)
+	m.boot()
+	c := m.copy()
+	f, err := os.OpenFile(m.dev, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte(strings.Repeat("x", 4096)), 40<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.save(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte(strings.Repeat("y", 4096)), 41<<20); err == nil {
+		t.Error("it could be written to after it was saved")
+	}
+	m.off()
+	if r := m.boot(); r.Lost != "" {
+		t.Errorf("%+v", r)
+	}
+	m.follows(&c)
+	m.off()
+}
+
 func TestADiskThatIsNotTrackedIsNotSaved(t *testing.T) {
 	m := newMachine(t)
 	if err := m.save(); !errors.Is(err, bpf.ErrNotTracked) {

@@ -82,6 +82,10 @@ func (t *Tracker) saveTo(ctx context.Context, at Place) (err error) {
 	if err := unused(disk, "it was still in use when the machine was shut down"); err != nil {
 		return err
 	}
+	// What a program wrote through the page cache of the disk before is on it now.
+	if err := syncAll(disk); err != nil {
+		return err
+	}
 	if err := WaitIdle(ctx, disk, idleLimit); err != nil {
 		return err
 	}
@@ -179,6 +183,24 @@ func witnessOf(disk string) (witness.Witness, error) {
 	return w, errors.Join(err, d.Close())
 }
 
+// syncAll writes out the page caches of a disk and of its partitions, each of which has its own.
+func syncAll(disk string) error {
+	parts, err := filepath.Glob(filepath.Join(sysfs.DiskDir(disk), "*", "partition"))
+	if err != nil {
+		return fmt.Errorf("track: %w", err)
+	}
+	names := []string{disk}
+	for _, p := range parts {
+		names = append(names, filepath.Base(filepath.Dir(p)))
+	}
+	for _, name := range names {
+		if err := onDisk(name, unix.Fsync); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // readOnly is a file that is there while a disk is read-only because of Save.
 func (p paths) readOnly(disk string) string { return filepath.Join(p.disk(disk), "read-only") }
 
@@ -217,7 +239,7 @@ func onDisk(disk string, do func(fd int) error) error {
 	}
 	defer f.Close()
 	if err := do(int(f.Fd())); err != nil {
-		return fmt.Errorf("track: %s: read-only or not: %w", f.Name(), err)
+		return fmt.Errorf("track: save %s: %w", f.Name(), err)
 	}
 	return nil
 }
