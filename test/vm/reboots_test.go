@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run")
+var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run; scripts/soak does")
 
 // A Debian has a data disk with Btrfs and one with LUKS and ext4 in it, of which both are mounted at
 // boot. What is tracked on them outlives clean reboots, with writes early in the boot and late in the

@@ -2,6 +2,9 @@ package bpf_test
 
 import (
 	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,22 +85,25 @@ func (m *machine) writes(name string) {
 
 // copied is a copy of the disk and its mark.
 type copied struct {
+	owner   string
 	content []byte
 	mark    track.Mark
 }
 
-func (m *machine) copy() copied {
+func (m *machine) copy() copied { m.t.Helper(); return m.copyFor("mirror") }
+
+func (m *machine) copyFor(owner string) copied {
 	m.t.Helper()
 	l := open(m.t, m.dev, m.opts)
 	mark := cut(m.t, l)
-	if err := l.Keep(m.t.Context(), "mirror", mark, true); err != nil {
+	if err := l.Keep(m.t.Context(), owner, mark, true); err != nil {
 		m.t.Fatal(err)
 	}
 	raw, err := os.ReadFile(m.file)
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	return copied{raw, mark}
+	return copied{owner, raw, mark}
 }
 
 // follows brings a copy up to date by what is told to have changed, and returns how much that is.
@@ -109,7 +115,7 @@ func (m *machine) follows(c *copied) int64 {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if err := l.Keep(m.t.Context(), "mirror", mark, true); err != nil {
+	if err := l.Keep(m.t.Context(), c.owner, mark, true); err != nil {
 		m.t.Fatal(err)
 	}
 	raw, err := os.ReadFile(m.file)
@@ -217,7 +223,8 @@ func TestWhateverIsNotAsItWasLosesTheMarks(t *testing.T) {
 				m.t.Fatal(err)
 			}
 		}},
-		{"record of the future", "the clock went back", func(m *machine) { bpf.ShiftSaved(m.t, m.at, time.Hour) }},
+		{"record of the future", "the clock went back", func(m *machine) { bpf.EditSaved(m.t, m.at, time.Hour, "") }},
+		{"record of another disk", "it is another disk (one without a name, was serial 7)", func(m *machine) { bpf.EditSaved(m.t, m.at, 0, "serial 7") }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMachine(t)
@@ -380,4 +387,92 @@ func TestTheDisksOfTheseTestsAreAsTheySay(t *testing.T) {
 	if want := extent.NewSet(extent.Extent{Off: fsSize, Len: diskSize - fsSize}); err != nil || !w.Silent().Equal(want) {
 		t.Errorf("%s%v: %v", w, w.Silent(), err)
 	}
+}
+
+var bootSteps = flag.Int("boot-steps", 30, "how many steps the model of reboots takes")
+
+// Boots, shutdowns, crashes, mounts elsewhere and records that are put back come at random, with
+// several copies that follow. Whenever a mark is vouched for, the copy is the disk.
+func TestNoWriteIsLostWhateverHappensBetweenBoots(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Log("seed", seed)
+	h := &hazards{machine: newMachine(t), r: rand.New(rand.NewPCG(seed, 0))}
+	h.boot()
+	for i := range 3 {
+		h.copies = append(h.copies, h.copyFor(fmt.Sprint("mirror ", i)))
+	}
+	for range *bootSteps {
+		step := []func(){h.write, h.write, h.write, h.follow, h.follow, h.follow, h.reboot, h.reboot, h.reboot, h.reboot, h.crash}
+		step[h.r.IntN(len(step))]()
+		if t.Failed() {
+			break
+		}
+	}
+	t.Log(h.steps, "marks kept", h.kept, "lost", h.lost)
+	h.off()
+}
+
+// hazards is a machine to which things happen.
+type hazards struct {
+	*machine
+	r          *rand.Rand
+	copies     []copied
+	record     []byte // that was used
+	steps      []string
+	kept, lost int
+}
+
+func (h *hazards) write() {
+	h.steps = append(h.steps, "write")
+	h.writes(fmt.Sprint("file ", h.r.IntN(4)))
+}
+
+// follow brings one copy up to date, or makes it anew when its mark is lost.
+func (h *hazards) follow() {
+	c := &h.copies[h.r.IntN(len(h.copies))]
+	l := open(h.t, h.dev, h.opts)
+	if err := l.Vouch(h.t.Context(), c.mark); err != nil {
+		if !errors.Is(err, track.ErrMarkLost) {
+			h.t.Fatal(err)
+		}
+		h.steps, h.lost = append(h.steps, "copy "+c.owner), h.lost+1
+		*c = h.copyFor(c.owner)
+		return
+	}
+	h.steps, h.kept = append(h.steps, "follow "+c.owner), h.kept+1
+	h.follows(c)
+}
+
+func (h *hazards) crash() {
+	h.steps = append(h.steps, "crash")
+	h.off()
+	h.boot()
+}
+
+// reboot is a clean one; now and then another system mounts the disk in between, or a record that was
+// used already is put back.
+func (h *hazards) reboot() {
+	h.steps = append(h.steps, "reboot")
+	if err := h.save(); err != nil {
+		h.t.Fatal(err)
+	}
+	path := filepath.Join(h.at.Dir, "disk.saved")
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.off()
+	switch n := h.r.IntN(6); {
+	case n == 0:
+		h.steps = append(h.steps, "elsewhere")
+		h.writes("elsewhere")
+	case n == 1 && h.record != nil:
+		h.steps = append(h.steps, "an old record")
+		if err := os.WriteFile(path, h.record, 0o600); err != nil {
+			h.t.Fatal(err)
+		}
+	case n < 4:
+		h.record = raw
+	}
+	h.boot()
 }
