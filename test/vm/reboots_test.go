@@ -56,7 +56,7 @@ const dataSize, vaultSize, vaultHead = 128 << 20, 64 << 20, 16 << 20
 
 func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
 	d := NewDebian(t, k, Dracut, program)
-	d.modulesOf(k, "kernel/fs/btrfs", "kernel/lib")
+	d.modulesOf(k, "kernel/fs/btrfs")
 	d.Install("/usr/bin/tidemark", command)
 	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
 		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/mapper/vault /vault ext4 defaults,x-systemd.makefs 0 2\n")
