@@ -23,7 +23,7 @@ func TestLiveSnapshots(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/snapshot")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			skip := others[kernel]
@@ -51,7 +51,7 @@ func TestSnapshotCost(t *testing.T) {
 	}
 	program := Build(t, "tidemark/test/vm/guest/snapshot")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, Tests: "^TestMeasure$",
