@@ -176,15 +176,17 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	if err != nil {
 		return err
 	}
+	var wiped error
 	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
-		if err := errors.Join(err, s.wipe(v)); err != nil && v.Dropped == "" { // by which the record is enough
-			return err
-		}
+		wiped = errors.Join(err, s.wipe(v))
 	}
 	if !others {
 		if err := s.giveBack(ctx, ctl, v); err != nil {
 			return err
 		}
+	}
+	if wiped != nil && v.Dropped == "" { // by which the record is enough
+		return wiped
 	}
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err

@@ -126,10 +126,10 @@ func (s *Snapshot) WaitRolledBack(ctx context.Context, progress func(left int64)
 	defer ctl.Close()
 	for {
 		sum, err := s.allLeft(ctl)
-		if now, ferr := Find(s.o, s.Name); err != nil && (errors.Is(ferr, ErrNotFound) || ferr == nil && !now.Up) {
-			return "", nil // another process was faster
-		}
 		if err != nil {
+			if now, ferr := Find(s.o, s.Name); errors.Is(ferr, ErrNotFound) || ferr == nil && !now.Up {
+				return "", nil // another process was faster
+			}
 			return "", fmt.Errorf("snapshot: %s: %w", s.Name, err)
 		}
 		if progress != nil {
