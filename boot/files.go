@@ -69,14 +69,15 @@ func (g Generator) parts() []part {
 
 // render makes the files of a table for a system where tidemark is at program.
 func render(t Tab, program string, generators []Generator) []File {
+	files := trackUnits(t, program)
 	entries := t.Entries()
 	if len(entries) == 0 {
-		return nil
+		return files
 	}
-	files := []File{
+	files = append(files, []File{
 		{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)},
 		{Path: udevRules, Mode: 0o644, Data: rules(entries)},
-	}
+	}...)
 	if early := t.Stage(StageInitramfs); len(early) > 0 {
 		if slices.ContainsFunc(early, func(e Entry) bool { return !e.Linear() }) {
 			files = append(files,
@@ -153,8 +154,11 @@ func unit(e Entry, program string) []File {
 	}
 }
 
-// deviceUnit returns the name of systemd's unit for a path, as systemd-escape --path does.
-func deviceUnit(path string) string {
+// deviceUnit returns the name of systemd's unit for a path.
+func deviceUnit(path string) string { return escape(path) + ".device" }
+
+// escape makes a path fit for the name of a unit, as systemd-escape --path does.
+func escape(path string) string {
 	var b strings.Builder
 	for i, c := range []byte(strings.TrimPrefix(path, "/")) {
 		switch {
@@ -166,5 +170,5 @@ func deviceUnit(path string) string {
 			fmt.Fprintf(&b, `\x%02x`, c)
 		}
 	}
-	return b.String() + ".device"
+	return b.String()
 }

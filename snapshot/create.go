@@ -40,7 +40,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 		return nil, err
 	}
 	defer ctl.Close()
-	s, err := o.begin(ctx, ctl, req)
+	s, err := o.begin(ctx, ctl, req, nil)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.letGo())
@@ -60,7 +60,11 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	if err := s.write(); err != nil {
 		return nil, err
 	}
-	err = s.create(ctx, ctl, req)
+	if req.Track {
+		err = s.createTracked(ctx, ctl, req)
+	} else {
+		err = s.create(ctx, ctl, req)
+	}
 	if err == nil {
 		_, err = s.note()
 	}
@@ -74,9 +78,13 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	return s, nil
 }
 
-// begin judges a request, and makes nothing.
-func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snapshot, error) {
-	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, Persistent: req.Persistent, o: o}
+// begin judges a request, and makes nothing. Before is the incremental snapshot that it is to follow,
+// or nil.
+func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before *Snapshot) (*Snapshot, error) {
+	s := &Snapshot{
+		Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, Persistent: req.Persistent,
+		Link: req.Link, Labels: req.Labels, o: o,
+	}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}
@@ -91,6 +99,10 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 	if err != nil {
 		return s, err
 	}
+	if err := s.judgeTracked(req); err != nil {
+		return s, err
+	}
+	list = slices.DeleteFunc(list, func(o *Snapshot) bool { return before != nil && o.Name == before.Name })
 	if err := s.name(list, all); err != nil {
 		return s, err
 	}
@@ -126,6 +138,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
+		if req.Track {
+			v.Chain = newChain()
+		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
@@ -147,6 +162,20 @@ func (v *Volume) first(ctl *dm.Control) error {
 	return err
 }
 
+// judgeTracked refuses images that nothing could list the changes of, and a link that is in the way.
+func (s *Snapshot) judgeTracked(req Request) error {
+	if req.Track && req.Writable {
+		return fmt.Errorf("snapshot: an image that is written to holds what no list of changes has: take a second snapshot that is writable, and not tracked")
+	}
+	if req.Track && req.Persistent {
+		return fmt.Errorf("snapshot: %w: its changes are to be tracked, and the tracking does not outlive every reboot: take a second snapshot that is persistent, and not tracked", ErrNotKept)
+	}
+	if _, err := os.Lstat(req.Link); req.Link != "" && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fmt.Errorf("snapshot: %w: there is a %s", ErrExists, req.Link))
+	}
+	return nil
+}
+
 // unhindered refuses what a leftover, which could not be removed because of left, stands in the way
 // of.
 func (s *Snapshot) unhindered(left error) error {
@@ -156,7 +185,7 @@ func (s *Snapshot) unhindered(left error) error {
 	}
 	for _, o := range list {
 		ended, err := o.Ended()
-		if err != nil || o.Up && !ended {
+		if err != nil || o.Up && (o.Incremental || !ended) {
 			continue
 		}
 		for _, v := range s.Volumes {
@@ -223,7 +252,7 @@ func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
 		}
 		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
 	}
-	if v.Store.Kind == Block {
+	if v.Store.Kind == Block || v.Store.replaces {
 		return nil
 	}
 	if _, err := os.Lstat(v.Store.Path); !errors.Is(err, fs.ErrNotExist) {
@@ -378,8 +407,9 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	if err := s.flush(ctx); err != nil {
 		return err
 	}
-	var err error
-	if s.Frozen, err = dmhold.Hold(ctx, plan, req.Instant); err != nil {
+	frozen, err := dmhold.Hold(ctx, plan, req.Instant)
+	s.Frozen += frozen
+	if err != nil {
 		return err
 	}
 	for _, v := range s.Volumes {
@@ -387,7 +417,7 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
 	}
-	return nil
+	return s.link()
 }
 
 // prepare makes the devices of a volume, and loads the table that it is to get when there is no

@@ -35,8 +35,7 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
-	now, err := Find(s.o, s.Name)
-	if err != nil { // another process was faster
+	if err := s.again(); err != nil {
 		return err
 	}
 	ctl, err := dm.Open()
@@ -44,7 +43,7 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer ctl.Close()
-	if err := now.rolledBack(ctl); err != nil {
+	if err := s.rolledBack(ctl); err != nil {
 		return err
 	}
 	if !force {
@@ -52,9 +51,10 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 			return err
 		}
 	}
-	s.Up = false
-	if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
-		return err
+	if s.Up = s.Up && s.Incremental; !s.Up {
+		if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
+			return err
+		}
 	}
 	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
 	if ended, eerr := s.Ended(); err != nil && force && (ended || s.Persistent) && eerr == nil {
@@ -99,11 +99,22 @@ func (s *Snapshot) unused(ctl *dm.Control) error {
 // takeApart removes whatever there is of a snapshot, and its record at last. It can be called
 // again after an error, and after a crash.
 func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) error {
+	if err := s.takeVolumes(ctx, ctl, force); err != nil {
+		return err
+	}
+	return errors.Join(s.release(ctx), s.forget())
+}
+
+// takeVolumes removes the devices and the stores.
+func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool) error {
+	if s.Incremental && s.Up {
+		return nil // it has none
+	}
 	ended, err := s.Ended()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.unlink()}
 	for _, v := range s.Volumes {
 		var err error
 		switch {
@@ -122,10 +133,7 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 			errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return s.forget()
+	return errors.Join(errs...)
 }
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is
@@ -188,6 +196,11 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	if wiped != nil && v.Dropped == "" { // by which the record is enough
 		return wiped
 	}
+	if v.Store.Kind == Block {
+		if err := wipe(ctl, s.cow(v)); err != nil {
+			return err
+		}
+	}
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
 	}
@@ -204,6 +217,29 @@ func gone(ctl *dm.Control, name string) error {
 		return nil
 	}
 	return err
+}
+
+// wipe zeroes the ends of a store that is a device, which may hold copies of the origin's
+// superblocks: they would be taken for what the device holds. It does so through our device
+// above, while that is there: by its path another device may be found.
+func wipe(ctl *dm.Control, name string) error {
+	info, ours, err := own(ctl, name)
+	if !ours || err != nil {
+		return err
+	}
+	d, err := block.Open(info.Path(), block.Options{Write: true})
+	if err != nil {
+		return err
+	}
+	const end = 1 << 20 // bytes; all signatures of package mounts are nearer
+	err = d.Zero(extent.Extent{Len: min(end, d.Size())})
+	if err == nil {
+		err = d.Zero(extent.Extent{Off: max(0, d.Size()-end), Len: min(end, d.Size())})
+	}
+	if err == nil {
+		err = d.Sync()
+	}
+	return errors.Join(err, d.Close())
 }
 
 // own returns the state of a device, and whether it is ours.

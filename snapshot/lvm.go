@@ -26,7 +26,7 @@ func (s *Snapshot) planLVM(ctx context.Context, ctl *dm.Control, req Request) er
 	if req.Persistent {
 		return fmt.Errorf("snapshot: %w: what lvm2 makes lasts by itself, and \"lvconvert --merge\" rolls back to it", ErrNotKept)
 	}
-	if len(req.Devices) > 1 || req.Transient || req.Instant != nil {
+	if len(req.Devices) > 1 || req.Transient || req.Track || req.Instant != nil {
 		return fmt.Errorf("snapshot: %w: lvm2 makes snapshots of one volume at a time, at an instant of its own", ErrUnfit)
 	}
 	d := req.Devices[0]

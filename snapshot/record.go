@@ -39,6 +39,11 @@ type Snapshot struct {
 	Persistent bool `json:"persistent,omitempty"`
 	// Rollback says that what it holds is being put back into the origins.
 	Rollback bool `json:"rollback,omitempty"`
+	// Incremental is for one without data, of which it is followed what changes since its instant. When
+	// it is not Up, devices and stores of before or of the next one may be there.
+	Incremental bool              `json:"incremental,omitempty"`
+	Link        string            `json:"link,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
 
 	// Frozen is how long users of the devices waited, in the process that made it.
 	Frozen time.Duration `json:"-"`
@@ -121,6 +126,9 @@ func (s *Snapshot) forget() error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
+	for _, v := range s.Volumes {
+		_ = os.Remove(s.ListPath(v)) // mostly there is none
+	}
 	if s.Transient {
 		_ = os.Remove(s.lockPath()) // nobody asks for it any more
 	}
@@ -154,6 +162,17 @@ func find(o Options, dir, name string) (*Snapshot, error) {
 		return nil, fmt.Errorf("snapshot: %s: %w", path, err)
 	}
 	return s, nil
+}
+
+// again reads the record again, with the lock held: another process may have changed it since.
+func (s *Snapshot) again() error {
+	now, err := Find(s.o, s.Name)
+	if err != nil {
+		return err
+	}
+	now.alive, now.groups, now.Frozen = s.alive, s.groups, s.Frozen
+	*s = *now
+	return nil
 }
 
 // List returns all snapshots, the oldest first, those that a reboot has ended among them.
@@ -226,9 +245,17 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 			continue
 		}
 		ended, eerr := s.Ended()
-		lives := s.Up && !ended && (!s.Transient || s.locked())
+		lives := s.Up && (s.Incremental || !ended && (!s.Transient || s.locked()))
 		if eerr != nil || lives {
 			err = errors.Join(err, eerr)
+			continue
+		}
+		if s.Incremental && !ended {
+			if berr := s.bare(ctx, ctl); berr != nil {
+				err = errors.Join(err, fmt.Errorf("a change of the mode of the snapshot %s was cut off, and cannot be ended yet: %w", s.Name, berr))
+			} else {
+				done = append(done, fmt.Sprintf("a change of the mode of the snapshot %s was cut off: it is incremental", s.Name))
+			}
 			continue
 		}
 		why := "a command was cut off"

@@ -3,6 +3,9 @@
 //
 // For most uses, call [Create], read the images at [Volume.Image], and call [Snapshot.Destroy].
 // [List] finds those that other processes made, and [Repair] ends what a crash left.
+// The program's main must begin with
+//
+//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder)
 //
 // The package owns the devices that it makes, the stores and their files, and the records of them
 // in the state folder. It refuses devices that are not device-mapper's, whose tables cannot be
@@ -36,11 +39,19 @@
 // are cut to whole chunks. In the image they read as zeros. To trackers of X they count as changed
 // when the snapshot is gone ([Volume.Inside]), because they changed without passing X.
 //
+// # Modes
+//
+// A snapshot whose volumes are tracked (Request.Track) can drop its data, and become incremental
+// ([Snapshot.ToIncremental]): what changes since its instant goes on to be followed. Then the next
+// one can be taken of the same volumes, with the list of what changed in between, in the format of
+// package datto ([Snapshot.ToSnapshot]).
+//
 // # What survives
 //
 // A volatile snapshot ends with the boot. The file that a reboot leaves is removed by Repair, and by
 // the next command. A persistent one is brought up by [Assemble], and [Snapshot.RollBack] puts its
-// origins back to it.
+// origins back to it. An incremental one has no store, and lasts as long as its tracker can vouch for
+// its mark.
 package snapshot
 
 import (
@@ -115,6 +126,13 @@ type Request struct {
 	// Transient has the snapshot end with this process: what is left of it then, the next
 	// command removes.
 	Transient bool
+	// Track has what changes since the instant be followed, by eBPF: ToIncremental needs that.
+	Track bool
+	// Link, if not empty, is the path of a symbolic link to the image of the first device, which is
+	// there as long as that.
+	Link string
+	// Labels are what the caller wants to find in Snapshot.Labels.
+	Labels map[string]string
 	// MaxFreeze bounds the time that users of the devices wait.
 	MaxFreeze time.Duration
 	// Instant, which may be nil, is called when nothing is in flight on any device: trackers are
@@ -127,9 +145,11 @@ type Device struct {
 	Path string    // or name in device-mapper
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
-	// overwritten; "" is a file on the filesystem that lies on the device, and LVM has lvm2 make
-	// a snapshot, of one logical volume, with a store in its group.
+	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, and LVM
+	// has lvm2 make a snapshot, of one logical volume, with a store in its group.
 	Store string
+	// Replace has the store take the place of a list of changes, if one is at its path.
+	Replace bool
 	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
 	Size int64
 }
@@ -146,6 +166,7 @@ type Volume struct {
 	Note *Note `json:"note,omitempty"`
 	// Dropped says why a persistent snapshot is not shown any more.
 	Dropped string `json:"dropped,omitempty"`
+	Chain   *Chain `json:"chain,omitempty"` // where it is tracked
 }
 
 // Store is where old blocks go.
@@ -153,6 +174,8 @@ type Store struct {
 	Kind string `json:"kind"` // Inside, File, Block or LVM
 	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
+	// Below is the path of a file inside, from where the filesystem is mounted.
+	Below string `json:"below,omitempty"`
 	// File and Folder tell the store's file, and the folder that it was made in, from others of the
 	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
 	File   string `json:"file,omitempty"`
@@ -164,6 +187,8 @@ type Store struct {
 	Pieces []extent.Extent `json:"pieces,omitempty"`
 	// Mark is random, and in the header of a persistent one.
 	Mark string `json:"mark,omitempty"`
+
+	replaces bool // a list of changes that is there
 }
 
 // The kinds of store.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,7 @@ type Status struct {
 // VolumeStatus is how one volume of a snapshot is.
 type VolumeStatus struct {
 	*Volume
-	Image string `json:"image"`
+	Image string `json:"image"` // "" of an incremental one
 	Lost  string `json:"lost,omitempty"`
 	Used  int64  `json:"used"`  // bytes of the store
 	Total int64  `json:"total"` // bytes, now
@@ -43,7 +44,7 @@ func (s *Snapshot) Status() (st Status, err error) {
 	switch {
 	case err != nil:
 		return st, err
-	case ended:
+	case ended && !s.Incremental:
 		st.Lost = "the machine was booted"
 	case !s.Up:
 		st.Lost = "a command was cut off, or is under way"
@@ -83,6 +84,9 @@ func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
 		}
 		return nil
 	}
+	if s.Incremental {
+		return s.lookIncremental(v, st)
+	}
 	had, err := v.snapshotted(ctl)
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
 		return err
@@ -121,15 +125,15 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 		return err
 	}
 	defer unlock()
-	now, err := Find(s.o, s.Name) // another process may have grown it
-	if err != nil {
+	if err := s.again(); err != nil {
 		return err
 	}
-	for _, w := range now.Volumes {
-		if w.Name == v.Name {
-			*v = *w
-		}
+	i := slices.IndexFunc(s.Volumes, func(w *Volume) bool { return w.Name == v.Name })
+	if i < 0 {
+		return fmt.Errorf("snapshot: %s: %w: it is not one of %s", s.Name, ErrNotFound, v.Name)
 	}
+	*v = *s.Volumes[i]
+	s.Volumes[i] = v
 	if err := s.grow(ctx, v, size); err != nil {
 		return fmt.Errorf("snapshot: %s: grow the store of %s: %w", s.Name, v.Name, err)
 	}
@@ -139,6 +143,8 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	size = (size + s.Chunk - 1) / s.Chunk * s.Chunk
 	switch {
+	case s.Incremental:
+		return fmt.Errorf("%w: it is incremental, and has no store", ErrMode)
 	case v.Store.Kind == Inside:
 		return fmt.Errorf("%w: a store on the origin's own filesystem has had all of its blocks since before the instant; only one in a file elsewhere grows", ErrStore)
 	case v.Store.Kind == Block:

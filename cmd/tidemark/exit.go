@@ -374,6 +374,7 @@ func volumeClasses() []class {
 		{"snapshot-unknown", snapshot.ErrNotFound, exitError, `"tidemark snapshot list" lists them`},
 		{"snapshot-exists", snapshot.ErrExists, exitRefused, "give another name"},
 		{"snapshot-in-use", snapshot.ErrInUse, exitBusy, "unmount it, or end what reads it; --force ends the snapshot all the same"},
+		{"snapshot-mode", snapshot.ErrMode, exitRefused, ""},
 		{"snapshot-lost", errSnapshotLost, exitDamaged, `"tidemark snapshot destroy" removes what is left of it`},
 		{"fiemap-unfit", fiemap.ErrUnfit, exitRefused, "give another place for the store with --store"},
 		{"thin-not-a-volume", trackthin.ErrNotThin, exitRefused, "name a thin volume itself, or use another tracker and view"},

@@ -31,7 +31,7 @@ A snapshot ends with the boot, unless LVM made it, or it is taken with --persist
 		example: `tidemark snapshot create /dev/mapper/root /dev/mapper/data
 tidemark snapshot status
 tidemark snapshot destroy snap1`,
-	}.build(newSnapshotCreate(g), newSnapshotList(g), newSnapshotStatus(g), newSnapshotGrow(g), newSnapshotDestroy(g), newSnapshotRollback(g), newSnapshotEvents(g), newSnapshotRepair(g))
+	}.build(newSnapshotCreate(g), newSnapshotList(g), newSnapshotStatus(g), newSnapshotGrow(g), newSnapshotDestroy(g), newSnapshotRollback(g), newSnapshotToIncremental(g), newSnapshotToSnapshot(g), newSnapshotEvents(g), newSnapshotRepair(g))
 }
 
 func newSnapshotCreate(g *globals) *cobra.Command {
@@ -45,7 +45,9 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
+
+With --track what changes since the instant is followed by eBPF, as "tidemark mirror" does: "tidemark snapshot to-incremental" needs that.
 
 With --persistent the snapshot outlives reboots and power cuts, and DEVICE can be put back to it ("tidemark snapshot rollback"). DEVICE is then a disk or partition that "tidemark adopt" has put a table over, which systemd opens at boot, with ext4 or XFS; a store elsewhere is a disk or partition. It is dropped, and that is told, when the boot cannot tell that DEVICE was not used without it: after a boot past it, and with XFS after a power cut while it was mounted.
 
@@ -90,6 +92,7 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or what there is room for")
 	addSize(cmd, &chunk, "chunk", "what a first write copies, a power of two from 4K to 1M; by default 8K")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")
+	cmd.Flags().BoolVar(&req.Track, "track", false, "follow what changes since, for \"tidemark snapshot to-incremental\"")
 	cmd.Flags().BoolVar(&req.Writable, "writable", false, "images can be written to; that goes to the store, and the disk never sees it")
 	cmd.Flags().BoolVar(&req.Persistent, "persistent", false, "the snapshot is there again after a reboot, and DEVICE can be put back to it")
 	cmd.Flags().DurationVar(&req.MaxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "how long writers may wait; then nothing is made")
@@ -226,7 +229,12 @@ func printSnapshots(w io.Writer, all []snapshot.Status, asJSON bool) error {
 			case s.Rollback:
 				state = fmt.Sprintf("being rolled back to, %s left", size(v.Left))
 			}
-			fmt.Fprintf(tab, "%s, %s\t%s\t%s\t%s\t%s of %s\t%s\n", s.Name, words.Time(s.Created), v.Name, v.Image, v.Store.Path, size(v.Used), size(v.Total), state)
+			name := s.Name + ", " + words.Time(s.Created)
+			if s.Incremental {
+				fmt.Fprintf(tab, "%s\t%s\t-\t-\t-\tincremental, %s\n", name, v.Name, state)
+				continue
+			}
+			fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s of %s\t%s\n", name, v.Name, v.Image, v.Store.Path, size(v.Used), size(v.Total), state)
 		}
 	}
 	return tab.Flush()

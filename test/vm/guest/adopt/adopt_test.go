@@ -78,6 +78,7 @@ func TestBoot1(t *testing.T) {
 		guest.Run(t, "umount", "/srv")
 	}
 	guest.Run(t, "mount", "/srv")
+	dattobd(t, plain)
 	guest.Run(t, "tidemark", "snapshot", "create", "--name", "one", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
 	if got := adopt(t, plain); got != "not-needed" {
 		t.Errorf("adopted again while there is a snapshot it is %s", got)
@@ -110,6 +111,28 @@ func TestBoot1(t *testing.T) {
 	guest.Run(t, "umount", "/srv")
 	fstabAuto(t)
 	lasting(t)
+}
+
+// dattobd makes a backup of the adopted partition, and brings it up to date, by the commands of
+// dattobd.
+func dattobd(t *testing.T, plain string) {
+	t.Helper()
+	for _, name := range []string{"dbdctl", "update-img"} {
+		guest.Run(t, "ln", "-s", "tidemark", "/usr/bin/"+name)
+	}
+	const backup = "/run/sda1-bkp"
+	defer os.Remove(backup)
+	guest.Run(t, "dbdctl", "setup-snapshot", plain, "/srv/.datto", "0")
+	guest.Run(t, "dd", "if=/dev/datto0", "of="+backup, "bs=1M")
+	guest.Run(t, "dbdctl", "transition-to-incremental", "0")
+	guest.WriteFile(t, "/srv/changed", strings.Repeat("changed ", 64<<10))
+	guest.Run(t, "dbdctl", "transition-to-snapshot", "/srv/.datto1", "0")
+	guest.Run(t, "update-img", "/dev/datto0", "/srv/.datto", backup)
+	guest.Run(t, "cmp", "/dev/datto0", backup)
+	guest.Run(t, "rm", "/srv/.datto", "/srv/changed")
+	guest.Run(t, "dbdctl", "destroy", "0")
+	shake(t, plain)
+	leadTo(t, "/dev/mapper/data", names()...)
 }
 
 // fstabAuto lets the next boot mount /srv.

@@ -435,6 +435,7 @@ func TestImagesInUse(t *testing.T) {
 
 // What cannot be is refused before anything is made; what a reboot leaves is removed.
 func TestRefusalsAndReboots(t *testing.T) {
+	other, there := origin(t, 1, "ext4")
 	name, at := origin(t, 0, "ext4")
 	dev := "/dev/mapper/" + name
 	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "store"), "bs=1M", "count=1", "status=none", "conv=fsync")
@@ -448,7 +449,7 @@ func TestRefusalsAndReboots(t *testing.T) {
 		{"it is given twice", []string{dev, dev}},
 		{"too little room", []string{"--size", "1G", dev}},
 		{"holds ext", []string{"--store", guest.Disk(t, "store"), dev}},
-		{"of which a snapshot is taken too", []string{"--store", at + "/here", dev}},
+		{"of which a snapshot is taken too", []string{"--store", dev + "=" + there + "/here", dev, "/dev/mapper/" + other}},
 		{"the store cannot be there", []string{"--store", dev, dev}},
 		{"there is a device", []string{"--name", "theirs", dev}},
 		{"it exists", []string{"--store", "/bin/tidemark", dev}},
