@@ -71,7 +71,7 @@ func (p paths) ready(id block.Identity, begin bool) error {
 		}
 		return nil
 	}
-	if err := refuseDAX(id); err != nil {
+	if err := errors.Join(refuseDAX(id), refuseRemovable(id)); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(p.disk(id.Disk), 0o700); err != nil {
@@ -179,7 +179,7 @@ func damaged(err error) bool { return errors.Is(err, atomicfile.ErrDamaged) }
 func (s *session) begin(ctx context.Context, opts Options, why string) error {
 	granularity := opts.BlockSize
 	if granularity == 0 {
-		granularity = defaultBlockSize(s.source.DiskSize)
+		granularity = defaultBlockSize(s.source.DiskSize, s.fac.MaxBlocks())
 	}
 	if err := s.prepare(granularity, why); err != nil {
 		return err
@@ -201,7 +201,7 @@ func (s *session) prepare(granularity int64, why string) error {
 	if id.DiskSize <= 0 {
 		return fmt.Errorf("track: %s: the device has no size", id.Disk)
 	}
-	if err := validBlockSize(granularity, id.DiskSize); err != nil {
+	if err := validBlockSize(granularity, id.DiskSize, s.fac.MaxBlocks()); err != nil {
 		return err
 	}
 	if err := s.forget(); err != nil {
@@ -301,6 +301,16 @@ func refuseDAX(id block.Identity) error {
 	return nil
 }
 
+// refuseRemovable refuses a disk whose medium can be replaced, where the kernel does not tell
+// of that.
+func refuseRemovable(id block.Identity) error {
+	removable, err := sysfs.Text(filepath.Join(sysfs.DiskDir(id.Disk), "removable"))
+	if id.DiskSeq == 0 && err == nil && removable == "1" {
+		return fmt.Errorf("track: %s: its medium can be replaced, of which the kernel does not tell before Linux 5.15: %w", id.Disk, bpf.ErrNotSupported)
+	}
+	return nil
+}
+
 // Fits says what keeps the disk of a source from being tracked by a kernel that can track
 // others; nil is nothing. It starts nothing. The error wraps ErrNotSupported.
 func Fits(source *block.Device) error {
@@ -308,7 +318,7 @@ func Fits(source *block.Device) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseDAX(id); err != nil || !id.BioBased {
+	if err := errors.Join(refuseDAX(id), refuseRemovable(id)); err != nil || !id.BioBased {
 		return err
 	}
 	s := &session{source: id}
