@@ -185,6 +185,7 @@ func (v *Volume) Inside() extent.Set { return extent.NewSet(v.Store.Extents...) 
 
 // The names of our devices.
 func (v *Volume) real() string { return v.Name + "+real" }
+
 func (s *Snapshot) image(v *Volume) string {
 	if v.ofLVM() {
 		return s.copied(v)
