@@ -43,6 +43,9 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer ctl.Close()
+	if err := s.rolledBack(ctl); err != nil {
+		return err
+	}
 	if !force {
 		if err := s.unused(ctl); err != nil {
 			return err
@@ -54,11 +57,24 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		}
 	}
 	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
-	if ended, eerr := s.Ended(); err != nil && force && ended && eerr == nil {
+	if ended, eerr := s.Ended(); err != nil && force && (ended || s.Persistent) && eerr == nil {
 		err = errors.Join(fmt.Errorf("it is forgotten, but the files of its stores may be there still (chattr -i): %w", err), s.forget())
 	}
 	if err = errors.Join(err, s.letGo()); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// rolledBack refuses when what the store holds is still to be put back.
+func (s *Snapshot) rolledBack(ctl *dm.Control) error {
+	for _, v := range s.Volumes {
+		if !s.Rollback || !s.Up || v.Dropped != "" {
+			continue
+		}
+		if left, err := s.left(ctl, v); err != nil || left > 0 {
+			return errors.Join(err, fmt.Errorf("snapshot: %s: %s is being rolled back to it: it goes by itself when that is done", s.Name, v.Name))
+		}
 	}
 	return nil
 }
@@ -108,7 +124,7 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
-			err = s.o.tell(ctx, v)
+			err = s.tell(ctx, v)
 		}
 		if err == nil {
 			err = v.remove(ctl)
@@ -121,12 +137,16 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 }
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is
-// tracked: they changed without passing it.
-func (o Options) tell(ctx context.Context, v *Volume) error {
-	if v.Inside().Empty() {
+// tracked: they changed without passing it. After a rollback all of the origin has.
+func (s *Snapshot) tell(ctx context.Context, v *Volume) error {
+	changed := v.Inside()
+	if s.Rollback {
+		changed = extent.NewSet(extent.Extent{Len: v.Size})
+	}
+	if changed.Empty() {
 		return nil
 	}
-	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	source, err := block.Open(v.path(), block.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // what tracked it has gone with it
 	}
@@ -134,14 +154,14 @@ func (o Options) tell(ctx context.Context, v *Volume) error {
 		return err
 	}
 	defer source.Close()
-	live, err := bpf.Attach(ctx, source, o.Track)
+	live, err := bpf.Attach(ctx, source, s.o.Track)
 	if errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(live.MarkDirty(ctx, v.Inside()), live.Close())
+	return errors.Join(live.MarkDirty(ctx, changed), live.Close())
 }
 
 // takeDown removes the devices of a volume. The volume gets its table back before what is below
@@ -164,10 +184,17 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	if err != nil {
 		return err
 	}
+	var wiped error
+	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
+		wiped = errors.Join(err, s.wipe(v))
+	}
 	if !others {
-		if err := v.giveBack(ctx, ctl); err != nil {
+		if err := s.giveBack(ctx, ctl, v); err != nil {
 			return err
 		}
+	}
+	if wiped != nil && v.Dropped == "" { // by which the record is enough
+		return wiped
 	}
 	if v.Store.Kind == Block {
 		if err := wipe(ctl, s.cow(v)); err != nil {
@@ -285,17 +312,20 @@ func (v *Volume) goOn(ctl *dm.Control) error {
 
 // giveBack puts the table of a volume back that it had before its first snapshot, which is that
 // of the device below.
-func (v *Volume) giveBack(ctx context.Context, ctl *dm.Control) error {
-	info, err := ctl.Info(v.Name)
-	if errors.Is(err, dm.ErrNotFound) {
-		return nil
+func (s *Snapshot) giveBack(ctx context.Context, ctl *dm.Control, v *Volume) error {
+	kind, err := s.tableOf(ctl, v)
+	if err != nil || kind == absent || kind == plain {
+		return err
 	}
+	info, err := ctl.Info(v.Name)
 	if err != nil {
 		return err
 	}
-	if had, err := v.snapshotted(ctl); !had || err != nil {
-		return err
-	}
+	return v.putBack(ctx, ctl, info)
+}
+
+// putBack gives the volume the table of the device below, while it is in use.
+func (v *Volume) putBack(ctx context.Context, ctl *dm.Control, info dm.Info) error {
 	table, real, err := ctl.Table(v.real())
 	if err != nil {
 		return err

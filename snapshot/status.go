@@ -33,6 +33,8 @@ type VolumeStatus struct {
 	Lost  string `json:"lost,omitempty"`
 	Used  int64  `json:"used"`  // bytes of the store
 	Total int64  `json:"total"` // bytes, now
+	// Left is what a rollback has still to put back, in bytes.
+	Left int64 `json:"left,omitempty"`
 }
 
 // Status asks the kernel how the snapshot is.
@@ -71,12 +73,27 @@ func (s *Snapshot) Status() (st Status, err error) {
 
 // look fills in what the kernel says of a volume.
 func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
+	if v.Dropped != "" {
+		st.Lost = v.Dropped
+		return nil
+	}
+	if s.Rollback {
+		left, err := s.left(ctl, v)
+		if st.Left = left; err != nil {
+			st.Lost = err.Error()
+		}
+		return nil
+	}
 	if s.Incremental {
 		return s.lookIncremental(v, st)
 	}
 	had, err := v.snapshotted(ctl)
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
 		return err
+	}
+	if s.Persistent && errors.Is(err, dm.ErrNotFound) {
+		st.Lost = "its disk is not there, with which it would come up"
+		return nil
 	}
 	if !had && !v.ofLVM() {
 		st.Lost = "another program has put another table into the origin: writes may have gone past the snapshot"

@@ -308,22 +308,32 @@ func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) 
 		return nil, fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	var held []extent.Extent
-	at := uint64(0)
+	planned := v.Store.Size
+	v.Store.Pieces, v.Store.Size = nil, 0
 	for _, e := range extents {
 		held = append(held, extent.Extent{Off: e.Physical, Len: e.Len})
 		begin, end := (e.Physical+chunk-1)/chunk*chunk, (e.Physical+e.Len)/chunk*chunk
-		if end <= begin {
-			continue
+		if end > begin {
+			v.Store.Pieces = append(v.Store.Pieces, extent.Extent{Off: begin, Len: end - begin})
+			v.Store.Size += end - begin
 		}
-		n := uint64((end - begin) / dm.SectorSize)
-		table = append(table, dm.Target{Start: at, Len: n, Type: "linear", Params: fmt.Sprintf("/dev/mapper/%s %d", v.real(), begin/dm.SectorSize)})
+	}
+	if v.Store.Size < min(MinStore, planned)/2 {
+		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks of %s: give smaller chunks, or another place", ErrStore, f.Name(), len(extents), words.Size(v.Store.Size), words.Size(chunk))
+	}
+	v.Store.Extents = extent.NewSet(held...).Extents()
+	return v.pieces(), nil
+}
+
+// pieces is the table of a store that is inside.
+func (v *Volume) pieces() (table []dm.Target) {
+	at := uint64(0)
+	for _, e := range v.Store.Pieces {
+		n := uint64(e.Len / dm.SectorSize)
+		table = append(table, dm.Target{Start: at, Len: n, Type: "linear", Params: fmt.Sprintf("/dev/mapper/%s %d", v.real(), e.Off/dm.SectorSize)})
 		at += n
 	}
-	if got := int64(at) * dm.SectorSize; got < min(MinStore, v.Store.Size)/2 {
-		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks of %s: give smaller chunks, or another place", ErrStore, f.Name(), len(extents), words.Size(got), words.Size(chunk))
-	}
-	v.Store.Extents, v.Store.Size = extent.NewSet(held...).Extents(), int64(at)*dm.SectorSize
-	return table, nil
+	return table
 }
 
 // remove removes the file of a store. That a filesystem is not mounted is an error, for its file

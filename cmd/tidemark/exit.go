@@ -366,6 +366,8 @@ func volumeClasses() []class {
 		{"lvm-missing", lvm.ErrMissing, exitError, ""},
 		{"snapshot-plain", snapshot.ErrPlain, exitRefused, `"tidemark adopt" makes it one, at once or at the next boot; "tidemark mirror" needs no snapshot`},
 		{"snapshot-lvm", snapshot.ErrLVM, exitRefused, `--store lvm has LVM make a snapshot in its group; "tidemark mirror" needs none`},
+		{"snapshot-not-kept", snapshot.ErrNotKept, exitRefused, ""},
+		{"no-rollback", snapshot.ErrNoRollback, exitRefused, ""},
 		{"snapshot-unfit", snapshot.ErrUnfit, exitRefused, ""},
 		{"snapshot-store", snapshot.ErrStore, exitRefused, ""},
 		{"snapshot-no-room", snapshot.ErrNoRoom, exitRefused, ""},

@@ -275,7 +275,7 @@ func (t *Tracker) epochOf(m track.Mark) (uint64, error) {
 	}
 	want := t.part()
 	switch {
-	case at.Generation != t.s.rec.Generation:
+	case !t.s.rec.knows(at):
 		return 0, track.Lost("it is of another tracking than that of now, which began at %s because %s",
 			t.s.rec.Since.Format(time.RFC3339), t.s.rec.Before)
 	case at.Slice != want:

@@ -110,6 +110,7 @@ func TestBoot1(t *testing.T) {
 	guest.WriteFile(t, "/srv/kept", "kept")
 	guest.Run(t, "umount", "/srv")
 	fstabAuto(t)
+	lasting(t)
 }
 
 // dattobd makes a backup of the adopted partition, and brings it up to date, by the commands of
@@ -144,11 +145,57 @@ func fstabAuto(t *testing.T) {
 	guest.WriteFile(t, "/etc/fstab", strings.Replace(string(fstab), "noauto", "defaults", 1))
 }
 
-// TestBoot2 finds the partition adopted, undoes that while it is mounted, and is cut while
-// entries are written.
+// sumPath keeps what a persistent snapshot holds.
+const sumPath = "/root/sum"
+
+// lasting takes a snapshot of the partition that is to outlive the shutdown.
+func lasting(t *testing.T) {
+	t.Helper()
+	guest.Run(t, "systemctl", "daemon-reload")
+	guest.Run(t, "systemctl", "start", "tidemark-era@data")
+	guest.Run(t, "mount", "/dev/mapper/data", "/srv")
+	if out, err := exec.Command("tidemark", "snapshot", "create", "--persistent", "/dev/mapper/root").CombinedOutput(); err == nil || !strings.Contains(string(out), "it is opened in the initramfs") {
+		t.Errorf("a persistent snapshot of root: %v: %s", err, out)
+	}
+	guest.Run(t, "tidemark", "snapshot", "create", "--persistent", "--name", "lasts", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
+	guest.WriteFile(t, sumPath, guest.Sum(t, "/dev/mapper/data+lasts"))
+	guest.WriteFile(t, "/srv/later", "written after the snapshot")
+	if out, err := exec.Command("tidemark", "adopt", "--undo", "/dev/mapper/data").CombinedOutput(); err == nil || !strings.Contains(string(out), "snapshot destroy lasts") {
+		t.Errorf("plain, with a persistent snapshot: %v: %s", err, out)
+	}
+}
+
+// found finds that snapshot after the boot, and ends it.
+func found(t *testing.T) {
+	t.Helper()
+	t.Log(guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-era@data", "--unit", "tidemark-snapshots", "--output", "cat"))
+	t.Log(guest.Run(t, "tidemark", "snapshot", "status", "lasts"))
+	want, err := os.ReadFile(sumPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := guest.Sum(t, "/dev/mapper/data+lasts"); got != string(want) {
+		t.Error("the snapshot holds something else than before the boot")
+	}
+	var note struct {
+		Volumes []struct{ Note struct{ Still bool } }
+	}
+	content, err := os.ReadFile("/etc/tidemark/snapshots/lasts.json")
+	if err == nil {
+		err = json.Unmarshal(content, &note)
+	}
+	if err != nil || note.Volumes[0].Note.Still {
+		t.Errorf("the mount was not noted: %v: %s", err, content)
+	}
+	guest.Run(t, "tidemark", "snapshot", "destroy", "lasts")
+}
+
+// TestBoot2 finds the partition adopted, undoes that while it is mounted, as of root, and is cut
+// while entries are written and snapshots taken.
 func TestBoot2(t *testing.T) {
 	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
 	plain := guest.Disk(t, "data") + "1"
+	found(t)
 	onLinear(t, "/srv", "data", names()...)
 	if got, err := os.ReadFile("/srv/kept"); err != nil || string(got) != "kept" {
 		t.Errorf("%q, %v", got, err)
@@ -197,7 +244,9 @@ func TestBoot3(t *testing.T) {
 	if source := guest.Run(t, "findmnt", "-no", "SOURCE", "/"); source != system {
 		t.Errorf("root is mounted from %s, not from %s", source, system)
 	}
-	said := guest.Run(t, "tidemark", "snapshot", "repair")
+	guest.Run(t, "systemctl", "start", "tidemark-snapshots") // it may be under way
+	guest.Run(t, "journalctl", "--sync")
+	said := guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-snapshots", "--output", "cat")
 	left, _ := filepath.Glob("/.tidemark-*")
 	more, _ := filepath.Glob("/srv/.tidemark-*")
 	records, _ := filepath.Glob("/var/lib/tidemark/snapshots/*")

@@ -243,7 +243,17 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 	stop := instant.Count(t, folders...)
 	defer stop()
 	first, heldFirst := take(t, snapshot.Request{Devices: devices, Name: "first"})
-	second, heldSecond := take(t, snapshot.Request{Devices: devices, Name: "second"})
+	if out, err := exec.Command("tidemark", "snapshot", "create", devices[0].Path).CombinedOutput(); err == nil || !strings.Contains(string(out), "there is a snapshot of it already") {
+		t.Errorf("a second store inside: %v: %s", err, out)
+	}
+	if err := os.MkdirAll("/stores", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := slices.Clone(devices)
+	for i := range elsewhere {
+		elsewhere[i].Store = fmt.Sprintf("/stores/second%d", i)
+	}
+	second, heldSecond := take(t, snapshot.Request{Devices: elsewhere, Name: "second"})
 	for _, s := range []*snapshot.Snapshot{first, second} {
 		var n [3]int
 		for i, v := range s.Volumes {
@@ -254,6 +264,7 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 		}
 	}
 	for i := range devices {
+		instant.Compare(t, heldFirst[i], instant.MustRead(t, first.Image(first.Volumes[i])))
 		got := instant.MustRead(t, second.Image(second.Volumes[i]))
 		// The file of the first one's store is junk in it, as in the origin.
 		for _, e := range first.Volumes[i].Store.Extents {
@@ -268,7 +279,6 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 	}
 	destroy(t, second)
 	stop()
-	_ = heldFirst
 	bare(t, folders...)
 }
 
