@@ -108,7 +108,7 @@ func FuzzTable(f *testing.F) {
 	f.Fuzz(func(t *testing.T, plain []byte, length uint32) {
 		n := len(plain) / entrySize
 		b := k.NewPack(testID).b
-		b = append(b, make([]byte, length%(1<<20))...)
+		b = append(b, make([]byte, length%(1<<12))...)
 		end := make([]byte, packEnd)
 		copy(end, tableMagic)
 		binary.LittleEndian.PutUint32(end[8:], uint32(n))
