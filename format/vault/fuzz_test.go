@@ -46,7 +46,7 @@ func FuzzManifest(f *testing.F) {
 	}
 	f.Add(point)
 	f.Add([]byte(`{"name":"web1","host":"","known_by":null}`))
-	f.Add([]byte(`{"work":"backup","host":"web1","process":1,"lasts":3600000000000}`))
+	f.Add([]byte(`{"work":"backup","host":"web1","process":1,"lasts":3600000000000,"begun":"0001-01-01T00:00:00Z"}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		same := func(again []byte, err error) {
 			if err != nil || !bytes.Equal(again, b) {

@@ -39,10 +39,12 @@ type Point struct {
 
 // Lease says that somebody is at work in a vault.
 type Lease struct {
-	Work    string        `json:"work"` // backup or prune
+	Work    string        `json:"work"` // what is being done
 	Host    string        `json:"host"`
 	Process int           `json:"process"`
 	Lasts   time.Duration `json:"lasts"` // nanoseconds from when the store says that it was written
+	// Begun is when the store says that the first lease of this work was written; zero in that one.
+	Begun time.Time `json:"begun"`
 }
 
 // Encode returns the content of the object of a disk.
@@ -85,7 +87,7 @@ func (p Point) check() error {
 }
 
 func (l Lease) check() error {
-	if l.Lasts <= 0 || l.Process < 0 {
+	if l.Lasts <= 0 || l.Process < 0 || l.Begun.Location() != time.UTC {
 		return fmt.Errorf("%w: a lease of %v by process %d", ErrDamaged, l.Lasts, l.Process)
 	}
 	return texts(l.Work, l.Host)

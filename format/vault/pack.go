@@ -63,15 +63,22 @@ func (p *Pack) Add(s Segment, body []byte) Ref {
 	return Ref{Pack: p.name.ID, Segment: s.Number}
 }
 
+// Open returns the plain bytes of a segment that was added.
+func (p *Pack) Open(c *Codec, number uint32) ([]byte, error) {
+	t := Table{Segments: p.table}
+	s, ok := t.Find(number)
+	if !ok {
+		return nil, fmt.Errorf("vault: %v: %w: there is no such segment", Ref{p.name.ID, number}, ErrDamaged)
+	}
+	return p.opener.Open(c, s, p.b[s.Place:s.Place+s.Stored])
+}
+
 // Segments returns the table of what was added. It must not be changed.
 func (p *Pack) Segments() []Segment { return p.table }
 
 // End returns the whole pack. The salt must be random.
 func (p *Pack) End(salt Salt) []byte {
-	var plain []byte
-	for i := range p.table {
-		plain = p.table[i].encode(plain)
-	}
+	plain := EncodeSegments(p.table)
 	end := make([]byte, packEnd)
 	copy(end, tableMagic)
 	binary.LittleEndian.PutUint32(end[8:], uint32(len(p.table)))
@@ -126,23 +133,43 @@ func (k *Keys) readTable(r io.ReaderAt, size int64, name PackName) (*Table, erro
 	if err != nil {
 		return nil, fmt.Errorf("table at byte %d: %w: its seal does not hold", f.tableAt(), ErrDamaged)
 	}
-	t := &Table{Name: name, Salt: f.salt, Segments: make([]Segment, 0, f.segments)}
+	t := &Table{Name: name, Salt: f.salt}
+	if t.Segments, err = DecodeSegments(plain); err != nil {
+		return nil, fmt.Errorf("table at byte %d: %w", f.tableAt(), err)
+	}
+	if last := t.Segments[len(t.Segments)-1]; last.Place+last.Stored != f.tableAt() {
+		return nil, fmt.Errorf("table at byte %d: %w: the segments end at byte %d", f.tableAt(), ErrDamaged, last.Place+last.Stored)
+	}
+	return t, nil
+}
+
+// EncodeSegments returns the entries of a table.
+func EncodeSegments(all []Segment) (b []byte) {
+	for i := range all {
+		b = all[i].encode(b)
+	}
+	return b
+}
+
+// DecodeSegments reads the entries of a table.
+func DecodeSegments(b []byte) ([]Segment, error) {
+	if len(b)%entrySize != 0 {
+		return nil, fmt.Errorf("%w: %d bytes are no table", ErrDamaged, len(b))
+	}
+	all := make([]Segment, 0, len(b)/entrySize)
 	place := int64(packHead)
-	for i := int64(0); i < int64(len(plain)); i += entrySize {
-		s, err := decodeSegment(plain[i:], place)
-		if err == nil && len(t.Segments) > 0 && s.Number <= t.Segments[len(t.Segments)-1].Number {
+	for i := 0; i < len(b); i += entrySize {
+		s, err := decodeSegment(b[i:], place)
+		if err == nil && len(all) > 0 && s.Number <= all[len(all)-1].Number {
 			err = fmt.Errorf("%w: segment %d comes too late", ErrDamaged, s.Number)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("table at byte %d, entry at %d: %w", f.tableAt(), i, err)
+			return nil, fmt.Errorf("entry at %d: %w", i, err)
 		}
-		t.Segments = append(t.Segments, s)
+		all = append(all, s)
 		place += s.Stored
 	}
-	if place != f.tableAt() {
-		return nil, fmt.Errorf("table at byte %d: %w: the segments end at byte %d", f.tableAt(), ErrDamaged, place)
-	}
-	return t, nil
+	return all, nil
 }
 
 // frame is what a pack shows without a key.

@@ -365,6 +365,6 @@ func (f failing) Get(context.Context, string, int64, int64) ([]byte, error) {
 	return nil, f.fault()
 }
 func (f failing) List(context.Context, string, func(Info) error) error { return f.fault() }
-func (f failing) Remove(context.Context, string) error                { return f.fault() }
+func (f failing) Remove(context.Context, string) error                 { return f.fault() }
 func (f failing) Close() error                                         { return nil }
 func (f failing) String() string                                       { return "failing" }
