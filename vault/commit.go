@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,6 +17,9 @@ func (w *Writer) Commit(p format.Point) (Point, error) {
 	defer w.mu.Unlock()
 	root, err := w.finish()
 	if err != nil {
+		if gone := w.stillThere(); errors.Is(gone, ErrOvertaken) { // that is why
+			err = gone
+		}
 		return Point{}, err
 	}
 	if err := w.packs.flush(); err != nil {
@@ -243,8 +247,8 @@ func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
 			in[i]++
 		}
 	}
-	now, buf := edits(page), make([]byte, format.ChunkSize)
-	var scratch []byte
+	var now edits
+	buf, scratch := make([]byte, format.ChunkSize), make([]byte, 0, format.ChunkSize)
 	for i, entries := range in {
 		at := int64(i) * format.ChunkSize
 		b := buf[:max(0, min(format.ChunkSize, w.from.Size-off-at))]
@@ -259,7 +263,7 @@ func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
 		if err != nil {
 			return nil, err
 		}
-		now = now.put(format.Entry{Off: at, Len: int64(len(b)), Ref: ref})
+		now = append(now, format.Entry{Off: at, Len: int64(len(b)), Ref: ref})
 	}
-	return now.over(nil), nil
+	return now.over(page), nil
 }

@@ -41,22 +41,44 @@ func cut(e format.Entry, from, to int64) format.Entry {
 // over returns the page that the edits make of an old one: without zeros, and entries that go
 // on where another ends are one.
 func (l edits) over(old format.Leaf) format.Leaf {
-	all := edits(slices.Clone(old))
-	for _, e := range l {
-		all = all.put(e)
-	}
-	page := format.Leaf{}
-	for _, e := range all {
+	var page format.Leaf
+	emit := func(e format.Entry) {
 		if e.Ref.IsZero() {
-			continue
+			return
 		}
 		if n := len(page); n > 0 {
 			if p := &page[n-1]; p.Ref == e.Ref && p.Off+p.Len == e.Off && p.At+p.Len == e.At {
 				p.Len += e.Len
-				continue
+				return
 			}
 		}
 		page = append(page, e)
+	}
+	rest := slices.Clone(old)
+	for _, e := range l {
+		end := e.Off + e.Len
+		for len(rest) > 0 && rest[0].Off < e.Off {
+			o := rest[0]
+			if o.Off+o.Len > e.Off {
+				emit(cut(o, o.Off, e.Off))
+				rest[0] = cut(o, e.Off, o.Off+o.Len)
+				break
+			}
+			emit(o)
+			rest = rest[1:]
+		}
+		emit(e)
+		for len(rest) > 0 && rest[0].Off < end {
+			o := rest[0]
+			if o.Off+o.Len > end {
+				rest[0] = cut(o, end, o.Off+o.Len)
+				break
+			}
+			rest = rest[1:]
+		}
+	}
+	for _, o := range rest {
+		emit(o)
 	}
 	return page
 }

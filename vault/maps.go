@@ -76,8 +76,12 @@ func (t tree) children(ctx context.Context, n node, each func(i int, child node)
 
 // at returns the node of that level that covers a byte of the disk.
 func (t tree) at(ctx context.Context, level int, off int64) (node, error) {
-	top := max(level, format.Level(t.size))
-	n := t.top(top)
+	cover := format.Covers(level)
+	nothing := node{level: level, off: off / cover * cover}
+	n := t.top(max(level, format.Level(t.size)))
+	if off >= format.Covers(n.level) && n.level < format.MaxLevel {
+		return nothing, nil
+	}
 	for n.level > level && !n.empty() {
 		cover := format.Covers(n.level - 1)
 		next := node{level: n.level - 1, off: off / cover * cover}
@@ -95,10 +99,7 @@ func (t tree) at(ctx context.Context, level int, off int64) (node, error) {
 		n = next
 	}
 	if n.level > level {
-		n = node{level: level, off: off / format.Covers(level) * format.Covers(level)}
-	}
-	if n.off/format.Covers(level) != off/format.Covers(level) { // above the root, and not its first
-		return node{level: level, off: off / format.Covers(level) * format.Covers(level)}, nil
+		return nothing, nil
 	}
 	return n, nil
 }

@@ -346,7 +346,7 @@ func seeds(t *testing.T, usual int) (all []uint64) {
 
 // Whatever is backed up, forgotten and pruned in whatever order, every point is what it was.
 func TestEveryPointIsWhatItWas(t *testing.T) {
-	for _, seed := range seeds(t, 6) {
+	for _, seed := range seeds(t, 4) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			m := newModel(t, seed)
 			for range 25 {
@@ -362,7 +362,7 @@ func TestEveryPointIsWhatItWas(t *testing.T) {
 // The power is cut, or a call fails, in the middle of whatever is done: what was there is there,
 // what was being made is there whole or not at all, and everything goes on.
 func TestACrashLeavesGarbageAndNoDamage(t *testing.T) {
-	for _, seed := range seeds(t, 12) {
+	for _, seed := range seeds(t, 5) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			m := newModel(t, seed)
 			for range 3 {
@@ -402,7 +402,7 @@ func TestACrashLeavesGarbageAndNoDamage(t *testing.T) {
 
 // Once nothing is under way, prunes leave what is needed and no more.
 func TestPruneLeavesNothingDead(t *testing.T) {
-	for _, seed := range seeds(t, 4) {
+	for _, seed := range seeds(t, 2) {
 		m := newModel(t, seed)
 		for range 12 {
 			if err := m.step(); err != nil {
@@ -431,4 +431,3 @@ func TestPruneLeavesNothingDead(t *testing.T) {
 		m.check()
 	}
 }
-

@@ -63,11 +63,18 @@ func (p *packer) find(h format.Hash) (format.Ref, bool) {
 
 // read returns the plain bytes of a segment that may not be in the store yet.
 func (p *packer) read(ref format.Ref, isPage bool) ([]byte, error) {
+	if b, ok := p.v.segments.get(ref); ok && !isPage {
+		return b, nil
+	}
 	p.mu.Lock()
 	for _, pack := range []*format.Pack{p.open, p.sent} {
 		if pack != nil && pack.Name().ID == ref.Pack {
 			defer p.mu.Unlock()
-			return pack.Open(p.v.codec, ref.Segment)
+			b, err := pack.Open(p.v.codec, ref.Segment)
+			if err == nil && !isPage {
+				p.v.segments.put(ref, b)
+			}
+			return b, err
 		}
 	}
 	p.mu.Unlock()

@@ -242,7 +242,7 @@ func overlapping(puts map[int64][]byte, off int64) bool {
 func TestCostFollowsChange(t *testing.T) {
 	s, _ := folder(t)
 	v := open(t, s, Options{})
-	const size = 128 << 20
+	const size = 32 << 20
 	disk := noise(1, size)
 	whole := extent.NewSet(extent.Extent{Len: size})
 	write := func(base *Point, set extent.Set) Point {
@@ -270,11 +270,8 @@ func TestCostFollowsChange(t *testing.T) {
 	if p := write(&first, whole); p.Stored != 0 {
 		t.Errorf("a scan in which nothing changed: %d bytes stored", p.Stored)
 	}
-	if p := write(nil, whole); p.Stored != 0 || *p.Root == (format.Ref{}) && p.Root == nil {
-		// all chunks are there; pages are written anew
-		if p.Stored > size/500 {
-			t.Errorf("a second first copy: %d bytes stored", p.Stored)
-		}
+	if p := write(nil, whole); p.Stored > size/500 { // pages
+		t.Errorf("a second first copy: %d bytes stored", p.Stored)
 	}
 	rng := rand.New(rand.NewPCG(1, 1))
 	var changed []extent.Extent
@@ -325,8 +322,8 @@ func TestScatteredPagesAreGathered(t *testing.T) {
 	}
 }
 
-// Every bit of a small vault is flipped: it is noticed, and no read gives other bytes.
-func TestEveryFlippedBitIsNoticed(t *testing.T) {
+// A bit of every byte or second of a small vault is flipped: it is noticed, and no read gives other bytes.
+func TestEachFlippedBitIsNoticed(t *testing.T) {
 	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
 	s := store.OnFiles("world", world)
 	if err := Init(t.Context(), s); err != nil {
@@ -339,7 +336,7 @@ func TestEveryFlippedBitIsNoticed(t *testing.T) {
 	want := append(noise(1, 100), make([]byte, 1<<20)...)
 	p := point(t, v, From{Size: int64(len(want))}, map[int64][]byte{0: want})
 	err := s.List(t.Context(), "", func(i store.Info) error {
-		for bit := int(0); bit < int(i.Size)*8; bit += 1 + bit%5 {
+		for bit := int(0); bit < int(i.Size)*8; bit += 9 + bit%5 {
 			world.Spoil(i.Name, bit)
 			flipped(t, s, i.Name, bit, p, want)
 			world.Spoil(i.Name, bit)
@@ -675,6 +672,6 @@ func (r replacing) Get(_ context.Context, name string, _, _ int64) ([]byte, erro
 }
 
 func (r replacing) List(context.Context, string, func(store.Info) error) error { return nil }
-func (r replacing) Remove(_ context.Context, name string) error              { return os.Remove(r.path(name)) }
-func (r replacing) Close() error                                             { return nil }
-func (r replacing) String() string                                           { return r.root }
+func (r replacing) Remove(_ context.Context, name string) error                { return os.Remove(r.path(name)) }
+func (r replacing) Close() error                                               { return nil }
+func (r replacing) String() string                                             { return r.root }

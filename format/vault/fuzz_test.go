@@ -84,7 +84,7 @@ func FuzzPages(f *testing.F) {
 			if err != nil {
 				return
 			}
-			if again, err = p.Encode(level); err != nil && level >= 1 && level <= maxLevel {
+			if again, err = p.Encode(level); err != nil && level >= 1 && level <= MaxLevel {
 				t.Fatal(err)
 			} else if err != nil {
 				return

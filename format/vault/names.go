@@ -75,7 +75,9 @@ func (p PackName) String() string {
 // Dead returns the name of the object that says that the pack is not needed.
 func (p PackName) Dead() string { return DeadPrefix + p.file() }
 
-func (p PackName) file() string { return p.ID.String() + "." + strconv.FormatUint(uint64(p.Generation), 10) }
+func (p PackName) file() string {
+	return p.ID.String() + "." + strconv.FormatUint(uint64(p.Generation), 10)
+}
 
 // ParsePackName reads the name of a pack, or of its Dead.
 func ParsePackName(name string) (p PackName, err error) {

@@ -13,17 +13,17 @@ const (
 	Fanout = 1024
 	// MaxEntries bounds the entries of a leaf page.
 	MaxEntries = 8192
+	// MaxLevel is that of a page that covers all that an int64 counts.
+	MaxLevel = 4
 
 	leafBits, fanBits = 24, 10
-	// maxLevel is that of a page that covers all that an int64 counts.
-	maxLevel = 4
-	maxPacks = 1 << 16
+	maxPacks          = 1 << 16
 )
 
 // Level returns the level of the root of a map of size bytes.
 func Level(size int64) int {
 	level := 0
-	for level < maxLevel && size > Covers(level) {
+	for level < MaxLevel && size > Covers(level) {
 		level++
 	}
 	return level
@@ -32,7 +32,7 @@ func Level(size int64) int {
 // Covers returns how many bytes a page of that level covers; that of the highest is more than
 // an int64 counts, and is cut off there.
 func Covers(level int) int64 {
-	if level >= maxLevel {
+	if level >= MaxLevel {
 		return math.MaxInt64
 	}
 	return 1 << (leafBits + fanBits*level)
@@ -85,7 +85,7 @@ func (p *Inner) Encode(level int) ([]byte, error) {
 		w.ref(ref)
 		next, n = i+1, n+1
 	}
-	if n == 0 || level < 1 || level > maxLevel {
+	if n == 0 || level < 1 || level > MaxLevel {
 		return nil, fmt.Errorf("vault: inner page of level %d: %d pages: %w", level, n, ErrDamaged)
 	}
 	return w.page(n), nil
