@@ -38,7 +38,7 @@ var floors = [][]string{
 	{"snapshot"},
 	{"transfer/browse", "transfer/names", "transfer/traces", "transfer/transaction"},
 	{"transfer", "transfer/inuse", "transfer/origin", "transfer/parts"},
-	{"transfer/mirror", "transfer/tracking", "boot"},
+	{"transfer/mirror", "transfer/backup", "transfer/tracking", "boot"},
 	{"transfer/apply", "transfer/export", "transfer/target", "boot/adopt"},
 	{"transfer/merge", "transfer/restore", "transfer/running", "transfer/streams"},
 	{"transfer/cowfiles", "transfer/stores"},

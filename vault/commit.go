@@ -10,20 +10,28 @@ import (
 	format "tidemark/format/vault"
 )
 
-// Commit makes the point appear, with what p says of it; size, root, parent and stored bytes are
-// filled in. Nobody calls Put any more.
+// Commit makes the point appear: Seal and Publish.
 func (w *Writer) Commit(p format.Point) (Point, error) {
+	if err := w.Seal(p); err != nil {
+		return Point{}, err
+	}
+	return w.Publish()
+}
+
+// Seal stores all that the point needs, with what p says of it; size, root, parent and stored
+// bytes are filled in. Nobody calls Put any more. There is no point yet.
+func (w *Writer) Seal(p format.Point) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	root, err := w.finish()
+	if err == nil {
+		err = w.packs.flush()
+	}
 	if err != nil {
 		if gone := w.stillThere(); errors.Is(gone, ErrOvertaken) { // that is why
 			err = gone
 		}
-		return Point{}, err
-	}
-	if err := w.packs.flush(); err != nil {
-		return Point{}, err
+		return err
 	}
 	p.Size, p.Root, p.Parent, p.Stored = w.from.Size, nil, "", w.packs.stored
 	if !root.IsZero() {
@@ -33,19 +41,38 @@ func (w *Writer) Commit(p format.Point) (Point, error) {
 		p.Parent = w.from.Base.Name.String()
 	}
 	p.Moment = p.Moment.UTC()
-	slices.Sort(p.Tags)
-	p.Tags = slices.Compact(p.Tags)
-	made := Point{format.PointName{Disk: w.from.Disk, Time: p.Moment.Truncate(time.Second), ID: newID()}, p}
+	p.Tags = slices.Compact(slices.Sorted(slices.Values(p.Tags)))
+	name := format.PointName{Disk: w.from.Disk, Time: p.Moment.Truncate(time.Second), ID: newID()}
 	content, err := p.Encode()
 	if err != nil {
-		return Point{}, err
+		return err
+	}
+	if w.manifest, err = w.v.keys.Seal(name.String(), newSalt(), content); err != nil {
+		return err
+	}
+	w.sealed = &Point{name, p}
+	return nil
+}
+
+// Publish makes the sealed point appear, in one step. After an error that wraps store.ErrLost it
+// may have appeared.
+func (w *Writer) Publish() (Point, error) {
+	if w.sealed == nil {
+		return Point{}, errors.New("vault: the point was not sealed")
 	}
 	if time.Since(w.began) > w.check {
 		if err := w.stillThere(); err != nil {
 			return Point{}, err
 		}
 	}
-	return made, w.v.seal(w.ctx, made.Name.String(), content)
+	name := w.sealed.Name.String()
+	err := w.v.store.Put(w.ctx, name, w.manifest)
+	if err != nil { // it may be there all the same: the same bytes may be put again
+		if again := w.v.store.Put(w.ctx, name, w.manifest); again != nil {
+			return Point{}, errors.Join(err, again)
+		}
+	}
+	return *w.sealed, nil
 }
 
 // stillThere looks whether all that the point needs is still there, and not declared dead: see Prune.
@@ -259,7 +286,7 @@ func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
 		if err != nil {
 			return nil, err
 		}
-		ref, err := w.chunk(b, scratch)
+		ref, _, err := w.chunk(b, scratch)
 		if err != nil {
 			return nil, err
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	format "tidemark/format/vault"
 	"tidemark/vault/store"
@@ -105,6 +106,48 @@ func (v *Vault) Points(ctx context.Context, disk format.ID) ([]Point, error) {
 	}
 	slices.SortStableFunc(all, func(a, b Point) int { return a.Moment.Compare(b.Moment) })
 	return all, nil
+}
+
+// Newest returns the point of a disk that was written last, by the clock of the store: that of the
+// machine may have been a year ahead. It returns nil where there is none.
+func (v *Vault) Newest(ctx context.Context, disk format.ID) (*Point, error) {
+	var last []format.PointName // several where that clock is coarse
+	var when time.Time
+	err := v.store.List(ctx, format.PointsPrefix+disk.String()+"/", func(i store.Info) error {
+		name, alien := format.ParsePointName(i.Name)
+		if alien != nil || i.Time.Before(when) {
+			return nil
+		}
+		if i.Time.After(when) {
+			last, when = last[:0], i.Time
+		}
+		last = append(last, name)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	parents := map[string]bool{}
+	var all []Point
+	for _, name := range last {
+		p, err := v.Point(ctx, name)
+		if errors.Is(err, store.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		parents[p.Parent] = true
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b Point) int {
+		return cmp.Or(a.Moment.Compare(b.Moment), strings.Compare(a.Name.String(), b.Name.String()))
+	})
+	for _, p := range slices.Backward(all) { // one that no other was made from
+		if !parents[p.Name.String()] {
+			return &p, nil
+		}
+	}
+	return nil, nil
 }
 
 // Point reads the manifest of a point.

@@ -67,7 +67,7 @@ func point(t *testing.T, v *Vault, from From, puts map[int64][]byte) Point {
 		t.Fatal(err)
 	}
 	for off, data := range puts {
-		if err := w.Put(off, data); err != nil {
+		if _, err := w.Put(off, data); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -492,7 +492,7 @@ func TestPruneAndABackupThatTakesLong(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.check = 0
-			if err := w.Put(1<<20, noise(2, 1<<20)); err != nil {
+			if _, err := w.Put(1<<20, noise(2, 1<<20)); err != nil {
 				t.Fatal(err)
 			}
 			if err := w.packs.flush(); err != nil {
@@ -637,7 +637,9 @@ func TestWhatCannotBeWrittenIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	for _, err := range []error{w.Put(-1, make([]byte, 1)), w.Put(999, make([]byte, 2)), w.Zero(extent.Extent{Off: 0, Len: 1001}), w.Copy(bytes.NewReader(nil), extent.NewSet(extent.Extent{Len: 1}))} {
+	_, before := w.Put(-1, make([]byte, 1))
+	_, behind := w.Put(999, make([]byte, 2))
+	for _, err := range []error{before, behind, w.Zero(extent.Extent{Off: 0, Len: 1001}), w.Copy(bytes.NewReader(nil), extent.NewSet(extent.Extent{Len: 1}))} {
 		if err == nil {
 			t.Error("accepted")
 		}

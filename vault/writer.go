@@ -62,6 +62,9 @@ type Writer struct {
 	pending []extent.Extent        // of the disk, whose bytes lie in run
 	pages   []map[int64]format.Ref // by level and number: pages that are new; zero: only zeros
 
+	sealed   *Point // by Seal
+	manifest []byte // the object of that
+
 	used sync.Map // format.ID → true: packs that were there before, and that new entries name
 }
 
@@ -130,7 +133,8 @@ func (w *Writer) Copy(src io.ReaderAt, set extent.Set) error {
 				if n, err := src.ReadAt(b, piece.Off); n < len(b) {
 					return fmt.Errorf("vault: read the source at %v: %w", piece, err)
 				}
-				return w.Put(piece.Off, b)
+				_, err := w.Put(piece.Off, b)
+				return err
 			})
 			at = end
 		}
@@ -138,33 +142,34 @@ func (w *Writer) Copy(src io.ReaderAt, set extent.Set) error {
 	return g.Wait()
 }
 
-// Put puts bytes at a place of the disk.
-func (w *Writer) Put(off int64, data []byte) error {
+// Put puts bytes at a place of the disk. It returns how many of them the vault did not have, as far
+// as it looks: whole chunks are found again, and zeros take no room.
+func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
 	if e := (extent.Extent{Off: off, Len: int64(len(data))}); !e.Valid() || e.End() > w.from.Size {
-		return fmt.Errorf("vault: bytes %v of a disk of %d", e, w.from.Size)
+		return 0, fmt.Errorf("vault: bytes %v of a disk of %d", e, w.from.Size)
 	}
 	if err := w.ctx.Err(); err != nil {
-		return err
+		return 0, err
 	}
 	var scratch []byte
 	for len(data) > 0 {
 		n := min(format.ChunkSize-off%format.ChunkSize, int64(len(data)))
-		piece := data[:n]
-		var err error
+		piece, isNew := data[:n], int64(0)
 		if off%format.ChunkSize == 0 && (n == format.ChunkSize || off+n == w.from.Size) {
 			if scratch == nil {
 				scratch = make([]byte, 0, format.ChunkSize)
 			}
-			err = w.putChunk(off, piece, scratch)
+			isNew, err = w.putChunk(off, piece, scratch)
 		} else {
-			err = w.putRun(off, piece)
+			isNew, err = w.putRun(off, piece)
 		}
 		if err != nil {
-			return err
+			return fresh, err
 		}
+		fresh += isNew
 		data, off = data[n:], off+n
 	}
-	return nil
+	return fresh, nil
 }
 
 // Zero puts zeros.
@@ -184,50 +189,54 @@ func (w *Writer) Zero(e extent.Extent) error {
 	return nil
 }
 
-func (w *Writer) putChunk(off int64, data, scratch []byte) error {
+func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err error) {
 	e := format.Entry{Len: int64(len(data))}
 	if !block.IsZero(data) {
-		var err error
-		if e.Ref, err = w.chunk(data, scratch); err != nil {
-			return err
+		var isNew bool
+		if e.Ref, isNew, err = w.chunk(data, scratch); err != nil {
+			return 0, err
+		}
+		if isNew {
+			fresh = e.Len
 		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.enter(off, e)
+	return fresh, w.enter(off, e)
 }
 
 // chunk returns where a chunk lies, and stores it when it lies nowhere yet.
-func (w *Writer) chunk(data, scratch []byte) (format.Ref, error) {
+func (w *Writer) chunk(data, scratch []byte) (ref format.Ref, isNew bool, err error) {
 	h := w.v.keys.Hash(data)
 	if ref, ok := w.packs.find(h); ok {
-		return ref, nil
+		return ref, false, nil
 	}
-	ref, ok, err := w.v.index.find(h)
-	if err != nil || !ok {
-		return w.store(h, data, scratch, err)
+	if ref, ok, err := w.known(h, int64(len(data))); err != nil || ok {
+		return ref, false, err
+	}
+	ref, err = w.packs.add(format.Chunk, data, scratch, h)
+	return ref, true, err
+}
+
+// known finds a chunk in the packs that are in the store, but for those that were declared dead.
+func (w *Writer) known(h format.Hash, size int64) (ref format.Ref, ok bool, err error) {
+	if ref, ok, err = w.v.index.find(h); err != nil || !ok {
+		return ref, false, err
 	}
 	t, err := w.v.table(w.ctx, ref.Pack)
 	if err != nil {
-		return format.Ref{}, err
+		return ref, false, err
 	}
 	s, there := t.Find(ref.Segment)
-	if !there || s.Hash != h || s.Plain != int64(len(data)) || w.dead[t.name] {
-		return w.store(h, data, scratch, nil)
+	if !there || s.Hash != h || s.Plain != size || w.dead[t.name] {
+		return ref, false, nil
 	}
 	w.used.Store(ref.Pack, true)
-	return ref, nil
-}
-
-func (w *Writer) store(h format.Hash, data, scratch []byte, err error) (format.Ref, error) {
-	if err != nil {
-		return format.Ref{}, err
-	}
-	return w.packs.add(format.Chunk, data, scratch, h)
+	return ref, true, nil
 }
 
 // putRun keeps bytes that are no chunk until there are enough of them, without blocks of zeros.
-func (w *Writer) putRun(off int64, data []byte) error {
+func (w *Writer) putRun(off int64, data []byte) (fresh int64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for len(data) > 0 {
@@ -240,18 +249,18 @@ func (w *Writer) putRun(off int64, data []byte) error {
 			}
 			n = next
 		}
-		var err error
 		if zero {
 			err = w.enter(off, format.Entry{Len: n})
 		} else {
 			err = w.hold(off, data[:n])
+			fresh += n
 		}
 		if err != nil {
-			return err
+			return fresh, err
 		}
 		data, off = data[n:], off+n
 	}
-	return nil
+	return fresh, nil
 }
 
 // hold keeps bytes for a run. w.mu is held.
