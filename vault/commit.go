@@ -10,7 +10,7 @@ import (
 	format "tidemark/format/vault"
 )
 
-// Commit makes the point appear: Seal and Publish.
+// Commit makes the point appear: Seal and Publish, whose point and error it returns.
 func (w *Writer) Commit(p format.Point) (Point, error) {
 	if err := w.Seal(p); err != nil {
 		return Point{}, err
@@ -28,8 +28,8 @@ func (w *Writer) Seal(p format.Point) error {
 		err = w.packs.flush()
 	}
 	if err != nil {
-		if gone := w.stillThere(); errors.Is(gone, ErrOvertaken) { // that is why
-			err = gone
+		if ours(err) && w.from.Base != nil { // a page or segment of the base
+			err = errors.Join(w.baseIsThere(), err)
 		}
 		return err
 	}
@@ -54,25 +54,40 @@ func (w *Writer) Seal(p format.Point) error {
 	return nil
 }
 
-// Publish makes the sealed point appear, in one step. After an error that wraps store.ErrLost it
-// may have appeared.
+// Publish makes the sealed point appear, in one step. With an error it returns the point when that
+// may have appeared all the same, as when the connection was lost or the power is about to be.
 func (w *Writer) Publish() (Point, error) {
 	if w.sealed == nil {
 		return Point{}, errors.New("vault: the point was not sealed")
 	}
-	if time.Since(w.began) > w.check {
-		if err := w.stillThere(); err != nil {
-			return Point{}, err
-		}
+	if err := w.look(); err != nil {
+		return Point{}, err
 	}
 	name := w.sealed.Name.String()
 	err := w.v.store.Put(w.ctx, name, w.manifest)
 	if err != nil { // it may be there all the same: the same bytes may be put again
 		if again := w.v.store.Put(w.ctx, name, w.manifest); again != nil {
-			return Point{}, errors.Join(err, again)
+			return *w.sealed, errors.Join(err, again)
 		}
 	}
+	if err := w.look(); err != nil { // this machine may have slept just now
+		return *w.sealed, errors.Join(err, w.v.store.Remove(w.ctx, name))
+	}
 	return *w.sealed, nil
+}
+
+// look calls stillThere when that is due.
+func (w *Writer) look() error {
+	now := time.Now()
+	awake, passed := now.Sub(w.looked), now.Round(0).Sub(w.looked.Round(0)) // the first stands still while the machine sleeps
+	if max(awake, passed) < w.check {
+		return nil
+	}
+	if err := w.stillThere(); err != nil {
+		return err
+	}
+	w.looked = now
+	return nil
 }
 
 // stillThere looks whether all that the point needs is still there, and not declared dead: see Prune.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -127,6 +128,16 @@ func (x *index) add(tables ...*table) error {
 		}
 		return nil
 	})
+}
+
+// renew puts the table of a pack, as the store has it, into the index, when that has another.
+func (x *index) renew(t *table) error {
+	old, err := x.table(t.name.ID)
+	if err == nil && old != nil && old.known == t.known && slices.Equal(old.Segments, t.Segments) {
+		return nil
+	}
+	x.tables.drop(t.name.ID)
+	return x.add(t)
 }
 
 // drop takes packs out of the index.

@@ -30,7 +30,8 @@ const (
 type lease struct {
 	v     *Vault
 	work  string
-	name  string
+	name  string    // of the object, which renew changes
+	first string    // name of the first
 	begun time.Time // by the store's clock
 	stop  context.CancelFunc
 	ended sync.WaitGroup
@@ -57,6 +58,7 @@ func (v *Vault) takeLease(ctx context.Context, work string) (*lease, error) {
 	if err != nil {
 		return nil, errors.Join(err, v.store.Remove(ctx, l.name))
 	}
+	l.first = l.name
 	renewing, stop := context.WithCancel(ctx)
 	l.stop = stop
 	l.ended.Go(func() { l.renew(renewing) })

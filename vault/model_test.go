@@ -253,8 +253,12 @@ func (m *model) settle() {
 		there[name] = true
 	}
 	for name := range m.maybe {
-		if !there[name] {
-			delete(m.points, name)
+		if there[name] {
+			continue
+		}
+		delete(m.points, name)
+		if err := m.v.Forget(m.t.Context(), name); err != nil { // it is gone, and after a power cut, too
+			m.t.Fatal(err)
 		}
 	}
 	clear(m.maybe)

@@ -34,10 +34,8 @@ func (p *packer) add(kind format.Kind, plain, scratch []byte, h format.Hash) (fo
 	if ref, ok := p.fresh[h]; ok && kind == format.Chunk {
 		return ref, nil
 	}
-	if p.open != nil && p.open.Full() {
-		if err := p.send(); err != nil {
-			return format.Ref{}, err
-		}
+	for p.err == nil && p.open != nil && p.open.Full() {
+		p.send()
 	}
 	if p.err != nil {
 		return format.Ref{}, p.err
@@ -81,24 +79,21 @@ func (p *packer) read(ref format.Ref, isPage bool) ([]byte, error) {
 	return p.v.segment(p.ctx, ref, isPage)
 }
 
-// send begins to put the open pack, when the one before is there. p.mu is held; it is let go
-// meanwhile.
-func (p *packer) send() error {
-	for p.sent != nil && p.err == nil {
+// send begins to put the open pack; or, where another is being put, waits for that. p.mu is held;
+// it is let go meanwhile.
+func (p *packer) send() {
+	if p.sent != nil {
 		done := p.done
 		p.mu.Unlock()
 		<-done
 		p.mu.Lock()
-	}
-	if p.err != nil || p.open == nil || p.open.Empty() {
-		return p.err
+		return
 	}
 	pack := p.open
 	p.open, p.sent, p.done = nil, pack, make(chan struct{})
 	b := pack.End(newSalt())
 	p.stored += int64(len(b))
 	go p.put(pack, b, p.done)
-	return nil
 }
 
 // put puts a pack, and tells the index of it.
@@ -128,14 +123,7 @@ func (p *packer) flush() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for p.err == nil && (p.sent != nil || p.open != nil && !p.open.Empty()) {
-		if err := p.send(); err != nil {
-			return err
-		}
-		if done := p.done; p.sent != nil {
-			p.mu.Unlock()
-			<-done
-			p.mu.Lock()
-		}
+		p.send()
 	}
 	return p.err
 }

@@ -81,7 +81,7 @@ func (v *Vault) Prune(ctx context.Context, o PruneOptions) (p Pruned, err error)
 	p.Points = points
 	s := sweep{v: v, o: o, now: l.begun, live: live, done: &p}
 	for _, h := range others {
-		if h.name != l.name && h.alive(s.now) && (s.oldest.IsZero() || h.began().Before(s.oldest)) {
+		if h.name != l.first && h.alive(s.now) && (s.oldest.IsZero() || h.began().Before(s.oldest)) {
 			s.oldest = h.began()
 		}
 	}
@@ -97,7 +97,7 @@ func (v *Vault) mark(ctx context.Context) (map[format.ID]bool, int, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	live, seen, points := map[format.ID]bool{}, map[format.Ref]bool{}, 0
+	live, seen, points := map[format.ID]bool{}, refSet{}, 0
 	for _, name := range names {
 		p, err := v.Point(ctx, name)
 		if errors.Is(err, store.ErrNotExist) {
@@ -115,11 +115,11 @@ func (v *Vault) mark(ctx context.Context) (map[format.ID]bool, int, error) {
 }
 
 // mark notes the packs that a page and those below need, each page once.
-func (t tree) mark(ctx context.Context, n node, seen map[format.Ref]bool, live map[format.ID]bool) error {
-	if n.ref.IsZero() || seen[n.ref] {
+func (t tree) mark(ctx context.Context, n node, seen refSet, live map[format.ID]bool) error {
+	if n.ref.IsZero() || !seen.add(n.ref) {
 		return nil
 	}
-	seen[n.ref], live[n.ref.Pack] = true, true
+	live[n.ref.Pack] = true
 	if n.level > 0 {
 		return t.children(ctx, n, func(_ int, child node) error { return t.mark(ctx, child, seen, live) })
 	}

@@ -8,7 +8,8 @@
 // A point appears in one step, after everything that it needs is durable, so a crash leaves garbage
 // and no damage. Writers wait neither for each other nor for Prune; why Prune removes nothing
 // that is needed is derived at Prune. Memory does not grow with a disk, but for about 60 bytes
-// for each 16 MiB of it that a Writer changes, and 64 bytes a pack in Prune.
+// for each 16 MiB of it that a Writer changes, and in Prune and Verify for each pack some tens of
+// bytes and a bit for each segment.
 //
 // What is kept in the folder of the cache can be made again from the vault, and is when it is
 // missing. The package refuses a vault that is damaged, or newer than it, with the errors of

@@ -43,7 +43,7 @@ type Verified struct {
 func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 	own := *v // with nothing in memory yet
 	own.forgetPages()
-	c := verifier{v: &own, o: o, tables: map[format.ID]*table{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{}, good: map[format.Ref]bool{}}
+	c := verifier{v: &own, o: o, there: map[format.ID]bool{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{}, good: refSet{}}
 	if err := c.packs(ctx); err != nil {
 		return c.sum, err
 	}
@@ -56,7 +56,7 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 			return c.sum, err
 		}
 	}
-	for id := range c.tables {
+	for id := range c.there {
 		if c.needed[id] {
 			c.sum.Packs++
 		} else {
@@ -69,10 +69,10 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 type verifier struct {
 	v      *Vault
 	o      VerifyOptions
-	tables map[format.ID]*table
+	there  map[format.ID]bool    // packs whose table is sound, and in the index
 	lost   map[format.Ref]string // segments that cannot be read, and why
 	bad    map[format.ID]string  // packs without a table, and why
-	good   map[format.Ref]bool   // pages below which all is well
+	good   refSet                // pages below which all is well
 	needed map[format.ID]bool
 	sum    Verified
 }
@@ -112,7 +112,10 @@ func (c *verifier) packs(ctx context.Context) error {
 			c.damage(Damage{Object: k.name.String(), Reason: err.Error()})
 			continue
 		}
-		c.tables[id] = t
+		c.there[id] = true
+		if err := c.v.index.renew(t); err != nil {
+			return err
+		}
 		if c.o.Data {
 			if err := c.data(ctx, t); err != nil {
 				return err
@@ -179,11 +182,14 @@ func (c *verifier) page(ctx context.Context, t tree, point string, n node) (bool
 	}
 	c.needed[n.ref.Pack] = true
 	inside := n.off <= t.size-format.Covers(n.level) // else the end of the disk matters
-	if inside && c.good[n.ref] {
+	if inside && c.good.has(n.ref) {
 		return true, nil
 	}
 	well := true
-	reason := c.segment(n.ref, 0, 0, true)
+	reason, err := c.segment(ctx, n.ref, 0, 0, true)
+	if err != nil {
+		return false, err
+	}
 	if reason == "" {
 		err := c.below(ctx, t, point, n, &well)
 		if err != nil && !ours(err) {
@@ -198,7 +204,7 @@ func (c *verifier) page(ctx context.Context, t tree, point string, n node) (bool
 		c.damage(Damage{Point: point, Extent: covered, Object: n.ref.String(), Reason: reason})
 	}
 	if inside && well {
-		c.good[n.ref] = true
+		c.good.add(n.ref)
 	}
 	return well, nil
 }
@@ -217,7 +223,10 @@ func (c *verifier) below(ctx context.Context, t tree, point string, n node, well
 	}
 	for _, e := range l {
 		c.needed[e.Ref.Pack] = true
-		reason := c.segment(e.Ref, e.At, e.Len, false)
+		reason, err := c.segment(ctx, e.Ref, e.At, e.Len, false)
+		if err != nil {
+			return err
+		}
 		if n.off+e.Off+e.Len > t.size {
 			reason = fmt.Sprintf("it lies behind the end of the disk, which has %d bytes", t.size)
 		}
@@ -230,22 +239,25 @@ func (c *verifier) below(ctx context.Context, t tree, point string, n node, well
 }
 
 // segment returns what is wrong with n bytes of a segment from at on.
-func (c *verifier) segment(ref format.Ref, at, n int64, isPage bool) string {
-	t := c.tables[ref.Pack]
-	if t == nil {
+func (c *verifier) segment(ctx context.Context, ref format.Ref, at, n int64, isPage bool) (string, error) {
+	if !c.there[ref.Pack] {
 		if reason := c.bad[ref.Pack]; reason != "" {
-			return reason
+			return reason, nil
 		}
-		return "the pack is missing"
+		return "the pack is missing", nil
+	}
+	t, err := c.v.table(ctx, ref.Pack)
+	if err != nil {
+		return "", err
 	}
 	s, ok := t.Find(ref.Segment)
 	switch {
 	case !ok:
-		return "there is no such segment in the pack"
+		return "there is no such segment in the pack", nil
 	case (s.Kind == format.Page) != isPage:
-		return fmt.Sprintf("it is a %v", s.Kind)
+		return fmt.Sprintf("it is a %v", s.Kind), nil
 	case at+n > s.Plain:
-		return fmt.Sprintf("it has %d bytes, and %d from %d on are needed", s.Plain, n, at)
+		return fmt.Sprintf("it has %d bytes, and %d from %d on are needed", s.Plain, n, at), nil
 	}
-	return c.lost[ref]
+	return c.lost[ref], nil
 }

@@ -45,15 +45,15 @@ type From struct {
 // Writer writes one point. Put and Zero may be called by several goroutines at once for extents
 // that do not overlap.
 type Writer struct {
-	v     *Vault
-	ctx   context.Context
-	from  From
-	base  tree
-	lease *lease
-	packs *packer
-	dead  map[format.PackName]bool // when it began
-	began time.Time
-	check time.Duration // checkAfter
+	v      *Vault
+	ctx    context.Context
+	from   From
+	base   tree
+	lease  *lease
+	packs  *packer
+	dead   map[format.PackName]bool // when it began
+	looked time.Time                // when all that it needs was there
+	check  time.Duration            // checkAfter
 
 	mu      sync.Mutex
 	edits   map[int64]edits // by number of the leaf
@@ -75,7 +75,7 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 		return nil, fmt.Errorf("vault: a point of %d bytes of disk %v", from.Size, from.Disk)
 	}
 	w := &Writer{
-		v: v, ctx: ctx, from: from, base: tree{v: v}, began: time.Now(), check: checkAfter, edits: map[int64]edits{},
+		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{},
 		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
 	}
 	if from.Base != nil {

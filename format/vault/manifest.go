@@ -76,7 +76,7 @@ func (p Point) check() error {
 	switch {
 	case p.Size < 0 || p.Changed < 0 || p.Read < 0 || p.Stored < 0:
 		return fmt.Errorf("%w: sizes of %d, %d, %d and %d bytes", ErrDamaged, p.Size, p.Changed, p.Read, p.Stored)
-	case p.Root != nil && (p.Size == 0 || p.Root.Pack.IsZero()):
+	case p.Root != nil && (p.Size == 0 || !p.Root.valid()):
 		return fmt.Errorf("%w: a map of no bytes, or in no pack", ErrDamaged)
 	case p.Moment.Location() != time.UTC:
 		return fmt.Errorf("%w: its moment %v is not in UTC", ErrDamaged, p.Moment)

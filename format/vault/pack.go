@@ -8,12 +8,11 @@ import (
 )
 
 const (
-	packMagic   = "TMPACK\r\n"
-	tableMagic  = "TMTABLE\n"
-	packHead    = 32
-	packEnd     = 64
-	maxSegments = 1 << 18
-	leastPack   = packHead + tagSize + 1 + entrySize + tagSize + packEnd
+	packMagic  = "TMPACK\r\n"
+	tableMagic = "TMTABLE\n"
+	packHead   = 32
+	packEnd    = 64
+	leastPack  = packHead + tagSize + 1 + entrySize + tagSize + packEnd
 	// packFull is where a Pack asks to be ended: with a segment more and its table it stays
 	// below MaxPack.
 	packFull = 32 << 20
@@ -45,7 +44,7 @@ func (k *Keys) begin(name PackName) *Pack {
 func (p *Pack) Name() PackName { return p.name }
 
 // Full reports whether the pack should be ended.
-func (p *Pack) Full() bool { return len(p.b) >= packFull || len(p.table) >= maxSegments }
+func (p *Pack) Full() bool { return len(p.b) >= packFull || len(p.table) >= MaxSegments }
 
 // Empty reports whether there is no segment in it.
 func (p *Pack) Empty() bool { return len(p.table) == 0 }
@@ -211,7 +210,7 @@ func readFrame(r io.ReaderAt, size int64) (*frame, error) {
 		segments: int64(le.Uint32(end[8:])), salt: Salt(end[16:]), additional: b[:packHead+packEnd-sumSize],
 	}
 	if string(end[:8]) != tableMagic || le.Uint32(end[12:]) != 0 || f.name.ID.IsZero() ||
-		f.segments < 1 || f.segments > maxSegments || f.tableAt() < packHead+(tagSize+1)*f.segments {
+		f.segments < 1 || f.segments > MaxSegments || f.tableAt() < packHead+(tagSize+1)*f.segments {
 		return nil, fmt.Errorf("end at byte %d: %w: %q, %d segments", size-packEnd, ErrDamaged, end[:8], f.segments)
 	}
 	return f, nil

@@ -57,7 +57,7 @@ func (l Leaf) Encode() ([]byte, error) {
 	w := newPageWriter(0)
 	end := int64(0)
 	for i, e := range l {
-		if e.Off < end || e.Len < 1 || e.Off > LeafSize-e.Len || e.Ref.IsZero() || e.At < 0 || e.At > MaxSegment-e.Len {
+		if e.Off < end || e.Len < 1 || e.Off > LeafSize-e.Len || !e.Ref.valid() || e.At < 0 || e.At > MaxSegment-e.Len {
 			return nil, fmt.Errorf("vault: leaf page: entry %d, %+v behind %d: %w", i, e, end, ErrDamaged)
 		}
 		w.uvarint(uint64(e.Off - end))
@@ -80,6 +80,9 @@ func (p *Inner) Encode(level int) ([]byte, error) {
 	for i, ref := range p {
 		if ref.IsZero() {
 			continue
+		}
+		if !ref.valid() {
+			return nil, fmt.Errorf("vault: inner page of level %d: %v: %w", level, ref, ErrDamaged)
 		}
 		w.uvarint(uint64(i - next))
 		w.ref(ref)
@@ -232,13 +235,13 @@ func (r *pageReader) uvarint(limit uint64) uint64 {
 
 func (r *pageReader) ref() Ref {
 	i := r.uvarint(maxPacks)
-	z := r.uvarint(2*math.MaxUint32 + 1)
+	z := r.uvarint(2*MaxSegments - 1)
 	delta := int64(z >> 1)
 	if z&1 != 0 {
 		delta = ^delta
 	}
 	r.segment += delta
-	if i > r.used || i >= uint64(len(r.packs)) || r.segment < 0 || r.segment > math.MaxUint32 {
+	if i > r.used || i >= uint64(len(r.packs)) || r.segment < 0 || r.segment >= MaxSegments {
 		r.fail("segment %d of pack %d", r.segment, i)
 		return Ref{}
 	}

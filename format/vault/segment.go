@@ -54,6 +54,8 @@ type Ref struct {
 // IsZero reports whether it names no segment.
 func (r Ref) IsZero() bool { return r.Pack.IsZero() }
 
+func (r Ref) valid() bool { return !r.IsZero() && r.Segment < MaxSegments }
+
 func (r Ref) String() string { return fmt.Sprintf("segment %d of pack %s", r.Segment, r.Pack) }
 
 // Segment is what a table says of one.
@@ -86,6 +88,8 @@ func decodeSegment(b []byte, place int64) (s Segment, err error) {
 	switch {
 	case s.Kind < Chunk || s.Kind > Page || s.Coding > Zstd || b[6] != 0 || b[7] != 0:
 		return s, fmt.Errorf("%w: segment %d of %v in coding %d", ErrNewer, s.Number, s.Kind, s.Coding)
+	case s.Number >= MaxSegments:
+		return s, fmt.Errorf("%w: segment %d", ErrDamaged, s.Number)
 	case s.Plain < 1 || s.Plain > MaxSegment || s.Kind == Chunk && s.Plain > ChunkSize:
 		return s, fmt.Errorf("%w: segment %d: a %v of %d bytes", ErrDamaged, s.Number, s.Kind, s.Plain)
 	case s.Stored <= tagSize || s.Stored-tagSize > s.Plain || s.Coding == Plain && s.Stored-tagSize != s.Plain:

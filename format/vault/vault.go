@@ -106,7 +106,7 @@
 // change. An entry of the table:
 //
 //	off  size
-//	  0     4  number of the segment, above that of the entry before
+//	  0     4  number of the segment, above that of the entry before, below 262144
 //	  4     1  kind: 1 chunk, 2 run, 3 page
 //	  5     1  coding: 0 as it is, 1 Zstandard (RFC 8878)
 //	  6     2  zeros
@@ -150,6 +150,9 @@ import (
 
 	"github.com/zeebo/blake3"
 )
+
+// MaxSegments is how many segments a pack has at most; their numbers are below it.
+const MaxSegments = 1 << 18
 
 // Sizes, in bytes.
 const (

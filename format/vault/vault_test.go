@@ -57,7 +57,7 @@ func testLeaf() Leaf {
 }
 
 func testInner() *Inner {
-	return &Inner{0: Ref{testID, 1}, 5: Ref{otherID, 1 << 31}, 1023: Ref{testID, 0}}
+	return &Inner{0: Ref{testID, 1}, 5: Ref{otherID, 1<<18 - 1}, 1023: Ref{testID, 0}}
 }
 
 // testPack has a segment of each kind, and one that is squeezed.
@@ -402,7 +402,7 @@ func TestPagesThatCannotBeAreNotWritten(t *testing.T) {
 	}
 	full := make(Leaf, MaxEntries) // the largest that there is
 	for i := range full {
-		full[i] = Entry{Off: int64(i) * 2000, Len: 1999, Ref: Ref{ID{1, byte(i), byte(i >> 8)}, uint32(i%2) * (1<<32 - 1)}, At: MaxSegment - 1999}
+		full[i] = Entry{Off: int64(i) * 2000, Len: 1999, Ref: Ref{ID{1, byte(i), byte(i >> 8)}, uint32(i%2) * (1<<18 - 1)}, At: MaxSegment - 1999}
 	}
 	b, err := full.Encode()
 	if err != nil || len(b) > MaxSegment {

@@ -113,9 +113,10 @@ func (t *txn) Seal(c transfer.Commit) error {
 }
 
 // Publish implements transfer.Txn.
-func (t *txn) Publish() (err error) {
-	if t.s.made, err = t.w.Publish(); err == nil {
-		t.state = transfer.TxnCommitted
+func (t *txn) Publish() error {
+	made, err := t.w.Publish()
+	if err == nil {
+		t.s.made, t.state = made, transfer.TxnCommitted
 	}
 	return err
 }

@@ -122,9 +122,10 @@ func (b *bucket) fault(what, name string, err error) error {
 	switch code := said.StatusCode; {
 	case said.Code == minio.NoSuchKey:
 		err = fmt.Errorf("%w: %w", ErrNotExist, err)
-	case code == http.StatusPreconditionFailed || code == http.StatusConflict:
+	case code == http.StatusPreconditionFailed:
 		err = fmt.Errorf("%w: %w", ErrExists, err)
-	case code == 0 || code >= 500 || code == http.StatusTooManyRequests:
+	case code == 0 || code >= 500 || code == http.StatusTooManyRequests || code == http.StatusConflict:
+		// A conflict is another put of the same name under way: who asks again is told who won.
 		err = fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	return fmt.Errorf("store: %s %s in %s: %w", what, name, b, err)

@@ -155,11 +155,28 @@ func (t *tree) Get(ctx context.Context, name string, off, n int64) ([]byte, erro
 	if err != nil {
 		return nil, t.fault("read", name, err)
 	}
-	b, err := io.ReadAll(io.NewSectionReader(f, off, n))
+	b, err := readUpTo(f, off, n)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, t.fault("read", name, err)
 	}
 	return b, nil
+}
+
+// readUpTo reads n bytes or up to the end, in large pieces: each may be a round trip.
+func readUpTo(f io.ReaderAt, off, n int64) (b []byte, err error) {
+	const piece = 1 << 20
+	for int64(len(b)) < n && err == nil {
+		p := make([]byte, min(piece, n-int64(len(b))))
+		var got int
+		got, err = f.ReadAt(p, off+int64(len(b)))
+		if b = append(b, p[:got]...); got < len(p) && err == nil {
+			err = io.ErrNoProgress
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return b, err
 }
 
 func (t *tree) List(ctx context.Context, prefix string, each func(Info) error) error {
@@ -204,11 +221,12 @@ func (t *tree) Remove(ctx context.Context, name string) error {
 		return err
 	}
 	err := t.files.Remove(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
+	gone := errors.Is(err, fs.ErrNotExist)
+	if err == nil || gone { // an earlier try may have ended here
 		err = t.files.SyncDir(path.Dir(name))
+	}
+	if gone && errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
 	if err != nil {
 		return t.fault("remove", name, err)
