@@ -94,6 +94,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 	if s.Boot, err = sysfs.BootID(); err != nil {
 		return s, err
 	}
+	if slices.ContainsFunc(req.Devices, func(d Device) bool { return d.Store == LVM }) {
+		return s, s.planLVM(ctx, ctl, req)
+	}
 	if err := s.holdGroups(ctx, ctl, req.Devices); err != nil {
 		return s, err
 	}
@@ -294,6 +297,9 @@ func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
 
 // create makes everything; after an error some of it is there.
 func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) error {
+	if s.ofLVM() {
+		return s.makeLVM(ctx, ctl)
+	}
 	plan := dmhold.Plan{Limit: req.MaxFreeze}
 	for _, v := range s.Volumes {
 		first, err := s.prepare(ctl, v)

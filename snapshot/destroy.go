@@ -88,7 +88,10 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 	var errs []error
 	for _, v := range s.Volumes {
 		var err error
-		if !ended {
+		switch {
+		case v.ofLVM():
+			err = v.removeLVM(ctx)
+		case !ended:
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {

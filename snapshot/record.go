@@ -157,8 +157,11 @@ func List(o Options) ([]*Snapshot, error) {
 	return list, err
 }
 
-// Ended reports whether the boot in which the snapshot was made has ended.
+// Ended reports whether the boot in which the snapshot was made has ended, and the snapshot with it.
 func (s *Snapshot) Ended() (bool, error) {
+	if s.ofLVM() {
+		return false, nil
+	}
 	boot, err := sysfs.BootID()
 	return err == nil && boot != s.Boot, err
 }

@@ -44,9 +44,11 @@ package snapshot
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"time"
 
 	"tidemark/extent"
+	"tidemark/linux/lvm"
 	"tidemark/linux/sysfs"
 	"tidemark/track/bpf"
 )
@@ -114,7 +116,8 @@ type Device struct {
 	Path string    // or name in device-mapper
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
-	// overwritten; "" is a file on the filesystem that lies on the device.
+	// overwritten; "" is a file on the filesystem that lies on the device, and LVM has lvm2 make
+	// a snapshot, of one logical volume, with a store in its group.
 	Store string
 	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
 	Size int64
@@ -130,8 +133,8 @@ type Volume struct {
 
 // Store is where old blocks go.
 type Store struct {
-	Kind string `json:"kind"` // Inside, File or Block
-	Path string `json:"path"` // of the file or the device
+	Kind string `json:"kind"` // Inside, File, Block or LVM
+	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
@@ -143,6 +146,7 @@ const (
 	Inside = "inside" // a file on the origin's own filesystem
 	File   = "file"   // a file elsewhere, through a loop device
 	Block  = "device" // a block device
+	LVM    = "lvm"    // in the volume group of the origin, made by lvm2
 )
 
 // Image returns the path of the device that shows the volume as it was.
@@ -154,9 +158,19 @@ func (v *Volume) Inside() extent.Set { return extent.NewSet(v.Store.Extents...) 
 
 // The names of our devices.
 func (v *Volume) real() string              { return v.Name + "+real" }
-func (s *Snapshot) image(v *Volume) string  { return v.Name + "+" + s.Name }
-func (s *Snapshot) cow(v *Volume) string    { return v.Name + "+" + s.Name + "+cow" }
-func (s *Snapshot) copied(v *Volume) string { return v.Name + "+" + s.Name + "+snap" }
+func (s *Snapshot) image(v *Volume) string {
+	if v.ofLVM() {
+		return s.copied(v)
+	}
+	return v.Name + "+" + s.Name
+}
+func (s *Snapshot) cow(v *Volume) string { return v.Name + "+" + s.Name + "+cow" }
+func (s *Snapshot) copied(v *Volume) string {
+	if v.ofLVM() {
+		return lvm.Volume{VG: filepath.Base(filepath.Dir(v.Store.Path)), Name: s.Name}.Device()
+	}
+	return v.Name + "+" + s.Name + "+snap"
+}
 
 // uuid is the UUID of a device of ours, by which rules and people know it.
 func uuid(name string) string { return "TIDEMARK-SNAPSHOT-" + name }

@@ -74,14 +74,14 @@ func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
 		return err
 	}
-	if !had {
+	if !had && !v.ofLVM() {
 		st.Lost = "another program has put another table into the origin: writes may have gone past the snapshot"
 		return nil
 	}
 	u, err := s.usage(ctl, v)
 	switch {
 	case errors.Is(err, dm.ErrNotFound):
-		st.Lost = "another program has removed it"
+		st.Lost = "another program has removed it, or has its device down"
 		return nil
 	case err != nil:
 		return err
@@ -129,6 +129,14 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	case size <= v.Store.Size:
 		return fmt.Errorf("%w: it has %s already", ErrStore, words.Size(v.Store.Size))
 	}
+	ctl, err := dm.Open()
+	if err != nil {
+		return err
+	}
+	defer ctl.Close()
+	if v.ofLVM() {
+		return s.growLVM(ctx, ctl, v, size)
+	}
 	f, err := os.OpenFile(v.Store.Path, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -141,11 +149,6 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	if err != nil {
 		return fmt.Errorf("allocate %s: %w", v.Store.Path, err)
 	}
-	ctl, err := dm.Open()
-	if err != nil {
-		return err
-	}
-	defer ctl.Close()
 	table, info, err := ctl.Table(s.cow(v))
 	if err != nil {
 		return err

@@ -89,7 +89,7 @@ func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
 		if s.Transient { // it is gone before anybody misses the room
 			share = max(share, min(free/2, v.Size))
 		}
-		v.Store.Size = max(min(share, free), least)
+		v.Store.Size = max(min(share, free/s.Chunk*s.Chunk), least)
 	}
 	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
 	if v.Store.Size > free {
@@ -139,7 +139,9 @@ func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 	}
 	origins := slices.Clone(s.Volumes)
 	for _, o := range list {
-		origins = append(origins, o.Volumes...)
+		if !o.ofLVM() { // its store lies in the group
+			origins = append(origins, o.Volumes...)
+		}
 	}
 	for _, o := range origins {
 		above, err := table.Above(o.Dev)
@@ -275,7 +277,7 @@ func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) 
 func (v *Volume) remove(ctl *dm.Control) error {
 	path := v.Store.Path
 	switch v.Store.Kind {
-	case Block, none:
+	case Block, LVM, none:
 		return nil
 	case Inside:
 		info, err := ctl.Info(v.Name)

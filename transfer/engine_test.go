@@ -307,6 +307,44 @@ func TestAViewThatTookTooLongIsTakenAgain(t *testing.T) {
 	}
 }
 
+// apart is a view that shows what its sea held, while users go on.
+type apart struct{ *stillness }
+
+func (apart) Kind() string        { return "apart" }
+func (apart) Traits() view.Traits { return view.Traits{Apart: true} }
+
+func (v apart) Take(ctx context.Context, instant func(context.Context) error) (view.View, error) {
+	v.s.mu.Lock()
+	v.s.drain()
+	shown := newSea(rand.New(rand.NewPCG(1, 1)), len(v.s.data))
+	copy(shown.data, v.s.data)
+	v.moment = slices.Clone(v.s.data)
+	v.s.mu.Unlock()
+	err := instant(ctx)
+	v.s.mark(2)
+	v.s.fillBlock(2, 99)
+	return apartHeld{shown}, err
+}
+
+type apartHeld struct{ s *sea }
+
+func (h apartHeld) Source(int) view.Source    { return h.s }
+func (apartHeld) Since() time.Time            { return time.Now() }
+func (apartHeld) Broken() <-chan struct{}     { return nil }
+func (apartHeld) Close() (view.Report, error) { return view.Report{}, nil }
+
+func TestAFreezeGivesWayToASnapshotWhenTooMuchIsLeft(t *testing.T) {
+	for _, left := range []int{transfer.MaxAttempts - 1, transfer.MaxAttempts} {
+		b := newBench(t, 1)
+		v := &slow{stillness: b.views[0], left: left}
+		b.o.View, b.o.Apart = v, apart{b.views[0]}
+		kind := map[bool]string{true: "apart", false: "model"}[left == transfer.MaxAttempts]
+		if rep := b.mustRun()[0]; rep.View != kind || v.taken != transfer.MaxAttempts {
+			t.Errorf("after %d views that took too long: %d taken, then the view %s", left, v.taken, rep.View)
+		}
+	}
+}
+
 // A limit on what is read must not make users wait.
 func TestALimitIsForTheTimeInWhichNobodyWaits(t *testing.T) {
 	b := newBench(t, 1)

@@ -29,12 +29,18 @@ var errTooMuch = errors.New("too much is left")
 // final copies the rest from a view. It returns again when the view had to be given up
 // early and another round of copying may help.
 func (r *runner) final(ctx context.Context, attempt int) (again bool, err error) {
+	var late error // why another view is taken now
 	if rest := r.restBytes(); r.bounded() && r.speed.time(rest) > r.o.MaxFreeze {
-		return false, r.tooMuch(rest)
+		if late = r.tooMuch(rest); !r.giveWay(late) {
+			return false, late
+		}
 	}
 	r.o.Progress(Event{Phase: "freeze"})
 	v, err := r.o.View.Take(ctx, r.instant)
 	if err != nil {
+		if late != nil {
+			err = fmt.Errorf("%w; and no snapshot can be taken: %w", late, err)
+		}
 		return false, err
 	}
 	h := &held{room: r.o.HoldBytes}
@@ -64,7 +70,25 @@ func (r *runner) final(ctx context.Context, attempt int) (again bool, err error)
 			err = fmt.Errorf("%w, after %d attempts", ErrNotConverging, attempt)
 		}
 	}
-	return false, err
+	again = errors.Is(err, ErrNotConverging) && ctx.Err() == nil && r.giveWay(err)
+	if again {
+		err = nil
+	}
+	return again, err
+}
+
+// giveWay takes the view that nobody has to wait for from here on, if there is one.
+func (r *runner) giveWay(why error) bool {
+	if r.o.Apart == nil {
+		return false
+	}
+	r.o.View, r.o.Apart = r.o.Apart, nil
+	r.traits = r.o.View.Traits()
+	for _, j := range r.jobs {
+		j.report.View = r.o.View.Kind()
+	}
+	r.o.Progress(Event{Text: fmt.Sprintf("view: %s in place of a freeze: %v", r.o.View.Kind(), why)})
+	return true
 }
 
 // tooMuch says why rest bytes cannot be copied while users wait.

@@ -62,6 +62,9 @@ type Pair struct {
 // Options say how to run. The zero value of each field but View is usable.
 type Options struct {
 	View view.Provider // of the sources, in the order of the pairs
+	// Apart, which may be nil, is what View gives way to when more is left than may be copied
+	// while users wait: a view of the same sources for which nobody waits.
+	Apart view.Provider
 	// MaxFreeze is the longest time that users of a source may wait for the view;
 	// 0 stands for DefaultMaxFreeze.
 	MaxFreeze time.Duration

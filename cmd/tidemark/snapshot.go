@@ -25,9 +25,9 @@ func newSnapshot(g *globals) *cobra.Command {
 		use: "snapshot", short: "Take snapshots of disks in use, several at one instant",
 		long: `Makes images of devices of device-mapper (LUKS, linear and striped ones, and plain disks that "tidemark adopt" has put a table over) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
 
-A plain disk or partition has no table that could be changed while it is in use: "tidemark adopt" gives it one, and "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "lvcreate --snapshot" makes a snapshot of one.
+A plain disk or partition has no table that could be changed while it is in use: "tidemark adopt" gives it one, and "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "create --store lvm" has LVM make a snapshot of one, in its group.
 
-A snapshot ends with the boot. When its store is full its images can no longer be read, and the disk goes on unharmed.`,
+A snapshot ends with the boot, but for one that LVM made. When its store is full its images can no longer be read, and the disk goes on unharmed.`,
 		example: `tidemark snapshot create /dev/mapper/root /dev/mapper/data
 tidemark snapshot status
 tidemark snapshot destroy snap1`,
@@ -45,7 +45,7 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
 
 While there is a snapshot, DEVICE takes no discards: run fstrim when it is gone.`,
 		example: `tidemark snapshot create /dev/mapper/data
@@ -71,12 +71,15 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 					return err
 				}
 			}
+			if s.Frozen == 0 { // only LVM knows
+				return nil
+			}
 			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "snapshot %s: writers waited for %v\n", s.Name, s.Frozen.Round(time.Millisecond))
 			return err
 		},
 	}.build()
 	cmd.Flags().StringVar(&req.Name, "name", "", "`name` of the snapshot; by default one that is free")
-	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store; DEVICE=PATH with several DEVICEs")
+	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store, or lvm; DEVICE=PATH with several DEVICEs")
 	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or what there is room for")
 	addSize(cmd, &chunk, "chunk", "what a first write copies, a power of two from 4K to 1M; by default 8K")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")

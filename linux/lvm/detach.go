@@ -116,10 +116,8 @@ func (d *Detached) takeDown(ctx context.Context, snapshot Volume) error {
 	return err
 }
 
-// ourName is the name of our device for one of LVM's, with its hyphens twice as LVM has them.
-func ourName(v Volume) string {
-	return "tidemark-" + strings.ReplaceAll(v.VG, "-", "--") + "-" + strings.ReplaceAll(v.Name, "-", "--")
-}
+// ourName is the name of our device for one of LVM's.
+func ourName(v Volume) string { return "tidemark-" + v.Device() }
 
 // ourUUID is the UUID of our device for one of LVM's.
 func ourUUID(lvm string) string { return uuidPrefix + strings.TrimPrefix(lvm, dmPrefix) }

@@ -1,8 +1,8 @@
 // Package lvm asks and tells LVM about logical volumes, through lvm2's own commands.
 //
 // For most uses, call [Find] with a name ("VG/LV") or the path of a device, or [List] with
-// the name of a volume group. [Activate], [Deactivate], [CreateThinSnapshot] and [Remove]
-// change one volume. [Detach] takes a volume and a snapshot of it out of use, with devices
+// the name of a volume group. [Activate], [Deactivate], [CreateThinSnapshot],
+// [CreateSnapshot], [Extend] and [Remove] change one volume. [Detach] takes a volume and a snapshot of it out of use, with devices
 // of our own for what they consist of, so that a store can be applied.
 //
 // The package owns the programs' arguments and the reading of their reports (lvs(8) with
@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -67,6 +68,46 @@ func CreateThinSnapshot(ctx context.Context, v Volume, name string) (Volume, err
 		return Volume{}, err
 	}
 	return Find(ctx, v.VG+"/"+name)
+}
+
+// SnapshotOptions say how a snapshot with a store of its own is to be. Size is required.
+type SnapshotOptions struct {
+	Size     int64 // of the store in bytes; LVM rounds it up to whole extents of the group
+	Chunk    int64 // bytes; 0 leaves it to LVM
+	Writable bool
+	Tag      string // "" is none
+}
+
+// CreateSnapshot makes a snapshot of a volume, called name, whose store is in the same group. It is
+// active. LVM freezes the filesystem that lies on the volume meanwhile.
+func CreateSnapshot(ctx context.Context, v Volume, name string, o SnapshotOptions) error {
+	args := []string{"--snapshot", "--permission", map[bool]string{true: "rw", false: "r"}[o.Writable], "--name", name, "--size", fmt.Sprintf("%db", o.Size)}
+	if o.Chunk > 0 {
+		args = append(args, "--chunksize", fmt.Sprintf("%db", o.Chunk))
+	}
+	if o.Tag != "" {
+		args = append(args, "--addtag", o.Tag)
+	}
+	return change(ctx, "lvcreate", append(args, v.FullName())...)
+}
+
+// Free returns how many bytes of the group of a volume no volume has.
+func Free(ctx context.Context, v Volume) (int64, error) {
+	out, err := run(ctx, "lvs", "--noheadings", "--units", "b", "--nosuffix", "--options", "vg_free", "--", v.FullName())
+	if err != nil {
+		return 0, err
+	}
+	free, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("lvm: lvs: a report that is not understood: %w", err)
+	}
+	return free, nil
+}
+
+// Extend makes a volume larger, to size bytes, rounded up to whole extents of the group; of a
+// snapshot it is the store that grows.
+func Extend(ctx context.Context, v Volume, size int64) error {
+	return change(ctx, "lvextend", "--size", fmt.Sprintf("%db", size), v.FullName())
 }
 
 // Remove removes a volume. LVM refuses when it is open.

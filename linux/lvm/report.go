@@ -41,6 +41,12 @@ type Volume struct {
 // FullName returns "VG/LV".
 func (v Volume) FullName() string { return v.VG + "/" + v.Name }
 
+// Device returns the name of the volume's device in device-mapper, in which the hyphens of both
+// names are twice.
+func (v Volume) Device() string {
+	return strings.ReplaceAll(v.VG, "-", "--") + "-" + strings.ReplaceAll(v.Name, "-", "--")
+}
+
 // Thin reports whether v is a thin volume; its pool is not.
 func (v Volume) Thin() bool { return v.Pool != "" && slices.Contains(v.Layout, "thin") }
 

@@ -76,7 +76,7 @@ func (m *Machine) run(t *testing.T, p Program) (Result, error) {
 	handlers := map[string]func(net.Conn) error{
 		wire.PortTest:  func(conn net.Conn) error { return readTests(conn, p.Package, report, &exit) },
 		wire.PortTalk:  m.answer,
-		wire.PortFiles: func(conn net.Conn) error { return untar(conn, files) },
+		wire.PortFiles: func(conn net.Conn) error { return receive(conn, files) },
 	}
 	var mu sync.Mutex
 	var failed error
@@ -175,6 +175,15 @@ func (m *Machine) answer(conn net.Conn) error {
 			return nil //nolint:nilerr // the guest is gone
 		}
 	}
+	return nil
+}
+
+// receive unpacks the guest's files, and tells the guest that it has them.
+func receive(conn net.Conn, dir string) error {
+	if err := untar(conn, dir); err != nil {
+		return err
+	}
+	_, _ = conn.Write([]byte{0}) // a guest that was cut off does not wait for it
 	return nil
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // lvm2 is LVM's commands, beside what is in every guest.
-var lvm2 = []string{"lvm", "lvs", "lvchange", "lvcreate", "lvconvert", "lvremove", "vgchange", "vgcreate", "vgremove"}
+var lvm2 = []string{"lvm", "lvs", "lvchange", "lvcreate", "lvconvert", "lvremove", "lvextend", "vgchange", "vgcreate", "vgremove"}
 
 var storeRounds = flag.Int("store-rounds", 0, "how often to kill a run that applies a store, and to cut its power; 0 is a few times")
 

@@ -102,7 +102,7 @@ func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Re
 	}
 	s.publish()
 	reports, err = transfer.Run(ctx, ready, transfer.Options{
-		View: provider, MaxFreeze: s.o.MaxFreeze, ForceFreeze: s.o.ForceFreeze,
+		View: provider, Apart: s.apart, MaxFreeze: s.o.MaxFreeze, ForceFreeze: s.o.ForceFreeze,
 		Limit: transfer.NewLimiter(o.BytesPerSec), Progress: s.o.Progress, Frozen: s.choose.Frozen,
 	})
 	if err == nil {

@@ -31,6 +31,7 @@ type session struct {
 	waiting []string // sources that have to be settled first
 	choose  tracking.Chooser
 	thin    *thin.Group    // nil: trackers and view are chosen apart
+	apart   view.Provider  // what a freeze gives way to, or nil
 	closers []func() error // to be called in reverse
 }
 
@@ -234,12 +235,16 @@ func (s *session) provider(ctx context.Context, sources []*block.Device) (_ view
 	if s.o.ForceFreeze {
 		vo.MaxFreeze = max(s.o.MaxFreeze, ForcedFreeze)
 	}
+	o := snapshot.Options{StateDir: s.o.StateDir, Track: s.o.Track}
+	so := snapshot.ViewOptions{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: vo.MaxFreeze}
 	if s.o.View == snapshot.Kind {
-		o := snapshot.Options{StateDir: s.o.StateDir, Track: s.o.Track}
-		so := snapshot.ViewOptions{Sources: sources, Hooks: s.o.Hooks, MaxFreeze: vo.MaxFreeze}
 		return snapshot.View(o, so), "dm: a snapshot for the time of the run", snapshot.Judge(o, so)
 	}
-	return view.Choose(ctx, s.o.View, vo)
+	p, why, err := view.Choose(ctx, s.o.View, vo)
+	if automatic := s.o.View == "" || s.o.View == "auto"; err == nil && automatic && p.Traits().Stops && snapshot.Judge(o, so) == nil {
+		s.apart = snapshot.View(o, so)
+	}
+	return p, why, err
 }
 
 // release removes the snapshots in pools that earlier runs have kept, when this one has gone by

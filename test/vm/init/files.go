@@ -12,7 +12,9 @@ import (
 	"tidemark/test/vm/wire"
 )
 
-// sendFiles sends the kernel's log and what the tests left in OutDir.
+// sendFiles sends the kernel's log and what the tests left in OutDir, and waits until the host has
+// them: a write to a port returns before QEMU has looked at it, and a guest that is off takes with
+// it what QEMU did not look at.
 func sendFiles() error {
 	dmesg, err := exec.Command("dmesg").Output()
 	if err != nil {
@@ -26,5 +28,9 @@ func sendFiles() error {
 		return err
 	}
 	w := tar.NewWriter(port)
-	return errors.Join(w.AddFS(os.DirFS(wire.OutDir)), w.Close(), port.Close())
+	if err := errors.Join(w.AddFS(os.DirFS(wire.OutDir)), w.Close()); err != nil {
+		return errors.Join(err, port.Close())
+	}
+	_, err = port.Read(make([]byte, 1))
+	return errors.Join(err, port.Close())
 }

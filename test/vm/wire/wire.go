@@ -6,7 +6,7 @@ package wire
 const (
 	PortTest  = "tidemark.test"  // guest → host: the output of the test binary, then ExitLine
 	PortTalk  = "tidemark.talk"  // both ways: events of the guest, acknowledgements of the host
-	PortFiles = "tidemark.files" // guest → host: a tar of OutDir at the end
+	PortFiles = "tidemark.files" // guest → host: a tar of OutDir at the end; then a byte back
 )
 
 // Paths in the guest.

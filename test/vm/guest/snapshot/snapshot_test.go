@@ -524,6 +524,26 @@ func TestMirrorsByTheViewDM(t *testing.T) {
 	}
 }
 
+// A filesystem that would have to be frozen for longer than is allowed is read from a snapshot, where
+// there can be one.
+func TestAFreezeGivesWayToASnapshot(t *testing.T) {
+	const wide = 1 << 30 / 512 // that takes ten seconds at the speed that is presumed
+	dev := guest.Mapper(t, "wide", fmt.Sprintf("0 %d linear %s 0\n%d %d zero", sectors, guest.Disk(t, "data"), sectors, wide-sectors))
+	at, image := t.TempDir(), filepath.Join(t.TempDir(), "image")
+	guest.Run(t, "mkfs.ext4", "-q", "-F", dev, "40M")
+	guest.Run(t, "mount", dev, at)
+	t.Cleanup(func() { guest.Run(t, "umount", at) })
+	out := guest.Run(t, "tidemark", "mirror", "--tracker", "scan", "--max-freeze", "5s", "--json", dev, image)
+	if !strings.Contains(out, `"view":"dm"`) || !strings.Contains(out, "view: dm in place of a freeze") {
+		t.Error(out)
+	}
+	guest.Run(t, "e2fsck", "-fn", image)
+	bare(t, at)
+	if out, err := exec.Command("tidemark", "mirror", "--tracker", "scan", "--view", "freeze", "--max-freeze", "5s", dev, image).CombinedOutput(); err == nil || !strings.Contains(string(out), "--view dm") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // A logical volume is mirrored by the view "dm" while LVM is kept from changing its group; and marks
 // outlive LVM's own snapshots.
 func TestMirrorsOfALogicalVolume(t *testing.T) {
@@ -562,8 +582,39 @@ func TestMirrorsOfALogicalVolume(t *testing.T) {
 	guest.Run(t, "umount", at)
 	mirror("incremental")
 	instant.Compare(t, instant.MustRead(t, dev), instant.MustRead(t, image))
-	if out, err := exec.Command("tidemark", "snapshot", "create", dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "lvcreate --snapshot") {
+	if out, err := exec.Command("tidemark", "snapshot", "create", dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "--store lvm") {
 		t.Errorf("%v: %s", err, out)
+	}
+	inTheGroup(t, dev)
+}
+
+// inTheGroup has LVM make snapshots of a volume that is not in use.
+func inTheGroup(t *testing.T, dev string) {
+	t.Helper()
+	held := instant.MustRead(t, dev)
+	for _, remove := range [][]string{{"true"}, {"lvremove", "--yes", "vg/ours"}} {
+		image := guest.Run(t, "tidemark", "snapshot", "create", "--store", "lvm", "--name", "ours", "--size", "5M", dev)
+		guest.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=64k", "count=40", "seek=40", "oflag=direct", "conv=notrunc", "status=none")
+		instant.Compare(t, held, instant.MustRead(t, image))
+		guest.Run(t, "tidemark", "snapshot", "grow", "ours", "--size", "12M")
+		guest.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=64k", "count=100", "seek=80", "oflag=direct", "conv=notrunc", "status=none")
+		instant.Compare(t, held, instant.MustRead(t, image))
+		if out := guest.Run(t, "tidemark", "snapshot", "status", "ours", "--json"); !strings.Contains(out, `"kind":"lvm"`) || !strings.Contains(out, `"total":12582912`) {
+			t.Error(out)
+		}
+		if out := guest.Run(t, "lvs", "--noheadings", "-o", "lv_size,origin,lv_tags", "--units", "m", "vg/ours"); !strings.Contains(out, "tidemark.snapshot") || !strings.Contains(out, "12.00m lv") {
+			t.Error(out)
+		}
+		if out, err := exec.Command("tidemark", "snapshot", "create", "--store", dev+"=lvm", dev, dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "one volume at a time") {
+			t.Errorf("%v: %s", err, out)
+		}
+		guest.Run(t, remove[0], remove[1:]...)
+		guest.Run(t, "tidemark", "snapshot", "destroy", "ours")
+		bare(t)
+		if out := guest.Run(t, "lvs", "--noheadings", "-o", "lv_name", "vg"); out != "lv" {
+			t.Errorf("volumes %q", out)
+		}
+		held = instant.MustRead(t, dev)
 	}
 }
 
