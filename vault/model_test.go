@@ -2,12 +2,11 @@ package vault
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
@@ -17,7 +16,10 @@ import (
 	"tidemark/vault/store"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "of the random tests; 0: another each time")
+var (
+	seedFlag  = flag.Uint64("seed", 0, "of the first random sequence; 0: another each time")
+	sequences = flag.Int("sequences", 0, "random sequences of each kind; 0: a few")
+)
 
 // model is a vault, and what it should hold.
 type model struct {
@@ -328,21 +330,13 @@ func (m *model) same(p Point, want []byte) {
 	}
 }
 
-// seeds returns what the random tests begin with: SEQUENCES of them, from -seed on.
-func seeds(t *testing.T, usual int) (all []uint64) {
-	t.Helper()
+// seeds returns those of the random sequences.
+func seeds(usual int) (all []uint64) {
 	first := *seedFlag
 	if first == 0 {
 		first = rand.Uint64N(1 << 40)
 	}
-	n := usual
-	if text := os.Getenv("SEQUENCES"); text != "" {
-		var err error
-		if n, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for i := range n {
+	for i := range cmp.Or(*sequences, usual) {
 		all = append(all, first+uint64(i))
 	}
 	return all
@@ -350,7 +344,7 @@ func seeds(t *testing.T, usual int) (all []uint64) {
 
 // Whatever is backed up, forgotten and pruned in whatever order, every point is what it was.
 func TestEveryPointIsWhatItWas(t *testing.T) {
-	for _, seed := range seeds(t, 4) {
+	for _, seed := range seeds(4) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			m := newModel(t, seed)
 			for range 25 {
@@ -366,7 +360,7 @@ func TestEveryPointIsWhatItWas(t *testing.T) {
 // The power is cut, or a call fails, in the middle of whatever is done: what was there is there,
 // what was being made is there whole or not at all, and everything goes on.
 func TestACrashLeavesGarbageAndNoDamage(t *testing.T) {
-	for _, seed := range seeds(t, 5) {
+	for _, seed := range seeds(5) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			m := newModel(t, seed)
 			for range 3 {
@@ -406,7 +400,7 @@ func TestACrashLeavesGarbageAndNoDamage(t *testing.T) {
 
 // Once nothing is under way, prunes leave what is needed and no more.
 func TestPruneLeavesNothingDead(t *testing.T) {
-	for _, seed := range seeds(t, 2) {
+	for _, seed := range seeds(2) {
 		m := newModel(t, seed)
 		for range 12 {
 			if err := m.step(); err != nil {
