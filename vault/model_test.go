@@ -344,7 +344,7 @@ func seeds(usual int) (all []uint64) {
 
 // Whatever is backed up, forgotten and pruned in whatever order, every point is what it was.
 func TestEveryPointIsWhatItWas(t *testing.T) {
-	for _, seed := range seeds(4) {
+	for _, seed := range seeds(2) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			m := newModel(t, seed)
 			for range 25 {
@@ -360,7 +360,7 @@ func TestEveryPointIsWhatItWas(t *testing.T) {
 // The power is cut, or a call fails, in the middle of whatever is done: what was there is there,
 // what was being made is there whole or not at all, and everything goes on.
 func TestACrashLeavesGarbageAndNoDamage(t *testing.T) {
-	for _, seed := range seeds(5) {
+	for _, seed := range seeds(3) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			m := newModel(t, seed)
 			for range 3 {

@@ -242,7 +242,7 @@ func overlapping(puts map[int64][]byte, off int64) bool {
 func TestCostFollowsChange(t *testing.T) {
 	s, _ := folder(t)
 	v := open(t, s, Options{})
-	const size = 32 << 20
+	const size = 16 << 20
 	disk := noise(1, size)
 	whole := extent.NewSet(extent.Extent{Len: size})
 	write := func(base *Point, set extent.Set) Point {
