@@ -15,7 +15,7 @@ SLOW := tidemark/test/|tidemark/bench
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
-.PHONY: help build install uninstall packages demo test soak setup setup-vm setup-s3 generate man bench vuln fmt lint clean \
+.PHONY: help build install uninstall packages demo test test-kernels soak setup setup-vm setup-s3 generate man bench vuln fmt lint clean \
 	check-fmt check-vet check-shape check-static check-fix check-generated check-tidy \
 	test-race test-fuzz test-slow
 
@@ -37,6 +37,9 @@ demo: setup build ## show a live incremental mirror on a loop device (root)
 	scripts/demo.sh
 
 test: setup setup-vm setup-s3 lint test-race test-fuzz test-slow ## everything CI runs (root)
+
+test-kernels: setup setup-vm ## the tests of test/vm, all of them on every kernel of the rig (root; an hour or two)
+	scripts/as-root go test -count=1 -timeout 0 ./test/vm -all-kernels
 
 soak: setup ## the random tests for hours, with more steps and new seeds (root; see scripts/soak)
 	scripts/as-root env SEQUENCES=$(SEQUENCES) CHECKS=$(CHECKS) ROUNDS=$(ROUNDS) RUNS=$(RUNS) FUZZTIME=$(if $(filter file,$(origin FUZZTIME)),,$(FUZZTIME)) scripts/soak

@@ -27,10 +27,13 @@ type Identity struct {
 	DiskMajor    uint32
 	DiskMinor    uint32
 	DiskSeq      uint64 // grows whenever a disk or its medium is replaced; 0 before Linux 5.15
-	DiskSize     int64  // bytes
-	Start, Size  int64  // bytes: the slice of the disk that the device is; Start is 0 for a whole disk
-	BioBased     bool   // no request queue (dm, md, zram): completions are seen per bio
-	Zoned        bool
+	// Folder is, before Linux 5.15, another number whenever a disk is replaced, or the file of a
+	// loop device; not when its medium is. 0 from then on.
+	Folder      uint64
+	DiskSize    int64 // bytes
+	Start, Size int64 // bytes: the slice of the disk that the device is; Start is 0 for a whole disk
+	BioBased    bool  // no request queue (dm, md, zram): completions are seen per bio
+	Zoned       bool
 }
 
 // Dev returns the number of the device itself.
@@ -104,7 +107,10 @@ func (id *Identity) readSysfs(dir string) error {
 	}
 	id.Size, id.DiskSize = int64(size)*sysfsSector, int64(diskSize)*sysfsSector
 	id.DiskSeq, err = sysfs.Uint(filepath.Join(disk, "diskseq"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		id.Folder, err = folder(disk)
+	}
+	if err != nil {
 		return err
 	}
 	zoned, err := sysfs.Text(filepath.Join(disk, "queue", "zoned"))
@@ -117,6 +123,21 @@ func (id *Identity) readSysfs(dir string) error {
 	d, err := sysfs.ParseDev(text)
 	id.DiskMajor, id.DiskMinor = d.Major, d.Minor
 	return err
+}
+
+// folder returns the inode of the folder in sysfs that comes and goes with a disk, or with the
+// file of a loop device. No number is used twice: it is 64 bits wide, and counts
+// (kernfs_new_node in fs/kernfs/dir.c).
+func folder(disk string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(filepath.Join(disk, "loop"), &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = unix.Stat(disk, &st)
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "stat", Path: disk, Err: err}
+	}
+	return st.Ino, nil
 }
 
 func exists(path string) bool {

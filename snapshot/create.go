@@ -11,14 +11,14 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"tidemark/block"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/lvm"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
+	"tidemark/view"
 )
 
 // twice are the targets whose tables can be loaded into a second device while the first one is
@@ -123,7 +123,7 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
-		if err := s.apart(v, list); err != nil {
+		if err := errors.Join(s.complete(v), s.apart(v, list)); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", v.Name, err)
 		}
 	}
@@ -270,6 +270,9 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		return nil, unfit("another table waits for it; \"dmsetup clear %s\" drops that", info.Name)
 	}
 	v.Size = int64(table[len(table)-1].Start+table[len(table)-1].Len) * dm.SectorSize
+	if part, err := partOf(v); part != "" || err != nil {
+		return nil, errors.Join(err, unfit("it is a %s: what is made of it would be found a second time in the image; take snapshots of that", part))
+	}
 	if ours, err := v.snapshotted(ctl); ours || err != nil {
 		return v, err
 	}
@@ -282,6 +285,41 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		}
 	}
 	return v, nil
+}
+
+// partOf returns what a volume is a part of that is found, on all devices of the machine, by what its
+// parts hold: LVM, for one, changes no group any more of which it finds a part twice.
+func partOf(v *Volume) (string, error) {
+	d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	found, err := mounts.Probe(d, d.Size())
+	for _, f := range found {
+		if slices.Contains([]string{"LVM2_member", "linux_raid_member", "zfs_member"}, f.Name) {
+			return f.String(), err
+		}
+	}
+	return "", err
+}
+
+// complete refuses a volume that is one of several that a mounted filesystem lies on, unless the
+// others are of the same snapshot: what one holds alone is of no use.
+func (s *Snapshot) complete(v *Volume) error {
+	table, err := mounts.Read()
+	if err != nil {
+		return err
+	}
+	all, err := table.On(v.Dev)
+	for _, f := range all {
+		for _, dev := range f.Members {
+			if slices.Contains(f.Members, v.Dev) && !slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == dev }) {
+				return fmt.Errorf("%w: %s lies on %d devices: give all of them, or unmount it", ErrUnfit, f, len(f.Members))
+			}
+		}
+	}
+	return err
 }
 
 // snapshotted reports whether the volume has the table that it has while there is a snapshot of
@@ -313,7 +351,7 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	if err := s.write(); err != nil {
 		return err
 	}
-	if err := s.flush(); err != nil {
+	if err := s.flush(ctx); err != nil {
 		return err
 	}
 	var err error
@@ -344,7 +382,7 @@ func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 			return false, fmt.Errorf("its table cannot be loaded a second time: %w", err)
 		}
 	}
-	store, loops, err := v.make(s.Chunk)
+	store, loops, err := s.makeStore(v)
 	if err != nil {
 		return false, err
 	}
@@ -379,29 +417,22 @@ func add(ctl *dm.Control, name string, table []dm.Target, o dm.LoadOptions) erro
 	return err
 }
 
-// flush writes out what filesystems on the volumes hold, so that the freeze is short.
-func (s *Snapshot) flush() error {
-	table, err := mounts.Read()
-	if err != nil {
-		return err
-	}
+// flush writes out what users of the volumes hold in memory, so that the freeze is short.
+func (s *Snapshot) flush(ctx context.Context) error {
+	var sources []*block.Device
+	defer func() {
+		for _, d := range sources {
+			d.Close()
+		}
+	}()
 	for _, v := range s.Volumes {
-		all, err := table.On(v.Dev)
+		d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
 		if err != nil {
 			return err
 		}
-		for _, f := range all {
-			dir, err := table.Open(f)
-			if err != nil {
-				return err
-			}
-			err = unix.Syncfs(int(dir.Fd()))
-			if err = errors.Join(err, dir.Close()); err != nil {
-				return fmt.Errorf("flush %s: %w", f, err)
-			}
-		}
+		sources = append(sources, d)
 	}
-	return nil
+	return view.Freeze(view.Options{Sources: sources}).Flush(ctx)
 }
 
 // show makes the image of a volume: the snapshot, with zeros where the store's own file lies.

@@ -21,7 +21,8 @@
 //	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
 //
 // Everything is made and loaded while X is in use. At the instant X is suspended, by which the
-// kernel freezes the filesystem on it and waits for writes in flight; then X+NAME+snap is
+// kernel freezes the filesystem on it (but for Btrfs, which is left as a power cut would leave it)
+// and waits for writes in flight; then X+NAME+snap is
 // started and X resumed with its new table (package linux/dmhold), so that a crash at any moment
 // leaves X with its old table or the new one, and running. A write to X that comes after waits until
 // what it overwrites is in the store (drivers/md/dm-snap.c of Linux 6.1 to 6.12).
@@ -136,6 +137,10 @@ type Store struct {
 	Kind string `json:"kind"` // Inside, File, Block or LVM
 	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
+	// File and Folder tell the store's file, and the folder that it was made in, from others of the
+	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
+	File   string `json:"file,omitempty"`
+	Folder string `json:"folder,omitempty"`
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`

@@ -142,6 +142,9 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 		return err
 	}
 	defer f.Close()
+	if ours, err := v.Store.is(f); !ours {
+		return errors.Join(err, fmt.Errorf("%w: %s is another file by now", ErrStore, v.Store.Path))
+	}
 	err = unix.Fallocate(int(f.Fd()), 0, v.Store.Size, size-v.Store.Size)
 	if errors.Is(err, unix.ENOSPC) {
 		return fmt.Errorf("%w: %s: %w", ErrNoRoom, v.Store.Path, err)

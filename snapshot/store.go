@@ -12,6 +12,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
+	"tidemark/linux/atomicfile"
 	"tidemark/linux/dm"
 	"tidemark/linux/fiemap"
 	"tidemark/linux/loop"
@@ -20,36 +21,51 @@ import (
 	"tidemark/words"
 )
 
-// filesystem returns where the filesystem that lies on an origin, and on nothing else, is
-// mounted.
-func filesystem(dev sysfs.Dev) (f mounts.Filesystem, dir string, err error) {
+// filesystem returns the mounted filesystem that lies on an origin, and on nothing else.
+func filesystem(dev sysfs.Dev) (f mounts.Filesystem, err error) {
 	table, err := mounts.Read()
 	if err != nil {
-		return f, "", err
+		return f, err
 	}
 	all, err := table.On(dev)
 	if err != nil {
-		return f, "", err
+		return f, err
 	}
 	for _, f := range all {
 		if len(f.Members) == 1 && f.Members[0] == dev {
-			return f, f.Mounts[0].Path(), nil
+			return f, nil
 		}
 	}
-	return f, "", fmt.Errorf("%w: no filesystem on it is mounted: give another place for the store", ErrStore)
+	return f, fmt.Errorf("%w: no filesystem on it is mounted: give another place for the store", ErrStore)
+}
+
+// top returns the path of the topmost folder of a filesystem: the store's file lies there, so that
+// it is found again however the filesystem is mounted by then.
+func top(f mounts.Filesystem) (string, error) {
+	for _, m := range f.Mounts {
+		var st unix.Stat_t
+		if m.Root == "/" && unix.Stat(m.Path(), &st) == nil && sysfs.DevOf(st.Dev) == f.Dev {
+			return m.Path(), nil
+		}
+	}
+	return "", fmt.Errorf("%w: %s: no mount shows all of it, or another one covers that: mount all of it elsewhere, or give another place for the store", ErrStore, f)
 }
 
 // plan finds out where the store of a volume will be, and how large. It makes nothing.
 func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
 	if d.Store == "" {
-		f, dir, err := filesystem(v.Dev)
+		f, err := filesystem(v.Dev)
 		switch {
 		case err != nil:
 			return err
 		case f.Type != "ext4" && f.Type != "xfs":
-			return fmt.Errorf("%w: %s, on %s, may move the blocks of a file: give another place for the store", ErrStore, f.Type, dir)
+			return fmt.Errorf("%w: %s may move the blocks of a file: give another place for the store", ErrStore, f)
 		case f.ReadOnly:
-			return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, dir)
+			return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, f)
+		}
+		dir, err := top(f)
+		if err != nil {
+			return err
 		}
 		v.Store = Store{Kind: Inside, Path: filepath.Join(dir, ".tidemark-"+s.Name)}
 		return s.room(v, dir, d.Size, reserve)
@@ -92,6 +108,9 @@ func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
 		v.Store.Size = max(min(share, free/s.Chunk*s.Chunk), least)
 	}
 	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
+	if v.Store.Size < 8*s.Chunk {
+		return fmt.Errorf("%w: %s are room for less than 8 chunks of %s: give a larger size", ErrStore, words.Size(v.Store.Size), words.Size(s.Chunk))
+	}
 	if v.Store.Size > free {
 		return fmt.Errorf("%w: %s has %s free, %s are to stay so, and the store needs %s: make room, or give a smaller size or another place",
 			ErrNoRoom, dir, words.Size(free+reserve), words.Size(reserve), words.Size(v.Store.Size))
@@ -112,8 +131,8 @@ func (s *Snapshot) planDevice(v *Volume, size int64) error {
 		return err
 	case len(found) > 0:
 		return fmt.Errorf("%w: %s holds %s, and all of it would be overwritten: \"wipefs --all %s\" if nobody needs it", ErrStore, v.Store.Path, found[0], v.Store.Path)
-	case size > d.Size() || d.Size() < 8*s.Chunk:
-		return fmt.Errorf("%w: %s has %s", ErrStore, v.Store.Path, words.Size(d.Size()))
+	case size > d.Size() || d.Size() < 8*s.Chunk || size != 0 && size < 8*s.Chunk:
+		return fmt.Errorf("%w: %s has %s, and a store needs 8 chunks of %s", ErrStore, v.Store.Path, words.Size(d.Size()), words.Size(s.Chunk))
 	}
 	if v.Store.Size = size; size == 0 {
 		v.Store.Size = d.Size()
@@ -179,13 +198,13 @@ func below(table *mounts.Table, s Store) ([]sysfs.Dev, error) {
 	return on, err
 }
 
-// make makes the file of a store, and returns the table of what the store consists of.
-func (v *Volume) make(chunk int64) ([]dm.Target, *loop.Device, error) {
+// makeStore makes the file of a store, and returns the table of what the store consists of.
+func (s *Snapshot) makeStore(v *Volume) ([]dm.Target, *loop.Device, error) {
 	switch v.Store.Kind {
 	case Block:
 		return whole(v.Store.Path, v.Store.Size), nil, nil
 	case File:
-		f, err := v.allocate()
+		f, err := s.allocate(v)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -196,12 +215,12 @@ func (v *Volume) make(chunk int64) ([]dm.Target, *loop.Device, error) {
 		}
 		return whole(d.Path, v.Store.Size), d, nil
 	}
-	f, err := v.allocate()
+	f, err := s.allocate(v)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer f.Close()
-	table, err := v.inside(f, chunk)
+	table, err := v.inside(f, s.Chunk)
 	return table, nil, err
 }
 
@@ -213,8 +232,9 @@ func whole(path string, size int64) []dm.Target {
 	return []dm.Target{{Len: uint64(size / dm.SectorSize), Type: "linear", Params: path + " 0"}}
 }
 
-// allocate makes the file of a store with all its blocks.
-func (v *Volume) allocate() (*os.File, error) {
+// allocate makes the file of a store with all its blocks. The record knows the file before it has
+// any, so that a crash leaves none that is not known again.
+func (s *Snapshot) allocate(v *Volume) (*os.File, error) {
 	path, size := v.Store.Path, v.Store.Size
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if errors.Is(err, fs.ErrExist) {
@@ -223,7 +243,12 @@ func (v *Volume) allocate() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	if err = v.Store.identify(f); err == nil {
+		err = s.write()
+	}
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+	}
 	if errors.Is(err, unix.ENOSPC) {
 		err = fmt.Errorf("%w: %s: %w", ErrNoRoom, path, err)
 	}
@@ -265,32 +290,27 @@ func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) 
 		table = append(table, dm.Target{Start: at, Len: n, Type: "linear", Params: fmt.Sprintf("/dev/mapper/%s %d", v.real(), begin/dm.SectorSize)})
 		at += n
 	}
-	if at < uint64(MinStore/2/dm.SectorSize) {
-		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks", ErrStore, f.Name(), len(extents), words.Size(int64(at)*dm.SectorSize))
+	if got := int64(at) * dm.SectorSize; got < min(MinStore, v.Store.Size)/2 {
+		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks of %s: give smaller chunks, or another place", ErrStore, f.Name(), len(extents), words.Size(got), words.Size(chunk))
 	}
 	v.Store.Extents, v.Store.Size = extent.NewSet(held...).Extents(), int64(at)*dm.SectorSize
 	return table, nil
 }
 
-// remove removes the file of a store. A filesystem that is not mounted is an error, for its
-// file cannot be removed then.
+// remove removes the file of a store. That a filesystem is not mounted is an error, for its file
+// cannot be removed then.
 func (v *Volume) remove(ctl *dm.Control) error {
-	path := v.Store.Path
-	switch v.Store.Kind {
-	case Block, LVM, none:
+	if v.Store.Kind == Block || v.ofLVM() || v.Store.Kind == none {
 		return nil
-	case Inside:
-		info, err := ctl.Info(v.Name)
-		if err != nil {
-			return err
-		}
-		_, dir, err := filesystem(info.Dev())
-		if err != nil {
-			return err
-		}
-		path = filepath.Join(dir, filepath.Base(path))
+	}
+	path, certain, err := v.place(ctl)
+	if err != nil {
+		return err
 	}
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && !certain {
+		return fmt.Errorf("%w: its filesystem is not there: mount it, or have the snapshot forgotten (\"tidemark snapshot destroy --force\")", err)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -298,10 +318,39 @@ func (v *Volume) remove(ctl *dm.Control) error {
 		return err
 	}
 	defer f.Close()
+	if ours, err := v.Store.is(f); !ours || err != nil {
+		return err // somebody else's has its name, so that it is gone itself
+	}
 	if v.Store.Kind == Inside {
 		if err := fiemap.SetImmutable(f, false); err != nil {
 			return err
 		}
 	}
-	return os.Remove(path)
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(path)) // before the record goes, which may lie elsewhere
+}
+
+// place returns where the file of a store is now, and whether it is certain that there is none when
+// none is there.
+func (v *Volume) place(ctl *dm.Control) (path string, certain bool, err error) {
+	path = v.Store.Path
+	if v.Store.Kind == File {
+		certain, err = v.Store.inFolder()
+		return path, certain, err
+	}
+	info, err := ctl.Info(v.Name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return path, false, nil // an adopted disk that is plain again has it where it was
+	}
+	if err != nil {
+		return "", false, err
+	}
+	f, err := filesystem(info.Dev())
+	if err != nil {
+		return "", false, err
+	}
+	dir, err := top(f)
+	return filepath.Join(dir, filepath.Base(path)), true, err
 }

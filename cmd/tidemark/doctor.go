@@ -44,7 +44,7 @@ It ends with 0 when a mounted filesystem can be mirrored, if need be by reading 
 }
 
 func (g *globals) diagnose(ctx context.Context) (found diagnosis, err error) {
-	found.Report = doctor.Run(doctor.Options{BPFFS: g.bpffs})
+	found.Report = doctor.Run(doctor.Options{BPFFS: g.bpffs, RunDir: g.runDir})
 	o := survey.Options{StateDir: g.stateDir, Track: g.trackOptions()}
 	if found.Live != doctor.Incremental {
 		o.Tracker = track.KindScan
@@ -79,7 +79,7 @@ func printChecks(w io.Writer, rep doctor.Report) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\nLive mirrors: %s.\n", liveText(rep.Live))
+	_, err := fmt.Fprintf(w, "\nThis is Linux %s; tests run on Debian's %s.\nLive mirrors: %s.\n", rep.Kernel, strings.Join(rep.Tested, ", "), liveText(rep.Live))
 	return err
 }
 

@@ -17,6 +17,10 @@ import (
 // page: words the programs write, words user space writes, and from summaryOff
 // on one bit for each page of the bitmap that is not empty. The other elements
 // hold one bit a block.
+//
+// Where there are bytes for bits, the other elements hold one byte a block, 0 or 1. In the
+// summary, a byte is 1 when one of eight pages is not empty: the byte where their bits would
+// be. Of the word of flags that the programs write, a byte is a flag.
 const (
 	pageSize   = 4096
 	pageBits   = pageSize * 8
@@ -24,7 +28,7 @@ const (
 	maxPages   = 2048 * 8 // summary bits
 	windowSize = 64       // pages mapped at a time, so that reading takes little memory
 
-	// MaxBlocks is the largest number of blocks a bitmap can hold: 64 MiB.
+	// MaxBlocks is the largest number of blocks any bitmap can hold, in 64 MiB.
 	MaxBlocks = maxPages * pageBits
 )
 
@@ -75,7 +79,8 @@ const (
 	wordActive
 	wordRetired
 	wordClosed
-	wordCounted // and the three after it
+	wordCounted                   // and the three after it
+	wordPlain   = wordCounted + 4 // 1: bytes for bits. Written once
 )
 
 // Bitmap is one bitmap of a disk, active or not.
@@ -85,19 +90,40 @@ type Bitmap struct {
 	page []byte // the header, mapped
 }
 
-// NewBitmap makes an empty bitmap for the given number of blocks.
-func NewBitmap(blocks uint64) (*Bitmap, error) {
-	if blocks == 0 || blocks > MaxBlocks {
-		return nil, fmt.Errorf("bpf: a bitmap of %d blocks: at most %d", blocks, uint64(MaxBlocks))
+// perPage is how many blocks a page holds.
+func perPage(plain bool) uint64 {
+	if plain {
+		return pageSize
 	}
-	m, err := newMap(uint32((blocks+pageBits-1)/pageBits) + 1)
+	return pageBits
+}
+
+// MaxBlocks is the largest number of blocks that the bitmaps of these programs can hold, in 64 MiB.
+func (f *Facility) MaxBlocks() uint64 { return maxPages * perPage(f.plain) }
+
+// NewBitmap makes an empty bitmap for the given number of blocks, for these programs.
+func (f *Facility) NewBitmap(blocks uint64) (*Bitmap, error) { return newBitmap(blocks, f.plain) }
+
+func newBitmap(blocks uint64, plain bool) (*Bitmap, error) {
+	n := perPage(plain)
+	if blocks == 0 || blocks > maxPages*n {
+		return nil, fmt.Errorf("bpf: a bitmap of %d blocks: at most %d", blocks, maxPages*n)
+	}
+	m, err := newMap(uint32((blocks+n-1)/n) + 1)
 	if err != nil {
 		return nil, explain(fmt.Errorf("make a bitmap of %d blocks: %w", blocks, err))
 	}
-	return openBitmap(m)
+	b, err := openBitmap(m)
+	if err == nil {
+		binary.LittleEndian.PutUint64(b.page[8*wordPlain:], flag(plain))
+	}
+	return b, err
 }
 
 func newMap(pages uint32) (*ebpf.Map, error) {
+	if err := countNoMemory(); err != nil {
+		return nil, err
+	}
 	return ebpf.NewMap(&ebpf.MapSpec{
 		Name:       "tidemark",
 		Type:       ebpf.Array,
@@ -166,8 +192,19 @@ func (b *Bitmap) Close() error {
 	return err
 }
 
+// plain reports whether there are bytes for bits.
+func (b *Bitmap) plain() bool { return b.word(wordPlain) != 0 }
+
 // Lost returns what the programs noted so far.
-func (b *Bitmap) Lost() Lost { return Lost(b.word(wordLost)) }
+func (b *Bitmap) Lost() (lost Lost) {
+	if !b.plain() {
+		return Lost(b.word(wordLost))
+	}
+	for i, set := range b.page[8*wordLost : 8*wordLost+8] {
+		lost |= Lost(set) << i
+	}
+	return lost
+}
 
 // Doubts returns how many completions could not be attributed so far.
 func (b *Bitmap) Doubts() uint64 { return b.word(wordDoubts) }
@@ -233,17 +270,17 @@ func (b *Bitmap) Set(block, size int64) (extent.Set, error) {
 		return extent.NewSet(extent.Extent{Len: size}), nil
 	}
 	var out extent.Builder
-	pages := int(b.m.MaxEntries()) - 1
-	words := make([]uint64, windowSize*pageSize/8)
+	pages, n := int(b.m.MaxEntries())-1, int(perPage(b.plain()))
+	words := make([]uint64, windowSize*n/64)
 	for first := 0; first < pages; first += windowSize {
-		n := min(windowSize, pages-first)
-		if !b.anyIn(first, n) {
+		count := min(windowSize, pages-first)
+		if !b.anyIn(first, count) {
 			continue
 		}
-		if err := b.read(first, n, words); err != nil {
+		if err := b.read(first, count, words); err != nil {
 			return extent.Set{}, err
 		}
-		out.AddBits(words[:n*pageSize/8], int64(first)*pageBits*block, block)
+		out.AddBits(words[:count*n/64], int64(first)*int64(n)*block, block)
 	}
 	return out.Set().Clip(extent.Extent{Len: size}), nil
 }
@@ -251,14 +288,14 @@ func (b *Bitmap) Set(block, size int64) (extent.Set, error) {
 // Mark marks the blocks that bytes of the disk lie in, as the programs do; block is the size of a
 // block in bytes. The bitmap may be in a slot.
 func (b *Bitmap) Mark(set extent.Set, block int64) error {
-	pages := int64(b.m.MaxEntries()) - 1
+	pages, n := int64(b.m.MaxEntries())-1, int64(perPage(b.plain()))
 	for _, e := range set.Extents() {
 		first, last := e.Off/block, (e.End()-1)/block
-		if e.Empty() || first < 0 || last >= pages*pageBits {
+		if e.Empty() || first < 0 || last >= pages*n {
 			return fmt.Errorf("bpf: bitmap %d: mark %d bytes at %d: behind its end", b.id, e.Len, e.Off)
 		}
-		for page := first / pageBits; page <= last/pageBits; page++ {
-			from, to := max(first-page*pageBits, 0), min(last-page*pageBits, pageBits-1)
+		for page := first / n; page <= last/n; page++ {
+			from, to := max(first-page*n, 0), min(last-page*n, n-1)
 			if err := b.markPage(page, from, to); err != nil {
 				return err
 			}
@@ -267,14 +304,30 @@ func (b *Bitmap) Mark(set extent.Set, block int64) error {
 	return nil
 }
 
-// markPage marks bits of one page, the last one inclusive, and then the page.
+// markPage marks blocks of one page, the last one inclusive, and before them the page.
 func (b *Bitmap) markPage(page, from, to int64) error {
 	win, err := unix.Mmap(b.m.FD(), (1+page)*pageSize, pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("bpf: map page %d of bitmap %d: %w", page, b.id, err)
 	}
 	// First of all: a program leaves it to whoever set a word's first bit to mark the page.
-	orWord(b.page[summaryOff:], page/64, 1<<(page%64))
+	if b.plain() {
+		b.page[summaryOff+page/8] = 1
+		for i := from; i <= to; i++ {
+			win[i] = 1
+		}
+	} else {
+		orWord(b.page[summaryOff:], page/64, 1<<(page%64))
+		orBits(win, from, to)
+	}
+	if err := unix.Munmap(win); err != nil {
+		return fmt.Errorf("bpf: unmap page %d of bitmap %d: %w", page, b.id, err)
+	}
+	return nil
+}
+
+// orBits sets bits of a page, the last one inclusive.
+func orBits(win []byte, from, to int64) {
 	for word := from / 64; word <= to/64; word++ {
 		mask := ^uint64(0)
 		if word == from/64 {
@@ -285,29 +338,43 @@ func (b *Bitmap) markPage(page, from, to int64) error {
 		}
 		orWord(win, word, mask)
 	}
-	if err := unix.Munmap(win); err != nil {
-		return fmt.Errorf("bpf: unmap page %d of bitmap %d: %w", page, b.id, err)
-	}
-	return nil
 }
 
 // anyIn reports whether one of n pages from first on has marks. Both are
-// multiples of 64, but for the n of the last window.
+// multiples of 64, but for the n of the last window. Bytes stand where the bits of their
+// pages would.
 func (b *Bitmap) anyIn(first, n int) bool {
 	return binary.LittleEndian.Uint64(b.page[summaryOff+first/8:])<<(64-n) != 0
 }
 
-// read copies n pages of the bitmap to words.
+// read copies n pages of the bitmap to words, a bit a block.
 func (b *Bitmap) read(first, n int, words []uint64) error {
 	win, err := unix.Mmap(b.m.FD(), int64(1+first)*pageSize, n*pageSize, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("bpf: map pages of bitmap %d: %w", b.id, err)
 	}
-	for i := range n * pageSize / 8 {
-		words[i] = binary.LittleEndian.Uint64(win[8*i:])
+	if b.plain() {
+		gather(words, win)
+	} else {
+		for i := range n * pageSize / 8 {
+			words[i] = binary.LittleEndian.Uint64(win[8*i:])
+		}
 	}
 	if err := unix.Munmap(win); err != nil {
 		return fmt.Errorf("bpf: unmap pages of bitmap %d: %w", b.id, err)
 	}
 	return nil
+}
+
+// gather makes a bit of each byte.
+func gather(words []uint64, blocks []byte) {
+	clear(words)
+	for at := 0; at < len(blocks); at += 8 {
+		if binary.LittleEndian.Uint64(blocks[at:]) == 0 {
+			continue
+		}
+		for i, set := range blocks[at : at+8] {
+			words[at/64] |= uint64(set&1) << (at%64 + i)
+		}
+	}
 }

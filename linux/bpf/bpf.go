@@ -60,8 +60,16 @@
 // The kernel skips a program that would interrupt itself on the same CPU; the
 // skips are counted, see [Facility.Misses]. Everything that the programs notice
 // but cannot express as blocks is left as flags in the bitmap's header, see
-// [Lost]. Kernels without BTF, tp_btf programs, bpf_loop or memory-mapped maps
-// are refused with [ErrNotSupported].
+// [Lost]. Kernels without BTF, tp_btf programs or memory-mapped maps, which is those
+// before 5.10, are refused with [ErrNotSupported].
+//
+// # Older kernels
+//
+// There are two objects, of one source. Where the kernel lacks bpf_loop (Linux 5.17), atomic
+// OR (5.12) or fields that the first one reads, see [Plain], the second takes its place: a
+// block has a byte, not a bit, because a byte can be stored at once without regard to its
+// neighbours, and loops are bounded. What is marked when is the same. A bitmap for the same
+// disk takes eight times the memory, so that [Facility.MaxBlocks] is an eighth.
 //
 // A Facility and a Bitmap may be used by several goroutines; the header of a
 // bitmap is written under the lock of whoever flips (package track/bpf).
@@ -76,6 +84,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/cilium/ebpf/rlimit"
 )
 
 var (
@@ -99,7 +108,8 @@ const (
 	progReqDone = "complete_request"
 	progRemap   = "complete_remapped"
 	progSwap    = "swap_table"
-	progBegun   = "begun"
+	progBegan   = "began"
+	beganPlain  = "began_plain" // in the place of progBegan, where there are bytes for bits
 	mapDisks    = "disks"
 	mapFlights  = "flights"
 	mapActive   = "active"
@@ -115,13 +125,20 @@ const (
 func reqProgs() []string { return []string{progIssue, progReqDone} }
 func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, progRemap} }
 
-func tracing() []string   { return append(reqProgs(), bioProgs()...) }
-func progNames() []string { return append(tracing(), progBegun) }
-func mapNames() []string  { return []string{mapDisks, mapFlights, mapActive, mapSince} }
+func tracing() []string  { return append(reqProgs(), bioProgs()...) }
+func mapNames() []string { return []string{mapDisks, mapFlights, mapActive, mapSince} }
+
+func progNames(plain bool) []string {
+	if plain {
+		return append(tracing(), beganPlain)
+	}
+	return append(tracing(), progBegan)
+}
 
 // Facility is the set of programs and maps of this machine.
 type Facility struct {
 	dir   string
+	plain bool // bitmaps are bytes
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
 	ids   map[string]uint32 // of what was pinned when we opened it
@@ -158,6 +175,8 @@ func gone(err error) error {
 }
 
 func (f *Facility) load() error {
+	_, err := os.Stat(filepath.Join(f.dir, beganPlain))
+	f.plain = err == nil
 	for _, name := range mapNames() {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
 		if err != nil {
@@ -168,7 +187,7 @@ func (f *Facility) load() error {
 			return err
 		}
 	}
-	for _, name := range progNames() {
+	for _, name := range progNames(f.plain) {
 		p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, name), nil)
 		if err != nil {
 			return gone(err)
@@ -190,7 +209,9 @@ func (f *Facility) load() error {
 // Install loads the programs, attaches them and pins everything in dir, which
 // must not exist; its parents are created. A crash leaves either all or nothing
 // at dir, an error nothing.
-func Install(dir string) (*Facility, error) {
+func Install(dir string) (*Facility, error) { return install(dir, Plain() != nil) }
+
+func install(dir string, plain bool) (*Facility, error) {
 	staging := dir + stagingEnd
 	if err := os.RemoveAll(staging); err != nil {
 		return nil, fmt.Errorf("bpf: remove a half-made installation: %w", err)
@@ -198,7 +219,7 @@ func Install(dir string) (*Facility, error) {
 	if err := os.MkdirAll(staging, dirMode); err != nil {
 		return nil, fmt.Errorf("bpf: install: %w", err)
 	}
-	if err := pinAll(staging); err != nil {
+	if err := pinAll(staging, plain); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(staging))
 	}
 	if err := os.Rename(staging, dir); err != nil {
@@ -211,23 +232,18 @@ func Install(dir string) (*Facility, error) {
 	return f, nil
 }
 
-func pinAll(dir string) error {
-	spec, err := loadTrack()
+func pinAll(dir string, plain bool) error {
+	coll, err := newCollection(plain)
 	if err != nil {
-		return fmt.Errorf("bpf: read the programs: %w", err)
-	}
-	delete(spec.Programs, progSwap)
-	coll, err := ebpf.NewCollection(spec)
-	if err != nil {
-		return explain(err)
+		return err
 	}
 	defer coll.Close()
-	for name, m := range coll.Maps {
-		if err := m.Pin(filepath.Join(dir, name)); err != nil {
+	for _, name := range mapNames() {
+		if err := coll.Maps[name].Pin(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin map %s: %w", name, err)
 		}
 	}
-	for _, name := range progNames() {
+	for _, name := range progNames(plain) {
 		if err := coll.Programs[name].Pin(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin program %s: %w", name, err)
 		}
@@ -236,6 +252,56 @@ func pinAll(dir string) error {
 		if err := attach(dir, name, coll.Programs[name]); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// newCollection makes the maps, and the programs but for progSwap.
+func newCollection(plain bool) (*ebpf.Collection, error) {
+	spec, err := specOf(plain)
+	if err != nil {
+		return nil, err
+	}
+	delete(spec.Programs, progSwap)
+	if err := countNoMemory(); err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return coll, nil
+}
+
+// specOf returns one of the two objects; that for older kernels fitted to this one.
+func specOf(plain bool) (*ebpf.CollectionSpec, error) {
+	if !plain {
+		spec, err := loadTrack()
+		if err != nil {
+			return nil, fmt.Errorf("bpf: read the programs: %w", err)
+		}
+		return spec, nil
+	}
+	spec, err := loadPlain()
+	if err != nil {
+		return nil, fmt.Errorf("bpf: read the programs: %w", err)
+	}
+	for name, tracepoint := range map[string]string{"before_bio": "block_bio_queue", "before_request": "block_rq_issue"} {
+		n, err := argumentsBefore(tracepoint)
+		if err == nil {
+			err = spec.Variables[name].Set(n)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bpf: %w: tracepoint %s: %w", ErrNotSupported, tracepoint, err)
+		}
+	}
+	return spec, nil
+}
+
+// countNoMemory raises RLIMIT_MEMLOCK before Linux 5.11, which counts maps against it.
+func countNoMemory() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("bpf: maps count as locked memory here (RLIMIT_MEMLOCK), and the limit cannot be raised: %w", err)
 	}
 	return nil
 }

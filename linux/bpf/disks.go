@@ -316,7 +316,11 @@ func (f *Facility) activate(slot uint32, b *Bitmap) error {
 
 // begun says that from now on each issue is marked in the slot's active bitmap.
 func (f *Facility) begun(slot uint32) error {
-	failed, err := f.progs[progBegun].Run(&ebpf.RunOptions{Context: slot})
+	name := progBegan
+	if f.plain {
+		name = beganPlain
+	}
+	failed, err := f.progs[name].Run(&ebpf.RunOptions{Context: uint64(slot)})
 	if err == nil && failed != 0 {
 		err = fmt.Errorf("it returned %d", failed)
 	}

@@ -33,9 +33,17 @@ func mount(t testing.TB) string {
 	return fs
 }
 
-func install(t testing.TB) *Facility {
+// objects calls f with each of the two objects installed, which both work on this kernel.
+func objects(t *testing.T, f func(t *testing.T, fac *Facility)) {
 	t.Helper()
-	f, err := Install(filepath.Join(mount(t), "tidemark", "v1"))
+	for name, plain := range map[string]bool{"bits": false, "bytes": true} {
+		t.Run(name, func(t *testing.T) { f(t, installed(t, plain)) })
+	}
+}
+
+func installed(t testing.TB, plain bool) *Facility {
+	t.Helper()
+	f, err := install(filepath.Join(mount(t), "tidemark", "v1"), plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,9 +56,9 @@ func install(t testing.TB) *Facility {
 }
 
 // newBitmap returns an empty bitmap that the test need not close.
-func newBitmap(t testing.TB, blocks uint64) *Bitmap {
+func emptyBitmap(t testing.TB, f *Facility, blocks uint64) *Bitmap {
 	t.Helper()
-	b, err := NewBitmap(blocks)
+	b, err := f.NewBitmap(blocks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +67,9 @@ func newBitmap(t testing.TB, blocks uint64) *Bitmap {
 }
 
 func TestThisKernelHasAllThatIsNeeded(t *testing.T) {
+	if err := Plain(); err != nil {
+		t.Errorf("a block would take a byte: %v", err)
+	}
 	for _, f := range Probe() {
 		if f.Err != nil {
 			t.Errorf("%s (%s): %v", f.Name, f.Since, f.Err)
@@ -83,7 +94,10 @@ func TestMountingTwiceMountsOnce(t *testing.T) {
 }
 
 func TestWhatIsInstalledIsFoundAgainAndRemoved(t *testing.T) {
-	f := install(t)
+	objects(t, whatIsInstalledIsFoundAgainAndRemoved)
+}
+
+func whatIsInstalledIsFoundAgainAndRemoved(t *testing.T, f *Facility) {
 	again, err := Load(f.Dir())
 	if err != nil {
 		t.Fatal(err)
@@ -103,8 +117,9 @@ func TestWhatIsInstalledIsFoundAgainAndRemoved(t *testing.T) {
 	}
 }
 
-func TestHalfAnInstallationIsBroken(t *testing.T) {
-	f := install(t)
+func TestHalfAnInstallationIsBroken(t *testing.T) { objects(t, halfAnInstallationIsBroken) }
+
+func halfAnInstallationIsBroken(t *testing.T, f *Facility) {
 	entries, err := os.ReadDir(f.Dir())
 	if err != nil {
 		t.Fatal(err)
@@ -113,10 +128,13 @@ func TestHalfAnInstallationIsBroken(t *testing.T) {
 		t.Fatalf("%d pins, want 4 maps, 7 programs, 2 links", len(entries))
 	}
 	for _, e := range entries {
+		if f.plain && e.Name() != beganPlain {
+			continue // as with bits
+		}
 		if err := Remove(f.Dir()); err != nil {
 			t.Fatal(err)
 		}
-		whole, err := Install(f.Dir())
+		whole, err := install(f.Dir(), f.plain)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,9 +151,10 @@ func TestHalfAnInstallationIsBroken(t *testing.T) {
 	}
 }
 
-func TestDisksComeAndGo(t *testing.T) {
-	f := install(t)
-	b := newBitmap(t, 100)
+func TestDisksComeAndGo(t *testing.T) { objects(t, disksComeAndGo) }
+
+func disksComeAndGo(t *testing.T, f *Facility) {
+	b := emptyBitmap(t, f, 100)
 	dev := DevT(4000, 7) // no such disk
 	d := Disk{Dev: dev, DiskSeq: 1, Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
 	if err := f.Put(d, b); err != nil {
@@ -175,11 +194,14 @@ func TestDisksComeAndGo(t *testing.T) {
 
 // Of a Put that fails, or is killed, at any step nothing is left.
 func TestNothingIsLeftOfADiskThatWasNotAdded(t *testing.T) {
-	f := install(t)
-	b := newBitmap(t, 100)
+	objects(t, nothingIsLeftOfADiskThatWasNotAdded)
+}
+
+func nothingIsLeftOfADiskThatWasNotAdded(t *testing.T, f *Facility) {
+	b := emptyBitmap(t, f, 100)
 	other := Disk{Dev: DevT(4000, 6), Sectors: 800, Slot: 4}
 	d := Disk{Dev: DevT(4000, 7), Sectors: 800, Slot: 5, Shift: 3, Flags: DiskBio}
-	if err := f.Put(other, newBitmap(t, 100)); err != nil {
+	if err := f.Put(other, emptyBitmap(t, f, 100)); err != nil {
 		t.Fatal(err)
 	}
 	wantNothing := func(what string) {
@@ -225,8 +247,11 @@ func TestNothingIsLeftOfADiskThatWasNotAdded(t *testing.T) {
 // While it is not certain that each issue is marked in the active bitmap, no completion
 // may be left out: from the step that exchanges it, or has the disk found, to the last.
 func TestSinceWhenABitmapIsActiveIsNeverTooEarly(t *testing.T) {
-	f := install(t)
-	b := newBitmap(t, 100)
+	objects(t, sinceWhenABitmapIsActiveIsNeverTooEarly)
+}
+
+func sinceWhenABitmapIsActiveIsNeverTooEarly(t *testing.T, f *Facility) {
+	b := emptyBitmap(t, f, 100)
 	const slot = 5
 	since := func() (at uint64) {
 		if err := f.maps[mapSince].Lookup(uint32(slot), &at); err != nil {
@@ -270,12 +295,16 @@ func kernelTime(t *testing.T) uint64 {
 }
 
 func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {
-	fs := mount(t)
-	const blocks = 5 * windowSize * pageBits / 2 // two windows and a half
-	b := newBitmap(t, blocks)
+	objects(t, bitmapKeepsItsHeaderAndReadsItsBits)
+}
+
+func bitmapKeepsItsHeaderAndReadsItsBits(t *testing.T, f *Facility) {
+	per := perPage(f.plain)
+	blocks := 5 * windowSize * per / 2 // two windows and a half
+	b := emptyBitmap(t, f, blocks)
 	h := Header{1, 2, 3, 4, 5, 6, 7, 8, true, false, true, [4]uint64{9, 10, 11, 12}}
 	b.SetHeader(h)
-	path := filepath.Join(fs, "b")
+	path := filepath.Join(f.Dir(), "b")
 	if err := b.Pin(path); err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +318,7 @@ func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {
 	}
 	size := int64(blocks)*4096 - 100
 	var want []extent.Extent
-	for _, block := range []uint64{0, 63, 64, pageBits - 1, pageBits, windowSize * pageBits, blocks - 1} {
+	for _, block := range []uint64{0, 63, 64, per - 1, per, windowSize * per, blocks - 1} {
 		setBit(t, b, block)
 		want = append(want, extent.Extent{Off: int64(block) * 4096, Len: 4096})
 	}
@@ -305,21 +334,28 @@ func TestBitmapKeepsItsHeaderAndReadsItsBits(t *testing.T) {
 // setBit does what the programs do.
 func setBit(t *testing.T, b *Bitmap, block uint64) {
 	t.Helper()
+	per := perPage(b.plain())
 	page := make([]byte, pageSize)
-	key := uint32(1 + block/pageBits)
+	key := uint32(1 + block/per)
 	if err := b.m.Lookup(key, &page); err != nil {
 		t.Fatal(err)
 	}
-	page[block%pageBits/8] |= 1 << (block % 8)
+	if b.plain() {
+		page[block%per] = 1
+		b.page[summaryOff+block/per/8] = 1
+	} else {
+		page[block%per/8] |= 1 << (block % 8)
+		b.page[summaryOff+block/per/8] |= 1 << (block / per % 8)
+	}
 	if err := b.m.Put(key, page); err != nil {
 		t.Fatal(err)
 	}
-	b.page[summaryOff+block/pageBits/8] |= 1 << (block / pageBits % 8)
 }
 
-func TestTableOfDisksFindsWhatCollides(t *testing.T) {
-	f := install(t)
-	b := newBitmap(t, 1)
+func TestTableOfDisksFindsWhatCollides(t *testing.T) { objects(t, tableOfDisksFindsWhatCollides) }
+
+func tableOfDisksFindsWhatCollides(t *testing.T, f *Facility) {
+	b := emptyBitmap(t, f, 1)
 	devs := map[uint32]uint32{}
 	for round := range 2 { // the second finds the places of the first used before
 		for slot := range uint32(48) {

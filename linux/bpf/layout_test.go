@@ -13,9 +13,9 @@ import (
 	"github.com/cilium/ebpf/btf"
 )
 
-func loadSpec(t *testing.T) *ebpf.CollectionSpec {
+func loadSpec(t *testing.T, plain bool) *ebpf.CollectionSpec {
 	t.Helper()
-	spec, err := loadTrack()
+	spec, err := specOf(plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,14 +47,16 @@ func checkStruct(t *testing.T, s *btf.Struct, v any, names map[string]string) {
 }
 
 func TestStructsAreThoseOfThePrograms(t *testing.T) {
-	spec := loadSpec(t)
-	checkStruct(t, spec.Maps[mapDisks].Value.(*btf.Struct), Disk{}, map[string]string{
-		"DiskSeq": "diskseq", "Sectors": "nr_sectors", "Dev": "dev", "Slot": "slot",
-		"Shift": "shift", "Flags": "flags", "ZoneSectors": "zone_sectors",
-	})
-	checkStruct(t, spec.Maps[mapFlights].Value.(*btf.Struct), flight{}, map[string]string{
-		"First": "first", "Last": "last", "Slot": "slot",
-	})
+	for _, plain := range []bool{false, true} {
+		spec := loadSpec(t, plain)
+		checkStruct(t, spec.Maps[mapDisks].Value.(*btf.Struct), Disk{}, map[string]string{
+			"DiskSeq": "diskseq", "Sectors": "nr_sectors", "Dev": "dev", "Slot": "slot",
+			"Shift": "shift", "Flags": "flags", "ZoneSectors": "zone_sectors",
+		})
+		checkStruct(t, spec.Maps[mapFlights].Value.(*btf.Struct), flight{}, map[string]string{
+			"First": "first", "Last": "last", "Slot": "slot",
+		})
+	}
 }
 
 func TestConstantsAreThoseOfTheSource(t *testing.T) {
@@ -63,7 +65,7 @@ func TestConstantsAreThoseOfTheSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]uint64{
-		"PAGE_SIZE": pageSize, "SUMMARY_WORD": summaryOff / 8, "SUMMARY_WORDS": maxPages / 64, "MAX_SLOTS": MaxSlots,
+		"PAGE_SIZE": pageSize, "SUMMARY_WORD": summaryOff / 8, "SUMMARY_WORDS": maxPages / 64, "SUMMARY_BYTE_PAGES": 8, "MAX_SLOTS": MaxSlots,
 		"WORD_LOST": wordLost, "WORD_DOUBTS": wordDoubts,
 		"LOST_PASSTHROUGH": uint64(LostPassthrough), "LOST_REPLUGGED": uint64(LostReplugged),
 		"LOST_RESIZED": uint64(LostResized), "LOST_RANGE": uint64(LostRange), "LOST_ALL": uint64(LostAll),
@@ -83,7 +85,7 @@ func TestConstantsAreThoseOfTheSource(t *testing.T) {
 
 func TestObjectHoldsNoPathOfTheBuilder(t *testing.T) {
 	for _, path := range []string{"/home", "/root", "/work", "/usr", "/tmp"} {
-		if strings.Contains(string(_TrackBytes), path+"/") {
+		if strings.Contains(string(_TrackBytes)+string(_PlainBytes), path+"/") {
 			t.Errorf("the object holds a path below %s: it would differ from builder to builder", path)
 		}
 	}

@@ -38,12 +38,19 @@ func (f *Facility) pinSwap() error {
 	if f.progs[progSwap] != nil {
 		return nil
 	}
-	spec, err := loadTrack()
+	spec, err := specOf(f.plain)
 	if err != nil {
-		return fmt.Errorf("bpf: read the programs: %w", err)
+		return err
 	}
 	spec.Programs = map[string]*ebpf.ProgramSpec{progSwap: spec.Programs[progSwap]}
-	spec.Maps = map[string]*ebpf.MapSpec{mapActive: spec.Maps[mapActive], mapDisks: spec.Maps[mapDisks]}
+	for name := range spec.Maps {
+		if name == mapFlights || name == mapSince {
+			delete(spec.Maps, name)
+		}
+	}
+	if err := countNoMemory(); err != nil {
+		return err
+	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		MapReplacements: map[string]*ebpf.Map{mapActive: f.maps[mapActive], mapDisks: f.maps[mapDisks]},
 	})

@@ -15,6 +15,12 @@
 // The kernel's structures are described by small local views which are
 // relocated (CO-RE) on the running kernel. bpf.h of the kernel headers is not
 // included, so that the object is the same wherever it is built.
+//
+// There are two objects. The second, with PLAIN, is for kernels from 5.10 on without
+// bpf_loop (5.17), or without atomic OR on values of maps (5.12): one byte a block takes
+// the place of a bit, because storing a byte is atomic, and loops are bounded. The
+// structures of older kernels are known to it alone; what differs there without a trace
+// in the structures is found by user space, in the variables below.
 
 typedef unsigned char __u8;
 typedef unsigned short __u16;
@@ -46,10 +52,11 @@ struct gendisk;
 struct block_device {
 	__u64 bd_nr_sectors;
 	struct gendisk *bd_disk;
-	__u32 bd_dev;
 } VIEW;
 
 struct gendisk {
+	int major;
+	int first_minor;
 	struct block_device *part0;
 	__u64 diskseq;
 } VIEW;
@@ -114,7 +121,84 @@ enum req_op {
 	REQ_OP_DRV_OUT,
 };
 
+#ifndef PLAIN
 #define OP(name) bpf_core_enum_value(enum req_op, name)
+#else
+
+// Before Linux 6.0 the operations have another name, and others have been among them.
+enum req_opf {
+	REQ_OP_DISCARD___old,
+	REQ_OP_ZONE_APPEND___old,
+	REQ_OP_ZONE_FINISH___old,
+	REQ_OP_ZONE_RESET___old,
+	REQ_OP_ZONE_RESET_ALL___old,
+	REQ_OP_SCSI_IN___old, // before 5.16
+	REQ_OP_SCSI_OUT___old,
+	REQ_OP_DRV_IN___old,
+	REQ_OP_DRV_OUT___old,
+};
+
+// The compiler must not load a number before it is known that there is one.
+#define NO_OP 0x100 // beyond REQ_OP_MASK
+#define IF_OP(type, name, otherwise)                            \
+	({                                                      \
+		__u32 number;                                   \
+		if (bpf_core_enum_value_exists(type, name)) {   \
+			number = bpf_core_enum_value(type, name); \
+			asm volatile("" : "+r"(number));        \
+		} else {                                        \
+			number = otherwise;                     \
+		}                                               \
+		number;                                         \
+	})
+#define OLD_OP(name) IF_OP(enum req_opf, name##___old, NO_OP)
+#define OP(name) IF_OP(enum req_op, name, OLD_OP(name))
+
+// Before 5.12 a bio names its disk.
+struct bio___old {
+	struct gendisk *bi_disk;
+} VIEW;
+
+// Before 5.11 the whole disk is a part in it.
+struct hd_struct {
+	__u64 nr_sects;
+} VIEW;
+
+struct gendisk___old {
+	struct hd_struct part0;
+} VIEW;
+
+// Before 5.16 the size is that of its inode.
+struct inode {
+	__s64 i_size;
+} VIEW;
+
+struct block_device___old {
+	struct inode *bd_inode;
+} VIEW;
+
+// Before 5.15 a queue does not know its disk, nor a request that nobody made of a bio.
+struct kobject {
+	struct kobject *parent;
+} VIEW;
+
+struct device {
+	struct kobject kobj;
+	__u32 devt;
+} VIEW;
+
+struct request_queue___old {
+	struct kobject kobj;
+} VIEW;
+
+struct request___old {
+	struct gendisk *rq_disk;
+} VIEW;
+
+// The arguments before the bio, or the request, that a tracepoint has: the queue, before 5.11.
+const volatile __u32 before_bio = 0;
+const volatile __u32 before_request = 0;
+#endif
 #define REQ_OP_MASK 0xff // include/linux/blk_types.h: REQ_OP_BITS 8
 
 // The layout below is shared with bitmap.go and disks.go; a test compares them.
@@ -123,12 +207,19 @@ enum req_op {
 #define PAGE_WORDS (PAGE_SIZE / 8)
 #define SUMMARY_WORD 256 // word of the header page where the summary begins
 #define SUMMARY_WORDS 256
+#define SUMMARY_BYTE_PAGES 8 // pages that a byte stands for, where there are bytes for bits
 #define MAX_SLOTS 256
 #define TABLE_SIZE 1024 // of disks; a power of two
 #define TABLE_SHIFT 22	// 32 - log2(TABLE_SIZE)
 #define TABLE_PROBES 16
 #define MAX_BIOS 65536
+#ifndef PLAIN
 #define MAX_MERGED_BIOS 4096
+#else
+#define MAX_MERGED_BIOS 256 // also the most ranges of a discard (NVMe)
+#endif
+#define MAX_TARGETS 256		// of a table, where loops are bounded
+#define MAX_WHOLE_PAGES 1024	// that are marked, the same: the 4 GiB of the largest bio are 256
 #define CLOCK_SLACK 1000000 // nanoseconds by which the clocks of two CPUs surely do not differ
 
 enum header_word {
@@ -219,10 +310,17 @@ struct {
 
 #define SINCE_NEVER 0xffffffffffffffff
 
-SEC("syscall")
-int begun(__u32 *slot)
+// Its name tells user space which of the objects is installed.
+#ifdef PLAIN
+#define began began_plain
+#endif
+
+// Run by user space. Programs that are meant for that (SEC("syscall")) came with 5.14; one of
+// a raw tracepoint, attached to none, can be run since 5.10.
+SEC("raw_tp/tidemark")
+int began(__u64 *ctx)
 {
-	__u32 key = *slot;
+	__u32 key = ctx[0];
 	__u64 *when = bpf_map_lookup_elem(&since, &key);
 
 	if (!when)
@@ -239,8 +337,20 @@ static __always_inline __u64 *header(__u32 slot)
 	return map ? bpf_map_lookup_elem(map, &zero) : 0;
 }
 
+// Calls f(i, s) for i below n until it returns something else than 0; where loops are bounded,
+// for no more than most.
+#ifndef PLAIN
+#define EACH(n, most, f, s) bpf_loop(n, f, s, 0)
+#else
+#define EACH(n, most, f, s)                          \
+	for (__u32 i = 0; i < (most) && i < (n); i++) \
+		if (f(i, s))                         \
+			break;
+#endif
+
 // What is rarely done is a function of its own: inlined into every program it would
 // crowd the way of a write.
+#ifndef PLAIN
 static __attribute__((noinline)) void lose(__u32 slot, __u64 why)
 {
 	__u64 *h = header(slot);
@@ -248,6 +358,18 @@ static __attribute__((noinline)) void lose(__u32 slot, __u64 why)
 	if (h && !(h[WORD_LOST] & why))
 		__sync_fetch_and_or(&h[WORD_LOST], why);
 }
+#else
+// A byte of the word is a flag.
+static __attribute__((noinline)) void lose_byte(__u32 slot, __u32 at)
+{
+	__u64 *h = header(slot);
+
+	if (h)
+		((volatile __u8 *)&h[WORD_LOST])[at & 7] = 1;
+}
+
+#define lose(slot, why) lose_byte(slot, __builtin_ctz(why))
+#endif
 
 static __attribute__((noinline)) void doubt(__u32 slot)
 {
@@ -257,6 +379,7 @@ static __attribute__((noinline)) void doubt(__u32 slot)
 		__sync_fetch_and_add(&h[WORD_DOUBTS], 1);
 }
 
+#ifndef PLAIN
 // Sets the bit of the page in the summary of the bitmap.
 static __attribute__((noinline)) void mark_page(void *map, __u64 page)
 {
@@ -333,6 +456,124 @@ static __always_inline void mark_blocks(__u32 slot, __u64 first, __u64 last)
 	else
 		mark_words(slot, first, last);
 }
+#else
+#define PAGE_BLOCKS PAGE_SIZE
+#define ONES 0x0101010101010101ULL
+
+// A page on which all is marked.
+const volatile __u64 ones[PAGE_WORDS] = { [0 ... PAGE_WORDS - 1] = ONES };
+
+// Sets the byte of the page in the summary of the bitmap.
+static __attribute__((noinline)) void mark_page(void *map, __u64 page)
+{
+	volatile __u8 *h;
+	__u32 zero = 0;
+
+	h = bpf_map_lookup_elem(map, &zero);
+	if (!h)
+		return;
+	h += SUMMARY_WORD * 8 + (page / SUMMARY_BYTE_PAGES) % (SUMMARY_WORDS * 8);
+	if (!*h)
+		*h = 1;
+}
+
+static __always_inline __u8 *blocks_of(void *map, __u64 page)
+{
+	__u32 key = 1 + page;
+
+	return page / SUMMARY_BYTE_PAGES < SUMMARY_WORDS * 8 ? bpf_map_lookup_elem(map, &key) : 0;
+}
+
+// Marks blocks first to last, both included, which are on one page. Global, as what follows,
+// so that the verifier looks at it once and not once for every caller.
+__attribute__((noinline)) int mark_on_page(__u32 slot, __u64 first, __u64 last)
+{
+	void *map = bpf_map_lookup_elem(&active, &slot);
+	__u32 at = first % PAGE_BLOCKS, end = last % PAGE_BLOCKS;
+	volatile __u8 *blocks;
+
+	if (!map)
+		return 0;
+	blocks = blocks_of(map, first / PAGE_BLOCKS);
+	if (!blocks) {
+		lose(slot, LOST_RANGE);
+		return 0;
+	}
+	for (__u32 i = 0; i < 8 && at <= end && at % 8; i++, at++)
+		blocks[at % PAGE_BLOCKS] = 1;
+	for (__u32 i = 0; i < PAGE_WORDS && at + 7 <= end; i++, at += 8)
+		*(volatile __u64 *)(blocks + at % PAGE_BLOCKS / 8 * 8) = ONES;
+	for (__u32 i = 0; i < 8 && at <= end; i++, at++)
+		blocks[at % PAGE_BLOCKS] = 1;
+	mark_page(map, first / PAGE_BLOCKS);
+	return 0;
+}
+
+// Marks all blocks of a page. The kernel copies the ones, which are all that it writes, so
+// that no mark of another CPU is undone.
+__attribute__((noinline)) int mark_whole_page(__u32 slot, __u64 page)
+{
+	void *map = bpf_map_lookup_elem(&active, &slot);
+	__u32 key = 1 + page;
+
+	if (!map)
+		return 0;
+	if (!blocks_of(map, page) || bpf_map_update_elem(map, &key, (void *)ones, BPF_ANY)) {
+		lose(slot, LOST_RANGE);
+		return 0;
+	}
+	mark_page(map, page);
+	return 0;
+}
+
+// Marks blocks first to last, both included, of which there are several.
+__attribute__((noinline)) int mark_bytes(__u32 slot, __u64 first, __u64 last)
+{
+	__u64 page = first / PAGE_BLOCKS, end = last / PAGE_BLOCKS;
+
+	if (page == end) {
+		mark_on_page(slot, first, last);
+		return 0;
+	}
+	mark_on_page(slot, first, first | (PAGE_BLOCKS - 1));
+	mark_on_page(slot, end * PAGE_BLOCKS, last);
+	for (__u32 i = 0; i < MAX_WHOLE_PAGES; i++) {
+		if (++page >= end)
+			return 0;
+		mark_whole_page(slot, page);
+	}
+	lose(slot, LOST_ALL);
+	return 0;
+}
+
+// Marks blocks first to last, both included. Whoever finds a byte set may leave the summary to
+// the program that set it, as with bits.
+static __always_inline void mark_blocks(__u32 slot, __u64 first, __u64 last)
+{
+	void *map;
+	volatile __u8 *blocks;
+
+	if (last < first)
+		return;
+	if (first != last) {
+		mark_bytes(slot, first, last);
+		return;
+	}
+	map = bpf_map_lookup_elem(&active, &slot);
+	if (!map)
+		return;
+	blocks = blocks_of(map, first / PAGE_BLOCKS);
+	if (!blocks) {
+		lose(slot, LOST_RANGE);
+		return;
+	}
+	blocks += first % PAGE_BLOCKS;
+	if (*blocks)
+		return;
+	*blocks = 1;
+	mark_page(map, first / PAGE_BLOCKS);
+}
+#endif
 
 static __always_inline struct disk *find(__u32 dev)
 {
@@ -353,44 +594,50 @@ static __always_inline struct disk *find(__u32 dev)
 // The tracked disk behind g, or null.
 static __always_inline struct disk *lookup(struct gendisk *g)
 {
-	return g ? find(g->part0->bd_dev) : 0;
+	return g ? find((__u32)g->major << 20 | g->first_minor) : 0;
+}
+
+static __always_inline __u64 sectors_of(struct gendisk *g)
+{
+#ifdef PLAIN
+	if (bpf_core_type_exists(struct hd_struct))
+		return ((struct gendisk___old *)g)->part0.nr_sects;
+	if (!bpf_core_field_exists(g->part0->bd_nr_sectors))
+		return ((struct block_device___old *)g->part0)->bd_inode->i_size >> 9;
+#endif
+	return g->part0->bd_nr_sectors;
+}
+
+// The disk that a bio is for.
+static __always_inline struct gendisk *disk_of(struct bio *bio)
+{
+#ifdef PLAIN
+	if (!bpf_core_field_exists(bio->bi_bdev))
+		return ((struct bio___old *)bio)->bi_disk;
+#endif
+	return bio->bi_bdev ? bio->bi_bdev->bd_disk : 0;
 }
 
 // Notes when the disk behind g is not the one we were told about. Its blocks are
-// marked all the same.
+// marked all the same. Kernels without diskseq have user space look (block.Identity).
 static __always_inline void inspect(struct disk *d, struct gendisk *g)
 {
-	if (g->diskseq != d->diskseq)
+	if (bpf_core_field_exists(g->diskseq) && g->diskseq != d->diskseq)
 		lose(d->slot, LOST_REPLUGGED);
-	if (g->part0->bd_nr_sectors != d->nr_sectors)
+	if (sectors_of(g) != d->nr_sectors)
 		lose(d->slot, LOST_RESIZED);
 }
 
-// The blocks an operation changes. Sets last below first when there are none.
-static __always_inline void range_of(struct disk *d, __u32 op, __u64 sector, __u64 sectors, struct flight *f)
+// The blocks that sectors lie in. Sets last below first when there are none.
+static __always_inline void blocks_at(struct disk *d, __u64 sector, __u64 sectors, struct flight *f)
 {
-	__u64 end;
+	__u64 end = sector + sectors;
 
 	f->slot = d->slot;
 	f->first = 1;
 	f->last = 0;
-	if (op == OP(REQ_OP_ZONE_RESET_ALL)) {
-		lose(d->slot, LOST_ALL);
-		return;
-	}
-	if (op == OP(REQ_OP_ZONE_APPEND) || op == OP(REQ_OP_ZONE_RESET) || op == OP(REQ_OP_ZONE_FINISH)) {
-		if (!d->zone_sectors) {
-			lose(d->slot, LOST_RANGE);
-			return;
-		}
-		sector -= sector % d->zone_sectors;
-		sectors = d->zone_sectors;
-		if (sector < d->nr_sectors && sectors > d->nr_sectors - sector)
-			sectors = d->nr_sectors - sector; // a last zone may be short
-	}
 	if (!sectors)
 		return;
-	end = sector + sectors;
 	if (end < sector || end > d->nr_sectors) {
 		lose(d->slot, LOST_RANGE);
 		return;
@@ -399,16 +646,56 @@ static __always_inline void range_of(struct disk *d, __u32 op, __u64 sector, __u
 	f->last = (end - 1) >> (d->shift & 63);
 }
 
-// Operations that change content have odd numbers (op_is_write).
+// The blocks an operation changes, as blocks_at.
+static __always_inline void range_of(struct disk *d, __u32 op, __u64 sector, __u64 sectors, struct flight *f)
+{
+	if (op == OP(REQ_OP_ZONE_RESET_ALL)) {
+		lose(d->slot, LOST_ALL);
+		sectors = 0;
+	}
+	if (op == OP(REQ_OP_ZONE_APPEND) || op == OP(REQ_OP_ZONE_RESET) || op == OP(REQ_OP_ZONE_FINISH)) {
+		if (d->zone_sectors) {
+			sector -= sector % d->zone_sectors;
+			sectors = d->zone_sectors;
+			if (sector < d->nr_sectors && sectors > d->nr_sectors - sector)
+				sectors = d->nr_sectors - sector; // a last zone may be short
+		} else {
+			lose(d->slot, LOST_RANGE);
+			sectors = 0;
+		}
+	}
+	blocks_at(d, sector, sectors, f);
+}
+
+// Operations that change content have odd numbers (op_is_write); before 6.0 one has not.
 static __always_inline int changes(__u32 op)
 {
+#ifdef PLAIN
+	if (op == OP(REQ_OP_ZONE_FINISH))
+		return 1;
+#endif
 	return op & 1;
 }
+
+// An argument of a tracepoint, which may follow another one. Of two loads the compiler would
+// make one from an address that varies, which the verifier refuses.
+#ifdef PLAIN
+#define ARGUMENT(at)                                                                        \
+	({                                                                                  \
+		__u64 value;                                                                \
+		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(value) : "r"(ctx), "i"((at) * 8)); \
+		value;                                                                      \
+	})
+#define AFTER(n, at) (n ? ARGUMENT((at) + 1) : ARGUMENT(at))
+#else
+#define AFTER(n, at) ctx[at]
+#endif
 
 SEC("tp_btf/block_bio_queue")
 int queue_bio(__u64 *ctx)
 {
-	struct bio *bio = (struct bio *)ctx[0];
+	struct bio *bio = (struct bio *)AFTER(before_bio, 0);
+	struct gendisk *g;
 	__u32 op = bio->bi_opf & REQ_OP_MASK;
 	__u64 addr = (__u64)bio;
 	struct flight f = {};
@@ -416,10 +703,11 @@ int queue_bio(__u64 *ctx)
 
 	if (!changes(op))
 		return 0;
-	d = lookup(bio->bi_bdev->bd_disk);
+	g = disk_of(bio);
+	d = lookup(g);
 	if (!d || !(d->flags & DISK_BIO))
 		return 0;
-	inspect(d, bio->bi_bdev->bd_disk);
+	inspect(d, g);
 	range_of(d, op, bio->bi_iter.bi_sector, bio->bi_iter.bi_size >> 9, &f);
 	mark_blocks(f.slot, f.first, f.last);
 	if (bpf_map_update_elem(&flights, &addr, &f, BPF_ANY))
@@ -436,15 +724,15 @@ int queue_bio(__u64 *ctx)
 SEC("tp_btf/block_bio_remap")
 int remap_bio(__u64 *ctx)
 {
-	struct bio *bio = (struct bio *)ctx[0];
-	__u64 sector = ctx[2], sectors = bio->bi_iter.bi_size >> 9;
+	struct bio *bio = (struct bio *)AFTER(before_bio, 0);
+	__u64 sector = AFTER(before_bio, 2), sectors = bio->bi_iter.bi_size >> 9;
 	__u32 op = bio->bi_opf & REQ_OP_MASK;
 	struct flight f = {};
 	struct disk *d;
 
 	if (!changes(op))
 		return 0;
-	d = find(ctx[1]);
+	d = find(AFTER(before_bio, 1));
 	if (!d || !(d->flags & DISK_REMAP) || sector >= d->nr_sectors)
 		return 0;
 	if (sectors > d->nr_sectors - sector)
@@ -491,7 +779,7 @@ int complete_bio(__u64 *ctx)
 
 	if (!changes(bio->bi_opf & REQ_OP_MASK))
 		return 0;
-	d = bio->bi_bdev ? lookup(bio->bi_bdev->bd_disk) : 0;
+	d = lookup(disk_of(bio));
 	if (d && !(d->flags & DISK_BIO))
 		d = 0;
 	// By address first: a driver may have sent the bio on to another disk, which
@@ -549,7 +837,11 @@ int swap_table(__u64 *ctx)
 	t.slot = d->slot;
 	if (bpf_core_read(&t.at, sizeof(t.at), &table->targets)) // as a number, to count from
 		lose(d->slot, LOST_MERGED);
-	bpf_loop(table->num_targets, judge_target, &t, 0);
+	EACH(table->num_targets, MAX_TARGETS, judge_target, &t);
+#ifdef PLAIN
+	if (table->num_targets > MAX_TARGETS)
+		lose(d->slot, LOST_MERGED);
+#endif
 	return 0;
 }
 
@@ -576,7 +868,7 @@ static long mark_next_bio(__u64 i, struct walk *w)
 		w->bio = 0;
 		return 1;
 	}
-	range_of(w->d, OP(REQ_OP_DISCARD), sector, size >> 9, &f);
+	blocks_at(w->d, sector, size >> 9, &f);
 	mark_blocks(f.slot, f.first, f.last);
 	w->bio = next;
 	return 0;
@@ -586,28 +878,54 @@ static __always_inline void mark_discard(struct disk *d, struct request *rq)
 {
 	struct walk w = { .bio = (__u64)rq->bio, .d = d };
 
-	bpf_loop(MAX_MERGED_BIOS, mark_next_bio, &w, 0);
+	EACH(MAX_MERGED_BIOS, MAX_MERGED_BIOS, mark_next_bio, &w);
 	if (w.bio)
 		lose(d->slot, LOST_ALL); // more than can be walked: all counts as changed
 }
 
+static __always_inline int passes_out(__u32 op)
+{
+#ifdef PLAIN
+	if (op == OLD_OP(REQ_OP_SCSI_OUT))
+		return 1;
+#endif
+	return op == OP(REQ_OP_DRV_OUT);
+}
+
 static __always_inline int passes_through(__u32 op)
 {
-	return op == OP(REQ_OP_DRV_OUT) || op == OP(REQ_OP_DRV_IN);
+#ifdef PLAIN
+	if (op == OLD_OP(REQ_OP_SCSI_IN))
+		return 1;
+#endif
+	return passes_out(op) || op == OP(REQ_OP_DRV_IN);
+}
+
+// The disk that a request is for; null of one that passes through, where only the number can
+// be told.
+static __always_inline struct gendisk *disk_of_request(struct request *rq, __u32 op)
+{
+#ifdef PLAIN
+	if (!bpf_core_field_exists(rq->q->disk))
+		return passes_through(op) ? 0 : ((struct request___old *)rq)->rq_disk;
+#endif
+	return rq->q->disk;
 }
 
 // Marks what a request changes, of which the first bytes are meant.
 static __always_inline void mark_request(struct disk *d, struct request *rq, __u32 bytes)
 {
 	__u32 op = rq->cmd_flags & REQ_OP_MASK;
+	struct gendisk *g = disk_of_request(rq, op);
 	struct flight f = {};
 
-	inspect(d, rq->q->disk);
+	if (g)
+		inspect(d, g);
 	if (passes_through(op)) {
 		// SG_IO, NVMe passthrough: what it changes is unknown. A command that
 		// writes has a direction, but on NVMe some that change content carry
 		// no data and look like reads.
-		if (op == OP(REQ_OP_DRV_OUT) || ((d->flags & DISK_NVME) && !rq->__data_len))
+		if (passes_out(op) || ((d->flags & DISK_NVME) && !rq->__data_len))
 			lose(d->slot, LOST_PASSTHROUGH);
 		return;
 	}
@@ -624,14 +942,27 @@ static __always_inline struct disk *target(struct request *rq)
 {
 	__u32 op = rq->cmd_flags & REQ_OP_MASK;
 
-	return changes(op) || passes_through(op) ? lookup(rq->q->disk) : 0;
+	if (!changes(op) && !passes_through(op))
+		return 0;
+#ifdef PLAIN
+	// rq_disk of what passes through may be that of the device that was asked (sg), or none. The
+	// queue is a folder in sysfs, in that of its disk (blk_register_queue in block/blk-sysfs.c).
+	if (!bpf_core_field_exists(rq->q->disk) && passes_through(op)) {
+		struct kobject *of = ((struct request_queue___old *)rq->q)->kobj.parent;
+		__u32 dev = 0;
+
+		bpf_core_read(&dev, sizeof(dev), &((struct device *)((void *)of - bpf_core_field_offset(struct device, kobj)))->devt);
+		return dev ? find(dev) : 0;
+	}
+#endif
+	return lookup(disk_of_request(rq, op));
 }
 
 // In blk_mq_start_request, which every driver calls before it acts on the request.
 SEC("tp_btf/block_rq_issue")
 int issue_request(__u64 *ctx)
 {
-	struct request *rq = (struct request *)ctx[0];
+	struct request *rq = (struct request *)AFTER(before_request, 0);
 	struct disk *d = target(rq);
 
 	if (d)
@@ -672,7 +1003,7 @@ static long doubt_entry(__u64 i, void *unused)
 
 static __always_inline void doubt_bio_disks(void)
 {
-	bpf_loop(TABLE_SIZE, doubt_entry, 0, 0);
+	EACH(TABLE_SIZE, TABLE_SIZE, doubt_entry, 0);
 }
 
 // Some drivers without a queue (NVMe multipath, md raid0) send a bio itself on to
@@ -720,7 +1051,7 @@ int complete_remapped(__u64 *ctx)
 
 	if (!changes(rq->cmd_flags & REQ_OP_MASK) || !s.bio)
 		return 0;
-	bpf_loop(MAX_MERGED_BIOS, settle_next_bio, &s, 0);
+	EACH(MAX_MERGED_BIOS, MAX_MERGED_BIOS, settle_next_bio, &s);
 	if (s.bio)
 		doubt_bio_disks();
 	return 0;

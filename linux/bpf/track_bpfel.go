@@ -20,7 +20,7 @@ const (
 	trackMapDisks             = "disks"
 	trackMapFlights           = "flights"
 	trackMapSince             = "since"
-	trackProgBegun            = "begun"
+	trackProgBegan            = "began"
 	trackProgCompleteBio      = "complete_bio"
 	trackProgCompleteRemapped = "complete_remapped"
 	trackProgCompleteRequest  = "complete_request"
@@ -72,7 +72,7 @@ type trackSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackProgramSpecs struct {
-	Begun            *ebpf.ProgramSpec `ebpf:"begun"`
+	Began            *ebpf.ProgramSpec `ebpf:"began"`
 	CompleteBio      *ebpf.ProgramSpec `ebpf:"complete_bio"`
 	CompleteRemapped *ebpf.ProgramSpec `ebpf:"complete_remapped"`
 	CompleteRequest  *ebpf.ProgramSpec `ebpf:"complete_request"`
@@ -143,7 +143,7 @@ type trackVariables struct {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackPrograms struct {
-	Begun            *ebpf.Program `ebpf:"begun"`
+	Began            *ebpf.Program `ebpf:"began"`
 	CompleteBio      *ebpf.Program `ebpf:"complete_bio"`
 	CompleteRemapped *ebpf.Program `ebpf:"complete_remapped"`
 	CompleteRequest  *ebpf.Program `ebpf:"complete_request"`
@@ -155,7 +155,7 @@ type trackPrograms struct {
 
 func (p *trackPrograms) Close() error {
 	return _TrackClose(
-		p.Begun,
+		p.Began,
 		p.CompleteBio,
 		p.CompleteRemapped,
 		p.CompleteRequest,

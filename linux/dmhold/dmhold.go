@@ -16,7 +16,8 @@
 // When the holder alone dies the caller does that. Holders of several processes wait for each other.
 //
 // The caller's own process is kept in memory during the instant, but must not wait for a device
-// that stands still: it starts no program from one, and writes to no file on one.
+// that stands still: it starts no program from one, and writes to no file on one, nor to a mapping of
+// one, which keeps a whole process from changing its memory.
 //
 // When both processes are killed at the same moment, as by cgroup.kill, the devices stay
 // suspended ("dmsetup resume" lets them go on). The package refuses devices for which a table

@@ -58,6 +58,7 @@ type Filesystem struct {
 type Mount struct {
 	ID    int    // of the mount, as in mountinfo; reused by the kernel
 	Point string // path of the mountpoint, seen from the root of process PID
+	Root  string // path in the filesystem of what the mount shows; "/" is all of it
 	PID   int    // a process that sees it; 0 is the caller
 }
 

@@ -85,7 +85,7 @@ func (t *Table) addMounts(r io.Reader, pid int) error {
 			}
 			t.filesystems = append(t.filesystems, f)
 		}
-		f.Mounts = append(f.Mounts, Mount{ID: m.ID, Point: m.Mountpoint, PID: pid})
+		f.Mounts = append(f.Mounts, Mount{ID: m.ID, Point: m.Mountpoint, Root: m.Root, PID: pid})
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package vm
 import (
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 // The disk that the guest adopts partitions of: "data", and "other", whose entry is being
 // written when the power is cut.
 const (
+	dataStart     = 1 << 20 // bytes
 	dataPartUUID  = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e11"
 	otherPartUUID = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e12"
 	dataUUID      = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e13"
@@ -19,7 +21,9 @@ const (
 
 // A Debian boots with root on a linear device over its partition. In it a partition is
 // adopted at once and at the next boot, found by all the names that it had, and plain again
-// when that is undone; a power cut while entries are written leaves a system that boots.
+// when that is undone, as root is; a power cut while entries are written leaves a system that
+// boots. Snapshots are taken of the running root, also with little memory, and of those that
+// the cut ends nothing is left.
 func TestAdoptedDisks(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/adopt")
@@ -37,21 +41,30 @@ func TestAdoptedDisks(t *testing.T) {
 			d := NewDebian(t, c.kernel, c.generator, program)
 			d.Install("/usr/bin/tidemark", command)
 			d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\nLABEL=data /srv ext4 noauto 0 2\nUUID="+otherUUID+" /mnt ext4 defaults 0 2\n")
+			plain := filepath.Join(t.TempDir(), "plain") // the initramfs of a system without entries
+			host(t, "mv", filepath.Join(d.Dir, d.initramfs(c.generator)), plain)
 			host(t, command, "boot", "install", "--root", d.Dir, "--linear", "root", "--data", "PARTUUID="+RootPartUUID)
 			initrd := d.initramfs(c.generator)
 			imageState(t, command, d.Dir, initrd, "current")
 			// Making images takes an emulated machine minutes. These hold root's entry alone, which
-			// does not change.
+			// changes once: when it is undone the other image is what would be made.
 			d.Write(c.making, "#!/bin/sh\nexit 0\n")
 			system, root := d.Disk(initrd)
-			system.Args = "root=PARTUUID=" + RootPartUUID + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot rd.retry=5"
 			root.Volatile, root.Seed = true, uint64(time.Now().UnixNano())
 			t.Log("seed", root.Seed)
 			data := adoptDisk(t)
 			for boot := 1; boot <= 3; boot++ {
-				cut := boot == 2
+				cut, memory := boot == 2, 768
+				const args = " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot rd.retry=5"
+				system.Args = "root=PARTUUID=" + RootPartUUID + args
+				if cut {
+					memory, system.Args = 256, "root=/dev/mapper/root"+args // as update-grub writes it on an adopted root
+				}
+				if boot == 3 {
+					system.Initrd = plain
+				}
 				r := Run(t, Config{
-					Kernel: c.kernel, System: &system, MemMB: 768, Timeout: bootTimeout, Disks: []Disk{root, data},
+					Kernel: c.kernel, System: &system, MemMB: memory, Timeout: bootTimeout, Disks: []Disk{root, data},
 					Tests: fmt.Sprintf("^TestBoot%d$", boot),
 					Env:   []string{"ROOT_UUID=" + RootUUID, "ROOT_PARTUUID=" + RootPartUUID, "DATA_UUID=" + dataUUID, "DATA_PARTUUID=" + dataPartUUID, "OTHER_PARTUUID=" + otherPartUUID},
 					OnEvent: func(guest *Machine, event string) string {
@@ -69,6 +82,8 @@ func TestAdoptedDisks(t *testing.T) {
 					t.Fatalf("boot %d: cut: %v", boot, r.Cut)
 				}
 			}
+			host(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", root.Path, RootStart))
+			host(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", data.Path, dataStart))
 		})
 	}
 }
@@ -88,7 +103,7 @@ func (d *Debian) initramfs(g Generator) string {
 // adoptDisk makes the disk of two partitions with ext4.
 func adoptDisk(t *testing.T) Disk {
 	t.Helper()
-	const start, size = 1 << 20, 24 << 20
+	const start, size = dataStart, 24 << 20
 	disk := NewDisk(t, "data", start+2*size+1<<20)
 	cmd := exec.Command("sfdisk", "--quiet", disk.Path)
 	cmd.Stdin = strings.NewReader(fmt.Sprintf("label: gpt\nstart=%d, size=%d, uuid=%s\nsize=%d, uuid=%s\n",

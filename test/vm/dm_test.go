@@ -6,7 +6,7 @@ import "testing"
 func TestDeviceMapper(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/dm")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			r := Run(t, Config{Kernel: kernel, Disks: []Disk{NewDisk(t, "data", 64<<20)}}, program)

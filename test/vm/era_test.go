@@ -10,7 +10,7 @@ func TestEra(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/era")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			disks := []Disk{
@@ -18,10 +18,8 @@ func TestEra(t *testing.T) {
 				NewDisk(t, "meta", 8<<20),
 				NewDisk(t, "other", 34<<20),
 			}
-			skip := "^TestCopyUnderWritesIsComplete$" // what does not depend on the kernel is done in one
-			if kernel == Linux612 {
-				skip = "^TestCreateRefuses|^TestOpenRefuses$"
-			}
+			// What does not depend on the kernel is done in one.
+			skip := kernel.skipped("^TestCopyUnderWritesIsComplete$", "^TestCreateRefuses|^TestOpenRefuses$")
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: 6 * time.Minute, Disks: disks, Skip: skip,
 				Files: map[string]string{"/bin/tidemark": command},

@@ -12,13 +12,10 @@ func TestEraMirrors(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/eratrack")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
-			skip := "TestMarksAreLostLoudly|TestCommandChoosesTheEras"
-			if kernel == Linux612 {
-				skip = "TestKilledRunsLeaveNoSnapshot|TestSnapshotOfAnotherProgramIsLeftAlone"
-			}
+			skip := kernel.skipped("TestMarksAreLostLoudly|TestCommandChoosesTheEras", "TestKilledRunsLeaveNoSnapshot|TestSnapshotOfAnotherProgramIsLeftAlone")
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, ScratchMB: 512, Skip: skip,
 				Tests:   "^Test([A-QS-Z]|R[^e])", // all but TestRestart...
@@ -36,7 +33,7 @@ func TestEraMirrors(t *testing.T) {
 func TestEraMirrorsOverRestarts(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/eratrack")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			seed := uint64(time.Now().UnixNano())

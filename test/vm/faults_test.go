@@ -17,11 +17,11 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/faults")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range oldestAndNewest() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			kind, skip := "image", "^TestLogged$/^device$|^TestUnwritableFolder$"
-			if kernel == Linux612 {
+			if !kernel.old() {
 				kind, skip = "device", "^TestLogged$/^image$"
 			}
 			log := NewDisk(t, "log-"+kind, 256<<20)

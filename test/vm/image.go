@@ -53,7 +53,7 @@ var modules = [...]string{
 }
 
 // optionalModules are in some kernels only.
-var optionalModules = [...]string{"ublk_drv", "crc32c-intel", "sha256_generic", "libcrc32c"}
+var optionalModules = [...]string{"ublk_drv", "crc32c_generic", "crc32c-intel", "sha256_generic", "libcrc32c"}
 
 // image writes the guest's root file system to a new file in dir and returns its path.
 func (c cache) image(dir string, cfg Config, p Program) (string, error) {

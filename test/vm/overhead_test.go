@@ -16,7 +16,7 @@ func TestWriteOverhead(t *testing.T) {
 	}
 	program := Build(t, "tidemark/test/vm/guest/overhead")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout,
@@ -38,7 +38,7 @@ func TestLinearCost(t *testing.T) {
 		t.Skip("a measurement: bench/run -only linear")
 	}
 	program := Build(t, "tidemark/test/vm/guest/overhead")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, Programs: []string{"fio"},

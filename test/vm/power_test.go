@@ -20,9 +20,9 @@ func TestPowerCut(t *testing.T) {
 		cutAtWrite int
 		cutAfter   int // files
 	}{
-		{"plain disk, when told", Linux61, false, 0, 3},
-		{"volatile disk, when told", Linux612, true, 0, 3},
-		{"volatile disk, at a write", Linux61, true, 450, -1},
+		{"plain disk, when told", Linux510, false, 0, 3},
+		{"volatile disk, when told", Newest, true, 0, 3},
+		{"volatile disk, at a write", Linux510, true, 450, -1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

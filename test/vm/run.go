@@ -56,7 +56,7 @@ func Run(t *testing.T, cfg Config, p Program) Result {
 
 func (cfg Config) withDefaults() Config {
 	if cfg.Kernel == "" {
-		cfg.Kernel = Linux612
+		cfg.Kernel = Newest
 	}
 	if cfg.MemMB == 0 {
 		cfg.MemMB = 640

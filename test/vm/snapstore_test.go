@@ -10,7 +10,7 @@ import (
 )
 
 // lvm2 is LVM's commands, beside what is in every guest.
-var lvm2 = []string{"lvm", "lvs", "lvchange", "lvcreate", "lvconvert", "lvremove", "lvextend", "vgchange", "vgcreate", "vgremove"}
+var lvm2 = []string{"lvm", "lvs", "pvs", "pvmove", "lvchange", "lvcreate", "lvconvert", "lvremove", "lvextend", "vgchange", "vgcreate", "vgremove"}
 
 var storeRounds = flag.Int("store-rounds", 0, "how often to kill a run that applies a store, and to cut its power; 0 is a few times")
 
@@ -21,11 +21,11 @@ func TestSnapstore(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/snapstore")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			skip := "^Test(Cut|Measure)$"
-			if kernel == Linux61 { // what does not depend on the kernel
+			if kernel.old() && !*allKernels { // what does not depend on the kernel
 				skip += "|Refuse|TestCommandsAskTheStore"
 			}
 			r := Run(t, Config{
@@ -50,7 +50,7 @@ func TestApplySpeed(t *testing.T) {
 	}
 	program := Build(t, "tidemark/test/vm/guest/snapstore")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout, Tests: "^TestMeasure$",
@@ -68,7 +68,7 @@ func TestSnapstorePowerCut(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/snapstore")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			seed := uint64(time.Now().UnixNano())

@@ -19,7 +19,7 @@ func TestThinPool(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/thin")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range Kernels() {
+	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			meta := NewDisk(t, "meta", 8<<20)

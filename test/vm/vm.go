@@ -36,15 +36,18 @@ import (
 // Kernel is a kernel series that scripts/vm-setup fetches.
 type Kernel string
 
-// The kernels of the rig: Debian's cloud kernels of bookworm and its backports.
+// The kernels of the rig: Debian's cloud kernels of bullseye, bookworm, its backports and, as
+// the newest, trixie's backports on the day on which the rig was set up.
 const (
+	Linux510 Kernel = "5.10"
 	Linux61  Kernel = "6.1"
 	Linux612 Kernel = "6.12"
+	Newest   Kernel = "newest"
 )
 
 // Kernels lists them all, oldest first.
 func Kernels() []Kernel {
-	return []Kernel{Linux61, Linux612}
+	return []Kernel{Linux510, Linux61, Linux612, Newest}
 }
 
 // Config describes a guest. The zero value is a guest of the newest kernel without disks.

@@ -149,7 +149,7 @@ func (s *session) spare(epoch uint64) (*bpf.Bitmap, error) {
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return b, err
 	}
-	b, err = bpf.NewBitmap(s.rec.blocks())
+	b, err = s.fac.NewBitmap(s.rec.blocks())
 	if err != nil {
 		return nil, err
 	}

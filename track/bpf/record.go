@@ -26,8 +26,9 @@ type record struct {
 	Major       uint32    `json:"major"`
 	Minor       uint32    `json:"minor"`
 	DiskSeq     uint64    `json:"diskseq"`
-	Size        int64     `json:"size"`        // bytes
-	Granularity int64     `json:"granularity"` // bytes
+	Folder      uint64    `json:"folder,omitempty"` // as block.Identity has it
+	Size        int64     `json:"size"`             // bytes
+	Granularity int64     `json:"granularity"`      // bytes
 	Slot        uint32    `json:"slot"`
 	BioBased    bool      `json:"bio_based"`
 	Since       time.Time `json:"since"`
@@ -47,7 +48,7 @@ func loadRecord(pl paths, disk string) (record, error) {
 	if err := atomicfile.ReadJSON(path, &r); err != nil {
 		return record{}, fmt.Errorf("track: %w", err)
 	}
-	if r.Version != recordVersion || !history.IsID(r.Generation) || r.Size <= 0 || validBlockSize(r.Granularity, r.Size) != nil ||
+	if r.Version != recordVersion || !history.IsID(r.Generation) || r.Size <= 0 || validBlockSize(r.Granularity, r.Size, bpf.MaxBlocks) != nil ||
 		r.Slot >= bpf.MaxSlots {
 		return record{}, fmt.Errorf("track: %s: %w: values out of range", path, atomicfile.ErrDamaged)
 	}
@@ -101,6 +102,7 @@ func newRecord(id block.Identity, granularity int64, slot uint32, mapping, befor
 		Major:       id.DiskMajor,
 		Minor:       id.DiskMinor,
 		DiskSeq:     id.DiskSeq,
+		Folder:      id.Folder,
 		Size:        id.DiskSize,
 		Granularity: granularity,
 		Slot:        slot,
@@ -129,6 +131,8 @@ func (r record) differs(id block.Identity) (string, error) {
 			id.Disk, id.DiskMajor, id.DiskMinor, r.Disk, r.Major, r.Minor), nil
 	case r.DiskSeq != id.DiskSeq:
 		return fmt.Sprintf("the device was re-plugged (diskseq %d, was %d)", id.DiskSeq, r.DiskSeq), nil
+	case r.Folder != id.Folder:
+		return "the device was re-plugged, or is made of another file", nil
 	case r.Size != id.DiskSize:
 		return fmt.Sprintf("the disk was resized from %d to %d bytes", r.Size, id.DiskSize), nil
 	}
@@ -137,26 +141,27 @@ func (r record) differs(id block.Identity) (string, error) {
 
 const (
 	minBlockSize = 4096
-	maxBlockSize = 1 << 30       // format/epochs holds no larger
-	maxBitmap    = 32 << 20 << 3 // blocks in the largest bitmap chosen by default
+	maxBlockSize = 1 << 30 // format/epochs holds no larger
 )
 
-// defaultBlockSize returns 4096 for disks up to 1 TiB and doubles it until the
-// bitmap takes no more than 32 MiB.
-func defaultBlockSize(size int64) int64 {
+// defaultBlockSize returns 4096 for disks up to 1 TiB and doubles it until the bitmap takes no
+// more than 32 MiB, half of what holds most blocks. Where a block takes a byte, that is
+// from 128 GiB on.
+func defaultBlockSize(size int64, most uint64) int64 {
 	b := int64(minBlockSize)
-	for (size+b-1)/b > maxBitmap {
+	for uint64((size+b-1)/b) > most/2 {
 		b *= 2
 	}
 	return b
 }
 
-func validBlockSize(b, size int64) error {
+// validBlockSize refuses a block size of which a disk has more than most.
+func validBlockSize(b, size int64, most uint64) error {
 	switch {
 	case b < minBlockSize || b > maxBlockSize || b&(b-1) != 0:
 		return fmt.Errorf("track: block size %d: must be a power of two from %d to %d", b, minBlockSize, maxBlockSize)
-	case uint64((size+b-1)/b) > bpf.MaxBlocks:
-		return fmt.Errorf("track: block size %d: too small for a disk of %d bytes, choose at least %d", b, size, defaultBlockSize(size)/2)
+	case uint64((size+b-1)/b) > most:
+		return fmt.Errorf("track: block size %d: too small for a disk of %d bytes, choose at least %d", b, size, defaultBlockSize(size, most)/2)
 	}
 	return nil
 }

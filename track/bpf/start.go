@@ -70,7 +70,7 @@ func (p paths) ready(id block.Identity, begin bool) error {
 		}
 		return nil
 	}
-	if err := refuseDAX(id); err != nil {
+	if err := errors.Join(refuseDAX(id), refuseRemovable(id)); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(p.disk(id.Disk), 0o700); err != nil {
@@ -182,9 +182,9 @@ func (s *session) begin(ctx context.Context, opts Options, why string) error {
 	}
 	granularity := opts.BlockSize
 	if granularity == 0 {
-		granularity = defaultBlockSize(id.DiskSize)
+		granularity = defaultBlockSize(id.DiskSize, s.fac.MaxBlocks())
 	}
-	if err := validBlockSize(granularity, id.DiskSize); err != nil {
+	if err := validBlockSize(granularity, id.DiskSize, s.fac.MaxBlocks()); err != nil {
 		return err
 	}
 	if err := s.forget(); err != nil {
@@ -295,6 +295,16 @@ func refuseDAX(id block.Identity) error {
 	return nil
 }
 
+// refuseRemovable refuses a disk whose medium can be replaced, where the kernel does not tell
+// of that.
+func refuseRemovable(id block.Identity) error {
+	removable, err := sysfs.Text(filepath.Join(sysfs.DiskDir(id.Disk), "removable"))
+	if id.DiskSeq == 0 && err == nil && removable == "1" {
+		return fmt.Errorf("track: %s: its medium can be replaced, of which the kernel does not tell before Linux 5.15: %w", id.Disk, bpf.ErrNotSupported)
+	}
+	return nil
+}
+
 // Fits says what keeps the disk of a source from being tracked by a kernel that can track
 // others; nil is nothing. It starts nothing. The error wraps ErrNotSupported.
 func Fits(source *block.Device) error {
@@ -302,7 +312,7 @@ func Fits(source *block.Device) error {
 	if err != nil {
 		return err
 	}
-	if err := refuseDAX(id); err != nil || !id.BioBased {
+	if err := errors.Join(refuseDAX(id), refuseRemovable(id)); err != nil || !id.BioBased {
 		return err
 	}
 	s := &session{source: id}

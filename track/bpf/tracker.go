@@ -69,9 +69,9 @@ func identify(source *block.Device) (block.Identity, error) {
 	if err != nil {
 		return now, fmt.Errorf("track: %s: %w", source.Path(), err)
 	}
-	if now.Disk != was.Disk || now.DiskSeq != was.DiskSeq {
+	if now.Disk != was.Disk || now.DiskSeq != was.DiskSeq || now.Folder != was.Folder {
 		return now, fmt.Errorf("track: %s: device %s was disk %s (diskseq %d) when it was opened, and is disk %s (diskseq %d) now",
-			source.Path(), was.Dev(), was.Disk, was.DiskSeq, now.Disk, now.DiskSeq)
+			source.Path(), was.Dev(), was.Disk, max(was.DiskSeq, was.Folder), now.Disk, max(now.DiskSeq, now.Folder))
 	}
 	return now, nil
 }

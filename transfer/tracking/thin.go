@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"tidemark/linux/dm"
-	"tidemark/linux/lvm"
 	"tidemark/track"
 	"tidemark/track/bpf"
 	"tidemark/track/thin"
@@ -39,30 +38,28 @@ func (o Options) Thin(ctx context.Context, sources []thin.Source, stored []track
 			}
 		}
 		if err != nil {
-			return nil, o.unthin(err, asked)
+			return nil, o.unthin(ctx, err, asked)
 		}
 	}
 	g, err := thin.Open(ctx, sources, thin.Options{
 		StateDir: o.StateDir, RunDir: o.Track.RunDir, Hooks: hooks, MaxFreeze: o.MaxFreeze, Note: o.Note,
 	})
 	if err != nil {
-		return nil, o.unthin(err, asked)
+		return nil, o.unthin(ctx, err, asked)
 	}
 	return g, nil
 }
 
 // unthin is nil for an error that only means that something else is to be used, which is told.
-func (o Options) unthin(err error, asked bool) error {
+func (o Options) unthin(ctx context.Context, err error, asked bool) error {
 	switch {
-	case err == nil || asked:
+	case err == nil || asked || ctx.Err() != nil:
 		return err
 	case errors.Is(err, thin.ErrNotThin), errors.Is(err, dm.ErrNotSupported):
 		return nil
-	case errors.Is(err, thin.ErrUnfit), errors.Is(err, lvm.ErrMissing):
-		o.Note("not using snapshots of the pool: %v", err)
-		return nil
 	}
-	return err
+	o.Note("not using snapshots of the pool: %v", err)
+	return nil
 }
 
 // ReleaseThin removes the snapshots that are kept for an owner whose copy counts from something else

@@ -52,7 +52,8 @@ type Chooser struct {
 }
 
 // Open chooses the tracker of a source, by the mark that is stored with its mirror; "" is
-// none. untracked says why its changes are not tracked, "" where they are.
+// none. untracked says why its changes are not tracked, "" where they are. Where the choice
+// is left to it, no error of tracking is one of Open: there is always the scan.
 func (c *Chooser) Open(ctx context.Context, src *block.Device, stored track.Mark) (_ track.Tracker, untracked string, err error) {
 	if store, ok := strings.CutPrefix(c.Tracker, cow.Kind+":"); ok {
 		t, err := cow.Open(src, store)
@@ -67,9 +68,21 @@ func (c *Chooser) Open(ctx context.Context, src *block.Device, stored track.Mark
 	if e, err := c.era(ctx, src, stored); e != nil || err != nil {
 		return e, "", err
 	}
+	live, err := c.live(ctx, src)
+	switch {
+	case err == nil:
+		return live, "", nil
+	case !c.automatic() || ctx.Err() != nil:
+		return nil, "", err
+	}
+	c.Note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
+	return track.NewScan(src.Size()), err.Error(), nil
+}
+
+// live returns the tracker by eBPF, or what stands for it in a dry run.
+func (c *Chooser) live(ctx context.Context, src *block.Device) (track.Tracker, error) {
 	if c.Dry {
-		t, err := c.attach(ctx, src)
-		return t, "", err
+		return c.attach(ctx, src)
 	}
 	o := c.Track
 	o.Drain = func(ctx context.Context) error {
@@ -77,15 +90,11 @@ func (c *Chooser) Open(ctx context.Context, src *block.Device, stored track.Mark
 		c.Frozen += frozen
 		return err
 	}
-	live, err := bpf.Open(ctx, src, o)
-	switch {
-	case err == nil:
-		return live, "", nil
-	case c.Tracker == bpf.Kind || !errors.Is(err, bpf.ErrNotSupported):
-		return nil, "", err
+	t, err := bpf.Open(ctx, src, o)
+	if err != nil {
+		return nil, err
 	}
-	c.Note("%s: changes cannot be tracked (%v): reading all of it, if it is mounted while it is frozen (see --max-freeze and --force-freeze)", src.Path(), err)
-	return track.NewScan(src.Size()), err.Error(), nil
+	return t, nil
 }
 
 // overFile says that a file is not tracked, and names the loop devices over it, which are.
@@ -168,17 +177,18 @@ func (o Options) Era(ctx context.Context, src *block.Device, stored track.Mark) 
 	switch {
 	case errors.Is(err, dmera.ErrNotEra):
 		return nil, nil
-	case errors.Is(err, era.ErrDiscards), errors.Is(err, era.ErrUnfit), errors.Is(err, dmera.ErrFailed):
+	case err != nil && ctx.Err() != nil:
+		return nil, err
+	case err != nil:
 		o.Note("%s: not using its eras: %v", src.Path(), err)
 		return nil, nil
-	case err != nil:
-		return nil, err
 	}
 	has, err := o.liveHas(ctx, src, stored)
 	if has {
 		o.Note("%s: not using its eras: the mirror's mark is of the tracking by bpf, which goes on", src.Path())
+		return nil, e.Close()
 	}
-	if has || err != nil {
+	if err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
 	return e, nil
@@ -193,10 +203,10 @@ func (o Options) liveHas(ctx context.Context, src *block.Device, m track.Mark) (
 	if err == nil {
 		err = errors.Join(live.Vouch(ctx, m), live.Close())
 	}
-	if errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) {
-		return false, nil
+	if ctx.Err() != nil {
+		return false, err
 	}
-	return err == nil, err
+	return err == nil, nil // whatever is wrong with it, it does not vouch
 }
 
 // openEra opens the tracker of a dm-era device, unless freezing the device would

@@ -98,6 +98,21 @@ func Run(t testing.TB, program string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// Kernel reports whether the guest's kernel is of that release or a newer one. A test may be
+// skipped for what a kernel is too old to have.
+func Kernel(t testing.TB, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	var have [2]int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1]); err != nil {
+		t.Fatal(err)
+	}
+	return have[0] > major || have[0] == major && have[1] >= minor
+}
+
 // Modprobe loads kernel modules.
 func Modprobe(t testing.TB, modules ...string) {
 	t.Helper()

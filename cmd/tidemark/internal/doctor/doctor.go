@@ -3,15 +3,18 @@
 //
 // It tries features rather than compare versions, and changes nothing on the
 // machine: no filesystem is frozen, nothing is mounted, no program stays loaded. At
-// most the kernel loads a module that a check needs.
+// most the kernel loads a module that a check needs. What a mirror does to track, it does
+// as well, and undoes.
 // Its functions may be called from several goroutines at once.
 package doctor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -19,6 +22,7 @@ import (
 
 	"tidemark/linux/bpf"
 	"tidemark/linux/dm"
+	trackbpf "tidemark/track/bpf"
 )
 
 // Check is one thing that was looked at.
@@ -41,13 +45,19 @@ const (
 
 // Report is the outcome of all checks.
 type Report struct {
-	Live   Live    `json:"live"`
-	Checks []Check `json:"checks"`
+	Live   Live     `json:"live"`
+	Checks []Check  `json:"checks"`
+	Kernel string   `json:"kernel"`         // release of the one that runs, as uname -r
+	Tested []string `json:"tested_kernels"` // series, as Debian builds them
 }
+
+// tested are the kernels of the test rig; docs/manual/kernels.md has them, too.
+func tested() []string { return []string{"5.10", "6.1", "6.12", "7.3"} }
 
 // Options say where to look. The zero value works.
 type Options struct {
-	BPFFS string // bpf.DefaultFS when empty
+	BPFFS  string // bpf.DefaultFS when empty
+	RunDir string // trackbpf.DefaultRunDir when empty
 }
 
 // probe is one check: what it tries, and what follows from either outcome.
@@ -60,12 +70,12 @@ type probe struct {
 
 // Run does all checks.
 func Run(o Options) Report {
-	rep := Report{Live: Incremental}
+	rep := Report{Live: Incremental, Kernel: release(), Tested: tested()}
 	for _, p := range probes(o) {
 		detail, err := p.try()
 		c := Check{Name: p.name, OK: err == nil, Detail: detail, Consequence: p.good}
 		if err != nil {
-			c.Detail, c.Consequence = detailOf(err), p.bad
+			c.Detail, c.Consequence = detailOf(err, os.Geteuid()), p.bad
 		}
 		switch {
 		case err != nil && p.live:
@@ -78,9 +88,21 @@ func Run(o Options) Report {
 	return rep
 }
 
-// detailOf describes the error of a check. To a user without the right to do it, the
+// release is what uname -r prints.
+func release() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+// detailOf describes the error of a check, for a user. To one without the right to do it, the
 // errors of libraries and of the kernel would describe only their own workings.
-func detailOf(err error) string {
+func detailOf(err error, uid int) string {
+	if uid == 0 {
+		return err.Error()
+	}
 	for _, refusal := range []error{unix.EPERM, unix.EACCES} {
 		if errors.Is(err, refusal) {
 			return fmt.Sprintf("needs root (%v)", refusal)
@@ -105,6 +127,11 @@ func probes(o Options) []probe {
 		{
 			name: "bpffs", try: func() (string, error) { return tryBPFFS(o.BPFFS) }, tracks: true,
 			good: "tracking goes on when tidemark ends",
+			bad:  scans,
+		},
+		{
+			name: "run folder", try: func() (string, error) { return tryRunDir(cmp.Or(o.RunDir, trackbpf.DefaultRunDir)) }, tracks: true,
+			good: "what changed is kept there until a mirror has read it",
 			bad:  scans,
 		},
 		{
@@ -151,7 +178,8 @@ func tryBTF() (string, error) {
 	return btfFile, nil
 }
 
-// tryTracing asks for everything that the tracking programs use.
+// tryTracing does what a mirror does: it loads and attaches the programs. A feature that is
+// missing is named first.
 func tryTracing() (string, error) {
 	features := bpf.Probe()
 	for _, f := range features {
@@ -159,7 +187,40 @@ func tryTracing() (string, error) {
 			return "", fmt.Errorf("%s (%s): %w", f.Name, f.Since, f.Err)
 		}
 	}
-	return fmt.Sprintf("%d features that tracking uses were tried", len(features)), nil
+	const blocks = 1 << 20
+	if err := bpf.Try(blocks); err != nil {
+		return "", err
+	}
+	const done = "the tracking programs were loaded and attached, and removed again"
+	if why := bpf.Plain(); why != nil {
+		return fmt.Sprintf("%s; each block takes a byte of memory, not a bit: no %v", done, why), nil
+	}
+	return done, nil
+}
+
+// tryRunDir asks whether the folder of the state of tracking, or the one that it would be made
+// in, can be written to.
+func tryRunDir(path string) (string, error) {
+	at := path
+	err := unix.Access(at, unix.W_OK|unix.X_OK)
+	for errors.Is(err, unix.ENOENT) && at != filepath.Dir(at) {
+		at = filepath.Dir(at)
+		err = unix.Access(at, unix.W_OK|unix.X_OK)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", at, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(at, &st); err != nil {
+		return "", fmt.Errorf("%s: %w", at, err)
+	}
+	if st.Bavail == 0 || st.Files > 0 && st.Ffree == 0 {
+		return "", fmt.Errorf("%s: %w", at, unix.ENOSPC)
+	}
+	if at != path {
+		return path + " can be made", nil
+	}
+	return path, nil
 }
 
 func tryBPFFS(path string) (string, error) {

@@ -19,9 +19,22 @@ func TestEveryCheckSaysWhatFollows(t *testing.T) {
 			t.Errorf("%+v leaves the user alone", c)
 		}
 	}
-	const want = "btf tp_btf bpffs capabilities freeze loop device-mapper ublk nbd"
+	const want = "btf tp_btf bpffs run folder capabilities freeze loop device-mapper ublk nbd"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("checks %q, want %q", got, want)
+	}
+}
+
+// The manual names the kernels that doctor does.
+func TestTheManualNamesTheTestedKernels(t *testing.T) {
+	page, err := os.ReadFile("../../../../docs/manual/kernels.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, series := range tested() {
+		if !strings.Contains(string(page), "Linux "+series+" ") {
+			t.Errorf("it does not name Linux %s", series)
+		}
 	}
 }
 
@@ -70,11 +83,14 @@ func TestWhoIsNotRootIsToldSoAndNoMore(t *testing.T) {
 		fmt.Errorf("load program: %w (MEMLOCK may be too low, consider rlimit.RemoveMemlock)", unix.EPERM),
 		&os.PathError{Op: "mkdir", Path: "/dev/mapper", Err: unix.EACCES},
 	} {
-		if got := detailOf(err); !strings.HasPrefix(got, "needs root (") || strings.Contains(got, "MEMLOCK") || strings.Contains(got, "mkdir") {
+		if got := detailOf(err, 1000); !strings.HasPrefix(got, "needs root (") || strings.Contains(got, "MEMLOCK") || strings.Contains(got, "mkdir") {
 			t.Errorf("%v: %s", err, got)
 		}
 	}
-	if got := detailOf(unix.ENOENT); got != unix.ENOENT.Error() {
+	if got := detailOf(unix.EPERM, 0); got != unix.EPERM.Error() {
+		t.Errorf("root is told %q", got)
+	}
+	if got := detailOf(unix.ENOENT, 1000); got != unix.ENOENT.Error() {
 		t.Errorf("a file that is missing: %s", got)
 	}
 }

@@ -6,6 +6,7 @@ package adopt_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,10 +15,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/linux/reexec"
 	"tidemark/test/vm/guest"
+	"tidemark/test/vm/guest/instant"
 )
 
-func TestMain(m *testing.M) { guest.Main(m) }
+func TestMain(m *testing.M) {
+	reexec.Main(instant.Churner)
+	guest.Main(m)
+}
 
 const (
 	byUUID     = "/dev/disk/by-uuid/"
@@ -33,6 +39,8 @@ func names() []string {
 // TestBoot1 adopts a partition at once, undoes it, and adopts it for the next boot.
 func TestBoot1(t *testing.T) {
 	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
+	snapshotOfRoot(t)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "root")
 	disk := guest.Disk(t, "data")
 	plain := disk + "1"
 	refuse(t, disk, "it has partitions; adopt those instead: "+disk+"1, "+disk+"2")
@@ -127,7 +135,27 @@ func TestBoot2(t *testing.T) {
 	}
 	shake(t, plain)
 	onLinear(t, "/srv", "data", names()...)
+	fill(t)
+	snapshotOfRoot(t, "/dev/mapper/data")
+	if err := os.MkdirAll("/boot/grub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	guest.WriteFile(t, "/boot/grub/grub.cfg", "linux /boot/vmlinuz root=/dev/mapper/root ro\n")
+	if out, err := exec.Command("tidemark", "adopt", "--undo", "/dev/mapper/root").CombinedOutput(); err == nil || !strings.Contains(string(out), "/boot/grub/grub.cfg:1: /dev/mapper/root") {
+		t.Errorf("%v: %s", err, out)
+	}
+	guest.WriteFile(t, "/boot/grub/grub.cfg", "linux /boot/vmlinuz root=UUID="+os.Getenv("ROOT_UUID")+" ro\n")
+	if got := adopt(t, "/dev/mapper/root", "--undo"); got != "next-boot" {
+		t.Fatalf("root, when it is undone, is %s", got)
+	}
+	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
 	guest.Run(t, "sync")
+	go func() {
+		for {
+			guest.Run(t, "tidemark", "snapshot", "create", "--name", "more", "--size", "1M", "--reserve", "1M", "--max-freeze", "1m", "/dev/mapper/data")
+			guest.Run(t, "tidemark", "snapshot", "destroy", "more")
+		}
+	}()
 	// The other partition is mounted, so that only its entry is written.
 	other := guest.Disk(t, "data") + "2"
 	for i := 0; ; i++ {
@@ -139,9 +167,20 @@ func TestBoot2(t *testing.T) {
 	}
 }
 
-// TestBoot3 finds the partition plain, and the other one as its entry says.
+// TestBoot3 finds root and the partition plain, and the other one as its entry says.
 func TestBoot3(t *testing.T) {
-	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
+	system := guest.Disk(t, "system") + "1"
+	leadTo(t, system, byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
+	if source := guest.Run(t, "findmnt", "-no", "SOURCE", "/"); source != system {
+		t.Errorf("root is mounted from %s, not from %s", source, system)
+	}
+	said := guest.Run(t, "tidemark", "snapshot", "repair")
+	left, _ := filepath.Glob("/.tidemark-*")
+	more, _ := filepath.Glob("/srv/.tidemark-*")
+	records, _ := filepath.Glob("/var/lib/tidemark/snapshots/*")
+	if left = append(left, append(more, records...)...); len(left) > 0 || !strings.Contains(said, "the snapshot root is over, because the machine was booted") {
+		t.Errorf("left behind: %v; %s", left, said)
+	}
 	plain := guest.Disk(t, "data") + "1"
 	leadTo(t, plain, names()...)
 	source := guest.Run(t, "findmnt", "-no", "SOURCE", "/srv")
@@ -165,6 +204,59 @@ func TestBoot3(t *testing.T) {
 	}
 	t.Logf("%+v", status.Devices)
 }
+
+// snapshotOfRoot takes a snapshot "root" of the running root, on which the command lies, and of other
+// devices, with nothing of them in memory and root in use. The image stays the same, and is checked.
+func snapshotOfRoot(t *testing.T, others ...string) {
+	t.Helper()
+	guest.WriteFile(t, "/root/file", "before")
+	guest.Run(t, "sync")
+	guest.WriteFile(t, "/proc/sys/vm/drop_caches", "3")
+	calm := instant.Churn(t, "/root")
+	defer calm()
+	guest.Run(t, "tidemark", append([]string{"snapshot", "create", "--name", "root", "--size", "12M", "--reserve", "1M", "--max-freeze", "1m", "/dev/mapper/root"}, others...)...)
+	guest.WriteFile(t, "/root/file", "after")
+	before := guest.Sum(t, "/dev/mapper/root+root")
+	guest.WriteFile(t, "/proc/sys/vm/drop_caches", "3")
+	guest.Run(t, "dd", "if=/dev/urandom", "of=/root/more", "bs=64k", "count=16", "conv=fsync", "status=none")
+	calm()
+	if now := guest.Sum(t, "/dev/mapper/root+root"); now != before {
+		t.Error("the image of root changes")
+	}
+	guest.Run(t, "tidemark", "snapshot", "status", "root")
+	guest.Run(t, "e2fsck", "-fn", "/dev/mapper/root+root")
+	there := t.TempDir()
+	guest.Run(t, "mount", "-o", "ro,noload", "/dev/mapper/root+root", there)
+	defer guest.Run(t, "umount", there)
+	if got, err := os.ReadFile(there + "/root/file"); err != nil || string(got) != "before" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// fill takes memory until little is left, for as long as the guest lives.
+func fill(t *testing.T) {
+	t.Helper()
+	const left = 48 << 10 // KiB
+	content, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var total, free, available int
+	if _, err := fmt.Sscanf(string(content), "MemTotal: %d kB\nMemFree: %d kB\nMemAvailable: %d kB", &total, &free, &available); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d KiB of %d are available", available, total)
+	if total > 256<<10 {
+		t.Error("the guest has more memory than it should")
+	}
+	if available > left {
+		filler = make([]byte, (available-left)<<10)
+		guest.Scramble(filler)
+	}
+}
+
+// filler keeps fill's memory in use.
+var filler []byte
 
 // mirror mirrors to one image, and fails unless that ends with the code.
 func mirror(t *testing.T, code int, args ...string) {

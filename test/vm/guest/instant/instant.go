@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package instant makes mirrors of busy devices in guests (see package guest), and holds every
-// byte of each against what the source was at its instant.
+// Package instant keeps devices busy in guests (see package guest), makes mirrors of them, and holds
+// every byte of each against what the source was at its instant.
 package instant
 
 import (
@@ -10,15 +10,12 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
 	"tidemark/block"
 	"tidemark/format/state"
-	"tidemark/test/vm/guest"
 	"tidemark/track"
 	"tidemark/transfer"
 	"tidemark/transfer/mirror"
@@ -180,27 +177,6 @@ func MustRead(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return all
-}
-
-// Load keeps a filesystem busy until the returned function is called. The guest must have fio.
-func Load(t *testing.T, at string) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	cmd := exec.CommandContext(ctx, "fio", "--name=load", "--thread", "--nice="+strconv.Itoa(guest.Niceness), "--directory="+at, "--rw=randrw", "--bsrange=4k-128k",
-		"--size=5m", "--numjobs=2", "--iodepth=8", "--ioengine=libaio", "--direct=1", "--fsync=16", "--time_based", "--runtime=3600", "--output=/dev/null")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	up := true
-	stop = func() {
-		if up {
-			up = false
-			cancel()
-			_ = cmd.Wait() // killed
-		}
-	}
-	t.Cleanup(stop)
-	return stop
 }
 
 func closed(t *testing.T, c io.Closer) {

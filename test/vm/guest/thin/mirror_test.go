@@ -12,11 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tidemark/linux/sysfs"
 	"tidemark/test/vm/guest"
@@ -209,43 +206,6 @@ func TestMirrorsOfABusyThinVolume(t *testing.T) {
 	})
 }
 
-// count writes a number that grows to a file in each of several folders, one after the other, until
-// the returned function is called.
-func count(t *testing.T, folders ...string) (stop func()) {
-	t.Helper()
-	var files []*os.File
-	for _, at := range folders {
-		f, err := os.OpenFile(filepath.Join(at, "count"), os.O_CREATE|os.O_WRONLY|unix.O_DSYNC, 0o600)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files = append(files, f)
-	}
-	done, ended := make(chan struct{}), sync.WaitGroup{}
-	ended.Go(func() {
-		for n := 1; ; n++ {
-			select {
-			case <-done:
-				return
-			default:
-			}
-			for _, f := range files {
-				if _, err := f.WriteAt(fmt.Appendf(nil, "%010d", n), 0); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		}
-	})
-	return func() {
-		close(done)
-		ended.Wait()
-		for _, f := range files {
-			f.Close()
-		}
-	}
-}
-
 // counted is the number in the filesystem of an image.
 func counted(t *testing.T, image string) (n int) {
 	t.Helper()
@@ -277,7 +237,7 @@ func TestThinVolumesAreOfOneInstant(t *testing.T) {
 			t.Cleanup(func() { guest.Run(t, "umount", at) })
 			args, folders = append(args, "--pair", vol+"="+filepath.Join(dir, name)), append(folders, at)
 		}
-		stop := count(t, folders...)
+		stop := instant.Count(t, folders...)
 		defer stop()
 		if old, err := sysfs.KernelBefore(6, 8); err != nil || old && p.name != "pool" {
 			out, err := exec.Command("tidemark", append([]string{"mirror", "--view", "thin"}, args...)...).CombinedOutput()

@@ -1,0 +1,166 @@
+//go:build linux
+
+package snapshot_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tidemark/snapshot"
+	"tidemark/test/vm/guest"
+	"tidemark/test/vm/guest/instant"
+)
+
+// group makes a volume group with one volume, and returns its path.
+func group(t *testing.T, size string) string {
+	t.Helper()
+	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "data"), "bs=1M", "count=2", "status=none", "conv=fsync")
+	guest.Run(t, "vgcreate", "--quiet", "vg", guest.Disk(t, "data"))
+	t.Cleanup(func() { guest.Run(t, "vgremove", "--quiet", "--force", "--force", "--yes", "vg") })
+	guest.Run(t, "lvcreate", "--quiet", "--yes", "--size", size, "--name", "lv", "vg")
+	return "/dev/vg/lv"
+}
+
+// lvm runs a command of lvm2's, which has to be content: it says nothing on stderr.
+func lvm(t *testing.T, command string, args ...string) string {
+	t.Helper()
+	var said strings.Builder
+	cmd := exec.Command(command, append(args, "--config", "activation{monitoring=0} global{use_lvmpolld=0}")...) // there are no daemons
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil || said.Len() > 0 {
+		t.Errorf("%s %v: %v: %s", command, args, err, said.String())
+	}
+	return string(out)
+}
+
+// LVM below an origin goes on to work before, while and after there is a snapshot of ours, and moves
+// or snapshots the volume as if there was none; neither sees anything of the other's.
+func TestAnOriginOnALogicalVolume(t *testing.T) {
+	lv := group(t, "44M")
+	name, at := "over", t.TempDir()
+	table := fmt.Sprintf("0 %d linear %s 0", sectors, lv)
+	dev := guest.Mapper(t, name, table)
+	mkfs(t, "ext4", dev)
+	guest.Run(t, "mount", dev, at)
+	t.Cleanup(func() { guest.Run(t, "umount", at) })
+	stop := instant.Load(t, at)
+	defer stop()
+	theirs := func() {
+		t.Helper()
+		lvm(t, "lvs")
+		lvm(t, "pvs")
+		lvm(t, "lvcreate", "--quiet", "--quiet", "--snapshot", "--size", "8M", "--name", "theirs", lv)
+		if out, err := exec.Command("lvremove", "--quiet", "--yes", "vg/lv").CombinedOutput(); err == nil || !strings.Contains(string(out), "is used by another device") {
+			t.Errorf("lvremove of a volume in use: %v: %s", err, out)
+		}
+		lvm(t, "lvremove", "--quiet", "--quiet", "--yes", "vg/theirs")
+		before := guest.Run(t, "dmsetup", "table", "vg-lv")
+		pv := guest.Disk(t, "data")
+		move := []string{"--alloc", "anywhere", "--interval", "1", pv + ":0-10", pv + ":11-30"}
+		if strings.HasSuffix(before, " 92160") { // it begins in the second half
+			move[4], move[5] = move[5], move[4]
+		}
+		lvm(t, "pvmove", move...)
+		if guest.Run(t, "dmsetup", "table", "vg-lv") == before {
+			t.Error("nothing was moved")
+		}
+		lvm(t, "lvs", "--all")
+	}
+	before := guest.Run(t, "dmsetup", "table", name)
+	theirs()
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Size: 14 << 20}}})
+	theirs()
+	settle(t, name)
+	instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
+	check(t, "ext4", s.Image(s.Volumes[0]))
+	destroy(t, s)
+	if now := guest.Run(t, "dmsetup", "table", name); now != before {
+		t.Errorf("the table was %s, and is %s", before, now)
+	}
+	theirs()
+	stop()
+	bare(t, at)
+}
+
+// A device that a volume group lies on is refused: lvm2 would find the group once more in the image.
+func TestAnOriginBelowLVM(t *testing.T) {
+	dev := guest.Mapper(t, "pv", fmt.Sprintf("0 %d linear %s 16384", sectors, guest.Disk(t, "data")))
+	guest.Run(t, "dd", "if=/dev/zero", "of="+dev, "bs=1M", "count=2", "status=none", "conv=fsync")
+	guest.Run(t, "vgcreate", "--quiet", "vg", dev)
+	t.Cleanup(func() { guest.Run(t, "vgremove", "--quiet", "--force", "--force", "--yes", "vg") })
+	guest.Run(t, "lvcreate", "--quiet", "--yes", "--size", "16M", "--name", "lv", "vg")
+	refused(t, "LVM2_member", "--store", "/stores-pv", dev)
+	lvm(t, "pvs")
+	lvm(t, "lvcreate", "--quiet", "--yes", "--size", "4M", "--name", "other", "vg")
+	bare(t)
+}
+
+// A LUKS device whose key is in the kernel's keyring is refused with what helps, and with its key in
+// the table it is as any other.
+func TestAnOriginWithLUKS(t *testing.T) {
+	key := filepath.Join(t.TempDir(), "key")
+	guest.WriteFile(t, key, "a long enough passphrase")
+	disk := guest.Mapper(t, "raw", fmt.Sprintf("0 %d linear %s 0", sectors, guest.Disk(t, "data")))
+	guest.Run(t, "cryptsetup", "luksFormat", "-q", "--type", "luks2", "--luks2-metadata-size", "16k", "--luks2-keyslots-size", "256k",
+		"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, disk)
+	guest.Run(t, "cryptsetup", "open", "--key-file", key, disk, "luks")
+	t.Cleanup(func() { guest.Run(t, "cryptsetup", "close", "luks") })
+	name, dev, at := "luks", "/dev/mapper/luks", t.TempDir()
+	mkfs(t, "ext4", dev)
+	guest.Run(t, "mount", dev, at)
+	t.Cleanup(func() { guest.Run(t, "umount", at) })
+	remedy := "cryptsetup refresh --disable-keyring luks"
+	if out, err := exec.Command("tidemark", "snapshot", "create", dev).CombinedOutput(); err == nil || !strings.Contains(string(out), remedy) {
+		t.Errorf("%v: %s", err, out)
+	}
+	bare(t, at)
+	guest.Run(t, "cryptsetup", append(strings.Fields(remedy)[1:], "--key-file", key)...)
+	before := guest.Run(t, "dmsetup", "table", "--showkeys", name)
+	stop := instant.Load(t, at)
+	defer stop()
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Size: 14 << 20}}})
+	settle(t, name)
+	instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
+	check(t, "ext4", s.Image(s.Volumes[0]))
+	destroy(t, s)
+	settle(t, name)
+	stop()
+	if now := guest.Run(t, "dmsetup", "table", "--showkeys", name); now != before {
+		t.Error("the table is another one")
+	}
+	bare(t, at)
+	record, err := os.ReadDir(options.StateDir + "/snapshots")
+	if err != nil || len(record) > 0 {
+		t.Errorf("%v, %v", record, err)
+	}
+}
+
+// A filesystem on two devices is taken with both, or not at all.
+func TestAnOriginInPart(t *testing.T) {
+	guest.Modprobe(t, "btrfs") // for its control device
+	var devs []string
+	for i := range 2 {
+		devs = append(devs, guest.Mapper(t, fmt.Sprint("half", i), fmt.Sprintf("0 %d linear %s %d", sectors, guest.Disk(t, "data"), 16384+i*sectors)))
+	}
+	guest.Run(t, "mkfs.btrfs", "-q", "-f", "-M", "-m", "single", "-d", "single", devs[0], devs[1])
+	at := t.TempDir()
+	guest.Run(t, "btrfs", "device", "scan")
+	guest.Run(t, "mount", devs[0], at)
+	t.Cleanup(func() { guest.Run(t, "umount", at) })
+	store := func(i int) string { return fmt.Sprintf("%s=/stores-half%d", devs[i], i) }
+	refused(t, "lies on 2 devices: give all of them", "--store", store(0), devs[0])
+	bare(t)
+	create(t, "--name", "h", "--store", store(0), "--store", store(1), devs[0], devs[1])
+	guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/file", "bs=1M", "count=2", "conv=fsync", "status=none")
+	guest.Run(t, "btrfs", "device", "scan") // finds the images, and takes none of them for a device in use
+	guest.Run(t, "umount", at)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "h")
+	guest.Run(t, "btrfs", "check", "--readonly", devs[0])
+	guest.Run(t, "mount", "-o", "device="+devs[1], devs[0], at)
+	bare(t)
+}

@@ -1,0 +1,39 @@
+package vm
+
+import "flag"
+
+var allKernels = flag.Bool("all-kernels", false, "run everything on every kernel of the rig; make test-kernels does")
+
+// oldestAndNewest are the kernels for what depends on the block layer and the filesystems:
+// tracking, mirrors, freezes, power cuts.
+func oldestAndNewest() []Kernel {
+	if *allKernels {
+		return Kernels()
+	}
+	all := Kernels()
+	return []Kernel{all[0], all[len(all)-1]}
+}
+
+// forMapper are the kernels for what depends on device-mapper.
+func forMapper() []Kernel {
+	if *allKernels {
+		return Kernels()
+	}
+	return []Kernel{Linux61, Linux612}
+}
+
+// old reports whether a kernel is of the older half. Of two kernels that share the cases of a
+// test out, one is.
+func (k Kernel) old() bool { return k == Linux510 || k == Linux61 }
+
+// skipped is the pattern of the cases that a kernel leaves to the other one: those of old or of
+// the newer half. With all kernels, nothing is left out.
+func (k Kernel) skipped(old, newer string) string {
+	switch {
+	case *allKernels:
+		return ""
+	case k.old():
+		return old
+	}
+	return newer
+}
