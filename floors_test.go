@@ -29,6 +29,7 @@ var floors = [][]string{
 	{"block"},
 	{"format/pdata"},
 	{"format/*"},
+	{"witness"},
 	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fiemap", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers"},
 	{"linux/dmera", "linux/dmhold", "linux/dmsnap", "linux/dmthin"},
 	{"linux/lvm"},

@@ -69,14 +69,15 @@ func (g Generator) parts() []part {
 
 // render makes the files of a table for a system where tidemark is at program.
 func render(t Tab, program string, generators []Generator) []File {
+	files := trackUnits(t, program)
 	entries := t.Entries()
 	if len(entries) == 0 {
-		return nil
+		return files
 	}
-	files := []File{
+	files = append(files, []File{
 		{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)},
 		{Path: udevRules, Mode: 0o644, Data: rules(entries)},
-	}
+	}...)
 	if early := t.Stage(StageInitramfs); len(early) > 0 {
 		if slices.ContainsFunc(early, func(e Entry) bool { return !e.Linear() }) {
 			files = append(files,
@@ -91,7 +92,7 @@ func render(t Tab, program string, generators []Generator) []File {
 		}
 	}
 	for _, e := range t.Stage(StageSystem) {
-		files = append(files, unit(e)...)
+		files = append(files, unit(e, program)...)
 	}
 	return files
 }
@@ -136,7 +137,7 @@ func opener(e Entry) string {
 
 // unit makes systemd wait for what an entry is made of, and local-fs.target fail when
 // it cannot be opened.
-func unit(e Entry) []File {
+func unit(e Entry, program string) []File {
 	instance := strings.Replace(unitName, "@", "@"+e.Name, 1)
 	needed := deviceUnit(DevicePath(e.Data))
 	if !e.Linear() {
@@ -144,8 +145,8 @@ func unit(e Entry) []File {
 	}
 	dropIn := "# Written by \"tidemark boot install\" from " + TabPath + ".\n[Unit]\n" +
 		"Requires=" + needed + "\nAfter=" + needed + "\n"
-	if e.Linear() { // it has nothing to be written at the end; systemd takes it down
-		dropIn += "[Service]\nExecStop=\n"
+	if e.Linear() { // systemd takes it down; of its persistent snapshots it is noted how it was left
+		dropIn += "[Service]\nExecStop=\nExecStop=" + program + " snapshot repair\n"
 	}
 	return []File{
 		{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},
@@ -153,8 +154,11 @@ func unit(e Entry) []File {
 	}
 }
 
-// deviceUnit returns the name of systemd's unit for a path, as systemd-escape --path does.
-func deviceUnit(path string) string {
+// deviceUnit returns the name of systemd's unit for a path.
+func deviceUnit(path string) string { return escape(path) + ".device" }
+
+// escape makes a path fit for the name of a unit, as systemd-escape --path does.
+func escape(path string) string {
 	var b strings.Builder
 	for i, c := range []byte(strings.TrimPrefix(path, "/")) {
 		switch {
@@ -166,5 +170,5 @@ func deviceUnit(path string) string {
 			fmt.Fprintf(&b, `\x%02x`, c)
 		}
 	}
-	return b.String() + ".device"
+	return b.String()
 }

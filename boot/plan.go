@@ -70,7 +70,7 @@ func (s *System) suits(t Tab) error {
 	if len(t.Stage(StageInitramfs)) > 0 && len(s.Generators()) == 0 {
 		return fmt.Errorf("boot: %s: %w: neither initramfs-tools nor dracut is installed", s.dir, ErrUnsuitable)
 	}
-	if len(t.Stage(StageSystem)) > 0 && !s.has("/usr/lib/systemd/systemd", "/lib/systemd/systemd") {
+	if len(t.Stage(StageSystem))+len(t.Tracked()) > 0 && !s.has("/usr/lib/systemd/systemd", "/lib/systemd/systemd") {
 		return fmt.Errorf("boot: %s: %w: systemd is not installed", s.dir, ErrUnsuitable)
 	}
 	return nil
@@ -97,7 +97,7 @@ func (p *Plan) addTab(s *System, t Tab) {
 	f := File{Path: TabPath, Mode: 0o644, Data: t.Bytes()}
 	have, err := readFile(s.root, TabPath)
 	switch {
-	case len(t.Entries()) == 0:
+	case t.Empty():
 		if err == nil {
 			p.Steps = append(p.Steps, Step{f, Remove, Same})
 		}

@@ -13,6 +13,7 @@ type Status struct {
 	Program    string        `json:"program,omitempty"` // path in the system
 	Generators []Generator   `json:"generators"`
 	Devices    []Entry       `json:"devices"`
+	Tracked    []string      `json:"tracked"` // disks of which the changes are known over reboots
 	Files      []FileStatus  `json:"files"`
 	Images     []ImageStatus `json:"images"`
 }
@@ -58,7 +59,7 @@ func (s *System) Status() (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	st := Status{Program: known.Program, Generators: s.Generators(), Devices: t.Entries()}
+	st := Status{Program: known.Program, Generators: s.Generators(), Devices: t.Entries(), Tracked: t.Tracked()}
 	plan, err := s.planOf(t, known.Program, known, true)
 	if err != nil {
 		return Status{}, err

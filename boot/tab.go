@@ -21,6 +21,7 @@ const tabHead = `# Devices that are opened when the machine starts, one a line: 
 #   initramfs   opened in the initramfs, before root is mounted
 #   system      opened by systemd, before local filesystems are mounted
 #   create=N    when the metadata is all zero, made anew with blocks of N bytes
+# A line "track" and a disk: what changes on it is known over clean reboots.
 # After a change by hand run "tidemark boot install", which makes the other files from this one.
 `
 
@@ -115,7 +116,8 @@ type Tab struct {
 
 type tabLine struct {
 	text  string
-	entry *Entry // nil: a comment or empty
+	entry *Entry // nil: a comment, empty, or a disk to be tracked
+	track string // the disk
 }
 
 // ParseTab reads a table. The error wraps ErrTab and names the line.
@@ -126,19 +128,30 @@ func ParseTab(data []byte) (Tab, error) {
 		number++
 		text := strings.TrimRight(string(line), "\r\n")
 		parsed := tabLine{text: text}
-		if fields := strings.Fields(text); len(fields) > 0 && !strings.HasPrefix(fields[0], "#") {
-			entry, err := parseEntry(fields)
-			if err == nil {
-				err = t.accepts(entry)
-			}
-			if err != nil {
-				return Tab{}, fmt.Errorf("boot: %s:%d: %w", TabPath, number, err)
-			}
-			parsed.entry = &entry
+		if err := parsed.parse(t); err != nil {
+			return Tab{}, fmt.Errorf("boot: %s:%d: %w", TabPath, number, err)
 		}
 		t.lines = append(t.lines, parsed)
 	}
 	return t, nil
+}
+
+// parse reads the text of a line, behind those of t.
+func (l *tabLine) parse(t Tab) error {
+	fields := strings.Fields(l.text)
+	switch {
+	case len(fields) == 0 || strings.HasPrefix(fields[0], "#"):
+		return nil
+	case len(fields) == 2 && fields[0] == trackWord:
+		l.track = fields[1]
+		return t.acceptsTracked(l.track)
+	}
+	entry, err := parseEntry(fields)
+	l.entry = &entry
+	if err != nil {
+		return err
+	}
+	return t.accepts(entry)
 }
 
 func parseEntry(fields []string) (Entry, error) {
@@ -225,11 +238,7 @@ func (t Tab) With(e Entry) (Tab, error) {
 	}
 	at := slices.IndexFunc(t.lines, func(l tabLine) bool { return l.entry != nil && l.entry.Name == e.Name })
 	changed := Tab{lines: slices.Clone(t.lines)}
-	if len(changed.lines) == 0 {
-		for line := range strings.Lines(tabHead) {
-			changed.lines = append(changed.lines, tabLine{text: strings.TrimSuffix(line, "\n")})
-		}
-	}
+	changed.begin()
 	if at >= 0 {
 		changed.lines = slices.Delete(changed.lines, at, at+1)
 	} else {
@@ -241,6 +250,19 @@ func (t Tab) With(e Entry) (Tab, error) {
 	changed.lines = slices.Insert(changed.lines, at, tabLine{text: e.line(), entry: &e})
 	return changed, nil
 }
+
+// begin gives an empty table its head.
+func (t *Tab) begin() {
+	if len(t.lines) > 0 {
+		return
+	}
+	for line := range strings.Lines(tabHead) {
+		t.lines = append(t.lines, tabLine{text: strings.TrimSuffix(line, "\n")})
+	}
+}
+
+// Empty reports whether the table has no device at all.
+func (t Tab) Empty() bool { return len(t.Entries())+len(t.Tracked()) == 0 }
 
 // Without returns the table without the device of that name. The error wraps ErrNoEntry.
 func (t Tab) Without(name string) (Tab, error) {

@@ -140,10 +140,10 @@ func (b *bootSystem) within(args []string) []string {
 
 func newBootUninstall() *cobra.Command {
 	b := &bootSystem{}
-	var name string
+	var name, tracked string
 	cmd := command{
-		use: "uninstall [--era NAME]", short: "Boot without a device again",
-		long: `Takes the device, an era device or a linear one, out of /etc/tidemark/era.conf, or all of them without --era, and removes the files that "boot install" wrote and that nothing needs any more. Files that were changed by hand are refused, and stay, unless --force is given. The era device and its metadata are not touched.
+		use: "uninstall [--era NAME | --track DEVICE]", short: "Boot without a device again",
+		long: `Takes the device, an era device or a linear one, out of /etc/tidemark/era.conf, or all of them without --era and --track, and removes the files that "boot install" wrote and that nothing needs any more. Files that were changed by hand are refused, and stay, unless --force is given. The era device and its metadata are not touched.
 
 What is written without the era device is not in its metadata. Before that metadata is used again, fill its first block with zeros: the marks of all copies must not be believed.`,
 		example: "tidemark boot uninstall --era root --dry-run\ntidemark boot uninstall --era root --update",
@@ -152,12 +152,17 @@ What is written without the era device is not in its metadata. Before that metad
 		run: func(cmd *cobra.Command, _ []string) error {
 			b.out = cmd.OutOrStdout()
 			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
+				if tracked != "" {
+					return b.untrack(cmd.Context(), sys, table, tracked)
+				}
 				return b.uninstall(cmd.Context(), sys, table, name)
 			})
 		},
 	}.build()
 	b.flags(cmd)
 	cmd.Flags().StringVar(&name, "era", "", "`name` of the device; all without it")
+	cmd.Flags().StringVar(&tracked, "track", "", "`device` whose tracking is to be saved no more when the machine is shut down")
+	cmd.MarkFlagsMutuallyExclusive("era", "track")
 	return cmd
 }
 
@@ -171,6 +176,14 @@ func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot
 		gone = []boot.Entry{e}
 	}
 	var err error
+	for _, disk := range table.Tracked() {
+		if name != "" {
+			break
+		}
+		if table, err = table.WithoutTracked(disk); err != nil {
+			return err
+		}
+	}
 	for _, e := range gone {
 		if table, err = table.Without(e.Name); err != nil {
 			return err
@@ -182,7 +195,7 @@ func (b *bootSystem) uninstall(ctx context.Context, sys *boot.System, table boot
 		}
 	}
 	program, err := sys.Program("")
-	if err != nil && len(table.Entries()) > 0 {
+	if err != nil && !table.Empty() {
 		return err
 	}
 	if err := b.change(ctx, sys, table, program); err != nil || b.dryRun {

@@ -18,15 +18,18 @@ type bootInstall struct {
 	data, meta   string
 	stage        choice
 	create       byteSize
+	tracked      []string
 }
 
 func newBootInstall(g *globals) *cobra.Command {
 	b := &bootInstall{g: g}
 	cmd := command{
-		use: "install [--era NAME --data DEV --meta DEV | --linear NAME --data DEV]", short: "Open an era device at every boot",
+		use: "install [--era NAME --data DEV --meta DEV | --linear NAME --data DEV | --track DEVICE...]", short: "Open an era device at every boot",
 		long: `Adds the era device NAME to /etc/tidemark/era.conf, or replaces its line, and writes what opens it at every boot: hook and scripts for initramfs-tools, a module for dracut (for those of the two that are installed), a systemd unit and a udev rule. Without --era the files are made anew from era.conf as it is, after a change by hand. Several devices are installed one after the other.
 
 With --linear it is a linear device: DATA under another name, of which live snapshots can be taken. "tidemark adopt" does this on a running system, with more checks; here it is for the image of another one. What is said below of metadata is not for it.
+
+With --track nothing is opened: the marks of the disk that DEVICE is, or is a part of, outlive a clean reboot. A systemd unit saves what is known of its changes to /var/lib/tidemark/tracking when all of it is unmounted, and goes on with it at the next boot before anything on it is mounted. A power cut or a crash, a mount, a check or a repair by another system, another disk in its place, and a resize lose the marks, and the next run reads everything. What keeps no trace of a mount counts as changed after each reboot: FAT, swap, LUKS, LVM, and what is outside of a filesystem; name the opened volume in /dev/mapper instead of the disk that it lies on. The disk of the root filesystem is refused, because it is never unmounted; a dm-era device is the answer there, and against power cuts.
 
 The devices may be given by any name; stored is their PARTUUID, else a link in /dev/disk/by-id, else a name in /dev/mapper. A device that has none is refused: /dev/sdb may be another disk at the next boot.
 
@@ -44,6 +47,8 @@ Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs
 A boot in which the device cannot be opened ends in a shell, with what is wrong and what to do. With dracut, give rd.shell=1 to the kernel for that.`,
 		example: `tidemark boot install --era root --data /dev/sda2 --meta /dev/sda3 --create 2M --update
 tidemark boot install --era srv --data /dev/vg/srv --meta /dev/vg/srv-era --stage system
+# the marks of a data disk outlive clean reboots
+tidemark boot install --track /dev/vdb
 # for the builder of an image
 tidemark boot install --root /mnt/image --era root --data PARTUUID=6ab7a01e-02 --meta PARTUUID=6ab7a01e-03 --create 2M
 tidemark boot install --root /mnt/image --linear root --data PARTUUID=6ab7a01e-02`,
@@ -55,6 +60,9 @@ tidemark boot install --root /mnt/image --linear root --data PARTUUID=6ab7a01e-0
 			given := era || linear
 			if !given && b.name+b.linear+b.data+b.meta != "" {
 				return usagef("--era, --data and --meta are needed together, or --linear and --data")
+			}
+			if given && len(b.tracked) > 0 {
+				return usagef("--track stands alone")
 			}
 			b.out = cmd.OutOrStdout()
 			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
@@ -69,6 +77,7 @@ tidemark boot install --root /mnt/image --linear root --data PARTUUID=6ab7a01e-0
 	flags.StringVar(&b.data, "data", "", "`device` that holds the data, or PARTUUID=...")
 	flags.StringVar(&b.meta, "meta", "", "`device` that holds the metadata, or PARTUUID=...")
 	addSize(cmd, &b.create, "create", "when the metadata is all zero, make it anew at boot with blocks of this `size`")
+	flags.StringArrayVar(&b.tracked, "track", nil, "`device` whose tracking goes on after a clean reboot; it may be given several times")
 	flags.StringVar(&b.program, "program", "", "`path` of tidemark in the system; this program, or the one that is found there")
 	addChoice(cmd, &b.stage, "stage", "when the era device is opened: by systemd, or before root is mounted", "auto", "initramfs", "system")
 	return cmd
@@ -79,9 +88,12 @@ func (b *bootInstall) run(ctx context.Context, sys *boot.System, table boot.Tab,
 	if err != nil {
 		return err
 	}
+	if len(b.tracked) > 0 {
+		return b.track(ctx, sys, table, program)
+	}
 	if !given {
-		if len(table.Entries()) == 0 {
-			return usagef("no device is in %s yet: give --era, --data and --meta", boot.TabPath)
+		if table.Empty() {
+			return usagef("no device is in %s yet: give --era, --data and --meta, or --track", boot.TabPath)
 		}
 		return b.change(ctx, sys, table, program)
 	}

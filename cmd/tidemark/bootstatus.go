@@ -16,7 +16,7 @@ func newBootStatus() *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "status", short: "Show which devices the next boot opens",
-		long: `Lists the devices of /etc/tidemark/era.conf, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no device), or unknown (lsinitramfs or lsinitrd of that system could not list it).
+		long: `Lists the devices of /etc/tidemark/era.conf, the disks whose tracking outlives a clean reboot, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no device), or unknown (lsinitramfs or lsinitrd of that system could not list it).
 
 Ends with 5 when anything is not as it should be; "tidemark boot install" without options writes the files anew.`,
 		example: "tidemark boot status\n# for programs\ntidemark boot status --json",
@@ -46,14 +46,19 @@ Ends with 5 when anything is not as it should be; "tidemark boot install" withou
 }
 
 func printBoot(out io.Writer, st boot.Status) error {
-	if len(st.Devices) == 0 && len(st.Files) == 0 {
+	if len(st.Devices)+len(st.Tracked)+len(st.Files) == 0 {
 		_, err := fmt.Fprintln(out, "no device is opened at boot")
 		return err
 	}
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "device\topened by\tdata\tmetadata")
+	if len(st.Devices) > 0 {
+		fmt.Fprintln(table, "device\topened by\tdata\tmetadata")
+	}
 	for _, e := range st.Devices {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", e.Path(), e.Stage, e.Data, cmp.Or(e.Meta, e.Kind()))
+	}
+	for _, disk := range st.Tracked {
+		fmt.Fprintf(table, "%s\ttracked over clean reboots\n", disk)
 	}
 	fmt.Fprintln(table, "\nfile\tstate")
 	for _, f := range st.Files {

@@ -13,6 +13,7 @@ import (
 
 	"tidemark/cmd/tidemark/internal/doctor"
 	"tidemark/track"
+	"tidemark/track/bpf"
 	"tidemark/transfer/survey"
 )
 
@@ -128,12 +129,14 @@ func adviceOn(d survey.Device) []string {
 	case survey.Refused:
 		lines = append(lines, "not by itself: "+d.ViewWhy)
 	default:
-		after := "after a reboot a run reads all of it"
-		if d.Lasting {
-			after = "after a reboot as well"
-		}
-		if d.Tracker == track.KindScan {
+		after := `after a reboot a run reads all of it ("tidemark boot install --track" is for that)`
+		switch {
+		case d.Tracker == track.KindScan:
 			after = "each run reads all of it"
+		case d.Lasting && d.Tracker == bpf.Kind:
+			after = "after a clean reboot as well, not after a power cut"
+		case d.Lasting:
+			after = "after a reboot as well"
 		}
 		lines = append(lines, d.View+": "+d.ViewWhy, fmt.Sprintf("%s: %s; %s", d.Tracker, d.TrackerWhy, after))
 	}

@@ -195,6 +195,11 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 func (f *mirrorFlags) once(ctx context.Context, cmd *cobra.Command, g *globals, list []pairs.Pair, bar *noting, next func() time.Time) ([]transfer.Report, error) {
 	reports, err := f.mirror(ctx, g, list, bar)
 	bar.End()
+	for _, rep := range reports {
+		if hint := rebootHint(rep); hint != "" {
+			bar.Note(hint)
+		}
+	}
 	if err != nil && f.quiet {
 		for _, note := range bar.notes { // they may say why
 			fmt.Fprintln(cmd.ErrOrStderr(), note)

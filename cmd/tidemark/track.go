@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,12 +31,12 @@ func newTrack(g *globals) *cobra.Command {
 		use: "track", short: "Follow the writes to block devices",
 		long: `Starts, stops and questions the tracking of block devices. "tidemark mirror" starts it by itself; these commands are for starting earlier, and for programs that copy on their own.
 
-Tracking goes on when tidemark ends, crashes or is upgraded, unless the new version needs other programs in the kernel, which it says; a reboot ends it. A partition is tracked with its whole disk. A DEVICE is named by its path, the mount point of its filesystem, or UUID=, LABEL=, PARTUUID= or PARTLABEL=.`,
+Tracking goes on when tidemark ends, crashes or is upgraded, unless the new version needs other programs in the kernel, which it says. A reboot ends it, unless "tidemark boot install --track" was told to save it. A partition is tracked with its whole disk. A DEVICE is named by its path, the mount point of its filesystem, or UUID=, LABEL=, PARTUUID= or PARTLABEL=.`,
 		example: `tidemark track start /dev/vdb
 tidemark track status
 tidemark track changes /dev/vdb --since bpf:92d1f0c55a3b7e10:1`,
 		exits: []exitCode{exitMarkLost},
-	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g), newTrackMarkDirty(g), newTrackMap(g))
+	}.build(newTrackStart(g), newTrackStop(g), newTrackStatus(g), newTrackChanges(g), newTrackMarkDirty(g), newTrackMap(g), newTrackSave(g), newTrackResume(g))
 }
 
 // started is what "track start" says of one device.
@@ -147,6 +148,9 @@ func newTrackStatus(g *globals) *cobra.Command {
 		args:    cobra.ArbitraryArgs,
 		run: func(cmd *cobra.Command, args []string) error {
 			all, err := statusOf(cmd.Context(), args, g.trackOptions())
+			if err == nil {
+				err = tellReboots(all)
+			}
 			if err != nil {
 				return err
 			}
@@ -208,6 +212,7 @@ func printTracked(w io.Writer, all []bpf.Status) error {
 		if s.Lost != "" {
 			fmt.Fprintf(table, "  lost\tall marks: %s\n", s.Lost)
 		}
+		fmt.Fprintf(table, "  reboot\t%s\n", cmp.Or(s.LostAtReboot, "the marks are kept when it is clean"))
 		for _, m := range s.Marks {
 			fmt.Fprintf(table, "  mark\t%s (%s, %s)\n", m.Mark, m.Owner, stamp(m.Time))
 		}

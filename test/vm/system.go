@@ -144,6 +144,17 @@ func (d *Debian) kernel(k Kernel, also ...string) {
 	d.Chroot("depmod", d.Release)
 }
 
+// modulesOf adds modules of a kernel, those in these folders.
+func (d *Debian) modulesOf(k Kernel, folders ...string) {
+	d.t.Helper()
+	c, err := openCache()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.modules(filepath.Join(c.kernel(k), "lib/modules", d.Release), folders)
+	d.Chroot("depmod", d.Release)
+}
+
 // modules copies the modules in these folders, and the lists of all of them. A kernel
 // that has some of them built in lacks their folders.
 func (d *Debian) modules(from string, folders []string) {

@@ -25,6 +25,8 @@
 //	<RunDir>/track/<disk>/record.json    what is tracked, since when
 //	<RunDir>/track/<disk>/…              see package track/history
 //
+// What outlives a reboot is what Save writes down, for Resume: see these.
+//
 // Locks are taken in the order lock, history, flip. Should RunDir outlive a reboot, the
 // boot id in the record tells.
 package bpf
@@ -66,6 +68,8 @@ type Options struct {
 	// and thaw). It is called when tracking starts on a bio-based disk; without it, or
 	// when it fails, the kernel's own count of I/O in flight is polled.
 	Drain func(context.Context) error
+
+	resuming *resuming // what Resume goes on with
 }
 
 // paths is where the state lives.

@@ -2,6 +2,8 @@ package bpf
 
 import (
 	"context"
+	"testing"
+	"time"
 
 	"tidemark/extent"
 	"tidemark/linux/bpf"
@@ -48,3 +50,19 @@ func (t *Tracker) Dir() string { return t.s.dir() }
 
 // Pins is where the pinned objects live.
 func (t *Tracker) Pins() string { return t.s.pl.pins }
+
+// EditSaved moves the time of a saved record, and has it be of another disk where identity is given.
+func EditSaved(t testing.TB, p Place, by time.Duration, identity string) {
+	t.Helper()
+	sv, lost, err := p.read()
+	if err != nil || lost != "" {
+		t.Fatal(lost, err)
+	}
+	sv.Time = sv.Time.Add(by)
+	if identity != "" {
+		sv.Identity = identity
+	}
+	if err := p.write(sv); err != nil {
+		t.Fatal(err)
+	}
+}

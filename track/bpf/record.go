@@ -38,6 +38,8 @@ type record struct {
 	Swaps bool `json:"swaps,omitempty"`
 	// Before says why marks of earlier generations are lost.
 	Before string `json:"before,omitempty"`
+	// Ancestors are the generations of earlier boots that this one took up.
+	Ancestors []ancestor `json:"ancestors,omitempty"`
 }
 
 // loadRecord reads the record of a disk. The error wraps fs.ErrNotExist, or

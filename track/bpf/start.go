@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"tidemark/block"
 	"tidemark/linux/atomicfile"
@@ -136,7 +137,7 @@ func (s *session) resumeOrBegin(ctx context.Context, opts Options, begin, broken
 	if !begin {
 		return false, track.Lost("%s", why)
 	}
-	return true, s.begin(ctx, opts, why)
+	return true, s.beginOrTakeUp(ctx, opts, why)
 }
 
 // notTracked is why marks are lost when there is no trace of their generation.
@@ -176,13 +177,29 @@ func damaged(err error) bool { return errors.Is(err, atomicfile.ErrDamaged) }
 // begin starts a new generation. The record is written last: without one, what was made
 // before is removed by the next start or stop.
 func (s *session) begin(ctx context.Context, opts Options, why string) error {
+	granularity := opts.BlockSize
+	if granularity == 0 {
+		granularity = defaultBlockSize(s.source.DiskSize, s.fac.MaxBlocks())
+	}
+	if err := s.prepare(granularity, why); err != nil {
+		return err
+	}
+	if err := s.arm(bpf.Header{Epoch: 1}); err != nil {
+		return err
+	}
+	if s.source.BioBased {
+		if err := s.drain(ctx, opts.Drain); err != nil {
+			return err
+		}
+	}
+	return s.rec.save(s.pl)
+}
+
+// prepare makes the record of a new generation, and has its place in the kernel.
+func (s *session) prepare(granularity int64, why string) error {
 	id := s.source
 	if id.DiskSize <= 0 {
 		return fmt.Errorf("track: %s: the device has no size", id.Disk)
-	}
-	granularity := opts.BlockSize
-	if granularity == 0 {
-		granularity = defaultBlockSize(id.DiskSize, s.fac.MaxBlocks())
 	}
 	if err := validBlockSize(granularity, id.DiskSize, s.fac.MaxBlocks()); err != nil {
 		return err
@@ -202,24 +219,14 @@ func (s *session) begin(ctx context.Context, opts Options, why string) error {
 		return err
 	}
 	if mapping != "" {
-		if s.rec.Swaps, err = s.fac.WatchSwaps(); err != nil {
-			return err
-		}
+		s.rec.Swaps, err = s.fac.WatchSwaps()
 	}
-	if err := s.arm(); err != nil {
-		return err
-	}
-	if id.BioBased {
-		if err := s.drain(ctx, opts.Drain); err != nil {
-			return err
-		}
-	}
-	return s.rec.save(s.pl)
+	return err
 }
 
-// arm makes the programs mark the disk's blocks.
-func (s *session) arm() error {
-	b, err := s.spare(1)
+// arm makes the programs mark the disk's blocks, in an epoch with that header.
+func (s *session) arm(h bpf.Header) error {
+	b, err := s.spare(h.Epoch)
 	if err != nil {
 		return err
 	}
@@ -228,10 +235,9 @@ func (s *session) arm() error {
 	if err != nil {
 		return err
 	}
-	b.SetHeader(bpf.Header{
-		Epoch: 1, BaseQueue: misses.Queue, BaseComplete: misses.Complete,
-		Opened: s.rec.Since.UnixNano(), Active: true,
-	})
+	h.BaseQueue, h.BaseComplete = misses.Queue, misses.Complete
+	h.Opened, h.Active = time.Now().UnixNano(), true
+	b.SetHeader(h)
 	d, err := s.entry()
 	if err != nil {
 		return err

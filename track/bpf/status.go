@@ -31,6 +31,9 @@ type Status struct {
 	// MergesUnseen: a snapshot that is merged into the disk, and has been by the next Cut, does not
 	// show: this kernel cannot tell (see bpf.Facility.WatchSwaps).
 	MergesUnseen bool `json:"merges_unseen,omitempty"`
+	// LostAtReboot says why the next reboot will lose all marks; empty: it keeps them if it is clean.
+	// List leaves it empty: what is done at a reboot is not this package's.
+	LostAtReboot string `json:"lost_at_reboot,omitempty"`
 }
 
 // MarkStatus tells of one mark that is kept.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -273,7 +275,7 @@ func (t *Tracker) epochOf(m track.Mark) (uint64, error) {
 	}
 	want := t.part()
 	switch {
-	case at.Generation != t.s.rec.Generation:
+	case !t.s.rec.knows(at):
 		return 0, track.Lost("it is of another tracking than that of now, which began at %s because %s",
 			t.s.rec.Since.Format(time.RFC3339), t.s.rec.Before)
 	case at.Slice != want:
@@ -358,6 +360,16 @@ func (t *Tracker) Drain(context.Context) error { return nil }
 // be written.
 func (t *Tracker) Keep(ctx context.Context, owner string, m track.Mark, quiet bool) error {
 	return t.keep(ctx, m, quiet, func(ls *history.Leases, one history.Lease) { ls.Keep(owner, one) })
+}
+
+// Owners returns who keeps marks, sorted.
+func (t *Tracker) Owners(ctx context.Context) (owners []string, err error) {
+	err = t.locked(ctx, func(h *history.History, _ bpf.Header) error {
+		ls, err := h.Leases()
+		owners = slices.Sorted(maps.Keys(ls.Owners))
+		return err
+	})
+	return owners, err
 }
 
 // Remember keeps the history since m for no owner in particular, unless one keeps it

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"tidemark/block"
+	"tidemark/boot"
 	"tidemark/linux/blkid"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
@@ -49,7 +50,8 @@ type Device struct {
 	TrackerWhy string `json:"tracker_why,omitempty"`
 	View       string `json:"view,omitempty"`
 	ViewWhy    string `json:"view_why,omitempty"`
-	// Lasting says that marks outlive a reboot: the run after it reads only what changed.
+	// Lasting says that marks outlive a reboot, with eBPF a clean one: the run after it reads only
+	// what changed.
 	Lasting bool     `json:"marks_outlive_reboot"`
 	Notes   []string `json:"notes"`
 }
@@ -70,6 +72,9 @@ func Survey(ctx context.Context, o Options) ([]Device, error) {
 		return nil, fmt.Errorf("survey: %w", err)
 	}
 	if s.tracked, err = bpf.List(ctx, o.Track); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("survey: %w", err)
+	}
+	if s.lasting, err = saved(); err != nil {
 		return nil, fmt.Errorf("survey: %w", err)
 	}
 	listed, err := blkid.List(ctx)
@@ -99,6 +104,26 @@ func Survey(ctx context.Context, o Options) ([]Device, error) {
 	return devices, nil
 }
 
+// saved returns the disks whose tracking is saved when the machine is shut down.
+func saved() (map[string]bool, error) {
+	sys, err := boot.OpenSystem("/")
+	if err != nil {
+		return nil, err
+	}
+	defer sys.Close()
+	table, err := sys.Tab()
+	if err != nil {
+		return nil, err
+	}
+	disks := map[string]bool{}
+	for _, name := range table.Tracked() {
+		if id, err := block.Identify(name); err == nil { // else it is not there
+			disks[id.Disk] = true
+		}
+	}
+	return disks, nil
+}
+
 // survey is one look at the machine.
 type survey struct {
 	o       Options
@@ -106,6 +131,7 @@ type survey struct {
 	tracked []bpf.Status
 	known   map[string]blkid.Device // by path
 	missing string                  // why nothing is known
+	lasting map[string]bool         // disks whose tracking by eBPF is saved at a shutdown
 }
 
 func (s *survey) device(ctx context.Context, name string) (Device, error) {
@@ -268,7 +294,7 @@ func (s *survey) judgeTracker(ctx context.Context, d *Device, src *block.Device)
 		d.Tracker, d.TrackerWhy = track.KindScan, err.Error()
 		return
 	}
-	d.Tracker = bpf.Kind
+	d.Tracker, d.Lasting = bpf.Kind, s.lasting[src.Identity().Disk]
 	i := slices.IndexFunc(s.tracked, func(t bpf.Status) bool { return t.Disk == src.Identity().Disk })
 	switch {
 	case i < 0:

@@ -1,0 +1,140 @@
+package vm
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run; scripts/soak does")
+
+// A Debian has a data disk with Btrfs and one with LUKS and ext4 in it, of which both are mounted at
+// boot. What is tracked on them outlives clean reboots, with writes early in the boot and late in the
+// shutdown; and whatever happens between two boots, no write is lost.
+func TestTrackingOutlivesReboots(t *testing.T) {
+	t.Parallel()
+	program := Build(t, "tidemark/test/vm/guest/reboots")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	m := newRebooting(t, Linux612, program, command)
+	m.boot(t, program, "btrfs=not saved", "vault=not saved")
+	m.boot(t, program, "btrfs=", "vault=")
+	for range *rebootRounds {
+		m.boot(t, program, "btrfs=", "vault=")
+	}
+	// A rescue system has mounted one of them.
+	m.onHost(t, m.data, func(dev string) {
+		at := t.TempDir()
+		host(t, "mount", dev, at)
+		err := os.WriteFile(at+"/rescued", []byte("by another system"), 0o600)
+		host(t, "umount", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	m.boot(t, program, "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation", "vault=", "CUT=1")
+	m.boot(t, program, "btrfs=not shut down cleanly", "vault=not shut down cleanly")
+	m.boot(t, program, "btrfs=", "vault=")
+}
+
+// rebooting is a machine with data disks, and copies of these.
+type rebooting struct {
+	kernel Kernel
+	system System
+	root   Disk
+	data   Disk // btrfs
+	vault  Disk // LUKS
+	copies [2]Disk
+	state  Disk
+	boots  int
+}
+
+// vaultHead is what LUKS takes for itself.
+const dataSize, vaultSize, vaultHead = 128 << 20, 64 << 20, 16 << 20
+
+func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
+	d := NewDebian(t, k, Dracut, program)
+	d.modulesOf(k, "kernel/fs/btrfs")
+	d.Install("/usr/bin/tidemark", command)
+	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
+		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/mapper/vault /vault ext4 defaults,x-systemd.makefs 0 2\n")
+	d.Write("/etc/crypttab", "vault /dev/disk/by-id/virtio-vault /etc/vault.key luks\n")
+	d.Write("/etc/vault.key", "a key of a test")
+	host(t, "mkdir", d.in("data"), d.in("vault"))
+	d.writesAtBoth()
+	initrd := d.initramfs(Dracut)
+	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-data", "--track", "/dev/mapper/vault")
+	host(t, command, "boot", "status", "--root", d.Dir)
+	m := &rebooting{
+		kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize),
+		copies: [2]Disk{NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize-vaultHead)},
+		state:  NewDisk(t, "state", 64<<20),
+	}
+	key := filepath.Join(t.TempDir(), "key")
+	host(t, "cp", d.in("etc/vault.key"), key)
+	m.system, m.root = d.Disk(initrd)
+	m.system.Args = "root=UUID=" + RootUUID + " ro systemd.show_status=0"
+	host(t, "mkfs.ext4", "-q", m.state.Path)
+	host(t, "mkfs.btrfs", "-q", m.data.Path)
+	// The first boot makes the filesystem in it.
+	host(t, "cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", m.vault.Path, key)
+	return m
+}
+
+// writesAtBoth makes services that write to the data disks as early in a boot and as late in a
+// shutdown as anybody can who needs them mounted.
+func (d *Debian) writesAtBoth() {
+	d.t.Helper()
+	const text = `[Unit]
+DefaultDependencies=no
+RequiresMountsFor=/data /vault
+Before=sysinit.target shutdown.target
+Conflicts=shutdown.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'for d in /data /vault; do dd if=/dev/urandom of=$d/early bs=64k count=4 status=none; sync; done'
+ExecStop=/bin/sh -c 'for d in /data /vault; do dd if=/dev/urandom of=$d/late bs=64k count=4 status=none; done'
+[Install]
+WantedBy=sysinit.target
+`
+	d.Write("/etc/systemd/system/writes.service", text)
+	host(d.t, "mkdir", "-p", d.in("etc/systemd/system/sysinit.target.wants"))
+	host(d.t, "ln", "-s", "../writes.service", d.in("etc/systemd/system/sysinit.target.wants/writes.service"))
+}
+
+// onHost attaches a disk to the host.
+func (m *rebooting) onHost(t *testing.T, disk Disk, use func(dev string)) {
+	t.Helper()
+	dev := strings.TrimSpace(host(t, "losetup", "--find", "--show", disk.Path))
+	defer host(t, "losetup", "--detach", dev)
+	use(dev)
+}
+
+// boot boots once. Want says of each disk why its marks are lost, "" for kept, and CUT that the power is
+// cut at the end.
+func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
+	t.Helper()
+	m.boots++
+	cut := false
+	for _, w := range want {
+		cut = cut || w == "CUT=1"
+	}
+	r := Run(t, Config{
+		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout,
+		Disks: []Disk{m.root, m.data, m.vault, m.copies[0], m.copies[1], m.state},
+		Env:   append(want, fmt.Sprint("BOOT=", m.boots)),
+		OnEvent: func(guest *Machine, event string) string {
+			if event == "cut" {
+				guest.PowerCut()
+			}
+			return ""
+		},
+	}, program)
+	t.Logf("boot %d: up after %v, all %v", m.boots, r.Boot, r.Total)
+	if r.Cut != cut || t.Failed() {
+		t.Fatalf("boot %d: cut: %v", m.boots, r.Cut)
+	}
+}
