@@ -15,7 +15,7 @@ SLOW := tidemark/test/|tidemark/bench
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
-.PHONY: help build install uninstall packages demo test test-kernels soak setup setup-vm generate man bench vuln fmt lint clean \
+.PHONY: help build install uninstall packages demo test test-kernels soak setup setup-vm setup-s3 generate man bench vuln fmt lint clean \
 	check-fmt check-vet check-shape check-static check-fix check-generated check-tidy \
 	test-race test-fuzz test-slow
 
@@ -36,7 +36,7 @@ packages: build ## a Debian and an RPM package, in bin/
 demo: setup build ## show a live incremental mirror on a loop device (root)
 	scripts/demo.sh
 
-test: setup setup-vm lint test-race test-fuzz test-slow ## everything CI runs (root)
+test: setup setup-vm setup-s3 lint test-race test-fuzz test-slow ## everything CI runs (root)
 
 test-kernels: setup setup-vm ## the tests of test/vm, all of them on every kernel of the rig (root; an hour or two)
 	scripts/as-root go test -count=1 -timeout 0 ./test/vm -all-kernels
@@ -53,6 +53,9 @@ setup: ## the Debian packages that demo and test use
 setup-vm: setup ## the kernels, QEMU, guest tools and Debian root of test/vm, in the user's cache
 	scripts/as-root scripts/vm-setup
 	scripts/as-root scripts/vm-root
+
+setup-s3: ## the S3 server of the tests of vault/store, in the user's cache (minutes, once)
+	scripts/as-root scripts/s3-server
 
 generate: setup ## rebuild the committed eBPF objects (clang)
 	cd linux/bpf && go generate .

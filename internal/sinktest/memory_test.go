@@ -8,7 +8,7 @@ import (
 )
 
 func TestMemoryIsASink(t *testing.T) {
-	sinktest.Run(t, 4096, func(*testing.T, *rand.Rand) sinktest.World {
-		return sinktest.NewMemory(4096)
-	})
+	newWorld := func(*testing.T, *rand.Rand) sinktest.World { return sinktest.NewMemory(4096) }
+	sinktest.Run(t, 4096, newWorld)
+	sinktest.Resumes(t, 4096, newWorld)
 }

@@ -44,13 +44,18 @@ func Run(t *testing.T, block int64, newWorld func(t *testing.T, rng *rand.Rand) 
 		"ALaterPassWins":                         s.passes,
 		"TheSizeFollowsTheSource":                s.sizes,
 		"AnAbortLeavesTheOldCopy":                s.abort,
-		"AFirstCopyGoesOnAtItsCheckpoint":        s.checkpoint,
 		"PutsMayRunTogether":                     s.concurrent,
 		"TheCopyIsOldOrNewWhateverFails":         s.failures,
 		"TheCopyIsOldOrNewWhereverThePowerIsCut": s.cuts,
 	} {
 		t.Run(name, f)
 	}
+}
+
+// Resumes runs the suite of sinks that go on with a first copy at a checkpoint.
+func Resumes(t *testing.T, block int64, newWorld func(t *testing.T, rng *rand.Rand) World) {
+	s := suite{block: block, newWorld: newWorld}
+	t.Run("AFirstCopyGoesOnAtItsCheckpoint", s.checkpoint)
 }
 
 type suite struct {

@@ -43,7 +43,7 @@ func (w sinkWorld) Content() []byte {
 }
 
 func TestAMirrorIsASink(t *testing.T) {
-	sinktest.Run(t, blockSize, func(_ *testing.T, rng *rand.Rand) sinktest.World {
-		return sinkWorld{faultdisk.New(rng)}
-	})
+	newWorld := func(_ *testing.T, rng *rand.Rand) sinktest.World { return sinkWorld{faultdisk.New(rng)} }
+	sinktest.Run(t, blockSize, newWorld)
+	sinktest.Resumes(t, blockSize, newWorld)
 }

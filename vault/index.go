@@ -1,0 +1,220 @@
+package vault
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+
+	format "tidemark/format/vault"
+)
+
+// index is what is known of packs without asking the store: in which of them a chunk lies, and
+// what their tables say. It is a cache: what is not in it is read from the packs.
+type index struct {
+	db     *bbolt.DB
+	remove string // a folder that close removes
+	tables *lru[format.ID, *table]
+}
+
+// The buckets of the file.
+var (
+	metaBucket   = []byte("meta")   // "vault" → id of the vault
+	packsBucket  = []byte("packs")  // id → generation, size, entries of the table
+	chunksBucket = []byte("chunks") // hash → id of a pack, number of a segment
+	vaultKey     = []byte("vault")
+)
+
+const packValueHead = 12 // generation and size
+
+// openIndex opens the index of a vault in a folder. One that cannot be read is made anew, and one
+// that another process uses is left alone.
+func openIndex(id format.ID, folder string) (*index, error) {
+	if folder != "" {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			return nil, fmt.Errorf("vault: cache: %w", err)
+		}
+		path := filepath.Join(folder, id.String()+".index")
+		db, err := openBolt(path, id)
+		if err != nil && !errors.Is(err, bolterrors.ErrTimeout) {
+			if err = os.Remove(path); err == nil {
+				db, err = openBolt(path, id)
+			}
+		}
+		if err == nil {
+			return &index{db: db, tables: newLRU[format.ID, *table](tablesKept)}, nil
+		}
+		if !errors.Is(err, bolterrors.ErrTimeout) {
+			return nil, fmt.Errorf("vault: cache %s: %w", path, err)
+		}
+	}
+	own, err := os.MkdirTemp("", "tidemark-vault-")
+	if err != nil {
+		return nil, fmt.Errorf("vault: cache: %w", err)
+	}
+	db, err := openBolt(filepath.Join(own, "index"), id)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("vault: cache: %w", err), os.RemoveAll(own))
+	}
+	return &index{db: db, remove: own, tables: newLRU[format.ID, *table](tablesKept)}, nil
+}
+
+func openBolt(path string, id format.ID) (*bbolt.DB, error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Millisecond, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(metaBucket)
+		if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
+			return errors.New("it is of another vault")
+		}
+		return meta.Put(vaultKey, id[:])
+	})
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+func (x *index) close() error {
+	err := x.db.Close()
+	if x.remove != "" {
+		err = errors.Join(err, os.RemoveAll(x.remove))
+	}
+	return err
+}
+
+// known is a pack that the index or the vault knows.
+type known struct {
+	name format.PackName
+	size int64 // bytes
+}
+
+// add puts tables into the index. Those of an older generation of their packs are forgotten.
+func (x *index) add(tables ...*table) error {
+	return x.db.Update(func(tx *bbolt.Tx) error {
+		for _, t := range tables {
+			if err := forget(tx, t.name.ID); err != nil {
+				return err
+			}
+			id := t.name.ID
+			value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
+			value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
+			value = append(value, format.EncodeSegments(t.Segments)...)
+			if err := tx.Bucket(packsBucket).Put(id[:], value); err != nil {
+				return err
+			}
+			for _, s := range t.Segments {
+				if s.Kind != format.Chunk {
+					continue
+				}
+				place := binary.LittleEndian.AppendUint32(id[:len(id):len(id)], s.Number)
+				if err := tx.Bucket(chunksBucket).Put(s.Hash[:], place); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// renew puts the table of a pack, as the store has it, into the index, when that has another.
+func (x *index) renew(t *table) error {
+	old, err := x.table(t.name.ID)
+	if err == nil && old != nil && old.known == t.known && slices.Equal(old.Segments, t.Segments) {
+		return nil
+	}
+	x.tables.drop(t.name.ID)
+	return x.add(t)
+}
+
+// drop takes packs out of the index.
+func (x *index) drop(packs ...format.ID) error {
+	return x.db.Update(func(tx *bbolt.Tx) error {
+		for _, id := range packs {
+			if err := forget(tx, id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func forget(tx *bbolt.Tx, id format.ID) error {
+	t, err := decodeTable(id, tx.Bucket(packsBucket).Get(id[:]))
+	if err != nil || t == nil {
+		return err
+	}
+	chunks := tx.Bucket(chunksBucket)
+	for _, s := range t.Segments {
+		if place := chunks.Get(s.Hash[:]); s.Kind == format.Chunk && place != nil && format.ID(place) == id {
+			if err := chunks.Delete(s.Hash[:]); err != nil {
+				return err
+			}
+		}
+	}
+	return tx.Bucket(packsBucket).Delete(id[:])
+}
+
+// find returns in which segment a chunk lies.
+func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		if place := tx.Bucket(chunksBucket).Get(h[:]); len(place) == len(ref.Pack)+4 {
+			ref, ok = format.Ref{Pack: format.ID(place), Segment: binary.LittleEndian.Uint32(place[len(ref.Pack):])}, true
+		}
+		return nil
+	})
+	return ref, ok, err
+}
+
+// table returns the table of a pack, nil where it is not known.
+func (x *index) table(id format.ID) (t *table, err error) {
+	err = x.db.View(func(tx *bbolt.Tx) (err error) {
+		t, err = decodeTable(id, tx.Bucket(packsBucket).Get(id[:]))
+		return err
+	})
+	return t, err
+}
+
+func decodeTable(id format.ID, value []byte) (*table, error) {
+	if value == nil {
+		return nil, nil
+	}
+	if len(value) < packValueHead {
+		return nil, fmt.Errorf("vault: cache: the table of pack %v has %d bytes: remove the cache", id, len(value))
+	}
+	all, err := format.DecodeSegments(value[packValueHead:])
+	if err != nil {
+		return nil, fmt.Errorf("vault: cache: pack %v: %w: remove the cache", id, err)
+	}
+	name := format.PackName{ID: id, Generation: binary.LittleEndian.Uint32(value)}
+	return &table{known: known{name, int64(binary.LittleEndian.Uint64(value[4:]))}, Table: format.Table{Name: name, Segments: all}}, nil
+}
+
+// packs returns all packs that the index knows.
+func (x *index) packs() (all map[format.ID]known, err error) {
+	all = map[format.ID]known{}
+	err = x.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(packsBucket).ForEach(func(k, v []byte) error {
+			if len(k) != 16 || len(v) < packValueHead {
+				return errors.New("vault: the cache is damaged: remove it")
+			}
+			id := format.ID(k)
+			all[id] = known{format.PackName{ID: id, Generation: binary.LittleEndian.Uint32(v)}, int64(binary.LittleEndian.Uint64(v[4:]))}
+			return nil
+		})
+	})
+	return all, err
+}

@@ -1,0 +1,139 @@
+package vault
+
+import (
+	"context"
+	"sync"
+
+	format "tidemark/format/vault"
+)
+
+// packer puts segments into packs, and full packs into the store, one at a time while the next one
+// is filled.
+type packer struct {
+	v      *Vault
+	ctx    context.Context
+	mu     sync.Mutex
+	open   *format.Pack               // nil where none is begun
+	sent   *format.Pack               // being put; nil where none is
+	fresh  map[format.Hash]format.Ref // chunks of both, which the index does not know yet
+	mine   map[format.ID]bool         // packs that were begun
+	stored int64                      // bytes of packs
+	err    error                      // of a put; it ends all
+	done   chan struct{}              // closed when sent has been put
+}
+
+func newPacker(ctx context.Context, v *Vault) *packer {
+	return &packer{v: v, ctx: ctx, fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{}}
+}
+
+// add seals a segment of plain bytes.
+func (p *packer) add(kind format.Kind, plain, scratch []byte, h format.Hash) (format.Ref, error) {
+	coding, body := p.v.codec.Squeeze(plain, scratch)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ref, ok := p.fresh[h]; ok && kind == format.Chunk {
+		return ref, nil
+	}
+	for p.err == nil && p.open != nil && p.open.Full() {
+		p.send()
+	}
+	if p.err != nil {
+		return format.Ref{}, p.err
+	}
+	if p.open == nil {
+		p.open = p.v.keys.NewPack(newID())
+		p.mine[p.open.Name().ID] = true
+	}
+	ref := p.open.Add(format.Segment{Kind: kind, Coding: coding, Plain: int64(len(plain)), Hash: h}, body)
+	if kind == format.Chunk {
+		p.fresh[h] = ref
+	}
+	return ref, nil
+}
+
+// find returns a chunk that is in a pack which the index does not know.
+func (p *packer) find(h format.Hash) (format.Ref, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ref, ok := p.fresh[h]
+	return ref, ok
+}
+
+// read returns the plain bytes of a segment that may not be in the store yet.
+func (p *packer) read(ref format.Ref, isPage bool) ([]byte, error) {
+	if b, ok := p.v.segments.get(ref); ok && !isPage {
+		return b, nil
+	}
+	p.mu.Lock()
+	for _, pack := range []*format.Pack{p.open, p.sent} {
+		if pack != nil && pack.Name().ID == ref.Pack {
+			defer p.mu.Unlock()
+			b, err := pack.Open(p.v.codec, ref.Segment)
+			if err == nil && !isPage {
+				p.v.segments.put(ref, b)
+			}
+			return b, err
+		}
+	}
+	p.mu.Unlock()
+	return p.v.segment(p.ctx, ref, isPage)
+}
+
+// send begins to put the open pack; or, where another is being put, waits for that. p.mu is held;
+// it is let go meanwhile.
+func (p *packer) send() {
+	if p.sent != nil {
+		done := p.done
+		p.mu.Unlock()
+		<-done
+		p.mu.Lock()
+		return
+	}
+	pack := p.open
+	p.open, p.sent, p.done = nil, pack, make(chan struct{})
+	b := pack.End(newSalt())
+	p.stored += int64(len(b))
+	go p.put(pack, b, p.done)
+}
+
+// put puts a pack, and tells the index of it.
+func (p *packer) put(pack *format.Pack, b []byte, done chan struct{}) {
+	defer close(done)
+	k := known{pack.Name(), int64(len(b))}
+	err := p.v.store.Put(p.ctx, k.name.String(), b)
+	if err == nil {
+		err = p.v.index.add(&table{known: k, Table: format.Table{Name: k.name, Segments: pack.Segments()}})
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sent = nil
+	if err != nil {
+		p.err = err
+		return
+	}
+	for _, s := range pack.Segments() {
+		if s.Kind == format.Chunk && p.fresh[s.Hash].Pack == k.name.ID {
+			delete(p.fresh, s.Hash)
+		}
+	}
+}
+
+// flush puts all that was added, and waits until it is there.
+func (p *packer) flush() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.err == nil && (p.sent != nil || p.open != nil && !p.open.Empty()) {
+		p.send()
+	}
+	return p.err
+}
+
+// wait waits until nothing is being put.
+func (p *packer) wait() {
+	p.mu.Lock()
+	done := p.done
+	p.mu.Unlock()
+	if done != nil {
+		<-done
+	}
+}

@@ -1,0 +1,204 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	format "tidemark/format/vault"
+	"tidemark/vault/store"
+)
+
+// table is what is known of a pack.
+type table struct {
+	known
+	format.Table
+}
+
+// object is an object of a store as an io.ReaderAt. It reads more than it is asked for at the
+// end, where the table of a pack lies.
+type object struct {
+	ctx  context.Context
+	s    store.Store
+	name string
+	size int64
+	tail []byte // the last bytes, once they were read
+}
+
+const tailSize = 64 << 10 // the table of a full pack of chunks is smaller
+
+func (o *object) ReadAt(p []byte, off int64) (int, error) {
+	from := max(0, o.size-tailSize)
+	if off < from {
+		b, err := o.s.Get(o.ctx, o.name, off, int64(len(p)))
+		return short(copy(p, b), p, err)
+	}
+	if o.tail == nil {
+		b, err := o.s.Get(o.ctx, o.name, from, o.size-from)
+		if err != nil {
+			return 0, err
+		}
+		o.tail = b
+	}
+	return short(copy(p, o.tail[min(off-from, int64(len(o.tail))):]), p, nil)
+}
+
+func short(n int, p []byte, err error) (int, error) {
+	if err == nil && n < len(p) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// readTable reads the table of a pack from the store.
+func (v *Vault) readTable(ctx context.Context, k known) (*table, error) {
+	t, err := v.keys.ReadTable(&object{ctx: ctx, s: v.store, name: k.name.String(), size: k.size}, k.size, k.name)
+	if err != nil {
+		return nil, err
+	}
+	return &table{known: k, Table: *t}, nil
+}
+
+// table returns the table of a pack, from memory, the index, or the store.
+func (v *Vault) table(ctx context.Context, id format.ID) (*table, error) {
+	if t, ok := v.index.tables.get(id); ok {
+		return t, nil
+	}
+	t, err := v.index.table(id)
+	if err != nil {
+		return nil, err
+	}
+	if t == nil {
+		if t, err = v.lookUp(ctx, id); err != nil {
+			return nil, err
+		}
+		if err := v.index.add(t); err != nil {
+			return nil, err
+		}
+	}
+	v.index.tables.put(id, t)
+	return t, nil
+}
+
+// lookUp finds the newest generation of a pack in the store.
+func (v *Vault) lookUp(ctx context.Context, id format.ID) (*table, error) {
+	var newest *known
+	some := format.PackName{ID: id}.String()
+	err := v.listPacks(ctx, some[:len(some)-1], func(k known) error { // without the generation
+		if newest == nil || k.name.Generation > newest.name.Generation {
+			newest = &k
+		}
+		return nil
+	})
+	if err == nil && newest == nil {
+		err = fmt.Errorf("vault: pack %v is missing: %w", id, format.ErrDamaged)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return v.readTable(ctx, *newest)
+}
+
+func (v *Vault) listPacks(ctx context.Context, prefix string, each func(known) error) error {
+	return v.store.List(ctx, prefix, func(i store.Info) error {
+		name, alien := format.ParsePackName(i.Name)
+		if alien != nil {
+			return nil
+		}
+		return each(known{name, i.Size})
+	})
+}
+
+// sync makes the index know the packs of the store, and no others. Packs whose tables cannot be
+// read stay out of it, so that nothing new refers to them; Verify tells of them.
+func (v *Vault) sync(ctx context.Context) error {
+	there := map[format.ID]known{}
+	err := v.listPacks(ctx, format.PacksPrefix, func(k known) error {
+		if old, ok := there[k.name.ID]; !ok || old.name.Generation < k.name.Generation {
+			there[k.name.ID] = k
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	have, err := v.index.packs()
+	if err != nil {
+		return err
+	}
+	var gone []format.ID
+	for id, k := range have {
+		if there[id] != k {
+			gone = append(gone, id)
+			v.index.tables.drop(id)
+		} else {
+			delete(there, id)
+		}
+	}
+	if len(gone) > 0 {
+		if err := v.index.drop(gone...); err != nil {
+			return err
+		}
+	}
+	return v.learn(ctx, there)
+}
+
+// learn reads the tables of packs into the index.
+func (v *Vault) learn(ctx context.Context, packs map[format.ID]known) error {
+	const batch = 16
+	var some []*table
+	for _, k := range packs {
+		t, err := v.readTable(ctx, k)
+		switch {
+		case errors.Is(err, format.ErrDamaged) || errors.Is(err, format.ErrNotVault) || errors.Is(err, store.ErrNotExist):
+			continue
+		case err != nil:
+			return err
+		}
+		if some = append(some, t); len(some) == batch {
+			if err := v.index.add(some...); err != nil {
+				return err
+			}
+			some = some[:0]
+		}
+	}
+	return v.index.add(some...)
+}
+
+// segment returns the plain bytes of a segment of that kind; they must not be changed.
+func (v *Vault) segment(ctx context.Context, ref format.Ref, isPage bool) ([]byte, error) {
+	if b, ok := v.segments.get(ref); ok && !isPage {
+		return b, nil
+	}
+	b, err := v.readSegment(ctx, ref, isPage)
+	if errors.Is(err, store.ErrNotExist) { // the pack has a newer generation
+		v.index.tables.drop(ref.Pack)
+		if err := v.index.drop(ref.Pack); err != nil {
+			return nil, err
+		}
+		if b, err = v.readSegment(ctx, ref, isPage); errors.Is(err, store.ErrNotExist) {
+			err = fmt.Errorf("vault: %v: %w: %w", ref, format.ErrDamaged, err)
+		}
+	}
+	if err == nil && !isPage {
+		v.segments.put(ref, b)
+	}
+	return b, err
+}
+
+func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool) ([]byte, error) {
+	t, err := v.table(ctx, ref.Pack)
+	if err != nil {
+		return nil, err
+	}
+	s, ok := t.Find(ref.Segment)
+	if !ok || (s.Kind == format.Page) != isPage {
+		return nil, fmt.Errorf("vault: %v: %w: the pack has no such segment, or one of another kind (%v)", ref, format.ErrDamaged, s.Kind)
+	}
+	stored, err := v.ahead.read(ctx, t.known, s.Place, s.Stored)
+	if err != nil {
+		return nil, err
+	}
+	return v.keys.Opener(ref.Pack).Open(v.codec, s, stored)
+}

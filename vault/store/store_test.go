@@ -1,0 +1,62 @@
+package store_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"testing"
+
+	"tidemark/internal/faulttree"
+	"tidemark/vault/store"
+)
+
+// At each change of the tree the power is cut, or the change fails. What Put said is there
+// is there afterwards, and whole; what it did not say is whole or not there.
+func TestAnObjectIsWholeOrNotThere(t *testing.T) {
+	data := bytes.Repeat([]byte("data"), 1000)
+	for seed := range uint64(20) {
+		for n, ended := 0, false; !ended; n++ {
+			for _, cut := range []bool{true, false} {
+				w := faulttree.New(rand.New(rand.NewPCG(seed, uint64(n))))
+				if cut {
+					w.CutAfter(n)
+				} else {
+					w.FailAfter(n)
+				}
+				s := store.OnFiles("world", w)
+				first := s.Put(t.Context(), "packs/ab/x", data)
+				second := s.Put(t.Context(), "packs/ab/y", data)
+				removed := s.Remove(t.Context(), "packs/ab/y")
+				ended = first == nil && second == nil && removed == nil
+				if !cut {
+					w.CutAfter(0)
+					if s.Put(t.Context(), "z", nil) == nil {
+						t.Fatal("no cut")
+					}
+				}
+				w.Restart()
+				s = store.OnFiles("world", w)
+				whole(t, s, "packs/ab/x", data, first == nil)
+				whole(t, s, "packs/ab/y", data, false)
+				if err := s.Put(t.Context(), "packs/ab/x", data); err != nil {
+					t.Errorf("seed %d, change %d: again: %v", seed, n, err)
+				}
+				if removed == nil && second == nil {
+					if _, err := s.Get(t.Context(), "packs/ab/y", 0, 1); !errors.Is(err, store.ErrNotExist) {
+						t.Errorf("seed %d, change %d: what was removed: %v", seed, n, err)
+					}
+				}
+			}
+		}
+	}
+}
+
+func whole(t *testing.T, s store.Store, name string, data []byte, must bool) {
+	t.Helper()
+	got, err := s.Get(t.Context(), name, 0, 1<<20)
+	switch {
+	case errors.Is(err, store.ErrNotExist) && !must:
+	case err != nil || !bytes.Equal(got, data):
+		t.Errorf("%s: %d bytes, %v; said to be there: %v", name, len(got), err, must)
+	}
+}

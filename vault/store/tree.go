@@ -1,0 +1,242 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"strings"
+	"sync"
+)
+
+// Files is a tree of files that objects can lie in. Names have slashes between, and are
+// below the root of the tree, which is ".".
+type Files interface {
+	// Create makes a file that is not there, for writing.
+	Create(name string) (File, error)
+	// Open opens a file for reading.
+	Open(name string) (ReadFile, error)
+	// Rename gives a file a name that no file has; the error wraps fs.ErrExist where one has.
+	Rename(from, to string) error
+	// Remove removes a file. The error wraps fs.ErrNotExist.
+	Remove(name string) error
+	// Mkdir makes a folder. The error wraps fs.ErrExist where it is there.
+	Mkdir(name string) error
+	// ReadDir returns what is in a folder. The error wraps fs.ErrNotExist.
+	ReadDir(name string) ([]fs.FileInfo, error)
+	// SyncDir makes the names in a folder survive a power cut.
+	SyncDir(name string) error
+	// Close ends the use of the tree.
+	Close() error
+}
+
+// File is a file that is being written.
+type File interface {
+	io.WriteCloser
+	// Sync makes the content survive a power cut.
+	Sync() error
+}
+
+// ReadFile is a file that is open for reading.
+type ReadFile interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// OnFiles returns a store whose objects are files of a tree.
+func OnFiles(address string, f Files) Store {
+	return &tree{address: address, files: f, safe: map[string]bool{}}
+}
+
+// tree keeps objects as files. An object comes into being below tmp/, is written and synced
+// there, then takes its name in one step that replaces nothing, and then its folder is
+// synced. A crash before the rename leaves garbage in tmp/; one behind it, before the folder
+// is synced, the object or not.
+type tree struct {
+	address string
+	files   Files
+	mu      sync.Mutex
+	safe    map[string]bool // folders that are there and survive a power cut
+}
+
+func (t *tree) String() string { return t.address }
+func (t *tree) Close() error   { return t.files.Close() }
+
+func (t *tree) Put(ctx context.Context, name string, data []byte) error {
+	if err := errors.Join(checkName(name), ctx.Err()); err != nil {
+		return err
+	}
+	dir := path.Dir(name)
+	err := t.mkdir(dir)
+	if err == nil {
+		err = t.place(name, data)
+	}
+	if errors.Is(err, ErrExists) {
+		err = same(ctx, t, name, data, err)
+	}
+	if err == nil {
+		err = t.files.SyncDir(dir)
+	}
+	if err != nil {
+		return t.fault("write", name, err)
+	}
+	return nil
+}
+
+// place gives data its name; whether that survives a power cut is open yet.
+func (t *tree) place(name string, data []byte) error {
+	temp := path.Join(TempPrefix, rand.Text())
+	if err := t.mkdir(path.Dir(temp)); err != nil {
+		return err
+	}
+	f, err := t.files.Create(temp)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = t.files.Rename(temp, name)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		err = fmt.Errorf("%w: %w", ErrExists, err)
+	}
+	if err != nil {
+		if left := t.files.Remove(temp); left != nil && !errors.Is(left, fs.ErrNotExist) {
+			err = errors.Join(err, left)
+		}
+	}
+	return err
+}
+
+// mkdir makes a folder and those that it lies in, so that they survive a power cut. One that is
+// there may have been made by somebody who crashed before its name was safe.
+func (t *tree) mkdir(dir string) error {
+	t.mu.Lock()
+	known := t.safe[dir]
+	t.mu.Unlock()
+	if known {
+		return nil
+	}
+	parent := path.Dir(dir)
+	if dir != "." {
+		if err := t.mkdir(parent); err != nil {
+			return err
+		}
+	}
+	err := t.files.Mkdir(dir)
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if dir == "." {
+		parent = ".."
+	}
+	if dir != "." || err == nil { // what the root lies in may be closed to us
+		if err := t.files.SyncDir(parent); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.safe[dir] = true
+	return nil
+}
+
+func (t *tree) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	if err := errors.Join(checkName(name), ctx.Err()); err != nil {
+		return nil, err
+	}
+	f, err := t.files.Open(name)
+	if err != nil {
+		return nil, t.fault("read", name, err)
+	}
+	b, err := readUpTo(f, off, n)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, t.fault("read", name, err)
+	}
+	return b, nil
+}
+
+// readUpTo reads n bytes or up to the end, in large pieces: each may be a round trip.
+func readUpTo(f io.ReaderAt, off, n int64) (b []byte, err error) {
+	const piece = 1 << 20
+	for int64(len(b)) < n && err == nil {
+		p := make([]byte, min(piece, n-int64(len(b))))
+		var got int
+		got, err = f.ReadAt(p, off+int64(len(b)))
+		if b = append(b, p[:got]...); got < len(p) && err == nil {
+			err = io.ErrNoProgress
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return b, err
+}
+
+func (t *tree) List(ctx context.Context, prefix string, each func(Info) error) error {
+	dir := "."
+	if i := strings.LastIndexByte(prefix, '/'); i >= 0 {
+		dir = prefix[:i]
+		if err := checkName(dir); err != nil {
+			return err
+		}
+	}
+	return t.list(ctx, dir, prefix, each)
+}
+
+// list lists a folder and those below. What vanishes meanwhile is not there.
+func (t *tree) list(ctx context.Context, dir, prefix string, each func(Info) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	infos, err := t.files.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return t.fault("list", dir, err)
+	}
+	for _, info := range infos {
+		name := path.Join(dir, info.Name())
+		switch {
+		case info.IsDir() && (strings.HasPrefix(name+"/", prefix) || strings.HasPrefix(prefix, name+"/")):
+			err = t.list(ctx, name, prefix, each)
+		case info.Mode().IsRegular() && strings.HasPrefix(name, prefix):
+			err = each(Info{Name: name, Size: info.Size(), Time: info.ModTime()})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *tree) Remove(ctx context.Context, name string) error {
+	if err := errors.Join(checkName(name), ctx.Err()); err != nil {
+		return err
+	}
+	err := t.files.Remove(name)
+	gone := errors.Is(err, fs.ErrNotExist)
+	if err == nil || gone { // an earlier try may have ended here
+		err = t.files.SyncDir(path.Dir(name))
+	}
+	if gone && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return t.fault("remove", name, err)
+	}
+	return nil
+}
+
+func (t *tree) fault(what, name string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrNotExist, err)
+	}
+	return fmt.Errorf("store: %s %s in %s: %w", what, name, t.address, err)
+}

@@ -1,0 +1,263 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"tidemark/extent"
+	format "tidemark/format/vault"
+	"tidemark/vault/store"
+)
+
+// VerifyOptions say how a vault is verified.
+type VerifyOptions struct {
+	// Data reads all packs, too: each is held against its checksum, and each segment against its
+	// seal, and each chunk against its hash.
+	Data bool
+	// Damage gets each thing that is wrong.
+	Damage func(Damage)
+}
+
+// Damage is one thing that is wrong.
+type Damage struct {
+	Point  string        `json:"point"`  // the name of a point that cannot be restored whole; ""
+	Extent extent.Extent `json:"extent"` // bytes of the disk that are lost; empty where all are
+	Object string        `json:"object"` // that is missing or damaged
+	Reason string        `json:"reason"`
+}
+
+// Verified is what was looked at.
+type Verified struct {
+	Points   int   `json:"points"`
+	Packs    int   `json:"packs"`    // that points need
+	Bytes    int64 `json:"bytes"`    // of packs that were read
+	Damages  int   `json:"damages"`  // that were told
+	Unneeded int   `json:"unneeded"` // packs
+}
+
+// Verify looks whether every point is whole: that its pages can be read, and that each segment they
+// name is in the table of a pack that is there, and as long as it must be. It asks the store and
+// not the cache. It returns errors of the store; what is wrong with the vault is told by
+// VerifyOptions.Damage, and does not end it.
+func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
+	own := *v // with nothing in memory yet
+	own.forgetPages()
+	c := verifier{v: &own, o: o, there: map[format.ID]bool{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{}, good: refSet{}}
+	if err := c.packs(ctx); err != nil {
+		return c.sum, err
+	}
+	names, err := v.pointNames(ctx, format.ID{})
+	if err != nil {
+		return c.sum, err
+	}
+	for _, name := range names {
+		if err := c.point(ctx, name); err != nil {
+			return c.sum, err
+		}
+	}
+	for id := range c.there {
+		if c.needed[id] {
+			c.sum.Packs++
+		} else {
+			c.sum.Unneeded++
+		}
+	}
+	return c.sum, nil
+}
+
+type verifier struct {
+	v      *Vault
+	o      VerifyOptions
+	there  map[format.ID]bool    // packs whose table is sound, and in the index
+	lost   map[format.Ref]string // segments that cannot be read, and why
+	bad    map[format.ID]string  // packs without a table, and why
+	good   refSet                // pages below which all is well
+	needed map[format.ID]bool
+	sum    Verified
+}
+
+func (c *verifier) damage(d Damage) {
+	c.sum.Damages++
+	if c.o.Damage != nil {
+		c.o.Damage(d)
+	}
+}
+
+// ours reports whether an error is about what is stored, and not about the store.
+func ours(err error) bool {
+	return errors.Is(err, format.ErrDamaged) || errors.Is(err, format.ErrNotVault) || errors.Is(err, format.ErrNewer) || errors.Is(err, store.ErrNotExist)
+}
+
+// packs reads the tables of all packs from the store.
+func (c *verifier) packs(ctx context.Context) error {
+	c.needed = map[format.ID]bool{}
+	newest := map[format.ID]known{}
+	err := c.v.listPacks(ctx, format.PacksPrefix, func(k known) error {
+		if old, ok := newest[k.name.ID]; !ok || old.name.Generation < k.name.Generation {
+			newest[k.name.ID] = k
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for id, k := range newest {
+		t, err := c.v.readTable(ctx, k)
+		switch {
+		case err != nil && !ours(err):
+			return err
+		case err != nil:
+			c.bad[id] = err.Error()
+			c.damage(Damage{Object: k.name.String(), Reason: err.Error()})
+			continue
+		}
+		c.there[id] = true
+		if err := c.v.index.renew(t); err != nil {
+			return err
+		}
+		if c.o.Data {
+			if err := c.data(ctx, t); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// data reads a whole pack.
+func (c *verifier) data(ctx context.Context, t *table) error {
+	name := t.name.String()
+	b, err := c.v.store.Get(ctx, name, 0, t.size+1)
+	if err != nil && !ours(err) {
+		return err
+	}
+	c.sum.Bytes += int64(len(b))
+	if err == nil {
+		_, err = format.CheckPack(b)
+	}
+	reason := ""
+	if err != nil {
+		reason = err.Error()
+	}
+	opener := c.v.keys.Opener(t.name.ID)
+	for _, s := range t.Segments { // a checksum can be forged, a seal cannot
+		stored := b[min(s.Place, int64(len(b))):min(s.Place+s.Stored, int64(len(b)))]
+		plain, err := opener.Open(c.v.codec, s, stored)
+		if err == nil && s.Kind == format.Chunk && c.v.keys.Hash(plain) != s.Hash {
+			err = fmt.Errorf("segment %d: %w: it has another hash", s.Number, format.ErrDamaged)
+		}
+		if err != nil {
+			reason = err.Error()
+			c.lost[format.Ref{Pack: t.name.ID, Segment: s.Number}] = reason
+		}
+	}
+	if reason != "" {
+		c.damage(Damage{Object: name, Reason: reason})
+	}
+	return nil
+}
+
+func (c *verifier) point(ctx context.Context, name format.PointName) error {
+	p, err := c.v.Point(ctx, name)
+	switch {
+	case errors.Is(err, store.ErrNotExist):
+		return nil // forgotten meanwhile
+	case err != nil && !ours(err):
+		return err
+	case err != nil:
+		c.damage(Damage{Point: name.String(), Object: name.String(), Reason: err.Error()})
+		return nil
+	}
+	c.sum.Points++
+	t := c.v.treeOf(p.Point)
+	_, err = c.page(ctx, t, name.String(), t.top(format.Level(t.size)))
+	return err
+}
+
+// page reports whether all is well with a page and what lies below it.
+func (c *verifier) page(ctx context.Context, t tree, point string, n node) (bool, error) {
+	if n.ref.IsZero() {
+		return true, nil
+	}
+	c.needed[n.ref.Pack] = true
+	inside := n.off <= t.size-format.Covers(n.level) // else the end of the disk matters
+	if inside && c.good.has(n.ref) {
+		return true, nil
+	}
+	well := true
+	reason, err := c.segment(ctx, n.ref, 0, 0, true)
+	if err != nil {
+		return false, err
+	}
+	if reason == "" {
+		err := c.below(ctx, t, point, n, &well)
+		if err != nil && !ours(err) {
+			return false, err
+		} else if err != nil {
+			reason = err.Error()
+		}
+	}
+	if reason != "" {
+		well = false
+		covered := extent.Extent{Off: n.off, Len: min(format.Covers(n.level), t.size-n.off)}
+		c.damage(Damage{Point: point, Extent: covered, Object: n.ref.String(), Reason: reason})
+	}
+	if inside && well {
+		c.good.add(n.ref)
+	}
+	return well, nil
+}
+
+func (c *verifier) below(ctx context.Context, t tree, point string, n node, well *bool) error {
+	if n.level > 0 {
+		return t.children(ctx, n, func(_ int, child node) error {
+			ok, err := c.page(ctx, t, point, child)
+			*well = *well && ok
+			return err
+		})
+	}
+	l, err := c.v.leaf(ctx, n.ref)
+	if err != nil {
+		return err
+	}
+	for _, e := range l {
+		c.needed[e.Ref.Pack] = true
+		reason, err := c.segment(ctx, e.Ref, e.At, e.Len, false)
+		if err != nil {
+			return err
+		}
+		if n.off+e.Off+e.Len > t.size {
+			reason = fmt.Sprintf("it lies behind the end of the disk, which has %d bytes", t.size)
+		}
+		if reason != "" {
+			*well = false
+			c.damage(Damage{Point: point, Extent: extent.Extent{Off: n.off + e.Off, Len: e.Len}, Object: e.Ref.String(), Reason: reason})
+		}
+	}
+	return nil
+}
+
+// segment returns what is wrong with n bytes of a segment from at on.
+func (c *verifier) segment(ctx context.Context, ref format.Ref, at, n int64, isPage bool) (string, error) {
+	if !c.there[ref.Pack] {
+		if reason := c.bad[ref.Pack]; reason != "" {
+			return reason, nil
+		}
+		return "the pack is missing", nil
+	}
+	t, err := c.v.table(ctx, ref.Pack)
+	if err != nil {
+		return "", err
+	}
+	s, ok := t.Find(ref.Segment)
+	switch {
+	case !ok:
+		return "there is no such segment in the pack", nil
+	case (s.Kind == format.Page) != isPage:
+		return fmt.Sprintf("it is a %v", s.Kind), nil
+	case at+n > s.Plain:
+		return fmt.Sprintf("it has %d bytes, and %d from %d on are needed", s.Plain, n, at), nil
+	}
+	return c.lost[ref], nil
+}

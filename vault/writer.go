@@ -1,0 +1,321 @@
+package vault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tidemark/block"
+	"tidemark/extent"
+	format "tidemark/format/vault"
+	"tidemark/vault/store"
+)
+
+const (
+	runSize   = 256 << 10 // plain bytes of a run, at most: what a read of one of them costs
+	blockSize = 4096      // in which zeros are looked for in what is no chunk
+	// entriesHeld bounds the entries in memory: of 64 bytes each.
+	entriesHeld = 1 << 18
+	// scattered is how many entries a leaf page may have before parts of it are written anew as
+	// chunks: a block in eight of 4 KiB lies for itself then.
+	scattered = 1024
+	// pieceSize is what Copy reads at once.
+	pieceSize = 1 << 20
+	// checkAfter is how long a point may take before what it needs is looked for again. It
+	// is half of the least time after which Prune removes what was declared dead.
+	checkAfter = MinGrace / 2
+)
+
+// From says what a new point is made from.
+type From struct {
+	Disk format.ID
+	Size int64 // of the disk, bytes
+	// Base is the point whose bytes it has where nothing is put; nil stands for zeros. What lies
+	// behind the end of a smaller one is zeros.
+	Base *Point
+}
+
+// Writer writes one point. Put and Zero may be called by several goroutines at once for extents
+// that do not overlap.
+type Writer struct {
+	v      *Vault
+	ctx    context.Context
+	from   From
+	base   tree
+	lease  *lease
+	packs  *packer
+	dead   map[format.PackName]bool // when it began
+	looked time.Time                // when all that it needs was there
+	check  time.Duration            // checkAfter
+
+	mu      sync.Mutex
+	edits   map[int64]edits // by number of the leaf
+	held    int             // entries in edits
+	run     []byte
+	pending []extent.Extent        // of the disk, whose bytes lie in run
+	pages   []map[int64]format.Ref // by level and number: pages that are new; zero: only zeros
+
+	sealed   *Point // by Seal
+	manifest []byte // the object of that
+
+	used sync.Map // format.ID → true: packs that were there before, and that new entries name
+}
+
+// Begin starts a new point. It lets Prune know, and learns which packs there are. The writer must be
+// closed.
+func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
+	if from.Size < 0 || from.Disk.IsZero() {
+		return nil, fmt.Errorf("vault: a point of %d bytes of disk %v", from.Size, from.Disk)
+	}
+	w := &Writer{
+		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{},
+		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
+	}
+	if from.Base != nil {
+		w.base = v.treeOf(from.Base.Point)
+	}
+	for i := range w.pages {
+		w.pages[i] = map[int64]format.Ref{}
+	}
+	var err error
+	if w.lease, err = v.takeLease(ctx, backup); err != nil {
+		return nil, err
+	}
+	if err = v.sync(ctx); err == nil {
+		w.dead, err = v.deadPacks(ctx)
+	}
+	if err == nil && from.Base != nil {
+		err = w.baseIsThere()
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.lease.end())
+	}
+	w.packs = newPacker(ctx, v)
+	return w, nil
+}
+
+// baseIsThere fails when the base was forgotten.
+func (w *Writer) baseIsThere() error {
+	_, err := w.v.store.Get(w.ctx, w.from.Base.Name.String(), 0, 1)
+	if errors.Is(err, store.ErrNotExist) {
+		return fmt.Errorf("vault: %w: %w", ErrOvertaken, err)
+	}
+	return err
+}
+
+// Close gives the point up, unless it was committed. What was stored for it is found by the
+// next one, or removed by Prune.
+func (w *Writer) Close() error {
+	w.packs.wait()
+	return w.lease.end()
+}
+
+// Copy puts what src has in the extents of a set, by several goroutines.
+func (w *Writer) Copy(src io.ReaderAt, set extent.Set) error {
+	g, ctx := errgroup.WithContext(w.ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	buffers := sync.Pool{New: func() any { return new([pieceSize]byte) }}
+	for _, e := range set.Clip(extent.Extent{Len: w.from.Size}).Extents() {
+		for at := e.Off; at < e.End() && ctx.Err() == nil; {
+			end := min(at/pieceSize*pieceSize+pieceSize, e.End())
+			piece := extent.Extent{Off: at, Len: end - at}
+			g.Go(func() error {
+				buffer := buffers.Get().(*[pieceSize]byte)
+				defer buffers.Put(buffer)
+				b := buffer[:piece.Len]
+				if n, err := src.ReadAt(b, piece.Off); n < len(b) {
+					return fmt.Errorf("vault: read the source at %v: %w", piece, err)
+				}
+				_, err := w.Put(piece.Off, b)
+				return err
+			})
+			at = end
+		}
+	}
+	return g.Wait()
+}
+
+// Put puts bytes at a place of the disk. It returns how many of them the vault did not have, as far
+// as it looks: whole chunks are found again, and zeros take no room.
+func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
+	if e := (extent.Extent{Off: off, Len: int64(len(data))}); !e.Valid() || e.End() > w.from.Size {
+		return 0, fmt.Errorf("vault: bytes %v of a disk of %d", e, w.from.Size)
+	}
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	var scratch []byte
+	for len(data) > 0 {
+		n := min(format.ChunkSize-off%format.ChunkSize, int64(len(data)))
+		piece, isNew := data[:n], int64(0)
+		if off%format.ChunkSize == 0 && (n == format.ChunkSize || off+n == w.from.Size) {
+			if scratch == nil {
+				scratch = make([]byte, 0, format.ChunkSize)
+			}
+			isNew, err = w.putChunk(off, piece, scratch)
+		} else {
+			isNew, err = w.putRun(off, piece)
+		}
+		if err != nil {
+			return fresh, err
+		}
+		fresh += isNew
+		data, off = data[n:], off+n
+	}
+	return fresh, nil
+}
+
+// Zero puts zeros.
+func (w *Writer) Zero(e extent.Extent) error {
+	if !e.Valid() || e.End() > w.from.Size {
+		return fmt.Errorf("vault: zeros %v of a disk of %d", e, w.from.Size)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for e.Len > 0 {
+		n := min(format.LeafSize-e.Off%format.LeafSize, e.Len)
+		if err := w.enter(e.Off, format.Entry{Len: n}); err != nil {
+			return err
+		}
+		e.Off, e.Len = e.Off+n, e.Len-n
+	}
+	return nil
+}
+
+func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err error) {
+	e := format.Entry{Len: int64(len(data))}
+	if !block.IsZero(data) {
+		var isNew bool
+		if e.Ref, isNew, err = w.chunk(data, scratch); err != nil {
+			return 0, err
+		}
+		if isNew {
+			fresh = e.Len
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return fresh, w.enter(off, e)
+}
+
+// chunk returns where a chunk lies, and stores it when it lies nowhere yet.
+func (w *Writer) chunk(data, scratch []byte) (ref format.Ref, isNew bool, err error) {
+	h := w.v.keys.Hash(data)
+	if ref, ok := w.packs.find(h); ok {
+		return ref, false, nil
+	}
+	if ref, ok, err := w.known(h, int64(len(data))); err != nil || ok {
+		return ref, false, err
+	}
+	ref, err = w.packs.add(format.Chunk, data, scratch, h)
+	return ref, true, err
+}
+
+// known finds a chunk in the packs that are in the store, but for those that were declared dead.
+func (w *Writer) known(h format.Hash, size int64) (ref format.Ref, ok bool, err error) {
+	if ref, ok, err = w.v.index.find(h); err != nil || !ok {
+		return ref, false, err
+	}
+	t, err := w.v.table(w.ctx, ref.Pack)
+	if err != nil {
+		return ref, false, err
+	}
+	s, there := t.Find(ref.Segment)
+	if !there || s.Hash != h || s.Plain != size || w.dead[t.name] {
+		return ref, false, nil
+	}
+	w.used.Store(ref.Pack, true)
+	return ref, true, nil
+}
+
+// putRun keeps bytes that are no chunk until there are enough of them, without blocks of zeros.
+func (w *Writer) putRun(off int64, data []byte) (fresh int64, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(data) > 0 {
+		n := min(blockSize-off%blockSize, int64(len(data)))
+		zero := block.IsZero(data[:n])
+		for n < int64(len(data)) { // as far as it is the same
+			next := min(n+blockSize, int64(len(data)))
+			if block.IsZero(data[n:next]) != zero {
+				break
+			}
+			n = next
+		}
+		if zero {
+			err = w.enter(off, format.Entry{Len: n})
+		} else {
+			err = w.hold(off, data[:n])
+			fresh += n
+		}
+		if err != nil {
+			return fresh, err
+		}
+		data, off = data[n:], off+n
+	}
+	return fresh, nil
+}
+
+// hold keeps bytes for a run. w.mu is held.
+func (w *Writer) hold(off int64, data []byte) error {
+	e := extent.Extent{Off: off, Len: int64(len(data))}
+	if len(w.run)+len(data) > runSize || w.overlaps(e) {
+		if err := w.endRun(); err != nil {
+			return err
+		}
+	}
+	w.run = append(w.run, data...)
+	w.pending = append(w.pending, e)
+	return nil
+}
+
+func (w *Writer) overlaps(e extent.Extent) bool {
+	return slices.ContainsFunc(w.pending, func(p extent.Extent) bool { return !p.Intersect(e).Empty() })
+}
+
+// endRun stores what is held for a run. w.mu is held.
+func (w *Writer) endRun() error {
+	if len(w.run) == 0 {
+		return nil
+	}
+	ref, err := w.packs.add(format.Run, w.run, nil, format.Hash{})
+	if err != nil {
+		return err
+	}
+	pending := w.pending
+	w.run, w.pending = w.run[:0], nil
+	at := int64(0)
+	for _, e := range pending {
+		if err := w.enter(e.Off, format.Entry{Len: e.Len, Ref: ref, At: at}); err != nil {
+			return err
+		}
+		at += e.Len
+	}
+	return nil
+}
+
+// enter notes where the bytes of the disk from off on lie, which are of one leaf page. w.mu is held.
+func (w *Writer) enter(off int64, e format.Entry) error {
+	if len(w.pending) > 0 && w.overlaps(extent.Extent{Off: off, Len: e.Len}) {
+		if err := w.endRun(); err != nil {
+			return err
+		}
+	}
+	leaf := off / format.LeafSize
+	e.Off = off % format.LeafSize
+	old := w.edits[leaf]
+	now := old.put(e)
+	w.held += len(now) - len(old)
+	w.edits[leaf] = now
+	if w.held > entriesHeld {
+		return w.endLeaves()
+	}
+	return nil
+}
