@@ -279,16 +279,30 @@ func cutOff(ctl *dm.Control, name string) error {
 	return ctl.Remove(to, dm.RemoveOptions{Deferred: true})
 }
 
-// others reports whether there is another snapshot of a volume. The kernel knows, whatever folder a
-// record is in.
+// others reports whether something else needs the device below a volume: another snapshot, or the
+// rollback to one, which may wait with the volume shut. Of snapshots the kernel knows, whatever folder
+// a record is in.
 func (s *Snapshot) others(ctl *dm.Control, v *Volume) (bool, error) {
 	real, ours, err := own(ctl, v.real())
 	if !ours || err != nil {
 		return false, err
 	}
+	cow, _, err := own(ctl, s.cow(v))
+	if err != nil {
+		return false, err
+	}
 	list, _, err := dmsnap.List(ctl)
-	return slices.ContainsFunc(list, func(o dmsnap.Snapshot) bool {
-		return o.Origin == real.Dev() && o.Name != s.copied(v)
+	if err != nil || slices.ContainsFunc(list, func(o dmsnap.Snapshot) bool {
+		return o.Origin == real.Dev() && o.Store != cow.Dev()
+	}) {
+		return err == nil, err
+	}
+	if kind, err := s.tableOf(ctl, v); err != nil || kind != shut {
+		return false, err
+	}
+	early, err := listIn(s.o, EarlyDir)
+	return slices.ContainsFunc(early, func(o *Snapshot) bool {
+		return o.Name != s.Name && o.Up && o.Rollback && slices.ContainsFunc(o.Volumes, func(w *Volume) bool { return w.Name == v.Name })
 	}), err
 }
 

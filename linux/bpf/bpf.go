@@ -18,9 +18,9 @@
 // blk_mq_start_request, which each driver calls before it acts on a request) and
 // block_rq_complete (before the request moves on). That is one event for many
 // merged bios; it also sees bios that never pass block_bio_queue because a driver
-// above (md raid0) sends its own bio on. A queue is never run in an interrupt and
-// tracepoints are not preempted, so an issue is not skipped for interrupting
-// another. Disks without a request queue (dm, md, zram) are watched at
+// above (md raid0) sends its own bio on. A queue is never run in an interrupt and, before
+// Linux 7.0, tracepoints are not preempted, so an issue is not skipped for interrupting
+// another; from then on it may be, and the skip is counted. Disks without a request queue (dm, md, zram) are watched at
 // block_bio_queue and block_bio_complete; a completed bio no longer knows its
 // range, so it is remembered by the bio's address in between. A bio that comes from a
 // device above as it is passes no block_bio_queue; block_bio_remap tells what dm and

@@ -36,7 +36,6 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	})
 	m.boot(t, program, "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation", "vault=", "CUT=1")
 	m.boot(t, program, "btrfs=not shut down cleanly", "vault=not shut down cleanly")
-	m.boot(t, program, "btrfs=", "vault=")
 }
 
 // rebooting is a machine with data disks, and copies of these.

@@ -12,7 +12,7 @@ const busyTimeout = 9 * time.Minute
 func TestTracker(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/tracker")
-	for _, kernel := range oldestAndNewest() {
+	for _, kernel := range forTracking() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			disks := []Disk{

@@ -87,6 +87,9 @@ func (s *session) takeUp(ctx context.Context, r *resuming) error {
 	if why := sv.differs(s.source, time.Now()); why != "" {
 		return track.Lost("%s", why)
 	}
+	if err := validBlockSize(sv.Record.Granularity, s.source.DiskSize, s.fac.MaxBlocks()); err != nil {
+		return track.Lost("this kernel cannot go on with it: %v", err)
+	}
 	if err := s.prepare(sv.Record.Granularity, sv.Record.Before); err != nil {
 		return err
 	}
