@@ -17,6 +17,7 @@ import (
 	"tidemark/extent"
 	"tidemark/linux/atomicfile"
 	"tidemark/linux/dmhold"
+	"tidemark/linux/fsfreeze"
 	"tidemark/linux/reexec"
 	"tidemark/snapshot"
 	"tidemark/test/vm/guest"
@@ -25,7 +26,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	reexec.Main(dmhold.Holder)
+	reexec.Main(dmhold.Holder, fsfreeze.Watchdog)
 	guest.Main(m)
 }
 
