@@ -92,7 +92,7 @@ func render(t Tab, program string, generators []Generator) []File {
 		}
 	}
 	for _, e := range t.Stage(StageSystem) {
-		files = append(files, unit(e)...)
+		files = append(files, unit(e, program)...)
 	}
 	return files
 }
@@ -137,7 +137,7 @@ func opener(e Entry) string {
 
 // unit makes systemd wait for what an entry is made of, and local-fs.target fail when
 // it cannot be opened.
-func unit(e Entry) []File {
+func unit(e Entry, program string) []File {
 	instance := strings.Replace(unitName, "@", "@"+e.Name, 1)
 	needed := deviceUnit(DevicePath(e.Data))
 	if !e.Linear() {
@@ -145,8 +145,8 @@ func unit(e Entry) []File {
 	}
 	dropIn := "# Written by \"tidemark boot install\" from " + TabPath + ".\n[Unit]\n" +
 		"Requires=" + needed + "\nAfter=" + needed + "\n"
-	if e.Linear() { // it has nothing to be written at the end; systemd takes it down
-		dropIn += "[Service]\nExecStop=\n"
+	if e.Linear() { // systemd takes it down; of its persistent snapshots it is noted how it was left
+		dropIn += "[Service]\nExecStop=\nExecStop=" + program + " snapshot repair\n"
 	}
 	return []File{
 		{Path: systemdDir + "/" + instance + ".d/50-devices.conf", Mode: 0o644, Data: []byte(dropIn)},

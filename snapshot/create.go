@@ -40,7 +40,7 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 		return nil, err
 	}
 	defer ctl.Close()
-	s, err := o.begin(ctx, ctl, req)
+	s, err := o.begin(ctx, ctl, req, nil)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.letGo())
@@ -60,7 +60,14 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	if err := s.write(); err != nil {
 		return nil, err
 	}
-	err = s.create(ctx, ctl, req)
+	if req.Track {
+		err = s.createTracked(ctx, ctl, req)
+	} else {
+		err = s.create(ctx, ctl, req)
+	}
+	if err == nil {
+		_, err = s.note()
+	}
 	if err == nil {
 		s.Up = true
 		err = s.write()
@@ -71,9 +78,13 @@ func Create(ctx context.Context, o Options, req Request) (_ *Snapshot, err error
 	return s, nil
 }
 
-// begin judges a request, and makes nothing.
-func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snapshot, error) {
-	s := &Snapshot{Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, o: o}
+// begin judges a request, and makes nothing. Before is the incremental snapshot that it is to follow,
+// or nil.
+func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before *Snapshot) (*Snapshot, error) {
+	s := &Snapshot{
+		Version: recordVersion, Name: req.Name, Created: time.Now().UTC().Truncate(time.Second), Chunk: req.Chunk, Writable: req.Writable, Transient: req.Transient, Persistent: req.Persistent,
+		Link: req.Link, Labels: req.Labels, o: o,
+	}
 	if s.Chunk == 0 {
 		s.Chunk = DefaultChunk
 	}
@@ -88,6 +99,10 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 	if err != nil {
 		return s, err
 	}
+	if err := s.judgeTracked(req); err != nil {
+		return s, err
+	}
+	list = slices.DeleteFunc(list, func(o *Snapshot) bool { return before != nil && o.Name == before.Name })
 	if err := s.name(list, all); err != nil {
 		return s, err
 	}
@@ -120,6 +135,12 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		if err := s.free(ctl, v); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
+		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
+			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
+		}
+		if req.Track {
+			v.Chain = newChain()
+		}
 		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
@@ -128,6 +149,31 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request) (*Snap
 		}
 	}
 	return s, nil
+}
+
+// first refuses a store inside where there is a snapshot already: the file gets blocks that may have
+// been another file's at the instant of that one, and what goes to them passes below the origin, so
+// that nobody would copy what that one shows.
+func (v *Volume) first(ctl *dm.Control) error {
+	had, err := v.snapshotted(ctl)
+	if err == nil && had && v.Store.Kind == Inside {
+		err = fmt.Errorf("%w: there is a snapshot of it already, which a file that is made now would spoil: give another place for the store", ErrStore)
+	}
+	return err
+}
+
+// judgeTracked refuses images that nothing could list the changes of, and a link that is in the way.
+func (s *Snapshot) judgeTracked(req Request) error {
+	if req.Track && req.Writable {
+		return fmt.Errorf("snapshot: an image that is written to holds what no list of changes has: take a second snapshot that is writable, and not tracked")
+	}
+	if req.Track && req.Persistent {
+		return fmt.Errorf("snapshot: %w: its changes are to be tracked, and the tracking does not outlive every reboot: take a second snapshot that is persistent, and not tracked", ErrNotKept)
+	}
+	if _, err := os.Lstat(req.Link); req.Link != "" && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, fmt.Errorf("snapshot: %w: there is a %s", ErrExists, req.Link))
+	}
+	return nil
 }
 
 // unhindered refuses what a leftover, which could not be removed because of left, stands in the way
@@ -139,7 +185,7 @@ func (s *Snapshot) unhindered(left error) error {
 	}
 	for _, o := range list {
 		ended, err := o.Ended()
-		if err != nil || o.Up && !ended {
+		if err != nil || o.Up && (o.Incremental || !ended) {
 			continue
 		}
 		for _, v := range s.Volumes {
@@ -206,7 +252,7 @@ func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
 		}
 		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
 	}
-	if v.Store.Kind == Block {
+	if v.Store.Kind == Block || v.Store.replaces {
 		return nil
 	}
 	if _, err := os.Lstat(v.Store.Path); !errors.Is(err, fs.ErrNotExist) {
@@ -253,7 +299,7 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Volume{Name: info.Name, Dev: info.Dev()}
+	v := &Volume{Name: info.Name, UUID: info.UUID, Dev: info.Dev()}
 	unfit := func(format string, args ...any) error {
 		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
 	}
@@ -305,7 +351,8 @@ func partOf(v *Volume) (string, error) {
 }
 
 // complete refuses a volume that is one of several that a mounted filesystem lies on, unless the
-// others are of the same snapshot: what one holds alone is of no use.
+// others are of the same snapshot: what one holds alone is of no use. A Btrfs is refused with the others,
+// too: it looks for its devices by what they hold, and a mount may take the images for them.
 func (s *Snapshot) complete(v *Volume) error {
 	table, err := mounts.Read()
 	if err != nil {
@@ -313,8 +360,14 @@ func (s *Snapshot) complete(v *Volume) error {
 	}
 	all, err := table.On(v.Dev)
 	for _, f := range all {
+		if len(f.Members) == 1 || !slices.Contains(f.Members, v.Dev) {
+			continue
+		}
+		if f.Type == "btrfs" {
+			return fmt.Errorf("%w: %s lies on %d devices, and would take the images for them when it is mounted again", ErrUnfit, f, len(f.Members))
+		}
 		for _, dev := range f.Members {
-			if slices.Contains(f.Members, v.Dev) && !slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == dev }) {
+			if !slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == dev }) {
 				return fmt.Errorf("%w: %s lies on %d devices: give all of them, or unmount it", ErrUnfit, f, len(f.Members))
 			}
 		}
@@ -354,8 +407,9 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	if err := s.flush(ctx); err != nil {
 		return err
 	}
-	var err error
-	if s.Frozen, err = dmhold.Hold(ctx, plan, req.Instant); err != nil {
+	frozen, err := dmhold.Hold(ctx, plan, req.Instant)
+	s.Frozen += frozen
+	if err != nil {
 		return err
 	}
 	for _, v := range s.Volumes {
@@ -363,7 +417,7 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
 	}
-	return nil
+	return s.link()
 }
 
 // prepare makes the devices of a volume, and loads the table that it is to get when there is no
@@ -393,16 +447,39 @@ func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	sectors := uint64(v.Size / dm.SectorSize)
+	if s.Persistent { // what it holds by chance would be taken for a store
+		if err = s.wipe(v); err != nil {
+			return false, err
+		}
+	}
 	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
 		return false, err
 	}
-	params := fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s N %d", v.real(), s.cow(v), s.Chunk/dm.SectorSize)
-	if _, err = ctl.Load(s.copied(v), []dm.Target{{Len: sectors, Type: "snapshot", Params: params}}, dm.LoadOptions{}); err != nil || had {
+	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil {
 		return false, err
 	}
-	_, err = ctl.Load(v.Name, []dm.Target{{Len: sectors, Type: "snapshot-origin", Params: "/dev/mapper/" + v.real()}}, dm.LoadOptions{})
+	if s.Persistent { // the kernel has made its header
+		err = s.mark(v)
+	}
+	if err != nil || had {
+		return false, err
+	}
+	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
 	return true, err
+}
+
+// table is one of all of the volume.
+func (v *Volume) table(kind, params string) []dm.Target {
+	return []dm.Target{{Len: uint64(v.Size / dm.SectorSize), Type: kind, Params: params}}
+}
+
+// table is that of the targets "snapshot" and "snapshot-merge".
+func (s *Snapshot) table(v *Volume, kind string) []dm.Target {
+	format := "N"
+	if s.Persistent {
+		format = "P"
+	}
+	return v.table(kind, fmt.Sprintf("/dev/mapper/%s /dev/mapper/%s %s %d", v.real(), s.cow(v), format, s.Chunk/dm.SectorSize))
 }
 
 // add makes a device that nobody but us is to use.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
@@ -34,7 +35,7 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
-	if _, err := Find(s.o, s.Name); err != nil { // another process was faster
+	if err := s.again(); err != nil {
 		return err
 	}
 	ctl, err := dm.Open()
@@ -42,21 +43,38 @@ func (s *Snapshot) Destroy(ctx context.Context, force bool) error {
 		return err
 	}
 	defer ctl.Close()
+	if err := s.rolledBack(ctl); err != nil {
+		return err
+	}
 	if !force {
 		if err := s.unused(ctl); err != nil {
 			return err
 		}
 	}
-	s.Up = false
-	if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
-		return err
+	if s.Up = s.Up && s.Incremental; !s.Up {
+		if err := s.write(); err != nil && !errors.Is(err, syscall.ENOSPC) { // what takes the room may be the store
+			return err
+		}
 	}
 	err = s.takeApart(context.WithoutCancel(ctx), ctl, force)
-	if ended, eerr := s.Ended(); err != nil && force && ended && eerr == nil {
+	if ended, eerr := s.Ended(); err != nil && force && (ended || s.Persistent) && eerr == nil {
 		err = errors.Join(fmt.Errorf("it is forgotten, but the files of its stores may be there still (chattr -i): %w", err), s.forget())
 	}
 	if err = errors.Join(err, s.letGo()); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// rolledBack refuses when what the store holds is still to be put back.
+func (s *Snapshot) rolledBack(ctl *dm.Control) error {
+	for _, v := range s.Volumes {
+		if !s.Rollback || !s.Up || v.Dropped != "" {
+			continue
+		}
+		if left, err := s.left(ctl, v); err != nil || left > 0 {
+			return errors.Join(err, fmt.Errorf("snapshot: %s: %s is being rolled back to it: it goes by itself when that is done", s.Name, v.Name))
+		}
 	}
 	return nil
 }
@@ -81,11 +99,22 @@ func (s *Snapshot) unused(ctl *dm.Control) error {
 // takeApart removes whatever there is of a snapshot, and its record at last. It can be called
 // again after an error, and after a crash.
 func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) error {
+	if err := s.takeVolumes(ctx, ctl, force); err != nil {
+		return err
+	}
+	return errors.Join(s.release(ctx), s.forget())
+}
+
+// takeVolumes removes the devices and the stores.
+func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool) error {
+	if s.Incremental && s.Up {
+		return nil // it has none
+	}
 	ended, err := s.Ended()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{s.unlink()}
 	for _, v := range s.Volumes {
 		var err error
 		switch {
@@ -95,7 +124,7 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
-			err = s.o.tell(ctx, v)
+			err = s.tell(ctx, v)
 		}
 		if err == nil {
 			err = v.remove(ctl)
@@ -104,19 +133,20 @@ func (s *Snapshot) takeApart(ctx context.Context, ctl *dm.Control, force bool) e
 			errs = append(errs, fmt.Errorf("%s: %w", v.Name, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	return s.forget()
+	return errors.Join(errs...)
 }
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is
-// tracked: they changed without passing it.
-func (o Options) tell(ctx context.Context, v *Volume) error {
-	if v.Inside().Empty() {
+// tracked: they changed without passing it. After a rollback all of the origin has.
+func (s *Snapshot) tell(ctx context.Context, v *Volume) error {
+	changed := v.Inside()
+	if s.Rollback {
+		changed = extent.NewSet(extent.Extent{Len: v.Size})
+	}
+	if changed.Empty() {
 		return nil
 	}
-	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	source, err := block.Open(v.path(), block.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // what tracked it has gone with it
 	}
@@ -124,14 +154,14 @@ func (o Options) tell(ctx context.Context, v *Volume) error {
 		return err
 	}
 	defer source.Close()
-	live, err := bpf.Attach(ctx, source, o.Track)
+	live, err := bpf.Attach(ctx, source, s.o.Track)
 	if errors.Is(err, bpf.ErrNotTracked) || errors.Is(err, track.ErrMarkLost) || errors.Is(err, bpf.ErrNotSupported) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return errors.Join(live.MarkDirty(ctx, v.Inside()), live.Close())
+	return errors.Join(live.MarkDirty(ctx, changed), live.Close())
 }
 
 // takeDown removes the devices of a volume. The volume gets its table back before what is below
@@ -154,8 +184,20 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	if err != nil {
 		return err
 	}
+	var wiped error
+	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
+		wiped = errors.Join(err, s.wipe(v))
+	}
 	if !others {
-		if err := v.giveBack(ctx, ctl); err != nil {
+		if err := s.giveBack(ctx, ctl, v); err != nil {
+			return err
+		}
+	}
+	if wiped != nil && v.Dropped == "" { // by which the record is enough
+		return wiped
+	}
+	if v.Store.Kind == Block {
+		if err := wipe(ctl, s.cow(v)); err != nil {
 			return err
 		}
 	}
@@ -175,6 +217,29 @@ func gone(ctl *dm.Control, name string) error {
 		return nil
 	}
 	return err
+}
+
+// wipe zeroes the ends of a store that is a device, which may hold copies of the origin's
+// superblocks: they would be taken for what the device holds. It does so through our device
+// above, while that is there: by its path another device may be found.
+func wipe(ctl *dm.Control, name string) error {
+	info, ours, err := own(ctl, name)
+	if !ours || err != nil {
+		return err
+	}
+	d, err := block.Open(info.Path(), block.Options{Write: true})
+	if err != nil {
+		return err
+	}
+	const end = 1 << 20 // bytes; all signatures of package mounts are nearer
+	err = d.Zero(extent.Extent{Len: min(end, d.Size())})
+	if err == nil {
+		err = d.Zero(extent.Extent{Off: max(0, d.Size()-end), Len: min(end, d.Size())})
+	}
+	if err == nil {
+		err = d.Sync()
+	}
+	return errors.Join(err, d.Close())
 }
 
 // own returns the state of a device, and whether it is ours.
@@ -247,17 +312,20 @@ func (v *Volume) goOn(ctl *dm.Control) error {
 
 // giveBack puts the table of a volume back that it had before its first snapshot, which is that
 // of the device below.
-func (v *Volume) giveBack(ctx context.Context, ctl *dm.Control) error {
-	info, err := ctl.Info(v.Name)
-	if errors.Is(err, dm.ErrNotFound) {
-		return nil
+func (s *Snapshot) giveBack(ctx context.Context, ctl *dm.Control, v *Volume) error {
+	kind, err := s.tableOf(ctl, v)
+	if err != nil || kind == absent || kind == plain {
+		return err
 	}
+	info, err := ctl.Info(v.Name)
 	if err != nil {
 		return err
 	}
-	if had, err := v.snapshotted(ctl); !had || err != nil {
-		return err
-	}
+	return v.putBack(ctx, ctl, info)
+}
+
+// putBack gives the volume the table of the device below, while it is in use.
+func (v *Volume) putBack(ctx context.Context, ctl *dm.Control, info dm.Info) error {
 	table, real, err := ctl.Table(v.real())
 	if err != nil {
 		return err

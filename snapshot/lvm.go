@@ -23,7 +23,10 @@ func (v *Volume) ofLVM() bool { return v.Store.Kind == LVM }
 
 // planLVM judges a request for a snapshot of a logical volume with a store in its group.
 func (s *Snapshot) planLVM(ctx context.Context, ctl *dm.Control, req Request) error {
-	if len(req.Devices) > 1 || req.Transient || req.Instant != nil {
+	if req.Persistent {
+		return fmt.Errorf("snapshot: %w: what lvm2 makes lasts by itself, and \"lvconvert --merge\" rolls back to it", ErrNotKept)
+	}
+	if len(req.Devices) > 1 || req.Transient || req.Track || req.Instant != nil {
 		return fmt.Errorf("snapshot: %w: lvm2 makes snapshots of one volume at a time, at an instant of its own", ErrUnfit)
 	}
 	d := req.Devices[0]

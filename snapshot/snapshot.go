@@ -3,6 +3,9 @@
 //
 // For most uses, call [Create], read the images at [Volume.Image], and call [Snapshot.Destroy].
 // [List] finds those that other processes made, and [Repair] ends what a crash left.
+// The program's main must begin with
+//
+//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder)
 //
 // The package owns the devices that it makes, the stores and their files, and the records of them
 // in the state folder. It refuses devices that are not device-mapper's, whose tables cannot be
@@ -16,7 +19,7 @@
 //
 //	X+real       T; what X consists of
 //	X+NAME+cow   where the store lies: extents of a file on X+real, a loop device, or a device
-//	X+NAME+snap  snapshot X+real X+NAME+cow N
+//	X+NAME+snap  snapshot X+real X+NAME+cow N, or P for a persistent one
 //	X            snapshot-origin X+real, as long as there is a snapshot of X
 //	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
 //
@@ -36,10 +39,19 @@
 // are cut to whole chunks. In the image they read as zeros. To trackers of X they count as changed
 // when the snapshot is gone ([Volume.Inside]), because they changed without passing X.
 //
+// # Modes
+//
+// A snapshot whose volumes are tracked (Request.Track) can drop its data, and become incremental
+// ([Snapshot.ToIncremental]): what changes since its instant goes on to be followed. Then the next
+// one can be taken of the same volumes, with the list of what changed in between, in the format of
+// package datto ([Snapshot.ToSnapshot]).
+//
 // # What survives
 //
-// The store is volatile: a snapshot ends with the boot. The file that a reboot leaves is removed by
-// Repair, and by the next command.
+// A volatile snapshot ends with the boot. The file that a reboot leaves is removed by Repair, and by
+// the next command. A persistent one is brought up by [Assemble], and [Snapshot.RollBack] puts its
+// origins back to it. An incremental one has no store, and lasts as long as its tracker can vouch for
+// its mark.
 package snapshot
 
 import (
@@ -71,6 +83,10 @@ var (
 	ErrExists = errors.New("there is a snapshot of that name")
 	// ErrInUse says that an image is mounted or open.
 	ErrInUse = errors.New("the image is in use")
+	// ErrNotKept says that a snapshot of a device could not outlive a reboot.
+	ErrNotKept = errors.New("it could not outlive a reboot")
+	// ErrNoRollback says that an origin cannot be put back to a snapshot, or not now.
+	ErrNoRollback = errors.New("no rollback")
 )
 
 // Options say where records are.
@@ -102,9 +118,21 @@ type Request struct {
 	Reserve int64
 	// Writable makes the images so. What is written to one goes to its store.
 	Writable bool
+	// Persistent has the snapshot outlive reboots. The caller answers for it that Assemble is
+	// called at each boot, before anything on the devices is mounted. The filesystems have to be
+	// ext4 or XFS. Stores of the kind File are refused, and the path of one of the kind Block must
+	// be the same at each boot.
+	Persistent bool
 	// Transient has the snapshot end with this process: what is left of it then, the next
 	// command removes.
 	Transient bool
+	// Track has what changes since the instant be followed, by eBPF: ToIncremental needs that.
+	Track bool
+	// Link, if not empty, is the path of a symbolic link to the image of the first device, which is
+	// there as long as that.
+	Link string
+	// Labels are what the caller wants to find in Snapshot.Labels.
+	Labels map[string]string
 	// MaxFreeze bounds the time that users of the devices wait.
 	MaxFreeze time.Duration
 	// Instant, which may be nil, is called when nothing is in flight on any device: trackers are
@@ -117,19 +145,28 @@ type Device struct {
 	Path string    // or name in device-mapper
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
-	// overwritten; "" is a file on the filesystem that lies on the device, and LVM has lvm2 make
-	// a snapshot, of one logical volume, with a store in its group.
+	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, and LVM
+	// has lvm2 make a snapshot, of one logical volume, with a store in its group.
 	Store string
+	// Replace has the store take the place of a list of changes, if one is at its path.
+	Replace bool
 	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
 	Size int64
 }
 
 // Volume is one origin of a snapshot.
 type Volume struct {
-	Name  string    `json:"origin"` // in device-mapper
+	Name  string    `json:"origin"`         // in device-mapper
+	UUID  string    `json:"uuid,omitempty"` // there
 	Dev   sysfs.Dev `json:"device"`
 	Size  int64     `json:"size"` // bytes
 	Store Store     `json:"store"`
+	// Note is what the filesystem of the origin of a persistent snapshot was like when it was
+	// last seen with the snapshot in its place.
+	Note *Note `json:"note,omitempty"`
+	// Dropped says why a persistent snapshot is not shown any more.
+	Dropped string `json:"dropped,omitempty"`
+	Chain   *Chain `json:"chain,omitempty"` // where it is tracked
 }
 
 // Store is where old blocks go.
@@ -137,6 +174,8 @@ type Store struct {
 	Kind string `json:"kind"` // Inside, File, Block or LVM
 	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
+	// Below is the path of a file inside, from where the filesystem is mounted.
+	Below string `json:"below,omitempty"`
 	// File and Folder tell the store's file, and the folder that it was made in, from others of the
 	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
 	File   string `json:"file,omitempty"`
@@ -144,6 +183,12 @@ type Store struct {
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
 	// chunks of the file's extents are the store.
 	Extents []extent.Extent `json:"extents,omitempty"`
+	// Pieces are the bytes of the origin that a store inside consists of, in its order.
+	Pieces []extent.Extent `json:"pieces,omitempty"`
+	// Mark is random, and in the header of a persistent one.
+	Mark string `json:"mark,omitempty"`
+
+	replaces bool // a list of changes that is there
 }
 
 // The kinds of store.
@@ -161,8 +206,10 @@ func (s *Snapshot) Image(v *Volume) string { return "/dev/mapper/" + s.image(v) 
 // the snapshot is gone.
 func (v *Volume) Inside() extent.Set { return extent.NewSet(v.Store.Extents...) }
 
+func (v *Volume) path() string { return "/dev/mapper/" + v.Name }
+
 // The names of our devices.
-func (v *Volume) real() string              { return v.Name + "+real" }
+func (v *Volume) real() string { return v.Name + "+real" }
 func (s *Snapshot) image(v *Volume) string {
 	if v.ofLVM() {
 		return s.copied(v)

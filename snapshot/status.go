@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,10 +29,12 @@ type Status struct {
 // VolumeStatus is how one volume of a snapshot is.
 type VolumeStatus struct {
 	*Volume
-	Image string `json:"image"`
+	Image string `json:"image"` // "" of an incremental one
 	Lost  string `json:"lost,omitempty"`
 	Used  int64  `json:"used"`  // bytes of the store
 	Total int64  `json:"total"` // bytes, now
+	// Left is what a rollback has still to put back, in bytes.
+	Left int64 `json:"left,omitempty"`
 }
 
 // Status asks the kernel how the snapshot is.
@@ -41,7 +44,7 @@ func (s *Snapshot) Status() (st Status, err error) {
 	switch {
 	case err != nil:
 		return st, err
-	case ended:
+	case ended && !s.Incremental:
 		st.Lost = "the machine was booted"
 	case !s.Up:
 		st.Lost = "a command was cut off, or is under way"
@@ -70,9 +73,27 @@ func (s *Snapshot) Status() (st Status, err error) {
 
 // look fills in what the kernel says of a volume.
 func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
+	if v.Dropped != "" {
+		st.Lost = v.Dropped
+		return nil
+	}
+	if s.Rollback {
+		left, err := s.left(ctl, v)
+		if st.Left = left; err != nil {
+			st.Lost = err.Error()
+		}
+		return nil
+	}
+	if s.Incremental {
+		return s.lookIncremental(v, st)
+	}
 	had, err := v.snapshotted(ctl)
 	if err != nil && !errors.Is(err, dm.ErrNotFound) {
 		return err
+	}
+	if s.Persistent && errors.Is(err, dm.ErrNotFound) {
+		st.Lost = "its disk is not there, with which it would come up"
+		return nil
 	}
 	if !had && !v.ofLVM() {
 		st.Lost = "another program has put another table into the origin: writes may have gone past the snapshot"
@@ -104,15 +125,15 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 		return err
 	}
 	defer unlock()
-	now, err := Find(s.o, s.Name) // another process may have grown it
-	if err != nil {
+	if err := s.again(); err != nil {
 		return err
 	}
-	for _, w := range now.Volumes {
-		if w.Name == v.Name {
-			*v = *w
-		}
+	i := slices.IndexFunc(s.Volumes, func(w *Volume) bool { return w.Name == v.Name })
+	if i < 0 {
+		return fmt.Errorf("snapshot: %s: %w: it is not one of %s", s.Name, ErrNotFound, v.Name)
 	}
+	*v = *s.Volumes[i]
+	s.Volumes[i] = v
 	if err := s.grow(ctx, v, size); err != nil {
 		return fmt.Errorf("snapshot: %s: grow the store of %s: %w", s.Name, v.Name, err)
 	}
@@ -122,6 +143,8 @@ func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	size = (size + s.Chunk - 1) / s.Chunk * s.Chunk
 	switch {
+	case s.Incremental:
+		return fmt.Errorf("%w: it is incremental, and has no store", ErrMode)
 	case v.Store.Kind == Inside:
 		return fmt.Errorf("%w: a store on the origin's own filesystem has had all of its blocks since before the instant; only one in a file elsewhere grows", ErrStore)
 	case v.Store.Kind == Block:

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -54,38 +55,58 @@ func top(f mounts.Filesystem) (string, error) {
 // plan finds out where the store of a volume will be, and how large. It makes nothing.
 func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
 	if d.Store == "" {
-		f, err := filesystem(v.Dev)
-		switch {
-		case err != nil:
-			return err
-		case f.Type != "ext4" && f.Type != "xfs":
-			return fmt.Errorf("%w: %s may move the blocks of a file: give another place for the store", ErrStore, f)
-		case f.ReadOnly:
-			return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, f)
-		}
-		dir, err := top(f)
-		if err != nil {
-			return err
-		}
-		v.Store = Store{Kind: Inside, Path: filepath.Join(dir, ".tidemark-"+s.Name)}
-		return s.room(v, dir, d.Size, reserve)
+		return s.planInside(v, "", d.Size, reserve)
 	}
 	info, err := os.Stat(d.Store)
 	if err == nil && info.Mode().Type() == os.ModeDevice {
 		v.Store = Store{Kind: Block, Path: d.Store}
 		return s.planDevice(v, d.Size)
 	}
-	path, aerr := filepath.Abs(d.Store)
-	switch {
-	case err == nil:
-		return fmt.Errorf("%w: %s: it exists; a store is a new file, or a block device", ErrStore, d.Store)
-	case !errors.Is(err, fs.ErrNotExist):
-		return err
-	case aerr != nil:
-		return aerr
+	path, err := filepath.Abs(d.Store)
+	if err == nil && d.Replace {
+		err = replaceable(path)
 	}
-	v.Store = Store{Kind: File, Path: path}
-	return s.room(v, filepath.Dir(path), d.Size, reserve)
+	if err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if unix.Stat(filepath.Dir(path), &st) == nil && sysfs.DevOf(st.Dev) == v.Dev {
+		err = s.planInside(v, path, d.Size, reserve)
+	} else {
+		v.Store = Store{Kind: File, Path: path}
+		err = s.room(v, filepath.Dir(path), d.Size, reserve)
+	}
+	v.Store.replaces = d.Replace
+	return err
+}
+
+// planInside is plan of a store on the origin's own filesystem: at path, or where it is by itself.
+func (s *Snapshot) planInside(v *Volume, path string, size, reserve int64) error {
+	f, err := filesystem(v.Dev)
+	switch {
+	case err != nil:
+		return err
+	case f.Type != "ext4" && f.Type != "xfs":
+		return fmt.Errorf("%w: %s may move the blocks of a file: give another place for the store", ErrStore, f)
+	case f.ReadOnly:
+		return fmt.Errorf("%w: %s is mounted read-only: give another place for the store", ErrStore, f)
+	}
+	dir, err := top(f)
+	if err != nil {
+		return err
+	}
+	below := ".tidemark-" + s.Name
+	if path != "" {
+		folder, err := filepath.EvalSymlinks(filepath.Dir(path))
+		if err == nil {
+			below, err = filepath.Rel(dir, filepath.Join(folder, filepath.Base(path)))
+		}
+		if err != nil || !filepath.IsLocal(below) {
+			return errors.Join(err, fmt.Errorf("%w: %s: give its path below %s, where all of %s is mounted", ErrStore, path, dir, f))
+		}
+	}
+	v.Store = Store{Kind: Inside, Path: filepath.Join(dir, below), Below: below}
+	return s.room(v, filepath.Dir(v.Store.Path), size, reserve)
 }
 
 // room sets the size of a store that is a file in a folder.
@@ -158,7 +179,7 @@ func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 	}
 	origins := slices.Clone(s.Volumes)
 	for _, o := range list {
-		if !o.ofLVM() { // its store lies in the group
+		if !o.Incremental && !o.ofLVM() { // that of LVM lies in the group
 			origins = append(origins, o.Volumes...)
 		}
 	}
@@ -236,6 +257,14 @@ func whole(path string, size int64) []dm.Target {
 // any, so that a crash leaves none that is not known again.
 func (s *Snapshot) allocate(v *Volume) (*os.File, error) {
 	path, size := v.Store.Path, v.Store.Size
+	if v.Store.replaces {
+		if err := replaceable(path); err != nil {
+			return nil, err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if errors.Is(err, fs.ErrExist) {
 		v.Store.Kind = none // it is somebody else's
@@ -279,22 +308,32 @@ func (v *Volume) inside(f *os.File, chunk int64) (table []dm.Target, err error) 
 		return nil, fmt.Errorf("%w: %w", ErrStore, err)
 	}
 	var held []extent.Extent
-	at := uint64(0)
+	planned := v.Store.Size
+	v.Store.Pieces, v.Store.Size = nil, 0
 	for _, e := range extents {
 		held = append(held, extent.Extent{Off: e.Physical, Len: e.Len})
 		begin, end := (e.Physical+chunk-1)/chunk*chunk, (e.Physical+e.Len)/chunk*chunk
-		if end <= begin {
-			continue
+		if end > begin {
+			v.Store.Pieces = append(v.Store.Pieces, extent.Extent{Off: begin, Len: end - begin})
+			v.Store.Size += end - begin
 		}
-		n := uint64((end - begin) / dm.SectorSize)
-		table = append(table, dm.Target{Start: at, Len: n, Type: "linear", Params: fmt.Sprintf("/dev/mapper/%s %d", v.real(), begin/dm.SectorSize)})
+	}
+	if v.Store.Size < min(MinStore, planned)/2 {
+		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks of %s: give smaller chunks, or another place", ErrStore, f.Name(), len(extents), words.Size(v.Store.Size), words.Size(chunk))
+	}
+	v.Store.Extents = extent.NewSet(held...).Extents()
+	return v.pieces(), nil
+}
+
+// pieces is the table of a store that is inside.
+func (v *Volume) pieces() (table []dm.Target) {
+	at := uint64(0)
+	for _, e := range v.Store.Pieces {
+		n := uint64(e.Len / dm.SectorSize)
+		table = append(table, dm.Target{Start: at, Len: n, Type: "linear", Params: fmt.Sprintf("/dev/mapper/%s %d", v.real(), e.Off/dm.SectorSize)})
 		at += n
 	}
-	if got := int64(at) * dm.SectorSize; got < min(MinStore, v.Store.Size)/2 {
-		return nil, fmt.Errorf("%w: %s lies in %d pieces, of which only %s are whole chunks of %s: give smaller chunks, or another place", ErrStore, f.Name(), len(extents), words.Size(got), words.Size(chunk))
-	}
-	v.Store.Extents, v.Store.Size = extent.NewSet(held...).Extents(), int64(at)*dm.SectorSize
-	return table, nil
+	return table
 }
 
 // remove removes the file of a store. That a filesystem is not mounted is an error, for its file
@@ -308,18 +347,21 @@ func (v *Volume) remove(ctl *dm.Control) error {
 		return err
 	}
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) && !certain {
-		return fmt.Errorf("%w: its filesystem is not there: mount it, or have the snapshot forgotten (\"tidemark snapshot destroy --force\")", err)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	defer f.Close()
-	if ours, err := v.Store.is(f); !ours || err != nil {
-		return err // somebody else's has its name, so that it is gone itself
+	ours := false
+	if err == nil {
+		defer f.Close()
+		if ours, err = v.Store.is(f); err != nil {
+			return err
+		}
+	}
+	if !ours && !certain {
+		return fmt.Errorf("%s: %w: its filesystem is not there, another one covers it, or its folder was moved: undo that, or have the snapshot forgotten (\"tidemark snapshot destroy --force\")", path, fs.ErrNotExist)
+	}
+	if !ours { // it is gone, and somebody else's may have its name
+		return nil
 	}
 	if v.Store.Kind == Inside {
 		if err := fiemap.SetImmutable(f, false); err != nil {
@@ -337,7 +379,7 @@ func (v *Volume) remove(ctl *dm.Control) error {
 func (v *Volume) place(ctl *dm.Control) (path string, certain bool, err error) {
 	path = v.Store.Path
 	if v.Store.Kind == File {
-		certain, err = v.Store.inFolder()
+		certain, err = v.Store.inFolder(path)
 		return path, certain, err
 	}
 	info, err := ctl.Info(v.Name)
@@ -352,5 +394,10 @@ func (v *Volume) place(ctl *dm.Control) (path string, certain bool, err error) {
 		return "", false, err
 	}
 	dir, err := top(f)
-	return filepath.Join(dir, filepath.Base(path)), true, err
+	if err != nil {
+		return "", false, err
+	}
+	path = filepath.Join(dir, cmp.Or(v.Store.Below, filepath.Base(path)))
+	certain, err = v.Store.inFolder(path)
+	return path, certain, err
 }

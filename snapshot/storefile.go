@@ -43,12 +43,12 @@ func (s *Store) is(f *os.File) (bool, error) {
 }
 
 // inFolder reports whether the path of the store's file leads into the folder that the file was
-// made in: after a boot another filesystem, or none, may be mounted there.
-func (s *Store) inFolder() (bool, error) {
+// made in: another filesystem, or none, may be mounted there by now.
+func (s *Store) inFolder(path string) (bool, error) {
 	if s.Folder == "" {
 		return true, nil
 	}
-	dir, err := os.Open(filepath.Dir(s.Path))
+	dir, err := os.Open(filepath.Dir(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}

@@ -43,6 +43,9 @@ func Judge(o Options, vo ViewOptions) error {
 		if err == nil {
 			err = s.plan(v, Device{}, 0)
 		}
+		if err == nil {
+			err = v.first(ctl)
+		}
 		if err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"tidemark/boot"
 	"tidemark/boot/adopt"
 	"tidemark/linux/dm"
+	"tidemark/snapshot"
 	"tidemark/transfer/inuse"
 )
 
@@ -180,6 +181,11 @@ func (a *adoption) runUndo(ctx context.Context, sys *boot.System, table boot.Tab
 		}
 	}
 	r := adoptReport{Device: device, Path: e.Path(), Outcome: adoptUndone, DryRun: a.dryRun}
+	if names, err := snapshot.PersistentOf(e.Name); err != nil {
+		return err
+	} else if len(names) > 0 {
+		return fmt.Errorf("adopt: %s: %w: plain, its persistent snapshots would be lost: \"tidemark snapshot destroy %s\" first", device, adopt.ErrRefused, strings.Join(names, " "))
+	}
 	found, err := adopt.ReferencesTo("/", e.Path())
 	if err != nil {
 		return err

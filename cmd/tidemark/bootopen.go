@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/boot"
+	"tidemark/snapshot"
 )
 
 // bootOpen is the command line of "boot open".
@@ -27,6 +28,8 @@ func newBootOpen(g *globals) *cobra.Command {
 	cmd := command{
 		use: "open [NAME...]", short: "Open the devices of era.conf now, as the boot does",
 		long: `Opens the devices NAME, or all of a stage, or all, of /etc/tidemark/era.conf, and waits for their devices if they are not there yet. A device that is open already, over the same devices, is no error: its discards are switched off if another program has switched them on. Metadata that is all zero is made anew when the table has create= for it.
+
+Persistent snapshots of linear devices ("tidemark snapshot create --persistent") are brought up, or dropped, with them.
 
 With --stage initramfs no era device, and nothing beside one, is opened while a hibernated system waits on a block device to be resumed, except with noresume on the kernel's command line. A hibernated system in a swap file is not seen.
 
@@ -107,5 +110,29 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 	if errors.As(err, &failure) {
 		return hinted{err, failure.Entry.Remedy()}
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return b.snapshots(ctx, entries)
+}
+
+// snapshots brings up the persistent snapshots of linear devices, before these are mounted.
+func (b *bootOpen) snapshots(ctx context.Context, entries []boot.Entry) error {
+	var errs []error
+	for _, e := range entries {
+		if !e.Linear() {
+			continue
+		}
+		done, err := snapshot.Assemble(ctx, b.g.snapshotOptions(), e.Name, b.wait)
+		for _, text := range done {
+			fmt.Fprintf(b.talk, "tidemark: %s\n", text)
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return hinted{err, `do not mount the disk before "tidemark snapshot repair" succeeds`}
+	}
+	return nil
 }

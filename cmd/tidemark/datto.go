@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -12,7 +11,6 @@ import (
 	"tidemark/block"
 	"tidemark/format/datto"
 	"tidemark/transfer/cowfiles"
-	"tidemark/transfer/target"
 )
 
 func newDatto(g *globals) *cobra.Command {
@@ -163,7 +161,7 @@ func newDattoMerge(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "merge SNAPDEV FILE IMAGE", short: "Bring an image of one snapshot to the next",
-		long: `Copies from the snapshot SNAPDEV (/dev/dattoN) to IMAGE the blocks that FILE names: the COW file that was closed when that snapshot was taken. IMAGE, a file or a device, is an image of the snapshot before, and becomes one of SNAPDEV. It goes through a journal beside IMAGE, so that IMAGE is old or new, whatever crashes; a run that was cut off is run again.
+		long: `Copies from the snapshot SNAPDEV (/dev/dattoN, or an image of "tidemark snapshot to-snapshot") to IMAGE the blocks that FILE names: the COW file that was closed when that snapshot was taken. IMAGE, a file or a device, is an image of the snapshot before, and becomes one of SNAPDEV. It goes through a journal beside IMAGE, so that IMAGE is old or new, whatever crashes; a run that was cut off is run again.
 
 Refused, before anything is written: a FILE that the driver has not closed, or that does not immediately go before the snapshot (by the UUID and sequence that the driver tells), an IMAGE of another size, one that is in use or a mirror, and one of which most of what did not change is not the same as in SNAPDEV.
 
@@ -179,6 +177,7 @@ tidemark datto merge --info datto-info.json snapshot.img datto1 vdb1.img`,
 		run: func(cmd *cobra.Command, args []string) error {
 			bar := newProgress(cmd.ErrOrStderr(), asJSON)
 			o.StateDir, o.Progress, o.Note = g.stateDir, phases(bar), bar.Note
+			o.Known = g.knownSnapshot
 			rep, err := cowfiles.Merge(cmd.Context(), args[0], args[1], args[2], o)
 			bar.End()
 			switch {
@@ -243,9 +242,8 @@ as it was in /proc/datto-info.
 		if err != nil || paths == nil {
 			return err
 		}
-		if o.StateDir = os.Getenv(envStateDir); o.StateDir == "" {
-			o.StateDir = target.DefaultStateDir
-		}
+		g := fromEnvironment()
+		o.StateDir, o.Known = g.stateDir, g.knownSnapshot
 		o.Note = func(text string) { fmt.Fprintln(std.errs, text) }
 		fmt.Fprintln(std.out, "copying blocks")
 		rep, err := cowfiles.Merge(ctx, paths[0], paths[1], paths[2], o)

@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/pflag"
 
 	"tidemark/transfer/stores"
-	"tidemark/transfer/target"
 )
 
 const dmMergeUsage = `dm-merge (tidemark) applies a dm-snapshot's store to the device that it is a snapshot of.
@@ -85,16 +83,12 @@ func (m *dmMerge) run(ctx context.Context, std stdio) error {
 			return err
 		}
 	}
-	stateDir := os.Getenv(envStateDir)
-	if stateDir == "" {
-		stateDir = target.DefaultStateDir
-	}
 	if m.output == "" {
 		return m.count(std.out)
 	}
 	bar := newProgress(std.errs, false)
 	rep, err := applyStore(ctx, m.input, m.output, !m.really, stores.Options{
-		StateDir: stateDir, Direct: m.direct, Progress: phases(bar), Note: bar.Note,
+		StateDir: fromEnvironment().stateDir, Direct: m.direct, Progress: phases(bar), Note: bar.Note,
 	})
 	bar.End()
 	if err != nil {

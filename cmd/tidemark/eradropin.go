@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,6 +144,11 @@ func (r *eraRestore) restoreQuietly(ctx context.Context, out, _ io.Writer) error
 // errQuiet is a failure that has been told already, or must not be.
 var errQuiet = errors.New("failed")
 
+// exitStatus is a failure that has been told already, and the code that it ends with.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
 // called runs the program by whose name the command line calls it.
 func called(args []string, stdout, stderr io.Writer) int {
 	name := filepath.Base(args[0])
@@ -258,14 +264,15 @@ func finish(ctx context.Context, err error, stderr io.Writer) int {
 	if err == nil {
 		return int(exitOK)
 	}
-	if !errors.Is(err, errQuiet) {
+	var status exitStatus
+	if !errors.Is(err, errQuiet) && !errors.As(err, &status) {
 		fmt.Fprintln(stderr, err)
 	}
 	var stopped signalError
 	if errors.As(context.Cause(ctx), &stopped) {
 		return 128 + int(stopped.signal)
 	}
-	return int(exitError)
+	return cmp.Or(int(status), int(exitError))
 }
 
 // missing says what a command line lacks, or has too much.

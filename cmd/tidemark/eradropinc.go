@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 
@@ -13,7 +12,6 @@ import (
 	"tidemark/extent"
 	"tidemark/format/era"
 	"tidemark/transfer/apply"
-	"tidemark/transfer/target"
 )
 
 // otherTools lists the programs that are none of thin-provisioning-tools, by name.
@@ -23,7 +21,7 @@ import (
 func otherTools() map[string]func(ctx context.Context, args []string, std stdio) error {
 	return map[string]func(ctx context.Context, args []string, std stdio) error{
 		"era_copy": asEraCopy, "era_apply": asEraApply, "dm-merge": asDMMerge,
-		"update-img": asUpdateImg("update-img"), "img-merge": asUpdateImg("img-merge"),
+		"update-img": asUpdateImg("update-img"), "img-merge": asUpdateImg("img-merge"), "dbdctl": asDbdctl,
 	}
 }
 
@@ -124,12 +122,8 @@ func asEraApply(ctx context.Context, args []string, std stdio) error {
 	if err != nil || c.answered {
 		return err
 	}
-	stateDir := os.Getenv(envStateDir)
-	if stateDir == "" {
-		stateDir = target.DefaultStateDir
-	}
 	a := &eraApply{grow: true, progress: c.progress, mode: 0o644}
-	err = a.run(ctx, c.args[0], stateDir, std)
+	err = a.run(ctx, c.args[0], fromEnvironment().stateDir, std)
 	if errors.Is(err, apply.ErrPending) {
 		err = fmt.Errorf("%w\n%s", err, hintOf(err))
 	}

@@ -27,11 +27,11 @@ func newSnapshot(g *globals) *cobra.Command {
 
 A plain disk or partition has no table that could be changed while it is in use: "tidemark adopt" gives it one, and "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "create --store lvm" has LVM make a snapshot of one, in its group.
 
-A snapshot ends with the boot, but for one that LVM made. When its store is full its images can no longer be read, and the disk goes on unharmed.`,
+A snapshot ends with the boot, unless LVM made it, or it is taken with --persistent; "rollback" puts disks back to such a one. When its store is full its images can no longer be read, and the disk goes on unharmed.`,
 		example: `tidemark snapshot create /dev/mapper/root /dev/mapper/data
 tidemark snapshot status
 tidemark snapshot destroy snap1`,
-	}.build(newSnapshotCreate(g), newSnapshotList(g), newSnapshotStatus(g), newSnapshotGrow(g), newSnapshotDestroy(g), newSnapshotEvents(g), newSnapshotRepair(g))
+	}.build(newSnapshotCreate(g), newSnapshotList(g), newSnapshotStatus(g), newSnapshotGrow(g), newSnapshotDestroy(g), newSnapshotRollback(g), newSnapshotToIncremental(g), newSnapshotToSnapshot(g), newSnapshotEvents(g), newSnapshotRepair(g))
 }
 
 func newSnapshotCreate(g *globals) *cobra.Command {
@@ -45,7 +45,11 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
+
+With --track what changes since the instant is followed by eBPF, as "tidemark mirror" does: "tidemark snapshot to-incremental" needs that.
+
+With --persistent the snapshot outlives reboots and power cuts, and DEVICE can be put back to it ("tidemark snapshot rollback"). DEVICE is then a disk or partition that "tidemark adopt" has put a table over, which systemd opens at boot, with ext4 or XFS; a store elsewhere is a disk or partition. It is dropped, and that is told, when the boot cannot tell that DEVICE was not used without it: after a boot past it, and with XFS after a power cut while it was mounted.
 
 While there is a snapshot, DEVICE takes no discards: run fstrim when it is gone.`,
 		example: `tidemark snapshot create /dev/mapper/data
@@ -59,6 +63,11 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 				return err
 			}
 			req.Chunk, req.Reserve = int64(chunk), int64(reserve)
+			if req.Persistent {
+				if err := outlives(req.Devices); err != nil {
+					return err
+				}
+			}
 			s, err := snapshot.Create(cmd.Context(), g.snapshotOptions(), req)
 			if err != nil {
 				return err
@@ -83,7 +92,9 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or what there is room for")
 	addSize(cmd, &chunk, "chunk", "what a first write copies, a power of two from 4K to 1M; by default 8K")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")
+	cmd.Flags().BoolVar(&req.Track, "track", false, "follow what changes since, for \"tidemark snapshot to-incremental\"")
 	cmd.Flags().BoolVar(&req.Writable, "writable", false, "images can be written to; that goes to the store, and the disk never sees it")
+	cmd.Flags().BoolVar(&req.Persistent, "persistent", false, "the snapshot is there again after a reboot, and DEVICE can be put back to it")
 	cmd.Flags().DurationVar(&req.MaxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "how long writers may wait; then nothing is made")
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
@@ -212,10 +223,18 @@ func printSnapshots(w io.Writer, all []snapshot.Status, asJSON bool) error {
 	for _, s := range all {
 		for _, v := range s.Volumes {
 			state := "ok"
-			if v.Lost != "" {
+			switch {
+			case v.Lost != "":
 				state = "lost: " + v.Lost
+			case s.Rollback:
+				state = fmt.Sprintf("being rolled back to, %s left", size(v.Left))
 			}
-			fmt.Fprintf(tab, "%s, %s\t%s\t%s\t%s\t%s of %s\t%s\n", s.Name, words.Time(s.Created), v.Name, v.Image, v.Store.Path, size(v.Used), size(v.Total), state)
+			name := s.Name + ", " + words.Time(s.Created)
+			if s.Incremental {
+				fmt.Fprintf(tab, "%s\t%s\t-\t-\t-\tincremental, %s\n", name, v.Name, state)
+				continue
+			}
+			fmt.Fprintf(tab, "%s\t%s\t%s\t%s\t%s of %s\t%s\n", name, v.Name, v.Image, v.Store.Path, size(v.Used), size(v.Total), state)
 		}
 	}
 	return tab.Flush()
@@ -274,7 +293,7 @@ func newSnapshotDestroy(g *globals) *cobra.Command {
 func newSnapshotRepair(g *globals) *cobra.Command {
 	return command{
 		use: "repair", short: "Remove what a crash or a reboot has left of snapshots",
-		long:    `Ends snapshots that a command was cut off at, and removes the files of those that ended with a boot. "tidemark snapshot create" does it first, and so does tidemark-snapshots.service at each boot.`,
+		long:    `Ends snapshots that a command was cut off at, and removes the files of those that ended with a boot. Of persistent ones it notes what the next boot asks for, drops those that this boot went past, and takes up rollbacks. "tidemark snapshot create" does it first, and so does tidemark-snapshots.service at each boot.`,
 		example: "tidemark snapshot repair",
 		args:    cobra.NoArgs,
 		run: func(cmd *cobra.Command, _ []string) error {

@@ -18,7 +18,7 @@ type snapshotEvent struct {
 	Time     time.Time `json:"time"`
 	Snapshot string    `json:"snapshot"`
 	Origin   string    `json:"origin"`
-	Event    string    `json:"event"` // "low-space", "grown", "lost", "destroyed"
+	Event    string    `json:"event"` // "low-space", "grown", "lost", "incremental", "destroyed"
 	Used     int64     `json:"used"`
 	Total    int64     `json:"total"`
 	LeftS    float64   `json:"left_s,omitempty"` // seconds until the store is full, at the rate of late
@@ -65,7 +65,7 @@ func newSnapshotEvents(g *globals) *cobra.Command {
 	var every time.Duration
 	cmd := command{
 		use: "events NAME", short: "Tell when a store gets full, or the snapshot is lost",
-		long: `Tells what there is to tell of a snapshot: low-space when a store is --low percent full, with the time that is left at the rate of late; lost, with the reason; and with --follow also destroyed, upon which it ends.
+		long: `Tells what there is to tell of a snapshot: low-space when a store is --low percent full, with the time that is left at the rate of late; lost, with the reason; and with --follow also destroyed, and incremental (see "tidemark snapshot to-incremental"), upon which it ends.
 
 With --auto-grow it makes a store that is a file elsewhere larger by STEP whenever it is low, up to --limit. That works only as long as this command runs: have a service run it. The kernel gives no warning, so that a store is looked at every --interval; keep more room free than is written in that time.`,
 		example: `tidemark snapshot events snap1
@@ -100,6 +100,9 @@ func (w *watcher) run(ctx context.Context, follow bool, every time.Duration) err
 		}
 		if err != nil {
 			return err
+		}
+		if s.Incremental {
+			return w.tell(snapshotEvent{Time: time.Now().UTC(), Snapshot: w.name, Event: "incremental"})
 		}
 		st, err := s.Status()
 		if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,6 +11,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"tidemark/track/bpf"
+	"tidemark/transfer/target"
 )
 
 // command is one entry of the command tree: all that help, man page and
@@ -174,8 +178,8 @@ tidemark status /backup/vdb1.img`,
 		newMirror(g), newRestore(g), newMount(g), newUmount(), newVerify(g), newStatus(g), newRecover(g), newJob(g), newTrack(g), newEra(g), newThin(g), newSnapshot(g), newSnapstore(g), newDatto(g), newCBT(), newAdopt(), newBoot(g), newDoctor(g), newVersion(), newMan(),
 	)
 	flags := root.PersistentFlags()
-	flags.StringVar(&g.runDir, "run-dir", "/run/tidemark", "`folder` for the state of tracking, emptied by a reboot")
-	flags.StringVar(&g.stateDir, "state-dir", "/var/lib/tidemark", "`folder` for what is kept about targets that are devices")
+	flags.StringVar(&g.runDir, "run-dir", bpf.DefaultRunDir, "`folder` for the state of tracking, emptied by a reboot")
+	flags.StringVar(&g.stateDir, "state-dir", target.DefaultStateDir, "`folder` for what is kept about targets that are devices")
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error { return g.resolve(cmd) }
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
@@ -208,6 +212,15 @@ func (g *globals) resolve(cmd *cobra.Command) error {
 	}
 	g.bpffs = os.Getenv(envBPFFS)
 	return nil
+}
+
+// fromEnvironment returns the options of a program that is called by another name, which has no
+// flags for them.
+func fromEnvironment() *globals {
+	return &globals{
+		runDir: cmp.Or(os.Getenv(envRunDir), bpf.DefaultRunDir), stateDir: cmp.Or(os.Getenv(envStateDir), target.DefaultStateDir),
+		bpffs: os.Getenv(envBPFFS),
+	}
 }
 
 // addJSON adds the flag that makes a command speak to programs.

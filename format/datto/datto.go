@@ -86,6 +86,16 @@ func (u UUID) String() string { return hex.EncodeToString(u[:]) }
 // MarshalText returns what String does.
 func (u UUID) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
 
+// UnmarshalText reads what String writes.
+func (u *UUID) UnmarshalText(text []byte) error {
+	b, err := hex.DecodeString(string(text))
+	if err != nil || len(b) != len(u) {
+		return fmt.Errorf("datto: %q is no UUID of %d hexadecimal digits", text, hex.EncodedLen(len(u)))
+	}
+	copy(u[:], b)
+	return nil
+}
+
 // Header is the header of a COW file.
 type Header struct {
 	Clean     bool   `json:"clean"`

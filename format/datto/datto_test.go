@@ -279,3 +279,16 @@ func FuzzCheck(f *testing.F) {
 		}
 	})
 }
+
+func TestUUIDsAreReadAsTheyAreWritten(t *testing.T) {
+	u := UUID{1, 2, 15: 0xfe}
+	var back UUID
+	if err := back.UnmarshalText([]byte(u.String())); err != nil || back != u {
+		t.Errorf("%v, %v", back, err)
+	}
+	for _, bad := range []string{"", "0102", u.String() + "00", "x" + u.String()[1:]} {
+		if err := back.UnmarshalText([]byte(bad)); err == nil || back != u {
+			t.Errorf("%q: %v, %v", bad, back, err)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -21,9 +22,9 @@ const (
 
 // A Debian boots with root on a linear device over its partition. In it a partition is
 // adopted at once and at the next boot, found by all the names that it had, and plain again
-// when that is undone, as root is; a power cut while entries are written leaves a system that
-// boots. Snapshots are taken of the running root, also with little memory, and of those that
-// the cut ends nothing is left.
+// when that is undone, as root is; a persistent snapshot of it outlives a reboot; a power cut while
+// entries are written leaves a system that boots. Snapshots are taken of the running root, also with
+// little memory, and of those that the cut ends nothing is left.
 func TestAdoptedDisks(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/adopt")
@@ -41,6 +42,7 @@ func TestAdoptedDisks(t *testing.T) {
 			d := NewDebian(t, c.kernel, c.generator, program)
 			d.Install("/usr/bin/tidemark", command)
 			d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\nLABEL=data /srv ext4 noauto 0 2\nUUID="+otherUUID+" /mnt ext4 defaults 0 2\n")
+			d.enable(t, "tidemark-snapshots.service")
 			plain := filepath.Join(t.TempDir(), "plain") // the initramfs of a system without entries
 			host(t, "mv", filepath.Join(d.Dir, d.initramfs(c.generator)), plain)
 			host(t, command, "boot", "install", "--root", d.Dir, "--linear", "root", "--data", "PARTUUID="+RootPartUUID)
@@ -86,6 +88,17 @@ func TestAdoptedDisks(t *testing.T) {
 			host(t, "e2fsck", "-fn", fmt.Sprintf("%s?offset=%d", data.Path, dataStart))
 		})
 	}
+}
+
+// enable installs one of the units that the packages have on.
+func (d *Debian) enable(t *testing.T, unit string) {
+	t.Helper()
+	content, err := os.ReadFile("../../dist/systemd/" + unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Write("/etc/systemd/system/"+unit, string(content))
+	host(t, "ln", "-s", "../"+unit, d.in("etc/systemd/system/multi-user.target.wants/"+unit))
 }
 
 // initramfs makes the system's initramfs and returns its path there.

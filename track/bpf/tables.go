@@ -117,7 +117,7 @@ func (s *session) hashTables(w io.Writer, disk string, seen map[string]bool) err
 	return nil
 }
 
-// ourSnapshots begins the UUIDs of the devices of package snapshot, which merges nothing.
+// ourSnapshots begins the UUIDs of the devices of package snapshot, whose merges end all marks.
 const ourSnapshots = "TIDEMARK-SNAPSHOT-"
 
 // content looks through a table that only has a snapshot taken: "snapshot-origin" over the whole

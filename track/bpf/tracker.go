@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -358,6 +360,16 @@ func (t *Tracker) Drain(context.Context) error { return nil }
 // be written.
 func (t *Tracker) Keep(ctx context.Context, owner string, m track.Mark, quiet bool) error {
 	return t.keep(ctx, m, quiet, func(ls *history.Leases, one history.Lease) { ls.Keep(owner, one) })
+}
+
+// Owners returns who keeps marks, sorted.
+func (t *Tracker) Owners(ctx context.Context) (owners []string, err error) {
+	err = t.locked(ctx, func(h *history.History, _ bpf.Header) error {
+		ls, err := h.Leases()
+		owners = slices.Sorted(maps.Keys(ls.Owners))
+		return err
+	})
+	return owners, err
 }
 
 // Remember keeps the history since m for no owner in particular, unless one keeps it

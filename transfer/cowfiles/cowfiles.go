@@ -13,6 +13,7 @@
 package cowfiles
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,9 @@ type Options struct {
 	StateDir string // target.DefaultStateDir when empty
 	// Info is a file with the driver's answer, in the place of the driver's own.
 	Info string
+	// Known, if not nil, is asked first without Info, with the snapshot open: nil for a device that it
+	// does not know.
+	Known func(snapshot string) (*datto.DeviceInfo, error)
 	// Minor is the driver's number of the snapshot; below 0 it is told by the device's name,
 	// or by an answer that has one device alone.
 	Minor int
@@ -103,14 +107,14 @@ func Merge(ctx context.Context, snapshot, cow, image string, o Options) (rep Rep
 		return rep, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.precedes(snapshot, o); err != nil {
-		return rep, err
-	}
 	from, err := block.Open(snapshot, block.Options{Direct: true})
 	if err != nil {
 		return rep, fmt.Errorf("snapshot: %w", err)
 	}
 	defer func() { err = errors.Join(err, from.Close()) }()
+	if err := f.precedes(snapshot, o); err != nil {
+		return rep, err
+	}
 	if err := inuse.Changing(snapshot); err != nil {
 		return rep, err
 	}
@@ -188,6 +192,11 @@ func (f *File) precedes(snapshot string, o Options) error {
 
 // ask returns what the driver tells of a snapshot.
 func ask(snapshot string, o Options) (d datto.DeviceInfo, err error) {
+	if o.Known != nil && o.Info == "" {
+		if known, err := o.Known(snapshot); known != nil || err != nil {
+			return *cmp.Or(known, &d), err
+		}
+	}
 	driver, minor, err := minorOf(snapshot)
 	if err != nil {
 		return d, err

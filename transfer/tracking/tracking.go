@@ -86,7 +86,7 @@ func (c *Chooser) live(ctx context.Context, src *block.Device) (track.Tracker, e
 	}
 	o := c.Track
 	o.Drain = func(ctx context.Context) error {
-		frozen, err := drain(ctx, src, c.MaxFreeze)
+		frozen, err := bpf.Drain(ctx, src, c.MaxFreeze)
 		c.Frozen += frozen
 		return err
 	}
@@ -237,24 +237,6 @@ func Drain(ctx context.Context, device string, limit time.Duration) error {
 		return fmt.Errorf("drain: %w", err)
 	}
 	defer d.Close()
-	_, err = drain(ctx, d, limit)
+	_, err = bpf.Drain(ctx, d, limit)
 	return err
 }
-
-// drain is Drain of a device that is open; it tells for how long anything was frozen.
-// Within the freeze it waits until writes that went past the filesystems have ended, as to
-// another partition.
-func drain(ctx context.Context, d *block.Device, limit time.Duration) (time.Duration, error) {
-	v, err := view.Freeze(view.Options{Sources: []*block.Device{d}, MaxFreeze: limit}).Take(ctx, func(ctx context.Context) error {
-		return bpf.WaitIdle(ctx, d.Identity().Disk, idleFrozen)
-	})
-	if err != nil {
-		return 0, fmt.Errorf("drain: %s: %w", d.Path(), err)
-	}
-	report, err := v.Close()
-	return report.Frozen, err
-}
-
-// idleFrozen is how long writes in flight are waited for while filesystems are
-// frozen: what they may have under way then are discards.
-const idleFrozen = time.Second

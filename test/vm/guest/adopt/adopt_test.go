@@ -78,6 +78,7 @@ func TestBoot1(t *testing.T) {
 		guest.Run(t, "umount", "/srv")
 	}
 	guest.Run(t, "mount", "/srv")
+	dattobd(t, plain)
 	guest.Run(t, "tidemark", "snapshot", "create", "--name", "one", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
 	if got := adopt(t, plain); got != "not-needed" {
 		t.Errorf("adopted again while there is a snapshot it is %s", got)
@@ -109,6 +110,29 @@ func TestBoot1(t *testing.T) {
 	guest.WriteFile(t, "/srv/kept", "kept")
 	guest.Run(t, "umount", "/srv")
 	fstabAuto(t)
+	lasting(t)
+}
+
+// dattobd makes a backup of the adopted partition, and brings it up to date, by the commands of
+// dattobd.
+func dattobd(t *testing.T, plain string) {
+	t.Helper()
+	for _, name := range []string{"dbdctl", "update-img"} {
+		guest.Run(t, "ln", "-s", "tidemark", "/usr/bin/"+name)
+	}
+	const backup = "/run/sda1-bkp"
+	defer os.Remove(backup)
+	guest.Run(t, "dbdctl", "setup-snapshot", plain, "/srv/.datto", "0")
+	guest.Run(t, "dd", "if=/dev/datto0", "of="+backup, "bs=1M")
+	guest.Run(t, "dbdctl", "transition-to-incremental", "0")
+	guest.WriteFile(t, "/srv/changed", strings.Repeat("changed ", 64<<10))
+	guest.Run(t, "dbdctl", "transition-to-snapshot", "/srv/.datto1", "0")
+	guest.Run(t, "update-img", "/dev/datto0", "/srv/.datto", backup)
+	guest.Run(t, "cmp", "/dev/datto0", backup)
+	guest.Run(t, "rm", "/srv/.datto", "/srv/changed")
+	guest.Run(t, "dbdctl", "destroy", "0")
+	shake(t, plain)
+	leadTo(t, "/dev/mapper/data", names()...)
 }
 
 // fstabAuto lets the next boot mount /srv.
@@ -121,11 +145,57 @@ func fstabAuto(t *testing.T) {
 	guest.WriteFile(t, "/etc/fstab", strings.Replace(string(fstab), "noauto", "defaults", 1))
 }
 
-// TestBoot2 finds the partition adopted, undoes that while it is mounted, and is cut while
-// entries are written.
+// sumPath keeps what a persistent snapshot holds.
+const sumPath = "/root/sum"
+
+// lasting takes a snapshot of the partition that is to outlive the shutdown.
+func lasting(t *testing.T) {
+	t.Helper()
+	guest.Run(t, "systemctl", "daemon-reload")
+	guest.Run(t, "systemctl", "start", "tidemark-era@data")
+	guest.Run(t, "mount", "/dev/mapper/data", "/srv")
+	if out, err := exec.Command("tidemark", "snapshot", "create", "--persistent", "/dev/mapper/root").CombinedOutput(); err == nil || !strings.Contains(string(out), "it is opened in the initramfs") {
+		t.Errorf("a persistent snapshot of root: %v: %s", err, out)
+	}
+	guest.Run(t, "tidemark", "snapshot", "create", "--persistent", "--name", "lasts", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
+	guest.WriteFile(t, sumPath, guest.Sum(t, "/dev/mapper/data+lasts"))
+	guest.WriteFile(t, "/srv/later", "written after the snapshot")
+	if out, err := exec.Command("tidemark", "adopt", "--undo", "/dev/mapper/data").CombinedOutput(); err == nil || !strings.Contains(string(out), "snapshot destroy lasts") {
+		t.Errorf("plain, with a persistent snapshot: %v: %s", err, out)
+	}
+}
+
+// found finds that snapshot after the boot, and ends it.
+func found(t *testing.T) {
+	t.Helper()
+	t.Log(guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-era@data", "--unit", "tidemark-snapshots", "--output", "cat"))
+	t.Log(guest.Run(t, "tidemark", "snapshot", "status", "lasts"))
+	want, err := os.ReadFile(sumPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := guest.Sum(t, "/dev/mapper/data+lasts"); got != string(want) {
+		t.Error("the snapshot holds something else than before the boot")
+	}
+	var note struct {
+		Volumes []struct{ Note struct{ Still bool } }
+	}
+	content, err := os.ReadFile("/etc/tidemark/snapshots/lasts.json")
+	if err == nil {
+		err = json.Unmarshal(content, &note)
+	}
+	if err != nil || note.Volumes[0].Note.Still {
+		t.Errorf("the mount was not noted: %v: %s", err, content)
+	}
+	guest.Run(t, "tidemark", "snapshot", "destroy", "lasts")
+}
+
+// TestBoot2 finds the partition adopted, undoes that while it is mounted, as of root, and is cut
+// while entries are written and snapshots taken.
 func TestBoot2(t *testing.T) {
 	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
 	plain := guest.Disk(t, "data") + "1"
+	found(t)
 	onLinear(t, "/srv", "data", names()...)
 	if got, err := os.ReadFile("/srv/kept"); err != nil || string(got) != "kept" {
 		t.Errorf("%q, %v", got, err)
@@ -174,7 +244,9 @@ func TestBoot3(t *testing.T) {
 	if source := guest.Run(t, "findmnt", "-no", "SOURCE", "/"); source != system {
 		t.Errorf("root is mounted from %s, not from %s", source, system)
 	}
-	said := guest.Run(t, "tidemark", "snapshot", "repair")
+	guest.Run(t, "systemctl", "start", "tidemark-snapshots") // it may be under way
+	guest.Run(t, "journalctl", "--sync")
+	said := guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-snapshots", "--output", "cat")
 	left, _ := filepath.Glob("/.tidemark-*")
 	more, _ := filepath.Glob("/srv/.tidemark-*")
 	records, _ := filepath.Glob("/var/lib/tidemark/snapshots/*")

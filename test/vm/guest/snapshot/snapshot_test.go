@@ -243,7 +243,17 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 	stop := instant.Count(t, folders...)
 	defer stop()
 	first, heldFirst := take(t, snapshot.Request{Devices: devices, Name: "first"})
-	second, heldSecond := take(t, snapshot.Request{Devices: devices, Name: "second"})
+	if out, err := exec.Command("tidemark", "snapshot", "create", devices[0].Path).CombinedOutput(); err == nil || !strings.Contains(string(out), "there is a snapshot of it already") {
+		t.Errorf("a second store inside: %v: %s", err, out)
+	}
+	if err := os.MkdirAll("/stores", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := slices.Clone(devices)
+	for i := range elsewhere {
+		elsewhere[i].Store = fmt.Sprintf("/stores/second%d", i)
+	}
+	second, heldSecond := take(t, snapshot.Request{Devices: elsewhere, Name: "second"})
 	for _, s := range []*snapshot.Snapshot{first, second} {
 		var n [3]int
 		for i, v := range s.Volumes {
@@ -254,6 +264,7 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 		}
 	}
 	for i := range devices {
+		instant.Compare(t, heldFirst[i], instant.MustRead(t, first.Image(first.Volumes[i])))
 		got := instant.MustRead(t, second.Image(second.Volumes[i]))
 		// The file of the first one's store is junk in it, as in the origin.
 		for _, e := range first.Volumes[i].Store.Extents {
@@ -268,7 +279,6 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 	}
 	destroy(t, second)
 	stop()
-	_ = heldFirst
 	bare(t, folders...)
 }
 
@@ -425,6 +435,7 @@ func TestImagesInUse(t *testing.T) {
 
 // What cannot be is refused before anything is made; what a reboot leaves is removed.
 func TestRefusalsAndReboots(t *testing.T) {
+	other, there := origin(t, 1, "ext4")
 	name, at := origin(t, 0, "ext4")
 	dev := "/dev/mapper/" + name
 	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "store"), "bs=1M", "count=1", "status=none", "conv=fsync")
@@ -438,7 +449,7 @@ func TestRefusalsAndReboots(t *testing.T) {
 		{"it is given twice", []string{dev, dev}},
 		{"too little room", []string{"--size", "1G", dev}},
 		{"holds ext", []string{"--store", guest.Disk(t, "store"), dev}},
-		{"of which a snapshot is taken too", []string{"--store", at + "/here", dev}},
+		{"of which a snapshot is taken too", []string{"--store", dev + "=" + there + "/here", dev, "/dev/mapper/" + other}},
 		{"the store cannot be there", []string{"--store", dev, dev}},
 		{"there is a device", []string{"--name", "theirs", dev}},
 		{"it exists", []string{"--store", "/bin/tidemark", dev}},
