@@ -243,7 +243,7 @@ func down(t *testing.T) {
 		if out == "No devices found" {
 			return
 		}
-		for _, name := range strings.Fields(out) {
+		for name := range strings.FieldsSeq(out) {
 			if exec.Command("dmsetup", "remove", "--retry", name).Run() != nil {
 				left = append(left, name) // another one lies on it
 			}
