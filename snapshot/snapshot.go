@@ -210,6 +210,7 @@ func (v *Volume) path() string { return "/dev/mapper/" + v.Name }
 
 // The names of our devices.
 func (v *Volume) real() string { return v.Name + "+real" }
+
 func (s *Snapshot) image(v *Volume) string {
 	if v.ofLVM() {
 		return s.copied(v)
