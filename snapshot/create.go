@@ -350,9 +350,9 @@ func partOf(v *Volume) (string, error) {
 	return "", err
 }
 
-// complete refuses a volume that is one of several that a mounted filesystem lies on, unless the
-// others are of the same snapshot: what one holds alone is of no use. A Btrfs is refused with the others,
-// too: it looks for its devices by what they hold, and a mount may take the images for them.
+// complete refuses a volume that is one of several that a mounted filesystem lies on. A Btrfs looks for
+// its devices by what they hold, and would take the images for them; an ext4 with its journal elsewhere
+// cannot be frozen while the journal stands still.
 func (s *Snapshot) complete(v *Volume) error {
 	table, err := mounts.Read()
 	if err != nil {
@@ -360,16 +360,8 @@ func (s *Snapshot) complete(v *Volume) error {
 	}
 	all, err := table.On(v.Dev)
 	for _, f := range all {
-		if len(f.Members) == 1 || !slices.Contains(f.Members, v.Dev) {
-			continue
-		}
-		if f.Type == "btrfs" {
-			return fmt.Errorf("%w: %s lies on %d devices, and would take the images for them when it is mounted again", ErrUnfit, f, len(f.Members))
-		}
-		for _, dev := range f.Members {
-			if !slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == dev }) {
-				return fmt.Errorf("%w: %s lies on %d devices: give all of them, or unmount it", ErrUnfit, f, len(f.Members))
-			}
+		if len(f.Members) > 1 && slices.Contains(f.Members, v.Dev) {
+			return fmt.Errorf("%w: %s lies on %d devices: unmount it, or use \"tidemark mirror\"", ErrUnfit, f, len(f.Members))
 		}
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tidemark/linux/dmhold"
+	"tidemark/linux/fsfreeze"
 	"tidemark/linux/reexec"
 	"tidemark/snapshot"
 	"tidemark/track/bpf"
@@ -15,7 +16,7 @@ import (
 // images, looks whether they held for as long, and goes on without them. It is compiled only: the
 // devices are not there.
 func Example() {
-	reexec.Main(dmhold.Holder) // the first thing that a program's main does
+	reexec.Main(fsfreeze.Watchdog, dmhold.Holder) // the first thing that a program's main does
 	ctx := context.Background()
 	o := snapshot.Options{StateDir: "/var/lib/backup", Track: bpf.Options{RunDir: "/run/backup"}}
 
