@@ -305,7 +305,7 @@ func TestBoot2(t *testing.T) {
 	}
 	guest.Run(t, "tidemark", "track", "stop", device("ext4"))
 	for _, kind := range kinds {
-		mount(t, kind)
+		guest.Run(t, "mount", device(kind), where(kind))
 	}
 	repair(t)
 	bare(t)
