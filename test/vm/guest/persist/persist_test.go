@@ -305,7 +305,7 @@ func TestBoot2(t *testing.T) {
 	}
 	guest.Run(t, "tidemark", "track", "stop", device("ext4"))
 	for _, kind := range kinds {
-		mount(t, kind)
+		guest.Run(t, "mount", device(kind), where(kind))
 	}
 	repair(t)
 	bare(t)
@@ -344,7 +344,7 @@ func TestBoot3(t *testing.T) {
 	want(t, repair(t), "goes on", 2)
 	for _, kind := range kinds {
 		same(t, device(kind), kind, "four")
-		mount(t, kind)
+		guest.Run(t, "mount", device(kind), where(kind))
 		guest.WriteFile(t, filepath.Join(where(kind), "after"), "after")
 	}
 	guest.WriteFile(t, "/sys/module/dm_snapshot/parameters/snapshot_copy_throttle", "100")
