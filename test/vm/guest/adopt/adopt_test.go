@@ -260,6 +260,7 @@ func TestBoot3(t *testing.T) {
 		t.Errorf("/srv is mounted from %s, not from %s", source, plain)
 	}
 	t.Logf("/mnt is mounted from %s", guest.Run(t, "findmnt", "-no", "SOURCE", "/mnt"))
+	adopt(t, guest.Disk(t, "data")+"2", "--name", "other") // it has an entry, or the cut came while it had none
 	guest.Run(t, "tidemark", "boot", "install")
 	var status struct {
 		Devices []struct{ Name string }
