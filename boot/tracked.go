@@ -89,8 +89,17 @@ func Disk(device string, missing bool) (string, error) {
 
 // CheckTracked fails when the tracking of a disk cannot be saved on the running system: root is on
 // it, whose filesystem is never unmounted, or what is saved; or /var/lib is not on root, and so
-// not there before the disk is used. The error wraps ErrUnsuitable.
+// not there before the disk is used; or the disk is a volume of LUKS or LVM, of which it is not shown
+// yet that systemd opens and closes it in the right order. The error wraps ErrUnsuitable.
 func CheckTracked(disk string) error {
+	id, err := block.Identify(disk)
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	uuid, err := sysfs.Text(filepath.Join(sysfs.DiskDir(id.Disk), "dm/uuid"))
+	if err == nil && (strings.HasPrefix(uuid, "CRYPT-") || strings.HasPrefix(uuid, "LVM-")) {
+		return fmt.Errorf("boot: %s: %w: the tracking of a volume of LUKS or LVM cannot be saved yet; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
+	}
 	table, err := mounts.Read()
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)

@@ -4,15 +4,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 )
 
 var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run; scripts/soak does")
 
-// A Debian has a data disk with Btrfs and one with LUKS and ext4 in it, of which both are mounted at
-// boot. What is tracked on them outlives clean reboots, with writes early in the boot and late in the
+// A Debian has data disks with Btrfs and ext4, of which both are mounted at boot. What is tracked on them outlives clean reboots, with writes early in the boot and late in the
 // shutdown; and whatever happens between two boots, no write is lost.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
@@ -44,41 +42,35 @@ type rebooting struct {
 	system System
 	root   Disk
 	data   Disk // btrfs
-	vault  Disk // LUKS
+	vault  Disk // ext4
 	copies [2]Disk
 	state  Disk
 	boots  int
 }
 
-// vaultHead is what LUKS takes for itself.
-const dataSize, vaultSize, vaultHead = 128 << 20, 64 << 20, 16 << 20
+const dataSize, vaultSize = 128 << 20, 64 << 20
 
 func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
 	d := NewDebian(t, k, Dracut, program)
 	d.modulesOf(k, "kernel/fs/btrfs")
 	d.Install("/usr/bin/tidemark", command)
 	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
-		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/mapper/vault /vault ext4 defaults,x-systemd.makefs 0 2\n")
-	d.Write("/etc/crypttab", "vault /dev/disk/by-id/virtio-vault /etc/vault.key luks\n")
-	d.Write("/etc/vault.key", "a key of a test")
+		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/disk/by-id/virtio-vault /vault ext4 defaults 0 2\n")
 	host(t, "mkdir", d.in("data"), d.in("vault"))
 	d.writesAtBoth()
 	initrd := d.initramfs(Dracut)
-	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-data", "--track", "/dev/mapper/vault")
+	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-data", "--track", "/dev/disk/by-id/virtio-vault")
 	host(t, command, "boot", "status", "--root", d.Dir)
 	m := &rebooting{
 		kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize),
-		copies: [2]Disk{NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize-vaultHead)},
+		copies: [2]Disk{NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)},
 		state:  NewDisk(t, "state", 64<<20),
 	}
-	key := filepath.Join(t.TempDir(), "key")
-	host(t, "cp", d.in("etc/vault.key"), key)
 	m.system, m.root = d.Disk(initrd)
 	m.system.Args = "root=UUID=" + RootUUID + " ro systemd.show_status=0"
 	host(t, "mkfs.ext4", "-q", m.state.Path)
 	host(t, "mkfs.btrfs", "-q", m.data.Path)
-	// The first boot makes the filesystem in it.
-	host(t, "cryptsetup", "luksFormat", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", m.vault.Path, key)
+	host(t, "mkfs.ext4", "-q", m.vault.Path)
 	return m
 }
 

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"testing"
 
+	"tidemark/linux/sysfs"
 	"tidemark/test/vm/guest"
 )
 
@@ -225,7 +226,11 @@ func shown(t *testing.T, mount, image string) {
 	dir := t.TempDir()
 	loops := guest.Run(t, "losetup", "--list")
 	source := guest.Run(t, "findmnt", "-n", "-o", "SOURCE", mount)
-	if guest.Run(t, "blkid", "-o", "value", "-s", "TYPE", image) == "btrfs" && strings.HasPrefix(guest.Run(t, "uname", "-r"), "6.1.") {
+	alone, err := sysfs.KernelBefore(6, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if alone && guest.Run(t, "blkid", "-o", "value", "-s", "TYPE", image) == "btrfs" {
 		fails(t, "File exists", "mount", "-o", "loop,ro,rescue=nologreplay", image, dir)
 		refused(t, []string{"mount", image, dir}, "before Linux 6.7", "btrfstune -u")
 		if now := guest.Run(t, "losetup", "--list"); now != loops {
