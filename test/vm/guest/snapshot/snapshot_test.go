@@ -452,7 +452,7 @@ func TestRefusalsAndReboots(t *testing.T) {
 		{"of which a snapshot is taken too", []string{"--store", dev + "=" + there + "/here", dev, "/dev/mapper/" + other}},
 		{"the store cannot be there", []string{"--store", dev, dev}},
 		{"there is a device", []string{"--name", "theirs", dev}},
-		{"it exists", []string{"--store", "/bin/tidemark", dev}},
+		{"there is a file /bin/tidemark", []string{"--store", "/bin/tidemark", dev}},
 		{"power of two", []string{"--chunk", "12K", dev}},
 		{"is no name", []string{"--name", "../x", dev}},
 	} {

@@ -84,7 +84,7 @@ func TestAStoreElsewhereIsFoundAgain(t *testing.T) {
 	takeDown(t, name, "e")
 	bootAgain(t)
 	guest.Run(t, "umount", there)
-	if out, err := exec.Command("tidemark", "snapshot", "repair").CombinedOutput(); err == nil || !strings.Contains(string(out), "its filesystem is not there: mount it") {
+	if out, err := exec.Command("tidemark", "snapshot", "repair").CombinedOutput(); err == nil || !strings.Contains(string(out), "its filesystem is not there, another one covers it") {
 		t.Errorf("%v: %s", err, out)
 	}
 	guest.Run(t, "mount", "/dev/mapper/"+other, there)
