@@ -70,7 +70,7 @@ func TestOtherNamesKeepTheContractsOfAll(t *testing.T) {
 			}
 			code := called(words, &out, &errs)
 			told, quiet := &out, &errs
-			if c.code != 0 {
+			if c.code != 0 && name != "dbdctl" { // which prints its usage to standard output, as dattobd's does
 				told, quiet = &errs, &out
 			}
 			if code != c.code || !strings.Contains(told.String(), name) || quiet.Len() > 0 {

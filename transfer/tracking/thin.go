@@ -53,10 +53,12 @@ func (o Options) Thin(ctx context.Context, sources []thin.Source, stored []track
 // unthin is nil for an error that only means that something else is to be used, which is told.
 func (o Options) unthin(ctx context.Context, err error, asked bool) error {
 	switch {
-	case err == nil || asked || ctx.Err() != nil:
+	case err == nil || asked:
 		return err
 	case errors.Is(err, thin.ErrNotThin), errors.Is(err, dm.ErrNotSupported):
 		return nil
+	case ctx.Err() != nil:
+		return err
 	}
 	o.Note("not using snapshots of the pool: %v", err)
 	return nil
