@@ -10,7 +10,7 @@ FUZZTIME ?= 3s
 
 # Folders whose tests run once, as built for users, and not with -race as well:
 # they time things, or take long.
-SLOW := tidemark/test/|tidemark/bench
+SLOW := tidemark/test/|tidemark/bench|tidemark/vault$$
 
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
@@ -112,4 +112,4 @@ test-fuzz:
 
 # Last, and the last lines are go test's own summary.
 test-slow: build
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 40m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')
