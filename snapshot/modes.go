@@ -48,12 +48,8 @@ func (s *Snapshot) ToIncremental(ctx context.Context) error {
 	if err := s.inMode(false); err != nil {
 		return err
 	}
-	all, err := s.follow(ctx, false, 0)
-	if err == nil {
-		err = all.close()
-	}
-	if err != nil {
-		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	if err := s.vouched(ctx); err != nil {
+		return err
 	}
 	ctl, err := dm.Open()
 	if err != nil {
@@ -73,6 +69,18 @@ func (s *Snapshot) ToIncremental(ctx context.Context) error {
 		return err
 	}
 	return s.bare(context.WithoutCancel(ctx), ctl)
+}
+
+// vouched fails unless the trackers vouch for the marks of all volumes.
+func (s *Snapshot) vouched(ctx context.Context) error {
+	all, err := s.follow(ctx, false, 0)
+	if err == nil {
+		err = all.close()
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	return nil
 }
 
 // bare removes all that an incremental snapshot has no use for.
@@ -268,12 +276,8 @@ func (s *Snapshot) Reload(ctx context.Context) error {
 	if err := s.inMode(true); err != nil {
 		return err
 	}
-	all, err := s.follow(ctx, false, 0)
-	if err == nil {
-		err = all.close()
-	}
-	if err != nil {
-		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	if err := s.vouched(ctx); err != nil {
+		return err
 	}
 	if s.Boot, err = sysfs.BootID(); err != nil {
 		return err

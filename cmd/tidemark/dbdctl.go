@@ -249,16 +249,22 @@ func (d *dbdctl) healthy(ctx context.Context, minor int, incremental bool) (*sna
 	return s, err
 }
 
-// setup is setup-snapshot.
-func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
+// idle refuses a minor that is up. It returns the snapshot of before that has the minor, or nil, and
+// the device of device-mapper that a block device stands for.
+func (d *dbdctl) idle(ctx context.Context, minor int, bdev string) (old *snapshot.Snapshot, device string, err error) {
 	old, up, err := d.record(ctx, minor)
 	if err == nil && up {
 		err = fails(syscall.EBUSY, "there is a snapshot with the minor %d", minor)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		device, err = adoptedOver(bdev)
 	}
-	device, err := adoptedOver(args[0])
+	return old, device, err
+}
+
+// setup is setup-snapshot.
+func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
+	old, device, err := d.idle(ctx, minor, args[0])
 	if err != nil {
 		return err
 	}
@@ -397,14 +403,7 @@ func (d *dbdctl) reloadSnapshot(ctx context.Context, _ []string, minor int) erro
 
 // reloadIncremental takes up what the tracker vouches for.
 func (d *dbdctl) reloadIncremental(ctx context.Context, args []string, minor int) error {
-	s, up, err := d.record(ctx, minor)
-	if err == nil && up {
-		err = fails(syscall.EBUSY, "there is a snapshot with the minor %d", minor)
-	}
-	if err != nil {
-		return err
-	}
-	device, err := adoptedOver(args[0])
+	s, device, err := d.idle(ctx, minor, args[0])
 	if err != nil {
 		return err
 	}
