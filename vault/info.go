@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	format "tidemark/format/vault"
 	"tidemark/vault/store"
@@ -36,3 +37,13 @@ func (v *Vault) Stored(ctx context.Context) (packs int, bytes int64, err error) 
 	})
 	return packs, bytes, err
 }
+
+// Stored returns how many bytes of packs were written so far.
+func (w *Writer) Stored() int64 {
+	w.packs.mu.Lock()
+	defer w.packs.mu.Unlock()
+	return w.packs.stored
+}
+
+// Cache returns the folder of the cache that is used.
+func (v *Vault) Cache() string { return filepath.Dir(v.index.db.Path()) }
