@@ -218,6 +218,8 @@ func vaultClasses() []class {
 		{"vault-newer", vaultformat.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
 		{"vault-damaged", vaultformat.ErrDamaged, exitDamaged, `"tidemark vault verify" tells what is damaged, and which points`},
 		{"vault-foreign", vaultformat.ErrNotVault, exitDamaged, "give the address of a vault"},
+		{"other-disk", pairs.ErrOtherDisk, exitRefused, "name another disk of the vault with --disk; or this one, where it goes on with what is now another source"},
+		{"disk-name", pairs.ErrDiskName, exitUsage, "name one with --disk"},
 		{"store-lost", store.ErrLost, exitError, "see that the server can be reached, and run the same command again: it uses what is stored already"},
 	}
 }
