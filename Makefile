@@ -6,7 +6,7 @@ MAKEFLAGS   += --no-print-directory
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL    := go tool -modfile=tools/go.mod
-FUZZTIME ?= 3s
+FUZZTIME ?= 2s
 
 # Folders whose tests run once, as built for users, and not with -race: they time things, start
 # commands by the hundred, or take long.
