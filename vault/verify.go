@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"tidemark/extent"
 	format "tidemark/format/vault"
@@ -15,6 +16,8 @@ type VerifyOptions struct {
 	// Data reads all packs, too: each is held against its checksum, and each segment against its
 	// seal, and each chunk against its hash.
 	Data bool
+	// Share is how much of the packs Data reads, as 0.05: others each time. 0 stands for all.
+	Share float64
 	// Damage gets each thing that is wrong.
 	Damage func(Damage)
 }
@@ -116,7 +119,7 @@ func (c *verifier) packs(ctx context.Context) error {
 		if err := c.v.index.renew(t); err != nil {
 			return err
 		}
-		if c.o.Data {
+		if c.o.Data && (c.o.Share == 0 || rand.Float64() < c.o.Share) {
 			if err := c.data(ctx, t); err != nil {
 				return err
 			}
