@@ -55,7 +55,9 @@ func (l *local) inside(name string) (*os.File, error) {
 	return root.Open(name)
 }
 
-func (l *local) Create(name string) (File, error) { return l.file(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL) }
+func (l *local) Create(name string) (File, error) {
+	return l.file(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+}
 
 func (l *local) Open(name string) (ReadFile, error) { return l.file(name, os.O_RDONLY) }
 
