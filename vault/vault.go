@@ -51,6 +51,7 @@ const (
 	leavesKept   = 32  // of up to 600 KiB, mostly of 20
 	innersKept   = 64  // of 20 KiB
 	segmentsKept = 32  // of at most runSize, or ChunkSize
+	othersKept   = 8   // tables of older generations
 )
 
 // Vault is an open vault.
@@ -67,6 +68,7 @@ type Vault struct {
 	leaves   *lru[format.Ref, format.Leaf]
 	inners   *lru[format.Ref, *format.Inner]
 	segments *lru[format.Ref, []byte]
+	others   *lru[format.ID, *table] // of older generations
 }
 
 // Init makes a vault in a store in which there is none. Its master key goes to the recipients;
@@ -152,6 +154,7 @@ func (v *Vault) forgetPages() {
 	v.leaves = newLRU[format.Ref, format.Leaf](leavesKept)
 	v.inners = newLRU[format.Ref, *format.Inner](innersKept)
 	v.segments = newLRU[format.Ref, []byte](segmentsKept)
+	v.others = newLRU[format.ID, *table](othersKept)
 }
 
 // Close ends the use of a vault. Its store stays open.

@@ -36,7 +36,7 @@ type Verified struct {
 	Packs    int   `json:"packs"`    // that points need
 	Bytes    int64 `json:"bytes"`    // of packs that were read
 	Damages  int   `json:"damages"`  // that were told
-	Unneeded int   `json:"unneeded"` // packs
+	Unneeded int   `json:"unneeded"` // packs and generations
 }
 
 // Verify looks whether every point is whole: that its pages can be read, and that each segment they
@@ -44,19 +44,26 @@ type Verified struct {
 // not the cache. It returns errors of the store; what is wrong with the vault is told by
 // VerifyOptions.Damage, and does not end it.
 func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
-	own := *v // with nothing in memory yet
-	own.forgetPages()
-	c := verifier{v: &own, o: o, there: map[format.ID]bool{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{}, good: refSet{}}
-	if err := c.packs(ctx); err != nil {
-		return c.sum, err
-	}
-	names, err := v.pointNames(ctx, format.ID{})
+	c := v.verifier(o)
+	err := c.run(ctx)
+	return c.sum, err
+}
+
+// run lists the points before the packs: what a point needs is there before it.
+func (c *verifier) run(ctx context.Context) error {
+	names, err := c.v.pointNames(ctx, format.ID{})
 	if err != nil {
-		return c.sum, err
+		return err
+	}
+	if err := c.packs(ctx); err != nil {
+		return err
+	}
+	if err := c.disks(ctx); err != nil {
+		return err
 	}
 	for _, name := range names {
 		if err := c.point(ctx, name); err != nil {
-			return c.sum, err
+			return err
 		}
 	}
 	for id := range c.there {
@@ -66,18 +73,54 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 			c.sum.Unneeded++
 		}
 	}
-	return c.sum, nil
+	return nil
+}
+
+// disks looks whether the names of the disks can be read.
+func (c *verifier) disks(ctx context.Context) error {
+	var names []string
+	err := c.v.store.List(ctx, format.DisksPrefix, func(i store.Info) error {
+		names = append(names, i.Name)
+		return nil
+	})
+	for _, name := range names {
+		if err != nil {
+			break
+		}
+		var content []byte
+		if content, err = c.v.unseal(ctx, name); err == nil {
+			_, err = format.ParseDisk(content)
+		}
+		if err != nil && ours(err) && !errors.Is(err, store.ErrNotExist) {
+			c.fault(Damage{Object: name}, err)
+			err = nil
+		}
+	}
+	return err
+}
+
+func (v *Vault) verifier(o VerifyOptions) *verifier {
+	own := *v // with nothing in memory yet
+	own.forgetPages()
+	return &verifier{
+		v: &own, o: o, there: map[format.ID]bool{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{},
+		older: map[format.ID]bool{}, needed: map[format.ID]bool{}, good: refSet{},
+	}
 }
 
 type verifier struct {
-	v      *Vault
-	o      VerifyOptions
-	there  map[format.ID]bool    // packs whose table is sound, and in the index
-	lost   map[format.Ref]string // segments that cannot be read, and why
-	bad    map[format.ID]string  // packs without a table, and why
-	good   refSet                // pages below which all is well
-	needed map[format.ID]bool
-	sum    Verified
+	v     *Vault
+	o     VerifyOptions
+	there map[format.ID]bool    // packs whose table is sound, and in the index
+	lost  map[format.Ref]string // segments that cannot be read, and why
+	bad   map[format.ID]string  // packs without a table, and why
+	older map[format.ID]bool    // packs that have more than one generation
+	newer error                 // of what a later version wrote; nil: there is nothing
+	// tableless are the packs in bad.
+	tableless []known
+	good      refSet // pages below which all is well
+	needed    map[format.ID]bool
+	sum       Verified
 }
 
 func (c *verifier) damage(d Damage) {
@@ -87,6 +130,15 @@ func (c *verifier) damage(d Damage) {
 	}
 }
 
+// fault tells of damage that an error speaks of.
+func (c *verifier) fault(d Damage, err error) {
+	if errors.Is(err, format.ErrNewer) {
+		c.newer = err
+	}
+	d.Reason = err.Error()
+	c.damage(d)
+}
+
 // ours reports whether an error is about what is stored, and not about the store.
 func ours(err error) bool {
 	return errors.Is(err, format.ErrDamaged) || errors.Is(err, format.ErrNotVault) || errors.Is(err, format.ErrNewer) || errors.Is(err, store.ErrNotExist)
@@ -94,10 +146,14 @@ func ours(err error) bool {
 
 // packs reads the tables of all packs from the store.
 func (c *verifier) packs(ctx context.Context) error {
-	c.needed = map[format.ID]bool{}
 	newest := map[format.ID]known{}
 	err := c.v.listPacks(ctx, format.PacksPrefix, func(k known) error {
-		if old, ok := newest[k.name.ID]; !ok || old.name.Generation < k.name.Generation {
+		old, more := newest[k.name.ID]
+		if more {
+			c.older[k.name.ID] = true
+			c.sum.Unneeded++
+		}
+		if !more || old.name.Generation < k.name.Generation {
 			newest[k.name.ID] = k
 		}
 		return nil
@@ -105,25 +161,43 @@ func (c *verifier) packs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for id, k := range newest {
-		t, err := c.v.readTable(ctx, k)
-		switch {
-		case err != nil && !ours(err):
-			return err
-		case err != nil:
-			c.bad[id] = err.Error()
-			c.damage(Damage{Object: k.name.String(), Reason: err.Error()})
-			continue
-		}
-		c.there[id] = true
-		if err := c.v.index.renew(t); err != nil {
+	for _, k := range newest {
+		if err := c.pack(ctx, k); err != nil {
 			return err
 		}
-		if c.o.Data && (c.o.Share == 0 || rand.Float64() < c.o.Share) {
-			if err := c.data(ctx, t); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// pack reads the table of a pack, and that of a newer generation when it was rewritten meanwhile.
+func (c *verifier) pack(ctx context.Context, k known) error {
+	id := k.name.ID
+	t, err := c.v.readTable(ctx, k)
+	if errors.Is(err, store.ErrNotExist) {
+		all, listing := c.v.generations(ctx, id)
+		if listing != nil {
+			return listing
 		}
+		if len(all) == 0 {
+			return nil // if a point needs it that is told there
+		}
+		t, err = c.v.readTable(ctx, all[0])
+	}
+	switch {
+	case err != nil && !ours(err):
+		return err
+	case err != nil:
+		c.bad[id] = err.Error()
+		c.tableless = append(c.tableless, k)
+		c.fault(Damage{Object: k.name.String()}, err)
+		return nil
+	}
+	c.there[id] = true
+	if err := c.v.index.renew(t); err != nil {
+		return err
+	}
+	if c.o.Data && (c.o.Share == 0 || rand.Float64() < c.o.Share) {
+		return c.data(ctx, t)
 	}
 	return nil
 }
@@ -132,6 +206,9 @@ func (c *verifier) packs(ctx context.Context) error {
 func (c *verifier) data(ctx context.Context, t *table) error {
 	name := t.name.String()
 	b, err := c.v.store.Get(ctx, name, 0, t.size+1)
+	if errors.Is(err, store.ErrNotExist) { // removed or rewritten meanwhile
+		return nil
+	}
 	if err != nil && !ours(err) {
 		return err
 	}
@@ -169,7 +246,7 @@ func (c *verifier) point(ctx context.Context, name format.PointName) error {
 	case err != nil && !ours(err):
 		return err
 	case err != nil:
-		c.damage(Damage{Point: name.String(), Object: name.String(), Reason: err.Error()})
+		c.fault(Damage{Point: name.String(), Object: name.String()}, err)
 		return nil
 	}
 	c.sum.Points++
@@ -254,6 +331,13 @@ func (c *verifier) segment(ctx context.Context, ref format.Ref, at, n int64, isP
 		return "", err
 	}
 	s, ok := t.Find(ref.Segment)
+	if !ok && c.older[ref.Pack] {
+		if t, err = c.v.otherTable(ctx, ref, t.known); err != nil && !ours(err) {
+			return "", err
+		} else if err == nil {
+			s, ok = t.Find(ref.Segment)
+		}
+	}
 	switch {
 	case !ok:
 		return "there is no such segment in the pack", nil

@@ -37,7 +37,8 @@ const (
 // From says what a new point is made from.
 type From struct {
 	Disk format.ID
-	Size int64 // of the disk, bytes
+	Size int64     // of the disk, bytes
+	ID   format.ID // of the new point; zero stands for a random one
 	// Base is the point whose bytes it has where nothing is put; nil stands for zeros. What lies
 	// behind the end of a smaller one is zeros.
 	Base *Point
@@ -66,9 +67,10 @@ type Writer struct {
 	sealed   *Point // by Seal
 	manifest []byte // the object of that
 
-	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
+	usedMu sync.Mutex
+	used   refSet // segments that were there before, and that new entries name
 
-	used sync.Map // format.ID → true: packs that were there before, and that new entries name
+	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
 }
 
 // Begin starts a new point. It lets Prune know, and learns which packs there are. The writer must be
@@ -78,7 +80,7 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 		return nil, fmt.Errorf("vault: a point of %d bytes of disk %v", from.Size, from.Disk)
 	}
 	w := &Writer{
-		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{},
+		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{}, used: refSet{},
 		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
 	}
 	if from.Base != nil {
@@ -256,7 +258,9 @@ func (w *Writer) known(h format.Hash, size int64) (ref format.Ref, ok bool, err 
 	if !there || s.Hash != h || s.Plain != size || w.dead[t.name] {
 		return ref, false, nil
 	}
-	w.used.Store(ref.Pack, true)
+	w.usedMu.Lock()
+	w.used.add(ref)
+	w.usedMu.Unlock()
 	return ref, true, nil
 }
 
