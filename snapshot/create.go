@@ -138,6 +138,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
 			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
 		}
+		if req.Track && v.Era {
+			return s, fmt.Errorf("snapshot: %s: %w: dm-era follows what changes of it, and eBPF would lose its mark each time that its table changes: take one without --track", d.Path, ErrUnfit)
+		}
 		if req.Track {
 			v.Chain = newChain()
 		}
@@ -239,7 +242,7 @@ func (s *Snapshot) letGo() error {
 
 // free refuses names of ours that something has already.
 func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
-	for _, name := range []string{s.image(v), s.copied(v), s.cow(v), v.real()} {
+	for _, name := range []string{s.image(v), s.copied(v), s.cow(v), v.real(), v.under()} {
 		info, err := ctl.Info(name)
 		if errors.Is(err, dm.ErrNotFound) {
 			continue
@@ -247,7 +250,7 @@ func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
 		if err != nil {
 			return err
 		}
-		if name == v.real() && info.UUID == uuid(name) {
+		if (name == v.real() || name == v.under()) && info.UUID == uuid(name) {
 			continue // of another snapshot of the volume, or of one that ended in part
 		}
 		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
@@ -319,7 +322,8 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 	if part, err := partOf(v); part != "" || err != nil {
 		return nil, errors.Join(err, unfit("it is a %s: what is made of it would be found a second time in the image; take snapshots of that", part))
 	}
-	if ours, err := v.snapshotted(ctl); ours || err != nil {
+	_, v.Era = eraTable(table)
+	if ours, err := v.snapshotted(ctl); ours || err != nil || v.Era {
 		return v, err
 	}
 	for _, t := range table {
@@ -371,6 +375,9 @@ func (s *Snapshot) complete(v *Volume) error {
 // ours.
 func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
 	table, _, err := ctl.Table(v.Name)
+	if _, era := eraTable(table); era {
+		return v.inserted(ctl, table)
+	}
 	if err != nil || len(table) != 1 || table[0].Type != "snapshot-origin" {
 		return false, err
 	}
@@ -385,11 +392,11 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	}
 	plan := dmhold.Plan{Limit: req.MaxFreeze}
 	for _, v := range s.Volumes {
-		first, err := s.prepare(ctl, v)
+		d, err := s.prepare(ctl, v)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
-		plan.Devices = append(plan.Devices, dmhold.Device{Name: v.Name, Dev: v.Dev, Swap: first})
+		plan.Devices = append(plan.Devices, d)
 		plan.Start = append(plan.Start, s.copied(v))
 	}
 	// What stores consist of is known now: a crash must find it.
@@ -412,52 +419,63 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	return s.link()
 }
 
-// prepare makes the devices of a volume, and loads the table that it is to get when there is no
-// snapshot of it yet: then first is true. The volume itself goes on as it was.
-func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
+// prepare makes the devices of a volume, and returns what is to happen to it at the instant: when
+// there is no snapshot of it yet, it gets another table. The volume itself goes on as it was.
+func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (d dmhold.Device, err error) {
+	d = dmhold.Device{Name: v.Name, Dev: v.Dev}
 	had, err := v.snapshotted(ctl)
 	if err != nil {
-		return false, err
+		return d, err
+	}
+	table, _, err := ctl.Table(v.Name)
+	if err != nil {
+		return d, err
 	}
 	if !had {
-		table, _, err := ctl.Table(v.Name)
-		if err == nil {
-			err = add(ctl, v.real(), table, dm.LoadOptions{})
-		}
-		if err != nil {
-			return false, fmt.Errorf("its table cannot be loaded a second time: %w", err)
+		if err := add(ctl, v.real(), v.below(table), dm.LoadOptions{}); err != nil {
+			return d, fmt.Errorf("its table cannot be loaded a second time: %w", err)
 		}
 	}
+	if err := s.prepareStore(ctl, v); err != nil || had {
+		return d, err
+	}
+	d.Swap = true
+	if words, ok := eraTable(table); ok {
+		d.Table, err = v.insert(ctl, words)
+		return d, err
+	}
+	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
+	return d, err
+}
+
+// prepareStore makes the store of a volume, and loads the snapshot.
+func (s *Snapshot) prepareStore(ctl *dm.Control, v *Volume) error {
 	store, loops, err := s.makeStore(v)
 	if err != nil {
-		return false, err
+		return err
 	}
 	err = add(ctl, s.cow(v), store, dm.LoadOptions{})
 	if loops != nil {
 		err = errors.Join(err, loops.Close()) // the device above holds it from here on
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	if s.Persistent { // what it holds by chance would be taken for a store
 		if err = s.wipe(v); err != nil {
-			return false, err
+			return err
 		}
 	}
 	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
-		return false, err
+		return err
 	}
 	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil {
-		return false, err
+		return err
 	}
 	if s.Persistent { // the kernel has made its header
 		err = s.mark(v)
 	}
-	if err != nil || had {
-		return false, err
-	}
-	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
-	return true, err
+	return err
 }
 
 // table is one of all of the volume.

@@ -124,7 +124,7 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
-			err = s.tell(ctx, v)
+			err = s.tell(ctx, ctl, v)
 		}
 		if err == nil {
 			err = v.remove(ctl)
@@ -138,13 +138,18 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is
 // tracked: they changed without passing it. After a rollback all of the origin has.
-func (s *Snapshot) tell(ctx context.Context, v *Volume) error {
+func (s *Snapshot) tell(ctx context.Context, ctl *dm.Control, v *Volume) error {
 	changed := v.Inside()
 	if s.Rollback {
 		changed = extent.NewSet(extent.Extent{Len: v.Size})
 	}
 	if changed.Empty() {
 		return nil
+	}
+	if v.Era {
+		if err := s.touch(ctl, v, changed); err != nil {
+			return err
+		}
 	}
 	source, err := block.Open(v.path(), block.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
@@ -202,7 +207,7 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
 	}
-	return gone(ctl, v.real())
+	return errors.Join(gone(ctl, v.under()), gone(ctl, v.real()))
 }
 
 // gone removes a device of ours; that there is none, or one of somebody else's, is no error.
@@ -328,6 +333,9 @@ func (s *Snapshot) giveBack(ctx context.Context, ctl *dm.Control, v *Volume) err
 	kind, err := s.tableOf(ctl, v)
 	if err != nil || kind == absent || kind == plain {
 		return err
+	}
+	if v.Era {
+		return s.putBackEra(ctl, v)
 	}
 	info, err := ctl.Info(v.Name)
 	if err != nil {

@@ -27,6 +27,9 @@ func (s *Snapshot) lasts(v *Volume) error {
 	if !s.Persistent {
 		return nil
 	}
+	if v.Era {
+		return fmt.Errorf("%w: it is an era device, which comes up by itself", ErrNotKept)
+	}
 	if v.Store.Kind == File {
 		return fmt.Errorf("%w: %s lies on a filesystem that is mounted later: leave --store out, or give a disk or partition", ErrNotKept, v.Store.Path)
 	}

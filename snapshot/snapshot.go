@@ -5,7 +5,7 @@
 // [List] finds those that other processes made, and [Repair] ends what a crash left.
 // The program's main must begin with
 //
-//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder)
+//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder, dmera.Step)
 //
 // The package owns the devices that it makes, the stores and their files, and the records of them
 // in the state folder. It refuses devices that are not device-mapper's, whose tables cannot be
@@ -22,6 +22,8 @@
 //	X+NAME+snap  snapshot X+real X+NAME+cow N, or P for a persistent one
 //	X            snapshot-origin X+real, as long as there is a snapshot of X
 //	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
+//
+// An era device stays one, and its data gets the snapshot (era.go).
 //
 // Everything is made and loaded while X is in use. At the instant X is suspended, by which the
 // kernel freezes the filesystem on it (but for Btrfs, which is left as a power cut would leave it)
@@ -159,7 +161,8 @@ type Volume struct {
 	Name  string    `json:"origin"`         // in device-mapper
 	UUID  string    `json:"uuid,omitempty"` // there
 	Dev   sysfs.Dev `json:"device"`
-	Size  int64     `json:"size"` // bytes
+	Size  int64     `json:"size"`          // bytes
+	Era   bool      `json:"era,omitempty"` // an era device, which stays one
 	Store Store     `json:"store"`
 	// Note is what the filesystem of the origin of a persistent snapshot was like when it was
 	// last seen with the snapshot in its place.

@@ -23,7 +23,7 @@ func (g *globals) snapshotOptions() snapshot.Options {
 func newSnapshot(g *globals) *cobra.Command {
 	return command{
 		use: "snapshot", short: "Take snapshots of disks in use, several at one instant",
-		long: `Makes images of devices of device-mapper (LUKS, linear and striped ones, and plain disks that "tidemark adopt" has put a table over) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
+		long: `Makes images of devices of device-mapper (LUKS, linear, striped and era ones, and plain disks that "tidemark adopt" has put a table over) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
 
 A plain disk or partition has no table that could be changed while it is in use: "tidemark adopt" gives it one, and "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "create --store lvm" has LVM make a snapshot of one, in its group.
 
