@@ -16,14 +16,9 @@ import (
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/lvm"
-	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 	"tidemark/view"
 )
-
-// twice are the targets whose tables can be loaded into a second device while the first one is
-// in use: they hold no state of their own.
-var twice = []string{"linear", "striped", "crypt", "delay", "flakey", "zero", "error"}
 
 // Create takes a snapshot of all devices at one instant. What a crash left is ended first. The error
 // wraps one of the package's, or one of package dmhold's; then there is no snapshot, and every
@@ -116,35 +111,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		return s, err
 	}
 	for _, d := range req.Devices {
-		v, err := origin(ctl, d.Path)
-		if err != nil {
+		if err := s.plans(ctx, ctl, req, d); err != nil {
 			return s, err
 		}
-		if d.Dev != (sysfs.Dev{}) && d.Dev != v.Dev {
-			return s, fmt.Errorf("snapshot: %s: %w: it leads to another device by now", d.Path, ErrUnfit)
-		}
-		if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
-			return s, fmt.Errorf("snapshot: %s: it is given twice", d.Path)
-		}
-		if n := len(uuid(s.copied(v))); n > 128 {
-			return s, fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
-		}
-		if err := s.plan(v, d, req.Reserve); err != nil {
-			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
-		}
-		if err := s.free(ctl, v); err != nil {
-			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
-		}
-		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
-			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
-		}
-		if req.Track && v.Era {
-			return s, fmt.Errorf("snapshot: %s: %w: dm-era follows what changes of it, and eBPF would lose its mark each time that its table changes: take one without --track", d.Path, ErrUnfit)
-		}
-		if req.Track {
-			v.Chain = newChain()
-		}
-		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
 		if err := errors.Join(s.complete(v), s.apart(v, list)); err != nil {
@@ -152,6 +121,46 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		}
 	}
 	return s, nil
+}
+
+// plans judges one device of a request, and plans its store.
+func (s *Snapshot) plans(ctx context.Context, ctl *dm.Control, req Request, d Device) error {
+	v, err := origin(ctl, d.Path)
+	if err != nil {
+		return err
+	}
+	if d.Dev != (sysfs.Dev{}) && d.Dev != v.Dev {
+		return fmt.Errorf("snapshot: %s: %w: it leads to another device by now", d.Path, ErrUnfit)
+	}
+	if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
+		return fmt.Errorf("snapshot: %s: it is given twice", d.Path)
+	}
+	if n := len(uuid(s.copied(v))); n > 128 {
+		return fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
+	}
+	if !s.Transient && d.Size == 0 {
+		v.share, err = s.o.choose(ctx, v)
+	}
+	if err == nil {
+		err = s.plan(v, d, req.Reserve)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: %w", d.Path, err)
+	}
+	if err := s.free(ctl, v); err != nil {
+		return fmt.Errorf("snapshot: %s: %w", d.Path, err)
+	}
+	if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
+		return fmt.Errorf("snapshot: %s: %w", d.Path, err)
+	}
+	if req.Track && v.Era {
+		return fmt.Errorf("snapshot: %s: %w: dm-era follows what changes of it, and eBPF would lose its mark each time that its table changes: take one without --track", d.Path, ErrUnfit)
+	}
+	if req.Track {
+		v.Chain = newChain()
+	}
+	s.Volumes = append(s.Volumes, v)
+	return nil
 }
 
 // first refuses a store inside where there is a snapshot already: the file gets blocks that may have
@@ -255,7 +264,7 @@ func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
 		}
 		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
 	}
-	if v.Store.Kind == Block || v.Store.replaces {
+	if v.Store.Kind == Block || v.Store.Kind == Zram || v.Store.replaces {
 		return nil
 	}
 	if _, err := os.Lstat(v.Store.Path); !errors.Is(err, fs.ErrNotExist) {
@@ -287,102 +296,6 @@ func (s *Snapshot) name(list []*Snapshot, all []dm.Entry) error {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, ErrExists)
 	}
 	return nil
-}
-
-// origin judges a device.
-func origin(ctl *dm.Control, path string) (*Volume, error) {
-	info, err := ctl.Resolve(path)
-	if errors.Is(err, dm.ErrNotFound) {
-		return nil, fmt.Errorf("snapshot: %s: %w: its table cannot be changed while it is in use", path, ErrPlain)
-	}
-	if err != nil {
-		return nil, err
-	}
-	table, info, err := ctl.Table(info.Name)
-	if err != nil {
-		return nil, err
-	}
-	v := &Volume{Name: info.Name, UUID: info.UUID, Dev: info.Dev()}
-	unfit := func(format string, args ...any) error {
-		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
-	}
-	switch {
-	case strings.HasPrefix(info.UUID, uuid("")):
-		return nil, unfit("it belongs to a snapshot")
-	case len(table) == 0:
-		return nil, unfit("it has no table")
-	case info.ReadOnly:
-		return nil, unfit("it is read-only, and does not change")
-	case info.Suspended:
-		return nil, unfit("it is suspended; \"dmsetup resume %s\" lets it go on", info.Name)
-	case info.InactiveTable:
-		return nil, unfit("another table waits for it; \"dmsetup clear %s\" drops that", info.Name)
-	}
-	v.Size = int64(table[len(table)-1].Start+table[len(table)-1].Len) * dm.SectorSize
-	if part, err := partOf(v); part != "" || err != nil {
-		return nil, errors.Join(err, unfit("it is a %s: what is made of it would be found a second time in the image; take snapshots of that", part))
-	}
-	_, v.Era = eraTable(table)
-	if ours, err := v.snapshotted(ctl); ours || err != nil || v.Era {
-		return v, err
-	}
-	for _, t := range table {
-		if !slices.Contains(twice, t.Type) {
-			return nil, unfit("its target %q cannot be loaded twice", t.Type)
-		}
-		if w := strings.Fields(t.Params); t.Type == "crypt" && len(w) > 1 && strings.HasPrefix(w[1], ":") {
-			return nil, unfit("its key is in a keyring, where it is not found a second time: \"cryptsetup refresh --disable-keyring %s\" puts it into the table", info.Name)
-		}
-	}
-	return v, nil
-}
-
-// partOf returns what a volume is a part of that is found, on all devices of the machine, by what its
-// parts hold: LVM, for one, changes no group any more of which it finds a part twice.
-func partOf(v *Volume) (string, error) {
-	d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
-	if err != nil {
-		return "", err
-	}
-	defer d.Close()
-	found, err := mounts.Probe(d, d.Size())
-	for _, f := range found {
-		if slices.Contains([]string{"LVM2_member", "linux_raid_member", "zfs_member"}, f.Name) {
-			return f.String(), err
-		}
-	}
-	return "", err
-}
-
-// complete refuses a volume that is one of several that a mounted filesystem lies on. A Btrfs looks for
-// its devices by what they hold, and would take the images for them; an ext4 with its journal elsewhere
-// cannot be frozen while the journal stands still.
-func (s *Snapshot) complete(v *Volume) error {
-	table, err := mounts.Read()
-	if err != nil {
-		return err
-	}
-	all, err := table.On(v.Dev)
-	for _, f := range all {
-		if len(f.Members) > 1 && slices.Contains(f.Members, v.Dev) {
-			return fmt.Errorf("%w: %s lies on %d devices: unmount it, or use \"tidemark mirror\"", ErrUnfit, f, len(f.Members))
-		}
-	}
-	return err
-}
-
-// snapshotted reports whether the volume has the table that it has while there is a snapshot of
-// ours.
-func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
-	table, _, err := ctl.Table(v.Name)
-	if _, era := eraTable(table); era {
-		return v.inserted(ctl, table)
-	}
-	if err != nil || len(table) != 1 || table[0].Type != "snapshot-origin" {
-		return false, err
-	}
-	real, ours, err := own(ctl, v.real())
-	return ours && strings.TrimSpace(table[0].Params) == real.Dev().String(), err
 }
 
 // create makes everything; after an error some of it is there.

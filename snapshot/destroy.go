@@ -126,7 +126,7 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 		if err == nil {
 			err = s.tell(ctx, ctl, v)
 		}
-		if err == nil {
+		if err == nil && !(ended && v.Store.Kind == Zram) { // memory has ended with the boot
 			err = v.remove(ctl)
 		}
 		if err != nil {
@@ -202,7 +202,7 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 		return wiped
 	}
 	if v.Store.Kind == Block {
-		_ = wipe(ctl, s.cow(v)) // a store that failed may fail again; the next one is refused there, and told how it is not
+		_ = wipe(ctl, s.cow(v), v.Store) // a store that failed may fail again; the next one is refused there, and told how it is not
 	}
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
@@ -222,10 +222,10 @@ func gone(ctl *dm.Control, name string) error {
 	return err
 }
 
-// wipe zeroes the ends of a store that is a device, which may hold copies of the origin's
+// wipe zeroes the ends of what a store that is a device consists of, which may hold copies of the origin's
 // superblocks: they would be taken for what the device holds. It does so through our device
 // above, while that is there: by its path another device may be found.
-func wipe(ctl *dm.Control, name string) error {
+func wipe(ctl *dm.Control, name string, store Store) error {
 	info, ours, err := own(ctl, name)
 	if !ours || err != nil {
 		return err
@@ -235,9 +235,15 @@ func wipe(ctl *dm.Control, name string) error {
 		return err
 	}
 	const end = 1 << 20 // bytes; all signatures of package mounts are nearer
-	err = d.Zero(extent.Extent{Len: min(end, d.Size())})
-	if err == nil {
-		err = d.Zero(extent.Extent{Off: max(0, d.Size()-end), Len: min(end, d.Size())})
+	at := int64(0)
+	for _, r := range store.parts() {
+		n := min(r.Len, d.Size()-at)
+		for _, off := range []int64{at, at + max(0, n-end)} {
+			if n > 0 && err == nil {
+				err = d.Zero(extent.Extent{Off: off, Len: min(end, n)})
+			}
+		}
+		at += n
 	}
 	if err == nil {
 		err = d.Sync()

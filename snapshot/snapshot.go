@@ -147,12 +147,16 @@ type Device struct {
 	Path string    // or name in device-mapper
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
-	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, and LVM
-	// has lvm2 make a snapshot, of one logical volume, with a store in its group.
+	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, LVM
+	// has lvm2 make a snapshot, of one logical volume, with a store in its group, and Zram is
+	// memory, compressed.
 	Store string
+	// Ranges, in place of Store, are parts of devices that nobody uses, which are overwritten.
+	Ranges []Range
 	// Replace has the store take the place of a list of changes, if one is at its path.
 	Replace bool
-	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
+	// Size is that of the store in bytes; 0 is a tenth of the device, or as much as changed in the
+	// last day where that is more and known (Volume.Sized), or what there is room for.
 	Size int64
 }
 
@@ -170,17 +174,23 @@ type Volume struct {
 	// Dropped says why a persistent snapshot is not shown any more.
 	Dropped string `json:"dropped,omitempty"`
 	Chain   *Chain `json:"chain,omitempty"` // where it is tracked
+
+	share choice // how large a store is when nobody says so
+	sized string // how the size of the store was chosen
 }
 
 // Store is where old blocks go.
 type Store struct {
-	Kind string `json:"kind"` // Inside, File, Block or LVM
+	Kind string `json:"kind"` // Inside, File, Block, Zram or LVM
 	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
+	// Ranges are what the store consists of, in its order, where it is not all of a device.
+	Ranges []Range `json:"ranges,omitempty"`
 	// Below is the path of a file inside, from where the filesystem is mounted.
 	Below string `json:"below,omitempty"`
 	// File and Folder tell the store's file, and the folder that it was made in, from others of the
 	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
+	// Of a store in memory File is what tells its device from others.
 	File   string `json:"file,omitempty"`
 	Folder string `json:"folder,omitempty"`
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
@@ -200,6 +210,7 @@ const (
 	File   = "file"   // a file elsewhere, through a loop device
 	Block  = "device" // a block device
 	LVM    = "lvm"    // in the volume group of the origin, made by lvm2
+	Zram   = "zram"   // a device in memory, compressed
 )
 
 // Image returns the path of the device that shows the volume as it was.
