@@ -30,7 +30,7 @@ var floors = [][]string{
 	{"format/pdata"},
 	{"format/*"},
 	{"witness"},
-	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fiemap", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers"},
+	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fiemap", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers", "linux/zram"},
 	{"linux/dmera", "linux/dmhold", "linux/dmsnap", "linux/dmthin"},
 	{"linux/lvm"},
 	{"track", "view", "vault/store"},

@@ -16,14 +16,9 @@ import (
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/lvm"
-	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 	"tidemark/view"
 )
-
-// twice are the targets whose tables can be loaded into a second device while the first one is
-// in use: they hold no state of their own.
-var twice = []string{"linear", "striped", "crypt", "delay", "flakey", "zero", "error"}
 
 // Create takes a snapshot of all devices at one instant. What a crash left is ended first. The error
 // wraps one of the package's, or one of package dmhold's; then there is no snapshot, and every
@@ -116,32 +111,9 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		return s, err
 	}
 	for _, d := range req.Devices {
-		v, err := origin(ctl, d.Path)
-		if err != nil {
+		if err := s.plans(ctx, ctl, req, d); err != nil {
 			return s, err
 		}
-		if d.Dev != (sysfs.Dev{}) && d.Dev != v.Dev {
-			return s, fmt.Errorf("snapshot: %s: %w: it leads to another device by now", d.Path, ErrUnfit)
-		}
-		if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
-			return s, fmt.Errorf("snapshot: %s: it is given twice", d.Path)
-		}
-		if n := len(uuid(s.copied(v))); n > 128 {
-			return s, fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
-		}
-		if err := s.plan(v, d, req.Reserve); err != nil {
-			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
-		}
-		if err := s.free(ctl, v); err != nil {
-			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
-		}
-		if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
-			return s, fmt.Errorf("snapshot: %s: %w", d.Path, err)
-		}
-		if req.Track {
-			v.Chain = newChain()
-		}
-		s.Volumes = append(s.Volumes, v)
 	}
 	for _, v := range s.Volumes {
 		if err := errors.Join(s.complete(v), s.apart(v, list)); err != nil {
@@ -149,6 +121,46 @@ func (o Options) begin(ctx context.Context, ctl *dm.Control, req Request, before
 		}
 	}
 	return s, nil
+}
+
+// plans judges one device of a request, and plans its store.
+func (s *Snapshot) plans(ctx context.Context, ctl *dm.Control, req Request, d Device) error {
+	v, err := origin(ctl, d.Path)
+	if err != nil {
+		return err
+	}
+	if d.Dev != (sysfs.Dev{}) && d.Dev != v.Dev {
+		return fmt.Errorf("snapshot: %s: %w: it leads to another device by now", d.Path, ErrUnfit)
+	}
+	if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
+		return fmt.Errorf("snapshot: %s: it is given twice", d.Path)
+	}
+	if n := len(uuid(s.copied(v))); n > 128 {
+		return fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
+	}
+	if !s.Transient && d.Size == 0 {
+		v.share, err = s.o.choose(ctx, v)
+	}
+	if err == nil {
+		err = s.plan(v, d, req.Reserve)
+	}
+	if err != nil {
+		return fmt.Errorf("snapshot: %s: %w", d.Path, err)
+	}
+	if err := s.free(ctl, v); err != nil {
+		return fmt.Errorf("snapshot: %s: %w", d.Path, err)
+	}
+	if err := errors.Join(v.first(ctl), s.lasts(v)); err != nil {
+		return fmt.Errorf("snapshot: %s: %w", d.Path, err)
+	}
+	if req.Track && v.Era {
+		return fmt.Errorf("snapshot: %s: %w: dm-era follows what changes of it, and eBPF would lose its mark each time that its table changes: take one without --track", d.Path, ErrUnfit)
+	}
+	if req.Track {
+		v.Chain = newChain()
+	}
+	s.Volumes = append(s.Volumes, v)
+	return nil
 }
 
 // first refuses a store inside where there is a snapshot already: the file gets blocks that may have
@@ -239,7 +251,7 @@ func (s *Snapshot) letGo() error {
 
 // free refuses names of ours that something has already.
 func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
-	for _, name := range []string{s.image(v), s.copied(v), s.cow(v), v.real()} {
+	for _, name := range []string{s.image(v), s.copied(v), s.cow(v), v.real(), v.under()} {
 		info, err := ctl.Info(name)
 		if errors.Is(err, dm.ErrNotFound) {
 			continue
@@ -247,12 +259,12 @@ func (s *Snapshot) free(ctl *dm.Control, v *Volume) error {
 		if err != nil {
 			return err
 		}
-		if name == v.real() && info.UUID == uuid(name) {
+		if (name == v.real() || name == v.under()) && info.UUID == uuid(name) {
 			continue // of another snapshot of the volume, or of one that ended in part
 		}
 		return fmt.Errorf("%w: there is a device %s", ErrExists, info.Path())
 	}
-	if v.Store.Kind == Block || v.Store.replaces {
+	if v.Store.Kind == Block || v.Store.Kind == Zram || v.Store.replaces {
 		return nil
 	}
 	if _, err := os.Lstat(v.Store.Path); !errors.Is(err, fs.ErrNotExist) {
@@ -286,98 +298,6 @@ func (s *Snapshot) name(list []*Snapshot, all []dm.Entry) error {
 	return nil
 }
 
-// origin judges a device.
-func origin(ctl *dm.Control, path string) (*Volume, error) {
-	info, err := ctl.Resolve(path)
-	if errors.Is(err, dm.ErrNotFound) {
-		return nil, fmt.Errorf("snapshot: %s: %w: its table cannot be changed while it is in use", path, ErrPlain)
-	}
-	if err != nil {
-		return nil, err
-	}
-	table, info, err := ctl.Table(info.Name)
-	if err != nil {
-		return nil, err
-	}
-	v := &Volume{Name: info.Name, UUID: info.UUID, Dev: info.Dev()}
-	unfit := func(format string, args ...any) error {
-		return fmt.Errorf("snapshot: %s: %w: %s", path, ErrUnfit, fmt.Sprintf(format, args...))
-	}
-	switch {
-	case strings.HasPrefix(info.UUID, uuid("")):
-		return nil, unfit("it belongs to a snapshot")
-	case len(table) == 0:
-		return nil, unfit("it has no table")
-	case info.ReadOnly:
-		return nil, unfit("it is read-only, and does not change")
-	case info.Suspended:
-		return nil, unfit("it is suspended; \"dmsetup resume %s\" lets it go on", info.Name)
-	case info.InactiveTable:
-		return nil, unfit("another table waits for it; \"dmsetup clear %s\" drops that", info.Name)
-	}
-	v.Size = int64(table[len(table)-1].Start+table[len(table)-1].Len) * dm.SectorSize
-	if part, err := partOf(v); part != "" || err != nil {
-		return nil, errors.Join(err, unfit("it is a %s: what is made of it would be found a second time in the image; take snapshots of that", part))
-	}
-	if ours, err := v.snapshotted(ctl); ours || err != nil {
-		return v, err
-	}
-	for _, t := range table {
-		if !slices.Contains(twice, t.Type) {
-			return nil, unfit("its target %q cannot be loaded twice", t.Type)
-		}
-		if w := strings.Fields(t.Params); t.Type == "crypt" && len(w) > 1 && strings.HasPrefix(w[1], ":") {
-			return nil, unfit("its key is in a keyring, where it is not found a second time: \"cryptsetup refresh --disable-keyring %s\" puts it into the table", info.Name)
-		}
-	}
-	return v, nil
-}
-
-// partOf returns what a volume is a part of that is found, on all devices of the machine, by what its
-// parts hold: LVM, for one, changes no group any more of which it finds a part twice.
-func partOf(v *Volume) (string, error) {
-	d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
-	if err != nil {
-		return "", err
-	}
-	defer d.Close()
-	found, err := mounts.Probe(d, d.Size())
-	for _, f := range found {
-		if slices.Contains([]string{"LVM2_member", "linux_raid_member", "zfs_member"}, f.Name) {
-			return f.String(), err
-		}
-	}
-	return "", err
-}
-
-// complete refuses a volume that is one of several that a mounted filesystem lies on. A Btrfs looks for
-// its devices by what they hold, and would take the images for them; an ext4 with its journal elsewhere
-// cannot be frozen while the journal stands still.
-func (s *Snapshot) complete(v *Volume) error {
-	table, err := mounts.Read()
-	if err != nil {
-		return err
-	}
-	all, err := table.On(v.Dev)
-	for _, f := range all {
-		if len(f.Members) > 1 && slices.Contains(f.Members, v.Dev) {
-			return fmt.Errorf("%w: %s lies on %d devices: unmount it, or use \"tidemark mirror\"", ErrUnfit, f, len(f.Members))
-		}
-	}
-	return err
-}
-
-// snapshotted reports whether the volume has the table that it has while there is a snapshot of
-// ours.
-func (v *Volume) snapshotted(ctl *dm.Control) (bool, error) {
-	table, _, err := ctl.Table(v.Name)
-	if err != nil || len(table) != 1 || table[0].Type != "snapshot-origin" {
-		return false, err
-	}
-	real, ours, err := own(ctl, v.real())
-	return ours && strings.TrimSpace(table[0].Params) == real.Dev().String(), err
-}
-
 // create makes everything; after an error some of it is there.
 func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) error {
 	if s.ofLVM() {
@@ -385,11 +305,11 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	}
 	plan := dmhold.Plan{Limit: req.MaxFreeze}
 	for _, v := range s.Volumes {
-		first, err := s.prepare(ctl, v)
+		d, err := s.prepare(ctl, v)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.Name, err)
 		}
-		plan.Devices = append(plan.Devices, dmhold.Device{Name: v.Name, Dev: v.Dev, Swap: first})
+		plan.Devices = append(plan.Devices, d)
 		plan.Start = append(plan.Start, s.copied(v))
 	}
 	// What stores consist of is known now: a crash must find it.
@@ -412,52 +332,63 @@ func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) err
 	return s.link()
 }
 
-// prepare makes the devices of a volume, and loads the table that it is to get when there is no
-// snapshot of it yet: then first is true. The volume itself goes on as it was.
-func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (first bool, err error) {
+// prepare makes the devices of a volume, and returns what is to happen to it at the instant: when
+// there is no snapshot of it yet, it gets another table. The volume itself goes on as it was.
+func (s *Snapshot) prepare(ctl *dm.Control, v *Volume) (d dmhold.Device, err error) {
+	d = dmhold.Device{Name: v.Name, Dev: v.Dev}
 	had, err := v.snapshotted(ctl)
 	if err != nil {
-		return false, err
+		return d, err
+	}
+	table, _, err := ctl.Table(v.Name)
+	if err != nil {
+		return d, err
 	}
 	if !had {
-		table, _, err := ctl.Table(v.Name)
-		if err == nil {
-			err = add(ctl, v.real(), table, dm.LoadOptions{})
-		}
-		if err != nil {
-			return false, fmt.Errorf("its table cannot be loaded a second time: %w", err)
+		if err := add(ctl, v.real(), v.below(table), dm.LoadOptions{}); err != nil {
+			return d, fmt.Errorf("its table cannot be loaded a second time: %w", err)
 		}
 	}
+	if err := s.prepareStore(ctl, v); err != nil || had {
+		return d, err
+	}
+	d.Swap = true
+	if words, ok := eraTable(table); ok {
+		d.Table, err = v.insert(ctl, words)
+		return d, err
+	}
+	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
+	return d, err
+}
+
+// prepareStore makes the store of a volume, and loads the snapshot.
+func (s *Snapshot) prepareStore(ctl *dm.Control, v *Volume) error {
 	store, loops, err := s.makeStore(v)
 	if err != nil {
-		return false, err
+		return err
 	}
 	err = add(ctl, s.cow(v), store, dm.LoadOptions{})
 	if loops != nil {
 		err = errors.Join(err, loops.Close()) // the device above holds it from here on
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	if s.Persistent { // what it holds by chance would be taken for a store
 		if err = s.wipe(v); err != nil {
-			return false, err
+			return err
 		}
 	}
 	if _, err = ctl.Create(s.copied(v), uuid(s.copied(v))); err != nil {
-		return false, err
+		return err
 	}
 	if _, err = ctl.Load(s.copied(v), s.table(v, "snapshot"), dm.LoadOptions{}); err != nil {
-		return false, err
+		return err
 	}
 	if s.Persistent { // the kernel has made its header
 		err = s.mark(v)
 	}
-	if err != nil || had {
-		return false, err
-	}
-	_, err = ctl.Load(v.Name, v.table("snapshot-origin", "/dev/mapper/"+v.real()), dm.LoadOptions{})
-	return true, err
+	return err
 }
 
 // table is one of all of the volume.

@@ -124,9 +124,9 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 			err = s.takeDown(ctx, ctl, v, force)
 		}
 		if err == nil {
-			err = s.tell(ctx, v)
+			err = s.tell(ctx, ctl, v)
 		}
-		if err == nil {
+		if err == nil && !(ended && v.Store.Kind == Zram) { // memory has ended with the boot
 			err = v.remove(ctl)
 		}
 		if err != nil {
@@ -138,13 +138,18 @@ func (s *Snapshot) takeVolumes(ctx context.Context, ctl *dm.Control, force bool)
 
 // tell counts the bytes of a store that is inside the origin as changed, where the origin is
 // tracked: they changed without passing it. After a rollback all of the origin has.
-func (s *Snapshot) tell(ctx context.Context, v *Volume) error {
+func (s *Snapshot) tell(ctx context.Context, ctl *dm.Control, v *Volume) error {
 	changed := v.Inside()
 	if s.Rollback {
 		changed = extent.NewSet(extent.Extent{Len: v.Size})
 	}
 	if changed.Empty() {
 		return nil
+	}
+	if v.Era {
+		if err := s.touch(ctl, v, changed); err != nil {
+			return err
+		}
 	}
 	source, err := block.Open(v.path(), block.Options{})
 	if errors.Is(err, fs.ErrNotExist) {
@@ -197,12 +202,12 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 		return wiped
 	}
 	if v.Store.Kind == Block {
-		_ = wipe(ctl, s.cow(v)) // a store that failed may fail again; the next one is refused there, and told how it is not
+		_ = wipe(ctl, s.cow(v), v.Store) // a store that failed may fail again; the next one is refused there, and told how it is not
 	}
 	if err := gone(ctl, s.cow(v)); err != nil || others {
 		return err
 	}
-	return gone(ctl, v.real())
+	return errors.Join(gone(ctl, v.under()), gone(ctl, v.real()))
 }
 
 // gone removes a device of ours; that there is none, or one of somebody else's, is no error.
@@ -217,10 +222,10 @@ func gone(ctl *dm.Control, name string) error {
 	return err
 }
 
-// wipe zeroes the ends of a store that is a device, which may hold copies of the origin's
+// wipe zeroes the ends of what a store that is a device consists of, which may hold copies of the origin's
 // superblocks: they would be taken for what the device holds. It does so through our device
 // above, while that is there: by its path another device may be found.
-func wipe(ctl *dm.Control, name string) error {
+func wipe(ctl *dm.Control, name string, store Store) error {
 	info, ours, err := own(ctl, name)
 	if !ours || err != nil {
 		return err
@@ -230,9 +235,15 @@ func wipe(ctl *dm.Control, name string) error {
 		return err
 	}
 	const end = 1 << 20 // bytes; all signatures of package mounts are nearer
-	err = d.Zero(extent.Extent{Len: min(end, d.Size())})
-	if err == nil {
-		err = d.Zero(extent.Extent{Off: max(0, d.Size()-end), Len: min(end, d.Size())})
+	at := int64(0)
+	for _, r := range store.parts() {
+		n := min(r.Len, d.Size()-at)
+		for _, off := range []int64{at, at + max(0, n-end)} {
+			if n > 0 && err == nil {
+				err = d.Zero(extent.Extent{Off: off, Len: min(end, n)})
+			}
+		}
+		at += n
 	}
 	if err == nil {
 		err = d.Sync()
@@ -328,6 +339,9 @@ func (s *Snapshot) giveBack(ctx context.Context, ctl *dm.Control, v *Volume) err
 	kind, err := s.tableOf(ctl, v)
 	if err != nil || kind == absent || kind == plain {
 		return err
+	}
+	if v.Era {
+		return s.putBackEra(ctl, v)
 	}
 	info, err := ctl.Info(v.Name)
 	if err != nil {

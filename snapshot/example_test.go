@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"tidemark/linux/dmera"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/reexec"
@@ -16,7 +17,7 @@ import (
 // images, looks whether they held for as long, and goes on without them. It is compiled only: the
 // devices are not there.
 func Example() {
-	reexec.Main(fsfreeze.Watchdog, dmhold.Holder) // the first thing that a program's main does
+	reexec.Main(fsfreeze.Watchdog, dmhold.Holder, dmera.Step) // the first thing that a program's main does
 	ctx := context.Background()
 	o := snapshot.Options{StateDir: "/var/lib/backup", Track: bpf.Options{RunDir: "/run/backup"}}
 

@@ -26,7 +26,7 @@ var ErrMode = errors.New("not in the mode for that")
 // Next is the snapshot that follows an incremental one. MaxFreeze is required.
 type Next struct {
 	// Stores are where the stores are to be, and how large, one for each volume in its order; of a
-	// Device Store, Replace and Size count. The zero Device is a store as before.
+	// Device Store, Ranges, Replace and Size count. The zero Device is a store as before.
 	Stores []Device
 	// Lists are the paths of the lists of what changed, one for each volume. ToSnapshot puts that
 	// of ListPath in the place of each "".
@@ -193,11 +193,17 @@ func (s *Snapshot) request(n Next) Request {
 		Link: s.Link, Labels: s.Labels,
 	}
 	for i, v := range s.Volumes {
-		d := Device{Path: "/dev/mapper/" + v.Name, Store: n.Stores[i].Store, Replace: n.Stores[i].Replace, Size: n.Stores[i].Size}
+		d := Device{Path: "/dev/mapper/" + v.Name, Store: n.Stores[i].Store, Ranges: n.Stores[i].Ranges, Replace: n.Stores[i].Replace, Size: n.Stores[i].Size}
 		if d.Size == 0 {
 			d.Size = max(v.Store.Size, v.Inside().Bytes())
 		}
-		if d.Store == "" && v.Store.Below != ".tidemark-"+s.Name {
+		if len(d.Ranges) == 0 && d.Store == "" {
+			d.Ranges = v.Store.Ranges
+		}
+		if d.Store == "" && v.Store.Kind == Zram {
+			d.Store = Zram
+		}
+		if d.Store == "" && len(d.Ranges) == 0 && v.Store.Below != ".tidemark-"+s.Name {
 			d.Store = v.Store.Path
 		}
 		req.Devices = append(req.Devices, d)

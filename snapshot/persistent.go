@@ -27,6 +27,12 @@ func (s *Snapshot) lasts(v *Volume) error {
 	if !s.Persistent {
 		return nil
 	}
+	if v.Era {
+		return fmt.Errorf("%w: it is an era device, which comes up by itself", ErrNotKept)
+	}
+	if len(v.Store.Ranges) > 0 {
+		return fmt.Errorf("%w: a part of a device may be used by others after the boot: give a whole disk or partition", ErrNotKept)
+	}
 	if v.Store.Kind == File {
 		return fmt.Errorf("%w: %s lies on a filesystem that is mounted later: leave --store out, or give a disk or partition", ErrNotKept, v.Store.Path)
 	}
@@ -251,7 +257,7 @@ func (s *Snapshot) raise(ctl *dm.Control, v *Volume) error {
 	}
 	store := v.pieces()
 	if v.Store.Kind == Block {
-		store = whole(v.Store.Path, v.Store.Size)
+		store = v.Store.table()
 	}
 	for _, d := range []struct {
 		name  string

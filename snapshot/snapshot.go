@@ -5,7 +5,7 @@
 // [List] finds those that other processes made, and [Repair] ends what a crash left.
 // The program's main must begin with
 //
-//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder)
+//	reexec.Main(fsfreeze.Watchdog, dmhold.Holder, dmera.Step)
 //
 // The package owns the devices that it makes, the stores and their files, and the records of them
 // in the state folder. It refuses devices that are not device-mapper's, whose tables cannot be
@@ -22,6 +22,8 @@
 //	X+NAME+snap  snapshot X+real X+NAME+cow N, or P for a persistent one
 //	X            snapshot-origin X+real, as long as there is a snapshot of X
 //	X+NAME       the image: X+NAME+snap, with zeros where the store's own file lies
+//
+// An era device stays one, and its data gets the snapshot (era.go).
 //
 // Everything is made and loaded while X is in use. At the instant X is suspended, by which the
 // kernel freezes the filesystem on it (but for Btrfs, which is left as a power cut would leave it)
@@ -145,12 +147,16 @@ type Device struct {
 	Path string    // or name in device-mapper
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
-	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, and LVM
-	// has lvm2 make a snapshot, of one logical volume, with a store in its group.
+	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, LVM
+	// has lvm2 make a snapshot, of one logical volume, with a store in its group, and Zram is
+	// memory, compressed.
 	Store string
+	// Ranges, in place of Store, are parts of devices that nobody uses, which are overwritten.
+	Ranges []Range
 	// Replace has the store take the place of a list of changes, if one is at its path.
 	Replace bool
-	// Size is that of the store in bytes; 0 is a tenth of the device, or what there is room for.
+	// Size is that of the store in bytes; 0 is a tenth of the device, or as much as changed in the
+	// last day where that is more and known (Volume.Sized), or what there is room for.
 	Size int64
 }
 
@@ -159,7 +165,8 @@ type Volume struct {
 	Name  string    `json:"origin"`         // in device-mapper
 	UUID  string    `json:"uuid,omitempty"` // there
 	Dev   sysfs.Dev `json:"device"`
-	Size  int64     `json:"size"` // bytes
+	Size  int64     `json:"size"`          // bytes
+	Era   bool      `json:"era,omitempty"` // an era device, which stays one
 	Store Store     `json:"store"`
 	// Note is what the filesystem of the origin of a persistent snapshot was like when it was
 	// last seen with the snapshot in its place.
@@ -167,17 +174,23 @@ type Volume struct {
 	// Dropped says why a persistent snapshot is not shown any more.
 	Dropped string `json:"dropped,omitempty"`
 	Chain   *Chain `json:"chain,omitempty"` // where it is tracked
+
+	share choice // how large a store is when nobody says so
+	sized string // how the size of the store was chosen
 }
 
 // Store is where old blocks go.
 type Store struct {
-	Kind string `json:"kind"` // Inside, File, Block or LVM
+	Kind string `json:"kind"` // Inside, File, Block, Zram or LVM
 	Path string `json:"path"` // of the file or the device, /dev/VG/NAME for LVM
 	Size int64  `json:"size"` // bytes
+	// Ranges are what the store consists of, in its order, where it is not all of a device.
+	Ranges []Range `json:"ranges,omitempty"`
 	// Below is the path of a file inside, from where the filesystem is mounted.
 	Below string `json:"below,omitempty"`
 	// File and Folder tell the store's file, and the folder that it was made in, from others of the
 	// same path. "" stands for a file that is not made yet, and for a folder that ends with the boot.
+	// Of a store in memory File is what tells its device from others.
 	File   string `json:"file,omitempty"`
 	Folder string `json:"folder,omitempty"`
 	// Extents are the bytes of the origin that the store's file has, where it is inside; whole
@@ -197,6 +210,7 @@ const (
 	File   = "file"   // a file elsewhere, through a loop device
 	Block  = "device" // a block device
 	LVM    = "lvm"    // in the volume group of the origin, made by lvm2
+	Zram   = "zram"   // a device in memory, compressed
 )
 
 // Image returns the path of the device that shows the volume as it was.

@@ -147,7 +147,7 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 		return fmt.Errorf("%w: it is incremental, and has no store", ErrMode)
 	case v.Store.Kind == Inside:
 		return fmt.Errorf("%w: a store on the origin's own filesystem has had all of its blocks since before the instant; only one in a file elsewhere grows", ErrStore)
-	case v.Store.Kind == Block:
+	case v.Store.Kind == Block || v.Store.Kind == Zram:
 		return fmt.Errorf("%w: a device does not grow; only a store in a file elsewhere does", ErrStore)
 	case size <= v.Store.Size:
 		return fmt.Errorf("%w: it has %s already", ErrStore, words.Size(v.Store.Size))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -54,7 +55,12 @@ func top(f mounts.Filesystem) (string, error) {
 
 // plan finds out where the store of a volume will be, and how large. It makes nothing.
 func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
-	if d.Store == "" {
+	switch {
+	case len(d.Ranges) > 0:
+		return s.planRanges(v, d.Ranges, d.Size)
+	case d.Store == Zram:
+		return s.planZram(v, d.Size)
+	case d.Store == "":
 		return s.planInside(v, "", d.Size, reserve)
 	}
 	info, err := os.Stat(d.Store)
@@ -63,6 +69,9 @@ func (s *Snapshot) plan(v *Volume, d Device, reserve int64) error {
 		return s.planDevice(v, d.Size)
 	}
 	path, err := filepath.Abs(d.Store)
+	if err == nil && strings.HasPrefix(path, "/dev/") && !strings.HasPrefix(path, "/dev/shm/") {
+		err = fmt.Errorf("%w: there is no device %s", ErrStore, path)
+	}
 	if err == nil && d.Replace {
 		err = replaceable(path)
 	}
@@ -122,11 +131,17 @@ func (s *Snapshot) room(v *Volume, dir string, size, reserve int64) error {
 	least := min(max(MinStore, 8*s.Chunk), v.Size+8*s.Chunk)
 	v.Store.Size = size
 	if size == 0 {
-		share := v.Size / defaultShare
+		share := v.share
 		if s.Transient { // it is gone before anybody misses the room
-			share = max(share, min(free/2, v.Size))
+			share.size = max(share.size, min(free/2, v.Size))
 		}
-		v.Store.Size = max(min(share, free/s.Chunk*s.Chunk), least)
+		v.Store.Size, v.sized = max(min(share.size, free/s.Chunk*s.Chunk), least), share.why
+		switch {
+		case v.Store.Size < share.size:
+			v.sized = "which is what there is room for"
+		case v.Store.Size > share.size:
+			v.sized = "the least"
+		}
 	}
 	v.Store.Size = (v.Store.Size + s.Chunk - 1) / s.Chunk * s.Chunk
 	if v.Store.Size < 8*s.Chunk {
@@ -151,7 +166,7 @@ func (s *Snapshot) planDevice(v *Volume, size int64) error {
 	case err != nil:
 		return err
 	case len(found) > 0:
-		return fmt.Errorf("%w: %s holds %s, and all of it would be overwritten: \"wipefs --all %s\" if nobody needs it", ErrStore, v.Store.Path, found[0], v.Store.Path)
+		return holds(v.Store.Path, found[0])
 	case size > d.Size() || d.Size() < 8*s.Chunk || size != 0 && size < 8*s.Chunk:
 		return fmt.Errorf("%w: %s has %s, and a store needs 8 chunks of %s", ErrStore, v.Store.Path, words.Size(d.Size()), words.Size(s.Chunk))
 	}
@@ -166,7 +181,7 @@ func (s *Snapshot) planDevice(v *Volume, size int64) error {
 // not its own inside: writes to it would have to wait for themselves. It refuses a device that is
 // the store of another volume of the request, too.
 func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
-	if v.Store.Kind == Inside {
+	if v.Store.Kind == Inside || v.Store.Kind == Zram {
 		return nil
 	}
 	table, err := mounts.Read()
@@ -198,21 +213,23 @@ func (s *Snapshot) apart(v *Volume, list []*Snapshot) error {
 		if o == v || o.Store.Kind != Block || v.Store.Kind != Block {
 			continue
 		}
-		if other, err := below(table, o.Store); err != nil || slices.Equal(on, other) {
-			return errors.Join(err, fmt.Errorf("%w: %s is that of %s, too", ErrStore, v.Store.Path, o.Name))
+		if v.Store.shares(o.Store) {
+			return fmt.Errorf("%w: %s is that of %s, too", ErrStore, v.Store.Path, o.Name)
 		}
 	}
 	return nil
 }
 
 // below returns the devices that a store lies on: itself, or those of the filesystems of its file.
-func below(table *mounts.Table, s Store) ([]sysfs.Dev, error) {
+func below(table *mounts.Table, s Store) (on []sysfs.Dev, err error) {
 	if s.Kind == Block {
-		dev, err := mounts.DeviceOf(s.Path)
-		return []sysfs.Dev{dev}, err
+		for _, r := range s.parts() {
+			dev, derr := mounts.DeviceOf(r.Path)
+			on, err = append(on, dev), errors.Join(err, derr)
+		}
+		return on, err
 	}
 	through, err := table.Through(s.Path)
-	var on []sysfs.Dev
 	for _, f := range through {
 		on = append(on, f.Members...)
 	}
@@ -222,8 +239,13 @@ func below(table *mounts.Table, s Store) ([]sysfs.Dev, error) {
 // makeStore makes the file of a store, and returns the table of what the store consists of.
 func (s *Snapshot) makeStore(v *Volume) ([]dm.Target, *loop.Device, error) {
 	switch v.Store.Kind {
+	case Zram:
+		if err := s.makeZram(v); err != nil {
+			return nil, nil, err
+		}
+		return v.Store.table(), nil, nil
 	case Block:
-		return whole(v.Store.Path, v.Store.Size), nil, nil
+		return v.Store.table(), nil, nil
 	case File:
 		f, err := s.allocate(v)
 		if err != nil {
@@ -341,6 +363,9 @@ func (v *Volume) pieces() (table []dm.Target) {
 func (v *Volume) remove(ctl *dm.Control) error {
 	if v.Store.Kind == Block || v.ofLVM() || v.Store.Kind == none {
 		return nil
+	}
+	if v.Store.Kind == Zram {
+		return v.removeZram()
 	}
 	path, certain, err := v.place(ctl)
 	if err != nil {

@@ -31,6 +31,9 @@ func (s *Snapshot) tableOf(ctl *dm.Control, v *Volume) (tableKind, error) {
 	if !ours || err != nil {
 		return plain, err
 	}
+	if in, err := v.inserted(ctl, table); in || err != nil {
+		return kept, err
+	}
 	first, _, _ := strings.Cut(strings.TrimSpace(table[0].Params), " ")
 	switch {
 	case table[0].Type == "error":

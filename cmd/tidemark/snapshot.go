@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -23,7 +24,7 @@ func (g *globals) snapshotOptions() snapshot.Options {
 func newSnapshot(g *globals) *cobra.Command {
 	return command{
 		use: "snapshot", short: "Take snapshots of disks in use, several at one instant",
-		long: `Makes images of devices of device-mapper (LUKS, linear and striped ones, and plain disks that "tidemark adopt" has put a table over) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
+		long: `Makes images of devices of device-mapper (LUKS, linear, striped and era ones, and plain disks that "tidemark adopt" has put a table over) as they were at one instant, while they are in use, with the kernel's own dm-snapshot. No spare volume is needed: the old blocks go to a file on the filesystem itself, or to where --store says.
 
 A plain disk or partition has no table that could be changed while it is in use: "tidemark adopt" gives it one, and "tidemark mirror" needs none. LVM would change the table of a logical volume without asking: "create --store lvm" has LVM make a snapshot of one, in its group.
 
@@ -45,7 +46,7 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten, or parts of devices that nobody uses, DEVICE:START+LENGTH,... --store zram is memory, compressed: for little only, since what is written back from memory takes memory then. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
 
 With --track what changes since the instant is followed by eBPF, as "tidemark mirror" does: "tidemark snapshot to-incremental" needs that.
 
@@ -54,7 +55,9 @@ With --persistent the snapshot outlives reboots and power cuts, and DEVICE can b
 While there is a snapshot, DEVICE takes no discards: run fstrim when it is gone.`,
 		example: `tidemark snapshot create /dev/mapper/data
 # Two disks of one database, the store of the second on a third disk
-tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.store /dev/mapper/db1 /dev/mapper/db2`,
+tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.store /dev/mapper/db1 /dev/mapper/db2
+# Two unused parts of a disk as the store
+tidemark snapshot create --store /dev/sdd:1G+4G,/dev/sdd:20G+4G /dev/mapper/data`,
 		exits: []exitCode{exitRefused, exitBusy, exitNoConverge},
 		args:  cobra.MinimumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
@@ -80,16 +83,12 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 					return err
 				}
 			}
-			if s.Frozen == 0 { // only LVM knows
-				return nil
-			}
-			_, err = fmt.Fprintf(cmd.ErrOrStderr(), "snapshot %s: writers waited for %v\n", s.Name, s.Frozen.Round(time.Millisecond))
-			return err
+			return tellCreated(cmd.ErrOrStderr(), s)
 		},
 	}.build()
 	cmd.Flags().StringVar(&req.Name, "name", "", "`name` of the snapshot; by default one that is free")
-	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store, or lvm; DEVICE=PATH with several DEVICEs")
-	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or what there is room for")
+	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store, DEVICE:START+LENGTH,..., zram, or lvm; DEVICE=PATH with several DEVICEs")
+	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or as much as changed in the last day where that is tracked and more; or what there is room for")
 	addSize(cmd, &chunk, "chunk", "what a first write copies, a power of two from 4K to 1M; by default 8K")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")
 	cmd.Flags().BoolVar(&req.Track, "track", false, "follow what changes since, for \"tidemark snapshot to-incremental\"")
@@ -98,6 +97,23 @@ tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.s
 	cmd.Flags().DurationVar(&req.MaxFreeze, "max-freeze", transfer.DefaultMaxFreeze, "how long writers may wait; then nothing is made")
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
+}
+
+// tellCreated tells people how it went.
+func tellCreated(w io.Writer, s *snapshot.Snapshot) error {
+	for _, v := range s.Volumes {
+		if how := v.Sized(); how != "" {
+			fmt.Fprintf(w, "snapshot %s: %s\n", s.Name, how)
+		}
+		if v.Store.Kind == snapshot.Zram {
+			fmt.Fprintf(w, "snapshot %s: the old blocks of %s go to memory, also those that are written over to make memory free\n", s.Name, v.Name)
+		}
+	}
+	if s.Frozen == 0 { // only LVM knows
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "snapshot %s: writers waited for %v\n", s.Name, s.Frozen.Round(time.Millisecond))
+	return err
 }
 
 // snapshotDevices are the devices to take a snapshot of, with their stores.
@@ -117,8 +133,14 @@ func (g *globals) snapshotDevices(cmd *cobra.Command, args, stores []string, siz
 		}
 		found := false
 		for i := range devices {
-			if args[i] == device && path != "" && devices[i].Store == "" {
-				devices[i].Store, found = path, true
+			if args[i] == device && path != "" && devices[i].Store == "" && len(devices[i].Ranges) == 0 {
+				var err error
+				if devices[i].Ranges, err = storeRanges(path); err != nil {
+					return nil, usageError{fmt.Errorf("--store %q: %w", text, err)}
+				}
+				if found = true; len(devices[i].Ranges) == 0 {
+					devices[i].Store = path
+				}
 			}
 		}
 		if !found {
@@ -126,6 +148,32 @@ func (g *globals) snapshotDevices(cmd *cobra.Command, args, stores []string, siz
 		}
 	}
 	return devices, nil
+}
+
+// rangeOf is DEVICE:START+LENGTH. A name below /dev/disk/by-path has colons of its own.
+var rangeOf = regexp.MustCompile(`^(.+):([0-9][0-9A-Za-z]*)\+([0-9][0-9A-Za-z]*)$`)
+
+// storeRanges are the parts of devices that a store is to consist of; none when it is no list of them.
+func storeRanges(text string) (ranges []snapshot.Range, err error) {
+	for one := range strings.SplitSeq(text, ",") {
+		m := rangeOf.FindStringSubmatch(one)
+		if m == nil {
+			if ranges != nil {
+				return nil, fmt.Errorf("%q: want DEVICE:START+LENGTH", one)
+			}
+			return nil, nil
+		}
+		var off, length byteSize
+		err := length.Set(m[3])
+		if strings.Trim(m[2], "0") != "" { // which is no size
+			err = errors.Join(err, off.Set(m[2]))
+		}
+		if err != nil {
+			return nil, err
+		}
+		ranges = append(ranges, snapshot.Range{Path: m[1], Off: int64(off), Len: int64(length)})
+	}
+	return ranges, nil
 }
 
 func newSnapshotList(g *globals) *cobra.Command {

@@ -67,7 +67,11 @@ tidemark datto merge /dev/mapper/data+nightly /backup/data.changes /backup/data.
 				return err
 			}
 			for _, path := range places {
-				next.Stores = append(next.Stores, snapshot.Device{Store: path, Size: int64(size)})
+				d := snapshot.Device{Store: path, Size: int64(size)}
+				if d.Ranges, err = storeRanges(path); err != nil {
+					return usageError{fmt.Errorf("--store %q: %w", path, err)}
+				}
+				next.Stores = append(next.Stores, d)
 			}
 			next.Reserve = int64(reserve)
 			if err := s.ToSnapshot(cmd.Context(), next); err != nil {

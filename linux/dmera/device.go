@@ -93,6 +93,16 @@ func (d *Device) Identity() (era.Identity, error) {
 	return s.Identity, nil
 }
 
+// Stored reads the era that the metadata was in when the kernel stored it last. Of a suspended device
+// that is the one that has ended.
+func (d *Device) Stored() (era.Era, error) {
+	s, err := d.meta.superblock()
+	if err != nil {
+		return 0, fmt.Errorf("dmera: %s: %w", d.Name(), err)
+	}
+	return s.Era, nil
+}
+
 // Checkpoint ends the current era. It returns when the new one is in the metadata;
 // Status tells its number.
 func (d *Device) Checkpoint(ctx context.Context) error { return d.message(ctx, "checkpoint") }

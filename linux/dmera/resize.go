@@ -18,6 +18,7 @@ import (
 type change struct {
 	sectors  uint64
 	identity era.Identity
+	data     dm.Dev
 }
 
 // reload suspends the device, changes it, and resumes it with discards off. The era
@@ -30,6 +31,9 @@ func reload(ctl *dm.Control, info dm.Info, c change) error {
 	}
 	if c.sectors != 0 {
 		t.sectors = c.sectors
+	}
+	if c.data != (dm.Dev{}) {
+		t.data = c.data
 	}
 	_, err = ctl.Suspend(info.Name, dm.SuspendOptions{NoLockFS: true})
 	if err == nil && c.identity != (era.Identity{}) {
@@ -119,6 +123,23 @@ func (d *Device) Resize(ctx context.Context) error {
 	if err == nil && after.Discards != st.Discards {
 		err = fmt.Errorf("dmera: %s: resize: %w: the device took %d discards meanwhile", d.Name(), ErrDiscards, after.Discards-st.Discards)
 	}
+	return err
+}
+
+// Rebase puts another data device below the device, which has to hold the same bytes at the same
+// places: one that is over the data device, or below it. The device may be in use: a process of its
+// own suspends it for a moment, as for Drain. A discard that passes before they are switched off
+// again is a gap (NoteGaps).
+func (d *Device) Rebase(data dm.Dev) error {
+	path, err := sysfs.Node(data)
+	if err == nil {
+		err = d.runStep(stepRebase, data.String())
+	}
+	if err != nil {
+		return err
+	}
+	d.dataPath = path
+	d.table, err = readTable(d.ctl, d.Name())
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"tidemark/format/era"
 	"tidemark/linux/dm"
 	"tidemark/linux/reexec"
+	"tidemark/linux/sysfs"
 )
 
 // A step suspends a device and resumes it. It must not be left half done: while the device
@@ -25,6 +26,7 @@ const (
 	stepDrain  = "drain"
 	stepResize = "resize"
 	stepAdopt  = "adopt"
+	stepRebase = "rebase"
 )
 
 // runPart makes the step that this process was started for.
@@ -73,6 +75,12 @@ func step(what, name string, args []string) error {
 			return err
 		}
 		return reload(ctl, info, change{identity: id})
+	case what == stepRebase && len(args) == 2:
+		data, err := sysfs.ParseDev(args[1])
+		if err != nil {
+			return err
+		}
+		return reload(ctl, info, change{data: data})
 	}
 	return fmt.Errorf("unknown step %q %q", what, args)
 }

@@ -71,6 +71,9 @@ type Device struct {
 	// Swap has the table that waits for the device take the place of its own, when nothing
 	// fails. Without it no table may be waiting.
 	Swap bool
+	// Table, with Swap, is that table, and none may be waiting: it is loaded when all devices
+	// stand still, as it has to be when its targets read what those of the old one write.
+	Table []dm.Target
 }
 
 // Message is a message to the target at sector 0 of a device.
@@ -86,9 +89,9 @@ func (d Device) check(ctl *dm.Control) error {
 		return fmt.Errorf("%w: %s: another device has taken the name", ErrRefused, d.Name)
 	case info.Suspended:
 		return fmt.Errorf("%w: %s: it is suspended already; \"dmsetup resume %s\" lets it go on", ErrRefused, d.Name, d.Name)
-	case d.Swap && !info.InactiveTable:
+	case d.Swap && len(d.Table) == 0 && !info.InactiveTable:
 		return fmt.Errorf("%w: %s: no table waits for it", ErrRefused, d.Name)
-	case !d.Swap && info.InactiveTable:
+	case (!d.Swap || len(d.Table) > 0) && info.InactiveTable:
 		return fmt.Errorf("%w: %s: another table waits for it, and would take the place of its own when it is resumed; \"dmsetup clear %s\" drops that table", ErrRefused, d.Name, d.Name)
 	}
 	return nil

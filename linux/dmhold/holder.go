@@ -187,6 +187,14 @@ func (h *holder) change() error {
 	if err := h.allStand(); err != nil {
 		return partly(done, err)
 	}
+	for _, d := range h.plan.Devices {
+		if len(d.Table) == 0 {
+			continue
+		}
+		if _, err := h.ctl.Load(d.Name, d.Table, dm.LoadOptions{}); err != nil {
+			return partly(done, err)
+		}
+	}
 	for _, name := range h.plan.Start {
 		if err := h.resume(name, true); err != nil {
 			return partly(done, err)

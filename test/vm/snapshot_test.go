@@ -34,7 +34,7 @@ func TestLiveSnapshots(t *testing.T) {
 			}
 			r := Run(t, Config{
 				Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Tests: *snapshotTests, Skip: skip, Env: []string{fmt.Sprintf("CUTS=%d", *snapshotCuts)},
-				Modules: []string{"dm-snapshot", "dm-zero", "dm-mirror", "ext4", "xfs", "btrfs", "loop"}, Programs: append([]string{"fio", "fstrim", "e2fsck"}, lvm2...),
+				Modules: []string{"dm-snapshot", "dm-zero", "dm-mirror", "dm-era", "ext4", "xfs", "btrfs", "loop"}, Programs: append([]string{"fio", "fstrim", "e2fsck"}, lvm2...),
 				Files: map[string]string{"/bin/tidemark": command},
 				Disks: []Disk{NewDisk(t, "data", 128<<20), NewDisk(t, "store", 16<<20)},
 			}, program)

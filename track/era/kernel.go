@@ -29,6 +29,9 @@ type kernel interface {
 	// head returns the first bytes of the source from off on, 4096 or a sector.
 	head(off int64) ([]byte, error)
 	flush() error // what was written survives a power cut
+	// standing reports whether the device is suspended, and in which era it goes on. What was
+	// written survives a power cut then.
+	standing() (era.Era, bool, error)
 	// drain returns when no write from before it is in flight.
 	drain(ctx context.Context) error
 	Close() error
@@ -50,6 +53,7 @@ type mapped struct {
 	ctl    *dm.Control
 	source *block.Device // the caller's
 	fixed  facts         // that need not be asked again
+	data   dm.Dev        // whatever is over it
 }
 
 // openMapped finds the device by the number of the open source, not by its path.
@@ -83,9 +87,20 @@ func (m *mapped) open(ctx context.Context, o Options) error {
 	if got := m.Number().String(); got != number.String() {
 		return fmt.Errorf("it is device %s, and the name %s was given to device %s meanwhile", number, info.Name, got)
 	}
+	path := m.DataPath()
+	data, err := block.Identify(path)
+	if err == nil {
+		m.data, err = m.dataOf(data.Dev())
+	}
+	if err == nil {
+		path, err = sysfs.Node(m.data)
+	}
+	if err != nil {
+		return err
+	}
 	m.fixed = facts{
 		Name: m.Name(), BlockSize: m.BlockSize(),
-		MetaName: o.StableName(m.MetaPath()), DataName: o.StableName(m.DataPath()),
+		MetaName: o.StableName(m.MetaPath()), DataName: o.StableName(path),
 	}
 	// An older one archives the writeset of a device that was not closed ("dm era: Recover
 	// committed writeset after crash"). Fixed stable kernels cannot be told by name.
@@ -108,6 +123,51 @@ func (m *mapped) head(off int64) ([]byte, error) {
 
 func (m *mapped) flush() error { return m.source.Sync() }
 
+// standing asks the metadata: the kernel has ended an era and stored it when it suspended the device,
+// and begins the next one when it resumes it. It would answer no message before. A filesystem on the
+// device was frozen, or nothing is in flight; the disk below need not have it yet.
+func (m *mapped) standing() (era.Era, bool, error) {
+	info, err := m.ctl.Info(m.Name())
+	if err != nil || !info.Suspended {
+		return 0, false, err
+	}
+	last, err := m.Stored()
+	if err != nil {
+		return 0, true, err
+	}
+	path, err := sysfs.Node(m.data)
+	if err != nil {
+		return 0, true, err
+	}
+	d, err := block.Open(path, block.Options{})
+	if err != nil {
+		return 0, true, err
+	}
+	return last + 1, true, errors.Join(d.Sync(), d.Close())
+}
+
+// dataOf looks through what package snapshot puts over the data while there is a snapshot of it, which
+// changes no byte of it: devices that are all of another one.
+func (m *mapped) dataOf(data dm.Dev) (dm.Dev, error) {
+	for {
+		info, err := m.ctl.Find(data.Major, data.Minor)
+		if errors.Is(err, dm.ErrNotFound) || err == nil && !strings.HasPrefix(info.UUID, "TIDEMARK-SNAPSHOT-") {
+			return data, nil
+		}
+		if err != nil {
+			return data, err
+		}
+		table, _, err := m.ctl.Table(info.Name)
+		if err != nil || len(table) != 1 {
+			return data, err
+		}
+		number, _, _ := strings.Cut(table[0].Params, " ")
+		if data, err = sysfs.ParseDev(number); err != nil {
+			return data, fmt.Errorf("the table of %s: %w", info.Name, err)
+		}
+	}
+}
+
 // now asks what the device is, its table included.
 func (m *mapped) now(ctx context.Context) (facts, error) {
 	f := m.fixed
@@ -126,7 +186,14 @@ func (m *mapped) now(ctx context.Context) (facts, error) {
 	if len(targets) == 1 {
 		// META DATA SECTORS
 		if words := strings.Fields(targets[0].Params); len(words) == 3 {
-			f.Meta, f.Data = words[0], words[1]
+			data, err := sysfs.ParseDev(words[1])
+			if err == nil {
+				data, err = m.dataOf(data)
+			}
+			if err != nil {
+				return f, fmt.Errorf("track: %w", err)
+			}
+			f.Meta, f.Data = words[0], data.String()
 		}
 	}
 	f.UUID, f.Size, f.Discards = info.UUID, id.Size, status.Discards

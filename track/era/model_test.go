@@ -55,6 +55,7 @@ func (m *machine) Size() int64                        { return int64(len(m.data)
 func (m *machine) BlockSize() int64                   { return modelBlock }
 func (m *machine) MetaPath() string                   { return "/dev/meta" }
 func (m *machine) flush() error                       { return nil }
+func (m *machine) standing() (era.Era, bool, error)   { return 0, false, nil }
 func (m *machine) prepare(context.Context) error      { return nil }
 func (m *machine) Close() error                       { return nil }
 func (m *machine) drain(context.Context) error        { m.land(); return nil }

@@ -30,6 +30,7 @@ import (
 	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/era"
+	"tidemark/linux/dmera"
 	"tidemark/track"
 	"tidemark/track/history"
 )
@@ -153,10 +154,21 @@ func (t *Tracker) MetaPath() string { return t.kernel.MetaPath() }
 
 // Cut begins an era. After Persist, it writes to the metadata device alone. What was
 // written to the source before it survives a power cut. The error wraps
-// track.ErrMarkLost when the device has become another one, or was resized.
+// track.ErrMarkLost when the device has become another one, or was resized. While the device is
+// suspended, after an earlier Cut, it writes nothing: the mark is the era that begins when it goes on.
 func (t *Tracker) Cut(ctx context.Context) (track.Cut, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	next, suspended, err := t.kernel.standing()
+	if err == nil && suspended && !t.judged {
+		err = dmera.ErrSuspended
+	}
+	if err != nil {
+		return track.Cut{}, fmt.Errorf("track: %s: %w", t.name, err)
+	}
+	if suspended {
+		return track.Cut{Mark: t.mark(uint64(next))}, nil
+	}
 	if err := t.kernel.flush(); err != nil {
 		return track.Cut{}, fmt.Errorf("track: %s: %w", t.name, err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/linux/dmera"
 	"tidemark/linux/dmhold"
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/reexec"
@@ -29,7 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	reexec.Main(dmhold.Holder, fsfreeze.Watchdog, instant.Churner)
+	reexec.Main(dmhold.Holder, dmera.Step, fsfreeze.Watchdog, instant.Churner)
 	guest.Main(m)
 }
 
@@ -307,30 +308,7 @@ func TestKilledCommands(t *testing.T) {
 	name, at := origin(t, 0, "ext4")
 	stop := instant.Load(t, at)
 	defer stop()
-	began := time.Now()
-	create(t, "--name", "k", "/dev/mapper/"+name)
-	took := time.Since(began)
-	guest.Run(t, "tidemark", "snapshot", "destroy", "k")
-	ended := time.Since(began) - took
-	const rounds = 14
-	for i := range rounds {
-		ctx, cancel := context.WithTimeout(t.Context(), took*time.Duration(i)/rounds)
-		_ = exec.CommandContext(ctx, "tidemark", "snapshot", "create", "--max-freeze", "1m", "--name", "k", "/dev/mapper/"+name).Run()
-		cancel()
-		settle(t, name)
-		guest.Run(t, "tidemark", "snapshot", "repair")
-		if _, err := snapshot.Find(options, "k"); err == nil {
-			ctx, cancel := context.WithTimeout(t.Context(), ended*time.Duration(i)/rounds)
-			_ = exec.CommandContext(ctx, "tidemark", "snapshot", "destroy", "k").Run()
-			cancel()
-			guest.Run(t, "tidemark", "snapshot", "repair")
-			if s, err := snapshot.Find(options, "k"); err == nil {
-				destroy(t, s)
-			}
-		}
-		settle(t, name)
-		bare(t, at)
-	}
+	killed(t, name, at, 10)
 	stop()
 	guest.Run(t, "umount", at)
 	guest.Run(t, "e2fsck", "-fn", "/dev/mapper/"+name)

@@ -148,3 +148,66 @@ func allocate(path string) error {
 	}
 	return errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, 64<<10), f.Close())
 }
+
+// Parts of an unused disk, and memory, are stores as others, which are given back; what may be in use is
+// refused. Without a size a store has room for what changed lately.
+func TestStoresOfPartsAndInMemory(t *testing.T) {
+	name, at := origin(t, 0, "ext4")
+	dev, disk := "/dev/mapper/"+name, guest.Disk(t, "store")
+	if _, err := os.Stat("/sys/class/zram-control"); err != nil {
+		refused(t, "modprobe zram", "--store", "zram", dev)
+	}
+	guest.Modprobe(t, "zram")
+	guest.Run(t, "dd", "if=/dev/zero", "of="+disk, "bs=1M", "count=16", "status=none", "conv=fsync")
+	refused(t, "overlap", "--store", disk+":0+8M,"+disk+":7M+1M", dev)
+	refused(t, "whole sectors", "--store", disk+":100+8M", dev)
+	refused(t, "whole sectors", "--store", disk+":12M+8M", dev)
+	refused(t, "are asked for", "--store", disk+":0+8M", "--size", "9M", dev)
+	refused(t, "device or resource busy", "--store", guest.Disk(t, "data")+":100M+8M", dev)
+	refused(t, "there is no device /dev/nothing", "--store", "/dev/nothing:0+8M,", dev)
+	refused(t, "of memory are free", "--store", "zram", "--size", "1T", dev)
+	bare(t, at)
+
+	before, _ := filepath.Glob("/sys/block/zram*")
+	stop := instant.Load(t, at)
+	defer stop()
+	for _, d := range []snapshot.Device{
+		{Ranges: []snapshot.Range{{Path: disk, Off: 8 << 20, Len: 7 << 20}, {Path: disk, Len: 7 << 20}}},
+		{Store: snapshot.Zram, Size: 14 << 20},
+	} {
+		d.Path = dev
+		s, held := take(t, snapshot.Request{Devices: []snapshot.Device{d}})
+		settle(t, name)
+		instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
+		check(t, "ext4", s.Image(s.Volumes[0]))
+		if d.Store == snapshot.Zram { // a command that was cut off
+			record := options.StateDir + "/snapshots/" + s.Name + ".json"
+			content, err := os.ReadFile(record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			guest.WriteFile(t, record, strings.Replace(string(content), `"up": true`, `"up": false`, 1))
+			guest.Run(t, "tidemark", "snapshot", "repair")
+		} else {
+			destroy(t, s)
+		}
+		bare(t, at)
+	}
+	stop()
+	if after, _ := filepath.Glob("/sys/block/zram*"); len(after) != len(before) {
+		t.Errorf("%v, and before %v", after, before)
+	}
+
+	create := func(want string, args ...string) {
+		t.Helper()
+		out, err := exec.Command("tidemark", append([]string{"snapshot", "create", "--max-freeze", "1m"}, args...)...).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("%v: %v, want %q: %s", args, err, want, out)
+		}
+	}
+	create("has 4 MiB, a tenth of it", "--name", "a", "--track", dev)
+	guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/more", "bs=1M", "count=6", "conv=fsync", "status=none")
+	create("as much as changed since", "--name", "c", "--store", "/stores-c", dev)
+	guest.Run(t, "tidemark", "snapshot", "destroy", "a", "c")
+	bare(t, at)
+}
