@@ -70,7 +70,7 @@ func (s *System) Status() (Status, error) {
 		}
 		st.Files = append(st.Files, FileStatus{step.File.Path, step.State})
 	}
-	if len(t.Stage(StageInitramfs)) > 0 {
+	if t.Early() {
 		st.Images, err = s.images(known.Program, module(t.Stage(StageInitramfs)))
 	}
 	return st, err

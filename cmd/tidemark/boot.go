@@ -74,7 +74,7 @@ func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Ta
 	if err != nil {
 		return err
 	}
-	images := len(before.Stage(boot.StageInitramfs))+len(table.Stage(boot.StageInitramfs)) > 0
+	images := before.Early() || table.Early()
 	plan, err := sys.Plan(table, program, b.force)
 	if err != nil {
 		return err

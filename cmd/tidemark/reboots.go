@@ -21,8 +21,16 @@ import (
 )
 
 // savedPlace is where the tracking of a disk is saved, by the name that the unit gives it.
-func (g *globals) savedPlace(disk string) bpf.Place {
-	return bpf.Place{Dir: filepath.Join(g.stateDir, "tracking"), Name: boot.TrackInstance(disk)}
+func (g *globals) savedPlace(disk string) (at bpf.Place, err error) {
+	err = withSystem("/", func(_ *boot.System, table boot.Tab) error {
+		at = g.placeOf(table, disk)
+		return nil
+	})
+	return at, err
+}
+
+func (g *globals) placeOf(table boot.Tab, disk string) bpf.Place {
+	return bpf.Place{Dir: filepath.Join(g.stateDir, "tracking"), Name: boot.TrackInstance(disk), Root: disk == table.TrackedRoot()}
 }
 
 func newTrackSave(g *globals) *cobra.Command {
@@ -41,9 +49,12 @@ When it cannot vouch for the changes, it writes down why, and ends with an error
 				return fmt.Errorf("track: %w", err)
 			}
 			defer source.Close()
-			err = bpf.AwaitUnused(cmd.Context(), source, wait)
+			at, err := g.savedPlace(args[0])
+			if err == nil && !at.Root {
+				err = bpf.AwaitUnused(cmd.Context(), source, wait)
+			}
 			if err == nil {
-				err = bpf.Save(cmd.Context(), source, g.trackOptions(), g.savedPlace(args[0]))
+				err = bpf.Save(cmd.Context(), source, g.trackOptions(), at)
 			}
 			if errors.Is(err, bpf.ErrNotTracked) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "tidemark: note: %s is not tracked, there is nothing to save\n", args[0])
@@ -71,9 +82,16 @@ What keeps no trace of a mount (FAT, swap, LUKS, LVM, space outside of filesyste
 				return fmt.Errorf("track: %w", err)
 			}
 			defer source.Close()
+			at, err := g.savedPlace(args[0])
+			if err != nil {
+				return err
+			}
 			o := g.trackOptions()
 			o.Drain = func(ctx context.Context) error { return tracking.Drain(ctx, args[0], transfer.DefaultMaxFreeze) }
-			r, err := bpf.Resume(cmd.Context(), source, o, g.savedPlace(args[0]))
+			r, err := bpf.Resume(cmd.Context(), source, o, at)
+			if err == nil && at.Root {
+				err = at.Prepare()
+			}
 			if err != nil {
 				return err
 			}
@@ -97,13 +115,14 @@ func (b *bootInstall) track(ctx context.Context, sys *boot.System, table boot.Ta
 	var disks []string
 	for _, device := range b.tracked {
 		disk, err := boot.Disk(device, !sys.Running())
+		stage := boot.Stage(b.stage.value) // of the image of another machine
 		if err == nil && sys.Running() {
-			err = boot.CheckTracked(disk)
+			stage, err = boot.CheckTracked(disk)
 		}
 		if err != nil {
 			return err
 		}
-		if table, err = table.WithTracked(disk); err != nil {
+		if table, err = table.WithTracked(disk, stage); err != nil {
 			return err
 		}
 		disks = append(disks, disk)
@@ -113,7 +132,7 @@ func (b *bootInstall) track(ctx context.Context, sys *boot.System, table boot.Ta
 	}
 	for _, disk := range disks {
 		// It saves at a shutdown only what it has begun with.
-		unit := boot.TrackUnit(disk)
+		unit := table.TrackUnit(disk)
 		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
 			return hinted{fmt.Errorf("boot: start %s: %w: %s", unit, err, out), "the files are in place; from the next boot on the marks outlive a clean reboot"}
 		}
@@ -145,7 +164,10 @@ func rebootHint(rep transfer.Report) string {
 		return ""
 	}
 	disk, err := boot.Disk(rep.Source, false)
-	if err != nil || boot.CheckTracked(disk) != nil {
+	if err != nil {
+		return ""
+	}
+	if _, err := boot.CheckTracked(disk); err != nil {
 		return ""
 	}
 	sys, err := boot.OpenSystem("/")
@@ -166,7 +188,7 @@ func tellReboots(all []bpf.Status) error {
 		lasting := map[string]string{} // unit by disk
 		for _, name := range table.Tracked() {
 			if id, err := block.Identify(name); err == nil {
-				lasting[id.Disk] = boot.TrackUnit(name)
+				lasting[id.Disk] = table.TrackUnit(name)
 			}
 		}
 		for i := range all {
@@ -180,7 +202,7 @@ func tellReboots(all []bpf.Status) error {
 func lostAtReboot(disk string, lasting map[string]string) string {
 	unit, ok := lasting[disk]
 	if !ok {
-		if err := boot.CheckTracked(sysfs.DevPath(disk)); err != nil {
+		if _, err := boot.CheckTracked(sysfs.DevPath(disk)); err != nil {
 			return "it loses the marks: " + strings.TrimPrefix(err.Error(), "boot: ")
 		}
 		return fmt.Sprintf("it loses the marks; \"tidemark boot install --track /dev/%s\" keeps them over a clean one", disk)

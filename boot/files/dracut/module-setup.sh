@@ -13,7 +13,8 @@ depends() {
 }
 
 installkernel() {
-    hostonly='' instmods @MODULE@
+    local module
+    for module in @MODULE@; do hostonly='' instmods "$module"; done
     hostonly='' instmods -s crc32c_generic crc32c-intel || :
 }
 
