@@ -36,6 +36,48 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	m.boot(t, program, "btrfs=not shut down cleanly", "vault=not shut down cleanly")
 }
 
+// The disk of root, whose filesystem is never unmounted.
+func TestTrackingOfRootOutlivesReboots(t *testing.T) {
+	t.Parallel()
+	program := Build(t, "tidemark/test/vm/guest/reboots")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	m := newRootTracked(t, Linux61, InitramfsTools, program, command)
+	m.boot(t, program, "root=not saved")
+	m.boot(t, program, "root=")
+	for range *rebootRounds {
+		m.boot(t, program, "root=")
+	}
+	m.boot(t, program, "root=", "CUT=1")
+	m.boot(t, program, "root=not shut down cleanly")
+}
+
+func newRootTracked(t *testing.T, k Kernel, g Generator, program Program, command string) *rebooting {
+	d := NewDebian(t, k, g, program)
+	d.Install("/usr/bin/tidemark", command)
+	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n")
+	before := d.size(d.initramfs(g))
+	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
+	initrd := d.initramfs(g)
+	t.Logf("the initramfs grows from %d to %d bytes", before, d.size(initrd))
+	host(t, command, "boot", "status", "--root", d.Dir)
+	m := &rebooting{kernel: k, state: NewDisk(t, "state", 64<<20)}
+	m.system, m.root = d.Disk(initrd)
+	m.disks = []Disk{NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20)}
+	m.system.Args = "root=UUID=" + RootUUID + " ro systemd.show_status=0"
+	host(t, "mkfs.ext4", "-q", m.state.Path)
+	return m
+}
+
+// size is the size of a file of the system in bytes.
+func (d *Debian) size(path string) int64 {
+	d.t.Helper()
+	st, err := os.Stat(d.in(path))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return st.Size()
+}
+
 // rebooting is a machine with data disks, and copies of these.
 type rebooting struct {
 	kernel Kernel
@@ -43,7 +85,7 @@ type rebooting struct {
 	root   Disk
 	data   Disk // btrfs
 	vault  Disk // ext4
-	copies [2]Disk
+	disks  []Disk // what else it has: these, and their copies
 	state  Disk
 	boots  int
 }
@@ -63,9 +105,9 @@ func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebo
 	host(t, command, "boot", "status", "--root", d.Dir)
 	m := &rebooting{
 		kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize),
-		copies: [2]Disk{NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)},
-		state:  NewDisk(t, "state", 64<<20),
+		state: NewDisk(t, "state", 64<<20),
 	}
+	m.disks = []Disk{m.data, m.vault, NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)}
 	m.system, m.root = d.Disk(initrd)
 	m.system.Args = "root=UUID=" + RootUUID + " ro systemd.show_status=0"
 	host(t, "mkfs.ext4", "-q", m.state.Path)
@@ -115,7 +157,7 @@ func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
 	}
 	r := Run(t, Config{
 		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout,
-		Disks: []Disk{m.root, m.data, m.vault, m.copies[0], m.copies[1], m.state},
+		Disks: append([]Disk{m.root, m.state}, m.disks...),
 		Env:   append(want, fmt.Sprint("BOOT=", m.boots)),
 		OnEvent: func(guest *Machine, event string) string {
 			if event == "cut" {
@@ -124,6 +166,13 @@ func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
 			return ""
 		},
 	}, program)
+	if testing.Verbose() {
+		for line := range strings.Lines(r.Console) {
+			if strings.Contains(line, "tidemark") {
+				t.Log(strings.TrimSpace(line))
+			}
+		}
+	}
 	t.Logf("boot %d: up after %v, all %v", m.boots, r.Boot, r.Total)
 	if r.Cut != cut || t.Failed() {
 		t.Fatalf("boot %d: cut: %v", m.boots, r.Cut)
