@@ -84,9 +84,13 @@ func render(t Tab, program string, generators []Generator) []File {
 				File{Path: systemdDir + "/" + noteName, Mode: 0o644, Data: fill("systemd/"+noteName, "@PROGRAM@", program)},
 				File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
 		}
+		load, add := "true", "true" // without a module
+		if m := module(early); m != "" {
+			load, add = "modprobe -q "+m, "instmods "+m
+		}
 		for _, g := range generators {
 			for _, p := range g.parts() {
-				data := fill(p.template, "@PROGRAM@", program, "@MODULE@", module(early), "@SOURCES@", strings.Join(sources(program, g), " "))
+				data := fill(p.template, "@PROGRAM@", program, "@MODULE@", module(early), "@LOAD@", load, "@INSTMODS@", add, "@SOURCES@", strings.Join(sources(program, g), " "))
 				files = append(files, File{Path: p.to, Mode: 0o755, Data: data})
 			}
 		}

@@ -54,7 +54,8 @@ func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 func newRootTracked(t *testing.T, k Kernel, g Generator, program Program, command string) *rebooting {
 	d := NewDebian(t, k, g, program)
 	d.Install("/usr/bin/tidemark", command)
-	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n")
+	const part = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
+	d.Write("/etc/fstab", part+" / ext4 defaults 0 1\n")
 	before := d.size(d.initramfs(g))
 	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
 	initrd := d.initramfs(g)
@@ -63,7 +64,7 @@ func newRootTracked(t *testing.T, k Kernel, g Generator, program Program, comman
 	m := &rebooting{kernel: k, state: NewDisk(t, "state", 64<<20)}
 	m.system, m.root = d.Disk(initrd)
 	m.disks = []Disk{NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20)}
-	m.system.Args = "root=UUID=" + RootUUID + " ro systemd.show_status=0"
+	m.system.Args = "root=" + part + " ro systemd.show_status=0"
 	host(t, "mkfs.ext4", "-q", m.state.Path)
 	return m
 }
@@ -83,8 +84,8 @@ type rebooting struct {
 	kernel Kernel
 	system System
 	root   Disk
-	data   Disk // btrfs
-	vault  Disk // ext4
+	data   Disk   // btrfs
+	vault  Disk   // ext4
 	disks  []Disk // what else it has: these, and their copies
 	state  Disk
 	boots  int

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -247,36 +246,35 @@ func lostIf(err, is error) error {
 	return err
 }
 
+// Check fails when a disk with the root filesystem could not be saved to this place. The error is that
+// of rawfile.Open.
+func (p Place) Check() error {
+	f, err := rawfile.Open(p.raw())
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // Prepare makes the file that a disk with the root filesystem is saved to where there is none that
 // can be written past its filesystem, which must be writable now. The error is that of package
 // rawfile.
 func (p Place) Prepare() error {
-	f, err := rawfile.Open(p.raw())
-	if err == nil {
-		return f.Close()
-	}
+	err := p.Check()
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, rawfile.ErrUnfit) {
 		return err
 	}
 	if err := rawfile.Create(p.raw()); err != nil {
 		return err
 	}
-	if f, err = rawfile.Open(p.raw()); err != nil {
-		return err
-	}
-	return f.Close()
+	return p.Check()
 }
 
-// Forget removes what a Place holds.
-func (p Place) Forget() error {
+// Remove removes the file that Prepare made.
+func (p Place) Remove() error {
 	err := rawfile.Remove(p.raw())
 	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
-	for _, name := range []string{p.saved(), p.used()} {
-		if e := os.Remove(name); !errors.Is(e, fs.ErrNotExist) {
-			err = errors.Join(err, e)
-		}
+		return nil
 	}
 	return err
 }

@@ -13,8 +13,7 @@ depends() {
 }
 
 installkernel() {
-    local module
-    for module in @MODULE@; do hostonly='' instmods "$module"; done
+    hostonly='' @INSTMODS@
     hostonly='' instmods -s crc32c_generic crc32c-intel || :
 }
 
