@@ -45,6 +45,7 @@ import (
 	"tidemark/linux/atomicfile"
 	"tidemark/linux/fiemap"
 	"tidemark/linux/sysfs"
+	"tidemark/witness"
 )
 
 // Size is the size of a file in bytes, and Room what it can hold.
@@ -83,23 +84,55 @@ func Create(path string) error {
 	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("rawfile: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("rawfile: %w", err)
-	}
-	if err = fill(f); err == nil {
-		err = fiemap.SetImmutable(f, true)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = atomicfile.SyncDir(filepath.Dir(path))
+	err := place(path)
+	if errors.Is(err, errBeginning) {
+		held := path + ".held" // has the beginning while another file is made
+		if err = os.Rename(path, held); err == nil {
+			err = errors.Join(place(path), os.Remove(held))
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("rawfile: %w", errors.Join(err, Remove(path)))
 	}
 	return nil
+}
+
+// errBeginning says that a file lies at the beginning of its filesystem, which tells who has mounted
+// that (package witness): it must not change.
+var errBeginning = errors.New("it lies at the beginning of the filesystem")
+
+// place makes a file and has it stay where it lies, unless that is the beginning.
+func place(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err = fill(f); err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = beginning(f)
+	}
+	if err == nil {
+		err = fiemap.SetImmutable(f, true)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(filepath.Dir(path))
+}
+
+func beginning(f *os.File) error {
+	pieces, err := fiemap.Of(f)
+	for _, e := range pieces {
+		if e.Physical < witness.HeadSize {
+			return errBeginning
+		}
+	}
+	return err
 }
 
 // fill places the blocks of a new file and writes each: one that is only allocated reads as zeros
@@ -197,6 +230,9 @@ func (f *File) find(file *os.File) (disk string, err error) {
 	}
 	id, err := block.IdentifyDev(sysfs.DevOf(st.Dev))
 	if err != nil {
+		return "", err
+	}
+	if err := beginning(file); err != nil {
 		return "", err
 	}
 	if f.pieces, err = fiemap.Of(file); err != nil {

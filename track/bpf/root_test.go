@@ -11,17 +11,25 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tidemark/block"
 	"tidemark/track/bpf"
 )
 
 // rooted is a machine whose disk has the root filesystem: what is saved lies on it.
 type rooted struct {
 	*machine
-	dir string // where it is mounted in every boot
+	dir  string // where it is mounted in every boot
+	kind string
 }
 
-func newRooted(t *testing.T) *rooted {
-	m := &rooted{machine: newMachine(t), dir: t.TempDir()}
+// rootKinds are the filesystems that root may be on.
+var rootKinds = []string{"ext4", "xfs"}
+
+func newRooted(t *testing.T, kind string) *rooted {
+	m := &rooted{machine: newMachine(t), dir: t.TempDir(), kind: kind}
+	if kind == "xfs" { // with these variables it makes one that is as small
+		run(t, "env", "TEST_DIR=x", "TEST_DEV=x", "QA_CHECK_FS=x", "mkfs.xfs", "-q", "-f", "-d", "size=48m", "-l", "size=10m", m.dev)
+	}
 	m.at = bpf.Place{Dir: filepath.Join(m.dir, "state"), Name: "disk", Root: true}
 	t.Cleanup(func() {
 		unix.Unmount(m.dir, 0) //nolint:errcheck // it may be unmounted already
@@ -101,7 +109,14 @@ func (m *rooted) follows(c *copied) (n int64) {
 }
 
 func TestMarksOfRootOutliveCleanReboots(t *testing.T) {
-	m := newRooted(t)
+	for _, kind := range rootKinds {
+		t.Run(kind, func(t *testing.T) { newRooted(t, kind).rebootsCleanly() })
+	}
+}
+
+func (m *rooted) rebootsCleanly() {
+	t := m.t
+	t.Helper()
 	if r := m.boot(); !strings.Contains(r.Lost, "not saved") {
 		t.Errorf("%+v", r)
 	}
@@ -117,7 +132,7 @@ func TestMarksOfRootOutliveCleanReboots(t *testing.T) {
 			}
 			f.Close()
 		}
-		if err := unix.Mount(m.dev, m.dir, "ext4", unix.MS_REMOUNT, ""); err == nil {
+		if err := unix.Mount(m.dev, m.dir, m.kind, unix.MS_REMOUNT, ""); err == nil {
 			t.Error("it can be mounted so that it can be written after it was saved")
 		}
 		m.off()
@@ -155,7 +170,7 @@ func TestWhateverIsNotAsItWasLosesTheMarksOfRoot(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := newRooted(t)
+			m := newRooted(t, "ext4")
 			m.boot()
 			before := m.copy()
 			m.writes("file")
@@ -170,8 +185,52 @@ func TestWhateverIsNotAsItWasLosesTheMarksOfRoot(t *testing.T) {
 	}
 }
 
+// cut cuts the power after root was made writable and some data was overwritten in place, and before
+// the record was marked as used.
+func (m *rooted) cut() {
+	m.t.Helper()
+	m.initramfs()
+	m.mount()
+	f, err := os.OpenFile(filepath.Join(m.dir, "file"), os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(block.AlignedBuffer(4096), 4096); err != nil {
+		m.t.Fatal(err)
+	}
+	raw, err := os.ReadFile(m.file)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	f.Close()
+	m.off()
+	if err := os.WriteFile(m.file, raw, 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	run(m.t, "blockdev", "--flushbufs", m.dev)
+}
+
+func TestAPowerCutBeforeTheRecordIsUsedShows(t *testing.T) {
+	for _, kind := range rootKinds {
+		t.Run(kind, func(t *testing.T) {
+			m := newRooted(t, kind)
+			m.boot()
+			before := m.copy()
+			m.writes("file")
+			if err := m.save(); err != nil {
+				t.Fatal(err)
+			}
+			m.off()
+			m.cut()
+			m.wantLost(before, m.boot(), "somebody used the disk after it was shut down: "+kind+" at byte 0")
+			m.off()
+		})
+	}
+}
+
 func TestAnInitramfsThatDoesNotTrackLosesTheMarks(t *testing.T) {
-	m := newRooted(t)
+	m := newRooted(t, "ext4")
 	m.boot()
 	c := m.copy()
 	if err := m.save(); err != nil {
@@ -183,7 +242,7 @@ func TestAnInitramfsThatDoesNotTrackLosesTheMarks(t *testing.T) {
 }
 
 func TestAPowerCutLosesTheMarksOfRoot(t *testing.T) {
-	m := newRooted(t)
+	m := newRooted(t, "ext4")
 	m.boot()
 	c := m.copy()
 	if err := m.save(); err != nil {
@@ -197,7 +256,7 @@ func TestAPowerCutLosesTheMarksOfRoot(t *testing.T) {
 }
 
 func TestRootThatIsWritableIsNotSaved(t *testing.T) {
-	m := newRooted(t)
+	m := newRooted(t, "ext4")
 	m.boot()
 	c := m.copy()
 	wantLost(t, m.machine.save(), "is writable")
@@ -209,7 +268,7 @@ func TestRootThatIsWritableIsNotSaved(t *testing.T) {
 
 // Blocks that are somebody else's by now are not written.
 func TestAFileThatWasReplacedIsNotWritten(t *testing.T) {
-	m := newRooted(t)
+	m := newRooted(t, "ext4")
 	m.boot()
 	c := m.copy()
 	name := filepath.Join(m.at.Dir, "disk.raw")
@@ -233,7 +292,7 @@ func TestNoWriteToRootIsLostWhateverHappensBetweenBoots(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Log("seed", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	m := newRooted(t)
+	m := newRooted(t, "ext4")
 	m.boot()
 	c := m.copy()
 	kept, lost := 0, 0
