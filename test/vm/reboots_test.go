@@ -62,29 +62,17 @@ const rootPart = "/dev/disk/by-id/virtio-system-part1"
 // track has root's disk and others tracked over reboots, and makes root's disk and that of the state.
 func (m *rebooting) track(t *testing.T, d *Debian, g Generator, command string, fill func(Disk), others ...string) {
 	t.Helper()
-	before := d.size(d.initramfs(g))
 	for _, disk := range others {
 		host(t, command, "boot", "install", "--root", d.Dir, "--track", disk)
 	}
 	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
 	initrd := d.initramfs(g)
-	t.Logf("the initramfs grows from %d to %d bytes", before, d.size(initrd))
 	host(t, command, "boot", "status", "--root", d.Dir)
 	m.system, m.root = d.diskOf(initrd, fill)
 	m.system.Args = "root=" + rootPart + " ro systemd.show_status=0"
 	m.state = NewDisk(t, "state", 64<<20)
 	host(t, "mkfs.ext4", "-q", m.state.Path)
 	m.disks = append(m.disks, NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20))
-}
-
-// size is the size of a file of the system in bytes.
-func (d *Debian) size(path string) int64 {
-	d.t.Helper()
-	st, err := os.Stat(d.in(path))
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	return st.Size()
 }
 
 // rebooting is a machine with data disks, and copies of these.
