@@ -31,7 +31,7 @@ var floors = [][]string{
 	{"format/*"},
 	{"witness"},
 	{"linux/blkid", "linux/bpf", "linux/btrfs", "linux/dm", "linux/fiemap", "linux/fsfreeze", "linux/layout", "linux/loop", "linux/mounts/...", "linux/openers", "linux/zram"},
-	{"linux/dmera", "linux/dmhold", "linux/dmsnap", "linux/dmthin"},
+	{"linux/dmera", "linux/dmhold", "linux/dmsnap", "linux/dmthin", "linux/rawfile"},
 	{"linux/lvm"},
 	{"track", "view", "vault/store"},
 	{"track/history"},

@@ -71,22 +71,26 @@ func (g Generator) parts() []part {
 func render(t Tab, program string, generators []Generator) []File {
 	files := trackUnits(t, program)
 	entries := t.Entries()
-	if len(entries) == 0 {
+	if len(entries) == 0 && !t.Early() {
 		return files
 	}
-	files = append(files, []File{
-		{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)},
-		{Path: udevRules, Mode: 0o644, Data: rules(entries)},
-	}...)
-	if early := t.Stage(StageInitramfs); len(early) > 0 {
+	if len(entries) > 0 {
+		files = append(files, File{Path: systemdDir + "/" + unitName, Mode: 0o644, Data: fill("systemd/"+unitName, "@PROGRAM@", program)})
+	}
+	files = append(files, File{Path: udevRules, Mode: 0o644, Data: rules(entries)})
+	if early := t.Stage(StageInitramfs); t.Early() {
 		if slices.ContainsFunc(early, func(e Entry) bool { return !e.Linear() }) {
 			files = append(files,
 				File{Path: systemdDir + "/" + noteName, Mode: 0o644, Data: fill("systemd/"+noteName, "@PROGRAM@", program)},
 				File{Path: systemdDir + "/sysinit.target.wants/" + noteName, Link: "../" + noteName})
 		}
+		load, add := "true", "true" // without a module
+		if m := module(early); m != "" {
+			load, add = "modprobe -q "+m, "instmods "+m
+		}
 		for _, g := range generators {
 			for _, p := range g.parts() {
-				data := fill(p.template, "@PROGRAM@", program, "@MODULE@", module(early), "@SOURCES@", strings.Join(sources(program, g), " "))
+				data := fill(p.template, "@PROGRAM@", program, "@MODULE@", module(early), "@LOAD@", load, "@INSTMODS@", add, "@SOURCES@", strings.Join(sources(program, g), " "))
 				files = append(files, File{Path: p.to, Mode: 0o755, Data: data})
 			}
 		}
@@ -96,6 +100,9 @@ func render(t Tab, program string, generators []Generator) []File {
 	}
 	return files
 }
+
+// Early reports whether anything is to be done in the initramfs.
+func (t Tab) Early() bool { return len(t.Stage(StageInitramfs)) > 0 || t.TrackedRoot() != "" }
 
 // fill returns a template with its placeholders replaced.
 func fill(name string, pairs ...string) []byte {

@@ -76,9 +76,12 @@ func (s *System) list(g Generator, image string) ([]string, error) {
 	return names, nil
 }
 
-// module returns the kernel module that opens the entries: all that others need comes with
-// it.
+// module returns the kernel module that opens the entries, "" for none: all that others need comes
+// with it.
 func module(entries []Entry) string {
+	if len(entries) == 0 {
+		return ""
+	}
 	if slices.ContainsFunc(entries, func(e Entry) bool { return !e.Linear() }) {
 		return "dm-era"
 	}

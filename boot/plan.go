@@ -67,7 +67,7 @@ func (s *System) planOf(t Tab, program string, known record, force bool) (Plan, 
 
 // suits refuses entries that nothing in the system would open.
 func (s *System) suits(t Tab) error {
-	if len(t.Stage(StageInitramfs)) > 0 && len(s.Generators()) == 0 {
+	if t.Early() && len(s.Generators()) == 0 {
 		return fmt.Errorf("boot: %s: %w: neither initramfs-tools nor dracut is installed", s.dir, ErrUnsuitable)
 	}
 	if len(t.Stage(StageSystem))+len(t.Tracked()) > 0 && !s.has("/usr/lib/systemd/systemd", "/lib/systemd/systemd") {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 )
 
@@ -43,9 +42,21 @@ type ImageStatus struct {
 }
 
 // Good reports whether every file and every image is as the table asks.
-func (s Status) Good() bool {
-	return !slices.ContainsFunc(s.Files, func(f FileStatus) bool { return f.State != Same }) &&
-		!slices.ContainsFunc(s.Images, func(i ImageStatus) bool { return i.State != ImageCurrent })
+func (s Status) Good() bool { return len(s.Bad()) == 0 }
+
+// Bad says in words which files and images are not as the table asks.
+func (s Status) Bad() (all []string) {
+	for _, f := range s.Files {
+		if f.State != Same {
+			all = append(all, fmt.Sprintf("%s is %s", f.Path, f.State))
+		}
+	}
+	for _, i := range s.Images {
+		if i.State != ImageCurrent {
+			all = append(all, fmt.Sprintf("%s is %s", i.Path, i.State))
+		}
+	}
+	return all
 }
 
 // Status looks at the files and, when a device is opened in the initramfs, at the
@@ -70,7 +81,7 @@ func (s *System) Status() (Status, error) {
 		}
 		st.Files = append(st.Files, FileStatus{step.File.Path, step.State})
 	}
-	if len(t.Stage(StageInitramfs)) > 0 {
+	if t.Early() {
 		st.Images, err = s.images(known.Program, module(t.Stage(StageInitramfs)))
 	}
 	return st, err

@@ -127,6 +127,52 @@ func TestWhatIsInstalledIsRemovedWithoutATrace(t *testing.T) {
 	}
 }
 
+// The disk of root is tracked from the initramfs on, and saved by systemd's last program.
+func TestTrackingOfRootIsInstalledAndRemovedWithoutATrace(t *testing.T) {
+	s, dir := newSystem(t)
+	before := tree(t, dir)
+	const disk = "/dev/disk/by-id/virtio-system"
+	table, err := Tab{}.WithTracked(disk, StageInitramfs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if parsed, err := ParseTab(table.Bytes()); err != nil || parsed.TrackedRoot() != disk || len(parsed.Entries()) != 0 {
+		t.Errorf("%v, %v", parsed, err)
+	}
+	if _, err := table.WithTracked("/dev/disk/by-id/other", StageInitramfs); !errors.Is(err, ErrTab) {
+		t.Errorf("root is on two disks: %v", err)
+	}
+	apply := func(table Tab) {
+		t.Helper()
+		plan, err := s.Plan(table, "/usr/bin/tidemark", false)
+		if err == nil {
+			err = s.Apply(plan)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(table)
+	for _, name := range []string{
+		shutdownHook, "etc/initramfs-tools/scripts/local-premount/tidemark-era", "usr/lib/dracut/modules.d/90tidemark-era/guard.sh",
+		"etc/udev/rules.d/61-tidemark-era.rules",
+		`etc/systemd/system/local-fs.target.wants/tidemark-track-root@dev-disk-by\x2did-virtio\x2dsystem.service`,
+	} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	if table, err = table.WithoutTracked(disk); err != nil {
+		t.Fatal(err)
+	}
+	apply(table)
+	for name := range tree(t, dir) {
+		if _, ok := before[name]; !ok {
+			t.Errorf("%s was left", name)
+		}
+	}
+}
+
 func TestFilesOfOthersAndChangedFilesStay(t *testing.T) {
 	const hook = "etc/initramfs-tools/hooks/tidemark-era"
 	t.Run("foreign", func(t *testing.T) {

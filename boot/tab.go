@@ -21,7 +21,8 @@ const tabHead = `# Devices that are opened when the machine starts, one a line: 
 #   initramfs   opened in the initramfs, before root is mounted
 #   system      opened by systemd, before local filesystems are mounted
 #   create=N    when the metadata is all zero, made anew with blocks of N bytes
-# A line "track" and a disk: what changes on it is known over clean reboots.
+# A line "track" and a disk: what changes on it is known over clean reboots. Of root's disk
+# it ends with "initramfs".
 # After a change by hand run "tidemark boot install", which makes the other files from this one.
 `
 
@@ -118,6 +119,7 @@ type tabLine struct {
 	text  string
 	entry *Entry // nil: a comment, empty, or a disk to be tracked
 	track string // the disk
+	root  bool   // the root filesystem is on it
 }
 
 // ParseTab reads a table. The error wraps ErrTab and names the line.
@@ -145,6 +147,9 @@ func (l *tabLine) parse(t Tab) error {
 	case len(fields) == 2 && fields[0] == trackWord:
 		l.track = fields[1]
 		return t.acceptsTracked(l.track)
+	case len(fields) == 3 && fields[0] == trackWord && fields[2] == string(StageInitramfs):
+		l.track, l.root = fields[1], true
+		return t.acceptsRoot(l.track)
 	}
 	entry, err := parseEntry(fields)
 	l.entry = &entry

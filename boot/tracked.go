@@ -17,6 +17,10 @@ const (
 	// trackWord begins the line of a disk that is tracked over reboots.
 	trackWord = "track"
 	trackUnit = "tidemark-track@.service"
+	// rootUnit is that of the disk of the root filesystem, and shutdownHook saves it: systemd calls it
+	// when all is unmounted or read-only (systemd-shutdown(8)).
+	rootUnit     = "tidemark-track-root@.service"
+	shutdownHook = "/usr/lib/systemd/system-shutdown/tidemark-track"
 	// stateHome is where the tracking is saved, by the program, in a folder of its own.
 	stateHome = "/var/lib"
 )
@@ -32,6 +36,24 @@ func (t Tab) Tracked() []string {
 	return all
 }
 
+// TrackedRoot returns the disk of the root filesystem, if that is tracked over clean reboots; else "".
+func (t Tab) TrackedRoot() string {
+	for _, l := range t.lines {
+		if l.root {
+			return l.track
+		}
+	}
+	return ""
+}
+
+// acceptsRoot refuses a second disk with the root filesystem.
+func (t Tab) acceptsRoot(disk string) error {
+	if other := t.TrackedRoot(); other != "" {
+		return fmt.Errorf("%w: root is on %s and on %s", ErrTab, other, disk)
+	}
+	return t.acceptsTracked(disk)
+}
+
 // acceptsTracked refuses a disk that is there already, and a name that is not stable.
 func (t Tab) acceptsTracked(disk string) error {
 	switch {
@@ -43,18 +65,25 @@ func (t Tab) acceptsTracked(disk string) error {
 	return nil
 }
 
-// WithTracked returns the table with a disk, named as Disk does, that is tracked over reboots.
-// One that is there already changes nothing. The error wraps ErrTab.
-func (t Tab) WithTracked(disk string) (Tab, error) {
+// WithTracked returns the table with a disk, named as Disk does, that is tracked over reboots:
+// from the initramfs on if the root filesystem is on it, else by systemd. One that is there already
+// changes nothing. The error wraps ErrTab.
+func (t Tab) WithTracked(disk string, stage Stage) (Tab, error) {
 	if slices.Contains(t.Tracked(), disk) {
 		return t, nil
 	}
-	if err := t.acceptsTracked(disk); err != nil {
+	line := tabLine{text: trackWord + "\t" + disk, track: disk, root: stage == StageInitramfs}
+	accepts := t.acceptsTracked
+	if line.root {
+		line.text += "\t" + string(StageInitramfs)
+		accepts = t.acceptsRoot
+	}
+	if err := accepts(disk); err != nil {
 		return Tab{}, fmt.Errorf("boot: %w", err)
 	}
 	changed := Tab{lines: slices.Clone(t.lines)}
 	changed.begin()
-	changed.lines = append(changed.lines, tabLine{text: trackWord + "\t" + disk, track: disk})
+	changed.lines = append(changed.lines, line)
 	return changed, nil
 }
 
@@ -87,42 +116,56 @@ func Disk(device string, missing bool) (string, error) {
 	return Resolve(sysfs.DevPath(id.Disk), missing)
 }
 
-// CheckTracked fails when the tracking of a disk cannot be saved on the running system: root is on
-// it, whose filesystem is never unmounted, or what is saved; or /var/lib is not on root, and so
-// not there before the disk is used; or the disk is a volume of LUKS or LVM, of which it is not shown
-// yet that systemd opens and closes it in the right order. The error wraps ErrUnsuitable.
-func CheckTracked(disk string) error {
+// CheckTracked returns when the tracking of a disk of the running system has to begin, or fails when
+// it cannot be saved: a volume of LUKS or LVM, of which it is not shown yet that systemd opens and
+// closes it in the right order; root on something else than ext4 or XFS on a plain disk; a
+// /var/lib that is not on root, and so not there before disks are used. The error wraps ErrUnsuitable.
+func CheckTracked(disk string) (Stage, error) {
 	id, err := block.Identify(disk)
 	if err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return "", fmt.Errorf("boot: %w", err)
 	}
 	uuid, err := sysfs.Text(filepath.Join(sysfs.DiskDir(id.Disk), "dm/uuid"))
 	if err == nil && (strings.HasPrefix(uuid, "CRYPT-") || strings.HasPrefix(uuid, "LVM-")) {
-		return fmt.Errorf("boot: %s: %w: the tracking of a volume of LUKS or LVM cannot be saved yet; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
+		return "", fmt.Errorf("boot: %s: %w: the tracking of a volume of LUKS or LVM cannot be saved yet; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
 	}
 	table, err := mounts.Read()
 	if err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return "", fmt.Errorf("boot: %w", err)
 	}
 	root, err := table.Of("/")
 	if err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return "", fmt.Errorf("boot: %w", err)
 	}
 	state, err := table.Of(stateHome)
 	if err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return "", fmt.Errorf("boot: %w", err)
 	}
 	if state.Dev != root.Dev {
-		return fmt.Errorf("boot: %w: %s is a filesystem of its own, so that what is saved in it is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome)
+		return "", fmt.Errorf("boot: %w: %s is a filesystem of its own, so that what is saved in it is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome)
 	}
 	use, err := table.UseOf(disk)
 	if err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return "", fmt.Errorf("boot: %w", err)
 	}
 	for _, fs := range use.Filesystems {
 		if fs.Dev == root.Dev {
-			return fmt.Errorf("boot: %s: %w: the root filesystem is on it, and its tracking cannot be saved yet, because it is never unmounted; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
+			return StageInitramfs, checkRoot(id, root)
 		}
+	}
+	return StageSystem, nil
+}
+
+// checkRoot refuses a disk of the root filesystem that cannot be saved when that is read-only.
+func checkRoot(id block.Identity, root mounts.Filesystem) error {
+	at, err := block.IdentifyDev(root.Dev)
+	switch {
+	case root.Type != "ext4" && root.Type != "xfs":
+		return fmt.Errorf("boot: %s: %w: the root filesystem is on it, and is %s: the tracking of the disk can be saved only where that is ext4 or XFS; a dm-era device (--era) keeps its marks over reboots and power cuts", id.Path, ErrUnsuitable, root.Type)
+	case err != nil:
+		return fmt.Errorf("boot: %w", err)
+	case at.Disk != id.Disk || id.BioBased:
+		return fmt.Errorf("boot: %s: %w: the root filesystem is not on a partition of it itself, but on %s: its tracking cannot be saved; a dm-era device (--era) keeps its marks over reboots and power cuts", id.Path, ErrUnsuitable, at.Disk)
 	}
 	return nil
 }
@@ -130,17 +173,33 @@ func CheckTracked(disk string) error {
 // TrackInstance returns the name, for systemd and for files, of a disk that is tracked.
 func TrackInstance(disk string) string { return escape(disk) }
 
-// TrackUnit returns the unit that tracks a disk over reboots.
-func TrackUnit(disk string) string { return strings.Replace(trackUnit, "@", "@"+escape(disk), 1) }
+// TrackUnit returns the unit that tracks a disk of the table over reboots.
+func (t Tab) TrackUnit(disk string) string {
+	unit := trackUnit
+	if disk == t.TrackedRoot() {
+		unit = rootUnit
+	}
+	return strings.Replace(unit, "@", "@"+escape(disk), 1)
+}
 
 // trackUnits are the files for the disks that are tracked.
 func trackUnits(t Tab, program string) []File {
-	if len(t.Tracked()) == 0 {
-		return nil
+	var files []File
+	root := t.TrackedRoot()
+	if root != "" {
+		files = append(files,
+			File{Path: filepath.Join(systemdDir, rootUnit), Mode: 0o644, Data: fill("systemd/"+rootUnit, "@PROGRAM@", program)},
+			File{Path: shutdownHook, Mode: 0o755, Data: fill("systemd/shutdown", "@PROGRAM@", program, "@DISK@", root)})
 	}
-	files := []File{{Path: filepath.Join(systemdDir, trackUnit), Mode: 0o644, Data: fill("systemd/"+trackUnit, "@PROGRAM@", program)}}
+	if others := len(t.Tracked()); others > 1 || others == 1 && root == "" {
+		files = append(files, File{Path: filepath.Join(systemdDir, trackUnit), Mode: 0o644, Data: fill("systemd/"+trackUnit, "@PROGRAM@", program)})
+	}
 	for _, disk := range t.Tracked() {
-		files = append(files, File{Path: filepath.Join(systemdDir, "local-fs.target.wants", TrackUnit(disk)), Link: "../" + trackUnit})
+		template := trackUnit
+		if disk == root {
+			template = rootUnit
+		}
+		files = append(files, File{Path: filepath.Join(systemdDir, "local-fs.target.wants", t.TrackUnit(disk)), Link: "../" + template})
 	}
 	return files
 }

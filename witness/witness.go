@@ -164,7 +164,7 @@ var errNone = errors.New("not there")
 // volumeAt reads what lies in a part of a disk.
 func volumeAt(p part) (Volume, error) {
 	silent := Volume{Off: p.off, Len: p.size, Kind: unknown}
-	head, err := p.read(0, headSize)
+	head, err := p.read(0, HeadSize)
 	if errors.Is(err, errNone) {
 		return silent, nil
 	}
@@ -195,9 +195,9 @@ func volumeAt(p part) (Volume, error) {
 	return silent, nil
 }
 
-// headSize is how much of a volume's beginning is read and kept as a checksum: superblocks and the
-// first descriptors of groups. That of Btrfs ends at 68 KiB.
-const headSize = 128 << 10
+// HeadSize is how many bytes of a volume's beginning are read and kept as a checksum: superblocks and
+// the first descriptors of groups. That of Btrfs ends at 68 KiB.
+const HeadSize = 128 << 10
 
 func digest(p []byte) string {
 	sum := sha256.Sum256(p)

@@ -30,7 +30,7 @@ tidemark boot status
 # after the next boot
 tidemark mirror /dev/mapper/root /backup/root.img`,
 		exits: []exitCode{exitRefused},
-	}.build(newBootInstall(g), newBootUninstall(), newBootStatus(), newBootOpen(g), newBootNote(g))
+	}.build(newBootInstall(g), newBootUninstall(g), newBootStatus(), newBootOpen(g), newBootNote(g))
 }
 
 // bootSystem is the system that a command changes, with the options for that.
@@ -74,7 +74,7 @@ func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Ta
 	if err != nil {
 		return err
 	}
-	images := len(before.Stage(boot.StageInitramfs))+len(table.Stage(boot.StageInitramfs)) > 0
+	images := before.Early() || table.Early()
 	plan, err := sys.Plan(table, program, b.force)
 	if err != nil {
 		return err
@@ -138,7 +138,7 @@ func (b *bootSystem) within(args []string) []string {
 	return append([]string{"chroot", b.root}, args...)
 }
 
-func newBootUninstall() *cobra.Command {
+func newBootUninstall(g *globals) *cobra.Command {
 	b := &bootSystem{}
 	var name, tracked string
 	cmd := command{
@@ -153,9 +153,13 @@ What is written without the era device is not in its metadata. Before that metad
 			b.out = cmd.OutOrStdout()
 			return withSystem(b.root, func(sys *boot.System, table boot.Tab) error {
 				if tracked != "" {
-					return b.untrack(cmd.Context(), sys, table, tracked)
+					return b.untrack(cmd.Context(), g, sys, table, tracked)
 				}
-				return b.uninstall(cmd.Context(), sys, table, name)
+				err := b.uninstall(cmd.Context(), sys, table, name)
+				if root := table.TrackedRoot(); err == nil && name == "" && root != "" && sys.Running() && !b.dryRun {
+					err = g.placeOf(table, root).Remove()
+				}
+				return err
 			})
 		},
 	}.build()

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"tidemark/block"
 	"tidemark/boot"
 	"tidemark/snapshot"
+	"tidemark/track/bpf"
 )
 
 // bootOpen is the command line of "boot open".
@@ -32,6 +35,8 @@ func newBootOpen(g *globals) *cobra.Command {
 Persistent snapshots of linear devices ("tidemark snapshot create --persistent") are brought up, or dropped, with them.
 
 With --stage initramfs no era device, and nothing beside one, is opened while a hibernated system waits on a block device to be resumed, except with noresume on the kernel's command line. A hibernated system in a swap file is not seen.
+
+With --stage initramfs the disk of the root filesystem is tracked from then on, where "tidemark boot install --track" was told so.
 
 This is what the initramfs and the unit tidemark-era@NAME.service call. When it fails it says what to do.`,
 		example: "tidemark boot open root --wait 10s",
@@ -85,6 +90,9 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 		_, err := fmt.Fprintln(b.out, e.Path())
 		return err
 	}
+	if b.stage == string(boot.StageInitramfs) {
+		b.track(ctx, table.TrackedRoot())
+	}
 	entries := table.Entries()
 	if b.stage != "" {
 		entries = table.Stage(boot.Stage(b.stage))
@@ -114,6 +122,24 @@ func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) erro
 		return err
 	}
 	return b.snapshots(ctx, entries)
+}
+
+// track begins to track the disk of the root filesystem, once it is there. A boot is not stopped
+// when that fails: marks are lost then, and "track resume" says so.
+func (b *bootOpen) track(ctx context.Context, disk string) {
+	if disk == "" {
+		return
+	}
+	source, err := block.Open(disk, block.Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		err = errors.Join(bpf.Early(ctx, source, b.g.trackOptions()), source.Close())
+	}
+	if err != nil {
+		fmt.Fprintf(b.talk, "tidemark: marks of %s from before the boot are lost: %v\n", disk, err)
+	}
 }
 
 // snapshots brings up the persistent snapshots of linear devices, before these are mounted.

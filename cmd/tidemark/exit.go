@@ -38,6 +38,7 @@ import (
 	"tidemark/linux/fsfreeze"
 	"tidemark/linux/loop"
 	"tidemark/linux/lvm"
+	"tidemark/linux/rawfile"
 	"tidemark/snapshot"
 	"tidemark/track"
 	"tidemark/track/bpf"
@@ -406,6 +407,9 @@ func volumeClasses() []class {
 		{"snapshot-in-use", snapshot.ErrInUse, exitBusy, "unmount it, or end what reads it; --force ends the snapshot all the same"},
 		{"snapshot-mode", snapshot.ErrMode, exitRefused, ""},
 		{"snapshot-lost", errSnapshotLost, exitDamaged, `"tidemark snapshot destroy" removes what is left of it`},
+		{"rawfile-unfit", rawfile.ErrUnfit, exitRefused, "\"tidemark track resume\" makes the file anew; the marks are lost at the next reboot otherwise"},
+		{"rawfile-damaged", rawfile.ErrDamaged, exitDamaged, ""},
+		{"rawfile-no-room", rawfile.ErrNoRoom, exitRefused, ""},
 		{"fiemap-unfit", fiemap.ErrUnfit, exitRefused, "give another place for the store with --store"},
 		{"thin-not-a-volume", trackthin.ErrNotThin, exitRefused, "name a thin volume itself, or use another tracker and view"},
 		{"thin-unfit", trackthin.ErrUnfit, exitRefused, "make room in the pool, or use another tracker and view"},

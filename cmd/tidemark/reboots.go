@@ -21,15 +21,23 @@ import (
 )
 
 // savedPlace is where the tracking of a disk is saved, by the name that the unit gives it.
-func (g *globals) savedPlace(disk string) bpf.Place {
-	return bpf.Place{Dir: filepath.Join(g.stateDir, "tracking"), Name: boot.TrackInstance(disk)}
+func (g *globals) savedPlace(disk string) (at bpf.Place, err error) {
+	err = withSystem("/", func(_ *boot.System, table boot.Tab) error {
+		at = g.placeOf(table, disk)
+		return nil
+	})
+	return at, err
+}
+
+func (g *globals) placeOf(table boot.Tab, disk string) bpf.Place {
+	return bpf.Place{Dir: filepath.Join(g.stateDir, "tracking"), Name: boot.TrackInstance(disk), Root: disk == table.TrackedRoot()}
 }
 
 func newTrackSave(g *globals) *cobra.Command {
 	var wait time.Duration
 	cmd := command{
 		use: "save DEVICE", short: "Save what is tracked, at the end of a shutdown",
-		long: `Writes down what is known of the changes of the disk DEVICE, for "tidemark track resume" at the next boot. Nobody may use the disk; it is read-only from then on, until the machine has booted again. "tidemark boot install --track" makes a unit that does this when all of the disk is unmounted.
+		long: `Writes down what is known of the changes of the disk DEVICE, for "tidemark track resume" at the next boot. Nobody may use the disk; it is read-only from then on, until the machine has booted again. "tidemark boot install --track" makes a unit that does this when all of the disk is unmounted. The disk of the root filesystem is saved when all on it is read-only, by what systemd calls at the very end of a shutdown.
 
 When it cannot vouch for the changes, it writes down why, and ends with an error: the next boot says so.`,
 		example: "tidemark track save /dev/disk/by-id/virtio-data",
@@ -41,9 +49,12 @@ When it cannot vouch for the changes, it writes down why, and ends with an error
 				return fmt.Errorf("track: %w", err)
 			}
 			defer source.Close()
-			err = bpf.AwaitUnused(cmd.Context(), source, wait)
+			at, err := g.savedPlace(args[0])
+			if err == nil && !at.Root {
+				err = bpf.AwaitUnused(cmd.Context(), source, wait)
+			}
 			if err == nil {
-				err = bpf.Save(cmd.Context(), source, g.trackOptions(), g.savedPlace(args[0]))
+				err = bpf.Save(cmd.Context(), source, g.trackOptions(), at)
 			}
 			if errors.Is(err, bpf.ErrNotTracked) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "tidemark: note: %s is not tracked, there is nothing to save\n", args[0])
@@ -60,7 +71,7 @@ func newTrackResume(g *globals) *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "resume DEVICE", short: "Go on with what was saved, at the beginning of a boot",
-		long: `Begins to track the disk DEVICE before anybody uses it, and goes on with what "tidemark track save" wrote down when the machine was shut down. Marks from before are good when it is the same disk, of the same size, when nobody has mounted, checked or repaired a filesystem on it meanwhile, and when nothing was taken up from that record before. Otherwise they are lost, and it says why; that is no error. "tidemark boot install --track" makes a unit that does this before anything on the disk is mounted.
+		long: `Begins to track the disk DEVICE before anybody uses it, and goes on with what "tidemark track save" wrote down when the machine was shut down. Marks from before are good when it is the same disk, of the same size, when nobody has mounted, checked or repaired a filesystem on it meanwhile, and when nothing was taken up from that record before. Otherwise they are lost, and it says why; that is no error. "tidemark boot install --track" makes a unit that does this before anything on the disk is mounted. The disk of the root filesystem must have been tracked since the initramfs ("tidemark boot open --stage initramfs"); the file that it is saved to is made where there is none.
 
 What keeps no trace of a mount (FAT, swap, LUKS, LVM, space outside of filesystems) counts as changed.`,
 		example: "tidemark track resume /dev/disk/by-id/virtio-data",
@@ -71,9 +82,16 @@ What keeps no trace of a mount (FAT, swap, LUKS, LVM, space outside of filesyste
 				return fmt.Errorf("track: %w", err)
 			}
 			defer source.Close()
+			at, err := g.savedPlace(args[0])
+			if err != nil {
+				return err
+			}
 			o := g.trackOptions()
 			o.Drain = func(ctx context.Context) error { return tracking.Drain(ctx, args[0], transfer.DefaultMaxFreeze) }
-			r, err := bpf.Resume(cmd.Context(), source, o, g.savedPlace(args[0]))
+			r, err := bpf.Resume(cmd.Context(), source, o, at)
+			if err == nil && at.Root {
+				err = at.Prepare()
+			}
 			if err != nil {
 				return err
 			}
@@ -97,13 +115,14 @@ func (b *bootInstall) track(ctx context.Context, sys *boot.System, table boot.Ta
 	var disks []string
 	for _, device := range b.tracked {
 		disk, err := boot.Disk(device, !sys.Running())
+		stage := boot.Stage(b.stage.value) // of the image of another machine
 		if err == nil && sys.Running() {
-			err = boot.CheckTracked(disk)
+			stage, err = boot.CheckTracked(disk)
 		}
 		if err != nil {
 			return err
 		}
-		if table, err = table.WithTracked(disk); err != nil {
+		if table, err = table.WithTracked(disk, stage); err != nil {
 			return err
 		}
 		disks = append(disks, disk)
@@ -113,9 +132,13 @@ func (b *bootInstall) track(ctx context.Context, sys *boot.System, table boot.Ta
 	}
 	for _, disk := range disks {
 		// It saves at a shutdown only what it has begun with.
-		unit := boot.TrackUnit(disk)
+		unit := table.TrackUnit(disk)
 		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
 			return hinted{fmt.Errorf("boot: start %s: %w: %s", unit, err, out), "the files are in place; from the next boot on the marks outlive a clean reboot"}
+		}
+		if disk == table.TrackedRoot() && !b.update {
+			fmt.Fprintf(b.out, "the marks of %s outlive a clean reboot once the initramfs images are made anew; a power cut loses them\n", disk)
+			continue
 		}
 		fmt.Fprintf(b.out, "the marks of %s outlive a clean reboot from now on; a power cut loses them\n", disk)
 	}
@@ -123,7 +146,8 @@ func (b *bootInstall) track(ctx context.Context, sys *boot.System, table boot.Ta
 }
 
 // untrack is "boot uninstall --track".
-func (b *bootSystem) untrack(ctx context.Context, sys *boot.System, table boot.Tab, device string) error {
+func (b *bootSystem) untrack(ctx context.Context, g *globals, sys *boot.System, table boot.Tab, device string) error {
+	before := table
 	disk, err := boot.Disk(device, true)
 	if err != nil {
 		return err
@@ -135,7 +159,11 @@ func (b *bootSystem) untrack(ctx context.Context, sys *boot.System, table boot.T
 	if err != nil && !table.Empty() {
 		return err
 	}
-	return b.change(ctx, sys, table, program)
+	root := disk == before.TrackedRoot()
+	if err := b.change(ctx, sys, table, program); err != nil || b.dryRun || !sys.Running() || !root {
+		return err
+	}
+	return g.placeOf(before, disk).Remove()
 }
 
 // rebootHint says after the first copy of a source, and so once, what a reboot will do to the next
@@ -145,7 +173,10 @@ func rebootHint(rep transfer.Report) string {
 		return ""
 	}
 	disk, err := boot.Disk(rep.Source, false)
-	if err != nil || boot.CheckTracked(disk) != nil {
+	if err != nil {
+		return ""
+	}
+	if _, err := boot.CheckTracked(disk); err != nil {
 		return ""
 	}
 	sys, err := boot.OpenSystem("/")
@@ -161,33 +192,46 @@ func rebootHint(rep transfer.Report) string {
 }
 
 // tellReboots fills in what the next reboot does to the marks of tracked disks.
-func tellReboots(all []bpf.Status) error {
-	return withSystem("/", func(_ *boot.System, table boot.Tab) error {
-		lasting := map[string]string{} // unit by disk
+func (g *globals) tellReboots(all []bpf.Status) error {
+	return withSystem("/", func(sys *boot.System, table boot.Tab) error {
+		lasting := map[string]string{} // name in the table by disk
 		for _, name := range table.Tracked() {
 			if id, err := block.Identify(name); err == nil {
-				lasting[id.Disk] = boot.TrackUnit(name)
+				lasting[id.Disk] = name
 			}
 		}
 		for i := range all {
-			all[i].LostAtReboot = lostAtReboot(all[i].Disk, lasting)
+			all[i].LostAtReboot = g.lostAtReboot(sys, table, all[i].Disk, lasting[all[i].Disk])
 		}
 		return nil
 	})
 }
 
-// lostAtReboot says why a reboot loses the marks of a disk; empty when a clean one does not.
-func lostAtReboot(disk string, lasting map[string]string) string {
-	unit, ok := lasting[disk]
-	if !ok {
-		if err := boot.CheckTracked(sysfs.DevPath(disk)); err != nil {
+// lostAtReboot says why a reboot loses the marks of a disk, whose name in the table is given; empty
+// when a clean one does not.
+func (g *globals) lostAtReboot(sys *boot.System, table boot.Tab, disk, name string) string {
+	if name == "" {
+		if _, err := boot.CheckTracked(sysfs.DevPath(disk)); err != nil {
 			return "it loses the marks: " + strings.TrimPrefix(err.Error(), "boot: ")
 		}
 		return fmt.Sprintf("it loses the marks; \"tidemark boot install --track /dev/%s\" keeps them over a clean one", disk)
 	}
 	// Only a unit that is active does something at a shutdown.
-	if err := exec.Command("systemctl", "--quiet", "is-active", unit).Run(); err != nil {
+	if unit := table.TrackUnit(name); exec.Command("systemctl", "--quiet", "is-active", unit).Run() != nil {
 		return fmt.Sprintf("it loses the marks: %s is not active (systemctl start '%s')", unit, unit)
+	}
+	if name != table.TrackedRoot() {
+		return ""
+	}
+	if err := g.placeOf(table, name).Check(); err != nil {
+		return fmt.Sprintf("it loses the marks: %v (tidemark track resume %s)", err, name)
+	}
+	st, err := sys.Status()
+	if err != nil {
+		return fmt.Sprintf("it is not known: %v", err)
+	}
+	if bad := st.Bad(); len(bad) > 0 {
+		return fmt.Sprintf("it loses the marks: %s (tidemark boot install --update)", strings.Join(bad, ", "))
 	}
 	return ""
 }

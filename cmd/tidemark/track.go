@@ -149,7 +149,7 @@ func newTrackStatus(g *globals) *cobra.Command {
 		run: func(cmd *cobra.Command, args []string) error {
 			all, err := statusOf(cmd.Context(), args, g.trackOptions())
 			if err == nil {
-				err = tellReboots(all)
+				err = g.tellReboots(all)
 			}
 			if err != nil {
 				return err

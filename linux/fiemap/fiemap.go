@@ -92,3 +92,12 @@ func SetImmutable(f *os.File, on bool) error {
 	}
 	return nil
 }
+
+// Immutable reports whether the filesystem refuses all changes of a file.
+func Immutable(f *os.File) (bool, error) {
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return false, fmt.Errorf("lsattr: %s: %w", f.Name(), err)
+	}
+	return flags&immutable != 0, nil
+}

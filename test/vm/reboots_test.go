@@ -10,17 +10,18 @@ import (
 
 var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run; scripts/soak does")
 
-// A Debian has data disks with Btrfs and ext4, of which both are mounted at boot. What is tracked on them outlives clean reboots, with writes early in the boot and late in the
-// shutdown; and whatever happens between two boots, no write is lost.
+// A Debian has data disks with Btrfs and ext4, of which both are mounted at boot, and root on XFS. What
+// is tracked on them outlives clean reboots, with writes early in the boot and late in the shutdown;
+// and whatever happens between two boots, no write is lost.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/reboots")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	m := newRebooting(t, Linux612, program, command)
-	m.boot(t, program, "btrfs=not saved", "vault=not saved")
-	m.boot(t, program, "btrfs=", "vault=")
+	m.boot(t, program, "btrfs=not saved", "vault=not saved", "root=not saved")
+	m.boot(t, program, "btrfs=", "vault=", "root=")
 	for range *rebootRounds {
-		m.boot(t, program, "btrfs=", "vault=")
+		m.boot(t, program, "btrfs=", "vault=", "root=")
 	}
 	// A rescue system has mounted one of them.
 	m.onHost(t, m.data, func(dev string) {
@@ -32,8 +33,46 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	m.boot(t, program, "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation", "vault=", "CUT=1")
-	m.boot(t, program, "btrfs=not shut down cleanly", "vault=not shut down cleanly")
+	m.boot(t, program, "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation", "vault=", "root=", "CUT=1")
+	const lost = "not shut down cleanly"
+	m.boot(t, program, "btrfs="+lost, "vault="+lost, "root="+lost)
+}
+
+// The disk of root on ext4, in a system with initramfs-tools.
+func TestTrackingOfRootOutlivesReboots(t *testing.T) {
+	t.Parallel()
+	program := Build(t, "tidemark/test/vm/guest/reboots")
+	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	d := NewDebian(t, Linux61, InitramfsTools, program)
+	d.Install("/usr/bin/tidemark", command)
+	d.Write("/etc/fstab", rootPart+" / ext4 defaults 0 1\n")
+	m := &rebooting{kernel: Linux61}
+	m.track(t, d, InitramfsTools, command, d.ext4)
+	m.boot(t, program, "root=not saved")
+	for range *rebootRounds {
+		m.boot(t, program, "root=")
+	}
+	m.boot(t, program, "root=", "CUT=1")
+	m.boot(t, program, "root=not shut down cleanly")
+}
+
+// rootPart is root. Its copy has the same UUIDs.
+const rootPart = "/dev/disk/by-id/virtio-system-part1"
+
+// track has root's disk and others tracked over reboots, and makes root's disk and that of the state.
+func (m *rebooting) track(t *testing.T, d *Debian, g Generator, command string, fill func(Disk), others ...string) {
+	t.Helper()
+	for _, disk := range others {
+		host(t, command, "boot", "install", "--root", d.Dir, "--track", disk)
+	}
+	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
+	initrd := d.initramfs(g)
+	host(t, command, "boot", "status", "--root", d.Dir)
+	m.system, m.root = d.diskOf(initrd, fill)
+	m.system.Args = "root=" + rootPart + " ro systemd.show_status=0"
+	m.state = NewDisk(t, "state", 64<<20)
+	host(t, "mkfs.ext4", "-q", m.state.Path)
+	m.disks = append(m.disks, NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20))
 }
 
 // rebooting is a machine with data disks, and copies of these.
@@ -41,9 +80,9 @@ type rebooting struct {
 	kernel Kernel
 	system System
 	root   Disk
-	data   Disk // btrfs
-	vault  Disk // ext4
-	copies [2]Disk
+	data   Disk   // btrfs
+	vault  Disk   // ext4
+	disks  []Disk // what else it has: these, and their copies
 	state  Disk
 	boots  int
 }
@@ -52,23 +91,15 @@ const dataSize, vaultSize = 128 << 20, 64 << 20
 
 func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
 	d := NewDebian(t, k, Dracut, program)
-	d.modulesOf(k, "kernel/fs/btrfs")
+	d.modulesOf(k, "kernel/fs/btrfs", "kernel/fs/xfs")
 	d.Install("/usr/bin/tidemark", command)
-	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
+	d.Write("/etc/fstab", rootPart+" / xfs defaults 0 0\n"+
 		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/disk/by-id/virtio-vault /vault ext4 defaults 0 2\n")
 	host(t, "mkdir", d.in("data"), d.in("vault"))
 	d.writesAtBoth()
-	initrd := d.initramfs(Dracut)
-	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-data", "--track", "/dev/disk/by-id/virtio-vault")
-	host(t, command, "boot", "status", "--root", d.Dir)
-	m := &rebooting{
-		kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize),
-		copies: [2]Disk{NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)},
-		state:  NewDisk(t, "state", 64<<20),
-	}
-	m.system, m.root = d.Disk(initrd)
-	m.system.Args = "root=UUID=" + RootUUID + " ro systemd.show_status=0"
-	host(t, "mkfs.ext4", "-q", m.state.Path)
+	m := &rebooting{kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize)}
+	m.disks = []Disk{m.data, m.vault, NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)}
+	m.track(t, d, Dracut, command, d.xfs, "/dev/disk/by-id/virtio-data", "/dev/disk/by-id/virtio-vault")
 	host(t, "mkfs.btrfs", "-q", m.data.Path)
 	host(t, "mkfs.ext4", "-q", m.vault.Path)
 	return m
@@ -115,7 +146,7 @@ func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
 	}
 	r := Run(t, Config{
 		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout,
-		Disks: []Disk{m.root, m.data, m.vault, m.copies[0], m.copies[1], m.state},
+		Disks: append([]Disk{m.root, m.state}, m.disks...),
 		Env:   append(want, fmt.Sprint("BOOT=", m.boots)),
 		OnEvent: func(guest *Machine, event string) string {
 			if event == "cut" {
@@ -124,6 +155,13 @@ func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
 			return ""
 		},
 	}, program)
+	if testing.Verbose() {
+		for line := range strings.Lines(r.Console) {
+			if strings.Contains(line, "tidemark") {
+				t.Log(strings.TrimSpace(line))
+			}
+		}
+	}
 	t.Logf("boot %d: up after %v, all %v", m.boots, r.Boot, r.Total)
 	if r.Cut != cut || t.Failed() {
 		t.Fatalf("boot %d: cut: %v", m.boots, r.Cut)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/bpf"
 	"tidemark/track"
 	"tidemark/witness"
@@ -25,9 +26,11 @@ type Resumed struct {
 
 // resuming is what Resume brings to the beginning of tracking.
 type resuming struct {
-	sv   saved
-	lost string // why there is nothing to take up
-	done Resumed
+	sv     saved
+	lost   string     // why there is nothing to take up
+	places extent.Set // of the record, on the disk
+	root   bool       // see Place
+	done   Resumed
 }
 
 // Resume begins to track a disk before anybody uses it, and takes up what Save wrote down at the end
@@ -35,9 +38,11 @@ type resuming struct {
 // the shutdown was clean and the record was not used before. Else they are lost, for the reason
 // in Resumed. Tracking that is on, as after a reboot of user space alone, goes on.
 //
+// The disk of the root filesystem is in use by then; it is tracked since Early.
+//
 // The errors are those of Open; tracking has not begun then, and the record is used up.
 func Resume(ctx context.Context, source *block.Device, opts Options, at Place) (Resumed, error) {
-	r := &resuming{}
+	r := &resuming{root: at.Root}
 	id, err := identify(source)
 	if err == nil {
 		err = opts.paths().makeWritable(id.Disk)
@@ -46,7 +51,7 @@ func Resume(ctx context.Context, source *block.Device, opts Options, at Place) (
 		return r.done, err
 	}
 	// From here on the record is worth nothing: it is as if the power was cut.
-	if r.sv, r.lost, err = at.take(); err != nil {
+	if r.sv, r.lost, r.places, err = at.take(); err != nil {
 		return r.done, err
 	}
 	opts.resuming = r
@@ -64,6 +69,9 @@ func (s *session) beginOrTakeUp(ctx context.Context, opts Options, why string) e
 	r := opts.resuming
 	if r == nil {
 		return s.begin(ctx, opts, why)
+	}
+	if r.root && r.lost == "" {
+		r.lost = notEarly
 	}
 	r.done.Lost = r.lost
 	if r.lost == "" {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tidemark/block"
+	"tidemark/extent"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
 	"tidemark/track"
@@ -25,12 +26,18 @@ import (
 // the record lacks. When it cannot vouch for the changes it writes down why, for the user, and returns
 // a track.LostError; the disk is writable then.
 //
+// The filesystems of a disk with the root filesystem must be read-only, for they are not unmounted.
+//
 // The error wraps ErrNotTracked when there is nothing to save, history.ErrUnwritable when the place
 // cannot be written.
 func Save(ctx context.Context, source *block.Device, opts Options, at Place) error {
 	t, err := Attach(ctx, source, opts)
 	if err == nil {
-		err = errors.Join(t.saveTo(ctx, at), t.Close())
+		save := t.saveTo
+		if at.Root {
+			save = t.saveRoot
+		}
+		err = errors.Join(save(ctx, at), t.Close())
 	}
 	if lost := (*track.LostError)(nil); errors.As(err, &lost) {
 		err = errors.Join(err, at.write(saved{Time: time.Now().UTC(), Lost: lost.Reason}))
@@ -96,16 +103,24 @@ func (t *Tracker) saveTo(ctx context.Context, at Place) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := sv.witness(disk); err != nil {
+		return err
+	}
+	if err := at.write(sv); err != nil {
+		return err
+	}
+	return t.unchanged(ctx, extent.Set{})
+}
+
+// witness adds the witness of a disk on which every filesystem is clean.
+func (sv *saved) witness(disk string) (err error) {
 	if sv.Witness, err = witnessOf(disk); err != nil {
 		return err
 	}
 	if bad := sv.Witness.Unclean(); len(bad) > 0 {
 		return track.Lost("%s at byte %d of the disk was not unmounted cleanly", bad[0].Kind, bad[0].Off)
 	}
-	if err := at.write(sv); err != nil {
-		return err
-	}
-	return t.unchanged(ctx)
+	return nil
 }
 
 // gather returns what is to be saved, but for the witness.
@@ -113,7 +128,7 @@ func (t *Tracker) gather(ctx context.Context) (sv saved, err error) {
 	if err := t.Persist(ctx); err != nil {
 		return sv, err
 	}
-	if err := t.unchanged(ctx); err != nil {
+	if err := t.unchanged(ctx, extent.Set{}); err != nil {
 		return sv, err
 	}
 	h, err := t.now(ctx)
@@ -133,8 +148,8 @@ func (t *Tracker) gather(ctx context.Context) (sv saved, err error) {
 	return sv, err
 }
 
-// unchanged fails when anything changed, or may have, in the open epoch.
-func (t *Tracker) unchanged(ctx context.Context) error {
+// unchanged fails when anything but that changed, or may have, in the open epoch.
+func (t *Tracker) unchanged(ctx context.Context, but extent.Set) error {
 	cur, err := t.s.openNow(ctx)
 	if err != nil {
 		return err
@@ -148,7 +163,7 @@ func (t *Tracker) unchanged(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	switch {
+	switch set = set.Subtract(but); {
 	case !set.Empty():
 		return track.Lost("%d bytes of the disk were written while its tracking was saved", set.Bytes())
 	case h.Floor > cur.Header().Floor:

@@ -13,23 +13,27 @@ import (
 	"strings"
 	"time"
 
+	"tidemark/extent"
 	"tidemark/linux/atomicfile"
+	"tidemark/linux/rawfile"
 	"tidemark/linux/sysfs"
 	"tidemark/track/history"
 	"tidemark/witness"
 )
 
-// Place is where the tracking of one disk is written down for the next boot. It must not lie on
-// that disk.
+// Place is where the tracking of one disk is written down for the next boot.
 type Place struct {
 	Dir  string // for all disks
 	Name string // of the disk, the same at every boot
+	// Root says that Dir lies on that disk, whose filesystem is never unmounted. Else it must not.
+	Root bool
 }
 
 // The files of a Place. A record that is taken up has another name before tracking begins, so that
 // none is taken up twice.
 func (p Place) saved() string { return filepath.Join(p.Dir, p.Name+".saved") }
 func (p Place) used() string  { return filepath.Join(p.Dir, p.Name+".used") }
+func (p Place) raw() string   { return filepath.Join(p.Dir, p.Name+".raw") } // see package rawfile
 
 // saved is what a Place holds. In the file a line goes before it, with a checksum.
 type saved struct {
@@ -55,25 +59,44 @@ const (
 
 // write replaces the record of a place, and returns when it would survive a power cut.
 func (p Place) write(sv saved) error {
-	raw, err := json.Marshal(sv)
+	all, err := sv.encode()
 	if err != nil {
-		return fmt.Errorf("track: save: %w", err)
+		return err
+	}
+	if p.Root {
+		f, err := rawfile.Open(p.raw())
+		if err != nil {
+			return err
+		}
+		return errors.Join(f.Write(all), f.Close())
 	}
 	if err := atomicfile.MkdirAll(p.Dir, 0o700); err != nil {
 		return history.Unwritable(err)
 	}
 	return history.Unwritable(atomicfile.Write(p.saved(), atomicfile.Options{Durable: true}, func(f *os.File) error {
-		_, err := fmt.Fprintf(f, "%s%x\n%s", savedMagic, sha256.Sum256(raw), raw)
+		_, err := f.Write(all)
 		return err
 	}))
 }
 
+func (sv saved) encode() ([]byte, error) {
+	raw, err := json.Marshal(sv)
+	if err != nil {
+		return nil, fmt.Errorf("track: save: %w", err)
+	}
+	return fmt.Appendf(nil, "%s%x\n%s", savedMagic, sha256.Sum256(raw), raw), nil
+}
+
 // take returns the record of a place, which can then not be taken again, or in words why there is
 // none.
-func (p Place) take() (sv saved, lost string, err error) {
+// Places are bytes of the disk that count as changed because of that.
+func (p Place) take() (sv saved, lost string, places extent.Set, err error) {
+	if p.Root {
+		return p.takeRaw()
+	}
 	sv, lost, err = p.read()
 	if err != nil || lost == notSaved {
-		return sv, lost, err
+		return sv, lost, places, err
 	}
 	if lost != unclean {
 		err = os.Rename(p.saved(), p.used())
@@ -81,7 +104,7 @@ func (p Place) take() (sv saved, lost string, err error) {
 	if err == nil {
 		err = atomicfile.SyncDir(p.Dir)
 	}
-	return sv, lost, history.Unwritable(err)
+	return sv, lost, places, history.Unwritable(err)
 }
 
 // Why there is no record.
@@ -106,20 +129,26 @@ func (p Place) read() (sv saved, lost string, err error) {
 	if err != nil {
 		return sv, "", fmt.Errorf("track: %w", err)
 	}
+	sv, lost = decode(all)
+	return sv, lost, nil
+}
+
+// decode is the inverse of encode, or says why that cannot be.
+func decode(all []byte) (sv saved, lost string) {
 	head, raw, _ := bytes.Cut(all, []byte("\n"))
 	sum, ours := strings.CutPrefix(string(head), savedMagic)
 	switch {
 	case !ours:
-		return sv, "what was saved is of another version of tidemark", nil
+		return sv, "what was saved is of another version of tidemark"
 	case len(all) > savedMax || sum != fmt.Sprintf("%x", sha256.Sum256(raw)):
-		return sv, "what was saved is damaged", nil
+		return sv, "what was saved is damaged"
 	}
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&sv); err != nil {
-		return saved{}, "what was saved is of another version of tidemark", nil
+		return saved{}, "what was saved is of another version of tidemark"
 	}
-	return sv, sv.Lost, nil
+	return sv, sv.Lost
 }
 
 // identityOf returns what names a disk at every boot: the UUID of a device of device-mapper or md,

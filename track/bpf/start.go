@@ -127,6 +127,8 @@ func (s *session) resumeOrBegin(ctx context.Context, opts Options, begin, broken
 	case why == "" && opts.BlockSize != 0 && opts.BlockSize != s.rec.Granularity:
 		return false, fmt.Errorf("track: /dev/%s is already tracked with a block size of %d bytes, not %d bytes: \"tidemark track stop /dev/%s\" ends that, and the next run of each mirror of it reads everything",
 			s.source.Disk, s.rec.Granularity, opts.BlockSize, s.source.Disk)
+	case why == "" && opts.resuming != nil && opts.resuming.root:
+		return s.takeUpRoot(ctx, opts)
 	case why == "":
 		return false, nil
 	case why == notTracked && !begin:

@@ -2,7 +2,7 @@
 # Nothing is mounted while a device of /etc/tidemark/era.conf is not open.
 # Written by "tidemark boot install".
 
-modprobe -q @MODULE@
+@LOAD@
 until /usr/bin/tidemark boot open --stage initramfs --wait 30s; do
     warn "tidemark: root is not mounted while a device of /etc/tidemark/era.conf is not open. Exit the shell to try again."
     if getargbool 1 rd.shell; then

@@ -13,7 +13,7 @@ depends() {
 }
 
 installkernel() {
-    hostonly='' instmods @MODULE@
+    hostonly='' @INSTMODS@
     hostonly='' instmods -s crc32c_generic crc32c-intel || :
 }
 

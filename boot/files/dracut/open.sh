@@ -2,5 +2,5 @@
 # Opens the devices, each time that devices have appeared.
 # Written by "tidemark boot install".
 
-modprobe -q @MODULE@
+@LOAD@
 /usr/bin/tidemark boot open --stage initramfs >/dev/null 2>&1 || :
