@@ -57,6 +57,7 @@ func (p *Pack) Len() int64 { return int64(len(p.b) - packHead) }
 func (p *Pack) Add(s Segment, body []byte) Ref {
 	s.Number, s.Place, s.Stored = p.next, int64(len(p.b)), int64(len(body)+tagSize)
 	p.next++
+	p.b = slices.Grow(p.b, len(body)+tagSize) // Seal would make room for this segment alone, and copy the pack each time
 	p.b = p.opener.aead.Seal(p.b, s.nonce(), body, s.additional(p.name.ID))
 	p.table = append(p.table, s)
 	return Ref{Pack: p.name.ID, Segment: s.Number}
@@ -83,6 +84,7 @@ func (p *Pack) End(salt Salt) []byte {
 	binary.LittleEndian.PutUint32(end[8:], uint32(len(p.table)))
 	copy(end[16:], salt[:])
 	additional := slices.Concat(p.b[:packHead], end[:packEnd-sumSize])
+	p.b = slices.Grow(p.b, len(plain)+tagSize+packEnd)
 	p.b = p.keys.cipher(salt[:], "table").Seal(p.b, noNonce[:], plain, additional)
 	p.b = append(p.b, end...)
 	putSum(p.b)
