@@ -46,7 +46,7 @@ type Info struct {
 type Store interface {
 	// Put stores an object. Once it has returned nil the object survives a power cut. It is
 	// no error when the object is there with the same bytes: an earlier try may have succeeded.
-	// Otherwise the error wraps ErrExists, and what is there stays.
+	// Otherwise the error wraps ErrExists, and what is there stays. It does not keep data.
 	Put(ctx context.Context, name string, data []byte) error
 	// Get returns n bytes of an object from off on, or fewer where it ends. The error wraps
 	// ErrNotExist.
