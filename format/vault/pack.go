@@ -35,7 +35,10 @@ type Pack struct {
 func (k *Keys) NewPack(id ID, room []byte) *Pack { return k.begin(PackName{ID: id}, room) }
 
 func (k *Keys) begin(name PackName, room []byte) *Pack {
-	b := slices.Grow(room[:0], packRoom)[:packHead]
+	if cap(room) < packRoom {
+		room = make([]byte, packRoom)
+	}
+	b := room[:packHead]
 	clear(b)
 	copy(b, packMagic)
 	binary.LittleEndian.PutUint32(b[8:], version)
