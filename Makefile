@@ -6,11 +6,11 @@ MAKEFLAGS   += --no-print-directory
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL    := go tool -modfile=tools/go.mod
-FUZZTIME ?= 3s
+FUZZTIME ?= 2s
 
-# Folders whose tests run once, as built for users, and not with -race as well:
-# they time things, or take long.
-SLOW := tidemark/test/|tidemark/bench|tidemark/vault$$
+# Folders whose tests run once, as built for users, and not with -race: they time things, start
+# commands by the hundred, or take long.
+SLOW := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
 
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
@@ -112,4 +112,4 @@ test-fuzz:
 
 # Last, and the last lines are go test's own summary.
 test-slow: build
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(SLOW)')

@@ -229,7 +229,9 @@ func Repair(ctx context.Context, o Options) (done []string, err error) {
 
 // repair is Repair with the lock held.
 func (o Options) repair(ctx context.Context) (done []string, err error) {
-	list, err := List(o)
+	err = errors.Join(atomicfile.Sweep(o.folder()), atomicfile.Sweep(EarlyDir))
+	list, lerr := List(o)
+	err = errors.Join(err, lerr)
 	if len(list) == 0 {
 		return nil, err
 	}

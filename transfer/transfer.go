@@ -106,7 +106,9 @@ type Event struct {
 	Pass  int    // of copy, from 1
 	Done  int64  // bytes of the phase that are done
 	Total int64  // bytes of the phase
-	Text  string // something to tell the user, "" mostly
+	// Stored is how many bytes a vault has stored for the run so far.
+	Stored int64
+	Text   string // something to tell the user, "" mostly
 }
 
 // Count returns a function that is told bytes of a phase that are done, and tells of them.
@@ -141,8 +143,11 @@ type Report struct {
 	Passes   int           `json:"passes"`
 	Changed  int64         `json:"bytes_changed"` // that the tracker named, or the whole source
 	Read     int64         `json:"bytes_read"`
-	Written  int64         `json:"bytes_written"`   // to the target
-	Journal  int64         `json:"bytes_journaled"` // beside it
+	Written  int64         `json:"bytes_written"`          // to the target
+	Journal  int64         `json:"bytes_journaled"`        // beside it
+	Disk     string        `json:"disk,omitempty"`         // of a vault
+	Point    string        `json:"point,omitempty"`        // id of what was made in a vault
+	Stored   int64         `json:"bytes_stored,omitempty"` // by a vault, after compression
 	Frozen   time.Duration `json:"-"`
 	FrozenMS float64       `json:"frozen_ms"`
 	Took     time.Duration `json:"-"`

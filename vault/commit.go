@@ -50,7 +50,7 @@ func (w *Writer) Seal(p format.Point) error {
 	if w.manifest, err = w.v.keys.Seal(name.String(), newSalt(), content); err != nil {
 		return err
 	}
-	w.sealed = &Point{name, p}
+	w.sealed = &Point{Name: name, Point: p}
 	return nil
 }
 
@@ -97,10 +97,10 @@ func (w *Writer) stillThere() error {
 			return err
 		}
 	}
-	newest := map[format.ID]format.PackName{}
+	newest := map[format.ID]known{}
 	err := w.v.listPacks(w.ctx, format.PacksPrefix, func(k known) error {
-		if old, ok := newest[k.name.ID]; !ok || old.Generation < k.name.Generation {
-			newest[k.name.ID] = k.name
+		if old, ok := newest[k.name.ID]; !ok || old.name.Generation < k.name.Generation {
+			newest[k.name.ID] = k
 		}
 		return nil
 	})
@@ -111,22 +111,26 @@ func (w *Writer) stillThere() error {
 	if err != nil {
 		return err
 	}
-	for id := range w.needed() {
-		if name, there := newest[id]; !there || dead[name] {
+	for id := range w.packs.mine { // which nobody has rewritten
+		if k := newest[id]; k.size == 0 || k.name.Generation > 0 || dead[k.name] {
+			return fmt.Errorf("vault: pack %v: %w", id, ErrOvertaken)
+		}
+	}
+	w.usedMu.Lock()
+	defer w.usedMu.Unlock()
+	for id := range w.used {
+		if k := newest[id]; k.size == 0 || dead[k.name] {
+			return fmt.Errorf("vault: pack %v: %w", id, ErrOvertaken)
+		}
+		t, err := w.v.exactTable(w.ctx, newest[id])
+		if err != nil {
+			return err
+		}
+		if !w.used.within(id, t) {
 			return fmt.Errorf("vault: pack %v: %w", id, ErrOvertaken)
 		}
 	}
 	return nil
-}
-
-// needed returns the packs that the point needs and its base does not.
-func (w *Writer) needed() map[format.ID]bool {
-	all := maps.Clone(w.packs.mine)
-	w.used.Range(func(id, _ any) bool {
-		all[id.(format.ID)] = true
-		return true
-	})
-	return all
 }
 
 // finish writes all pages, and returns the root. w.mu is held.

@@ -81,7 +81,7 @@ func (v *Vault) keyFiles(ctx context.Context) (keys []Key, err error) {
 // AddKey makes another key file, for all of the recipients. Nothing else is touched.
 func (v *Vault) AddKey(ctx context.Context, recipients ...age.Recipient) (format.ID, error) {
 	if !v.Encrypted() {
-		return format.ID{}, fmt.Errorf("vault: %v: it is not encrypted, so it has no keys", v.store)
+		return format.ID{}, fmt.Errorf("vault: %v: %w: it has no keys", v.store, ErrNotEncrypted)
 	}
 	b, err := format.WrapKey(v.master, v.raw, recipients...)
 	if err != nil {
@@ -110,7 +110,7 @@ func (v *Vault) RemoveKey(ctx context.Context, id format.ID) error {
 	case !there:
 		return fmt.Errorf("vault: %v: there is no key %v", v.store, id)
 	case others == 0:
-		return fmt.Errorf("vault: %v: %v is the only key: add another first, or nobody can read the vault any more", v.store, id)
+		return fmt.Errorf("vault: %v: %v: %w: nobody could read the vault any more", v.store, id, ErrLastKey)
 	}
 	return v.store.Remove(ctx, format.KeyName(id))
 }

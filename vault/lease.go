@@ -18,7 +18,11 @@ const (
 	backup   = "backup"
 	prune    = "prune"
 	pruneNow = "prune --now"
+	repair   = "repair"
 )
+
+// exclusive reports whether a work is done by nobody else at the same time.
+func exclusive(work string) bool { return work == pruneNow || work == repair }
 
 const (
 	// leaseLasts is how long a lease counts after its holder died.
@@ -44,8 +48,8 @@ type heldLease struct {
 	written time.Time // by the store's clock
 }
 
-// takeLease takes a lease. Between a backup and a prune that removes at once the one is refused that
-// sees the other: each writes its lease first, so at least one does.
+// takeLease takes a lease. Between an exclusive work and any other the one is refused that sees the
+// other: each writes its lease first, so at least one does.
 func (v *Vault) takeLease(ctx context.Context, work string) (*lease, error) {
 	l := &lease{v: v, work: work}
 	if err := l.write(ctx); err != nil {
@@ -74,20 +78,24 @@ func (l *lease) judge(all []heldLease) (time.Time, error) {
 		}
 	}
 	if now.IsZero() {
-		return now, fmt.Errorf("vault: %v: %s was written and is not there", l.v.store, l.name)
+		return now, fmt.Errorf("vault: %v: %w: %s was written and is not there any more: did this machine sleep?", l.v.store, ErrOvertaken, l.name)
 	}
 	for _, other := range all {
 		if other.name == l.name || !other.alive(now) {
 			continue
 		}
-		if l.work == pruneNow || other.Work == pruneNow {
-			return now, fmt.Errorf("vault: %v: %w: %s on %s, process %d: try again when it has ended, at the latest %v after it was killed", l.v.store, ErrBusy, other.Work, other.Host, other.Process, leaseLasts)
+		if exclusive(l.work) || exclusive(other.Work) {
+			return now, fmt.Errorf("vault: %v: %w: %s on %s, process %d: try again when it has ended, at the latest %v after it was killed", l.v.store, ErrBusy, other.Work, other.Host, other.Process, other.Lasts)
 		}
 	}
 	return now, nil
 }
 
-func (h heldLease) alive(now time.Time) bool { return now.Before(h.written.Add(h.Lasts)) }
+// alive reports whether a lease has not ended. One that was written long after now is of a clock of the
+// store that was ahead.
+func (h heldLease) alive(now time.Time) bool {
+	return now.Before(h.written.Add(h.Lasts)) && !h.written.After(now.Add(h.Lasts))
+}
 
 // began returns when the work of the lease began.
 func (h heldLease) began() time.Time {

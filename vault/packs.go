@@ -1,10 +1,12 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	format "tidemark/format/vault"
 	"tidemark/vault/store"
@@ -81,23 +83,24 @@ func (v *Vault) table(ctx context.Context, id format.ID) (*table, error) {
 	return t, nil
 }
 
+// exactTable returns the table of a generation, from the index or the store.
+func (v *Vault) exactTable(ctx context.Context, k known) (*table, error) {
+	if t, err := v.index.table(k.name.ID); err != nil || t != nil && t.known == k {
+		return t, err
+	}
+	return v.readTable(ctx, k)
+}
+
 // lookUp finds the newest generation of a pack in the store.
 func (v *Vault) lookUp(ctx context.Context, id format.ID) (*table, error) {
-	var newest *known
-	some := format.PackName{ID: id}.String()
-	err := v.listPacks(ctx, some[:len(some)-1], func(k known) error { // without the generation
-		if newest == nil || k.name.Generation > newest.name.Generation {
-			newest = &k
-		}
-		return nil
-	})
-	if err == nil && newest == nil {
+	all, err := v.generations(ctx, id)
+	if err == nil && len(all) == 0 {
 		err = fmt.Errorf("vault: pack %v is missing: %w", id, format.ErrDamaged)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return v.readTable(ctx, *newest)
+	return v.readTable(ctx, all[0])
 }
 
 func (v *Vault) listPacks(ctx context.Context, prefix string, each func(known) error) error {
@@ -174,6 +177,7 @@ func (v *Vault) segment(ctx context.Context, ref format.Ref, isPage bool) ([]byt
 	b, err := v.readSegment(ctx, ref, isPage)
 	if errors.Is(err, store.ErrNotExist) { // the pack has a newer generation
 		v.index.tables.drop(ref.Pack)
+		v.others.drop(ref.Pack)
 		if err := v.index.drop(ref.Pack); err != nil {
 			return nil, err
 		}
@@ -193,12 +197,59 @@ func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool) ([
 		return nil, err
 	}
 	s, ok := t.Find(ref.Segment)
-	if !ok || (s.Kind == format.Page) != isPage {
-		return nil, fmt.Errorf("vault: %v: %w: the pack has no such segment, or one of another kind (%v)", ref, format.ErrDamaged, s.Kind)
+	if !ok {
+		if t, err = v.otherTable(ctx, ref, t.known); err != nil {
+			return nil, err
+		}
+		s, _ = t.Find(ref.Segment)
+	}
+	if (s.Kind == format.Page) != isPage {
+		return nil, fmt.Errorf("vault: %v: %w: it is a %v", ref, format.ErrDamaged, s.Kind)
 	}
 	stored, err := v.ahead.read(ctx, t.known, s.Place, s.Stored)
 	if err != nil {
 		return nil, err
 	}
 	return v.keys.Opener(ref.Pack).Open(v.codec, s, stored)
+}
+
+// otherTable returns that of another generation of a pack, one that has the segment: Prune may have
+// left it out of the newest one when the point that needs it had not appeared yet.
+func (v *Vault) otherTable(ctx context.Context, ref format.Ref, not known) (*table, error) {
+	if t, ok := v.others.get(ref.Pack); ok {
+		if _, there := t.Find(ref.Segment); there {
+			return t, nil
+		}
+	}
+	all, err := v.generations(ctx, ref.Pack)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range all {
+		if k == not {
+			continue
+		}
+		t, err := v.readTable(ctx, k)
+		if err != nil && ours(err) {
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		if _, there := t.Find(ref.Segment); there {
+			v.others.put(ref.Pack, t)
+			return t, nil
+		}
+	}
+	return nil, fmt.Errorf("vault: %v: %w: the pack has no such segment", ref, format.ErrDamaged)
+}
+
+// generations lists those of a pack, the newest first.
+func (v *Vault) generations(ctx context.Context, id format.ID) (all []known, err error) {
+	some := format.PackName{ID: id}.String()
+	err = v.listPacks(ctx, some[:len(some)-1], func(k known) error { // without the generation
+		all = append(all, k)
+		return nil
+	})
+	slices.SortFunc(all, func(a, b known) int { return cmp.Compare(b.name.Generation, a.name.Generation) })
+	return all, err
 }

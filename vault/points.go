@@ -17,6 +17,8 @@ import (
 type Point struct {
 	Name format.PointName
 	format.Point
+	// Lost tells that Repair found that it cannot be read whole. Points and Newest look for that.
+	Lost bool
 }
 
 // Disk is a disk that the vault has points of, or will have.
@@ -105,7 +107,7 @@ func (v *Vault) Points(ctx context.Context, disk format.ID) ([]Point, error) {
 		all = append(all, p)
 	}
 	slices.SortStableFunc(all, func(a, b Point) int { return a.Moment.Compare(b.Moment) })
-	return all, nil
+	return all, v.markLost(ctx, all)
 }
 
 // Newest returns the point of a disk that was written last, by the clock of the store: that of the
@@ -127,8 +129,8 @@ func (v *Vault) Newest(ctx context.Context, disk format.ID) (*Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	parents := map[string]bool{}
 	var all []Point
+	parents := map[string]bool{}
 	for _, name := range last {
 		p, err := v.Point(ctx, name)
 		if errors.Is(err, store.ErrNotExist) {
@@ -142,6 +144,9 @@ func (v *Vault) Newest(ctx context.Context, disk format.ID) (*Point, error) {
 	slices.SortFunc(all, func(a, b Point) int {
 		return cmp.Or(a.Moment.Compare(b.Moment), strings.Compare(a.Name.String(), b.Name.String()))
 	})
+	if err := v.markLost(ctx, all); err != nil {
+		return nil, err
+	}
 	for _, p := range slices.Backward(all) { // one that no other was made from
 		if !parents[p.Name.String()] {
 			return &p, nil
@@ -160,7 +165,7 @@ func (v *Vault) Point(ctx context.Context, name format.PointName) (Point, error)
 	if err != nil {
 		return Point{}, fmt.Errorf("%v: %w", name, err)
 	}
-	return Point{name, p}, nil
+	return Point{Name: name, Point: p}, nil
 }
 
 // Forget removes a point. What only it needs is removed by Prune.

@@ -27,39 +27,62 @@ type PruneOptions struct {
 	Now bool
 	// DryRun does nothing, and tells what would be done.
 	DryRun bool
+	// Without are points that are taken for forgotten, in a dry run.
+	Without []format.PointName
 }
 
-// Pruned is what was done, or would be.
+// Pruned is what was done, or would be. Bytes are those of packs.
 type Pruned struct {
-	Points   int   `json:"points"`   // that there are
-	Declared int   `json:"declared"` // packs that are dead from now on
-	Removed  int   `json:"removed"`  // packs
-	Freed    int64 `json:"freed"`    // bytes of these
-	Waiting  int   `json:"waiting"`  // packs that are dead, and have been for too short a time
-	Needed   int   `json:"needed"`   // packs
+	Points    int   `json:"points"`        // that there are
+	Needed    int   `json:"needed"`        // packs
+	Declared  int   `json:"declared"`      // packs and generations that are dead from now on
+	Rewritten int   `json:"rewritten"`     // packs that got a new generation
+	Written   int64 `json:"bytes_written"` // of these
+	Removed   int   `json:"removed"`       // packs and generations
+	Freed     int64 `json:"bytes_freed"`   // of what was removed
+	Waiting   int   `json:"waiting"`       // packs and generations that go later
+	Later     int64 `json:"bytes_later"`   // of these, and of what was declared
+	Unused    int64 `json:"bytes_unused"`  // in packs that stay, of segments that no point needs
+	// Writers is how many backups and copies are at work. While there is one nothing is declared
+	// dead, and nothing rewritten.
+	Writers int `json:"writers"`
 }
 
-// Prune removes what no point needs: packs without a segment that is reached from one.
+// Prune removes what no point needs. A pack without a segment that is reached from one goes as a whole;
+// of a pack that is mostly not needed a new generation is written without that, and the old one
+// goes.
 //
 // Nothing is removed that a point needs, or will need that is being written; all times are those of
-// the store's clock, so that no clock of a machine matters. A pack that no point needs is
-// declared dead first. A later prune removes it, if it was dead for the grace time when that prune
-// listed the points, and none of them needs it. So at its removal, L being that listing and D
-// when it was declared, L ≥ D + grace, and a point that needs it must have appeared after L.
-// A Writer uses no pack that was dead when it began, and no base that was not there then. So D is
+// the store's clock, so that no clock of a machine matters. What no point needs, a pack or an
+// old generation, is declared dead first. A later prune removes it, if it was dead for
+// the grace time when that prune listed the points, and none of them needs anything that
+// only it has. So at its removal, L being that listing and D when it was declared, L ≥ D + grace, and
+// a point that needs it must have appeared after L. A Writer uses only the newest generation
+// of a pack, none that was dead when it began, and no base that was not there then. So D is
 // after it began. If it took at most half of the grace time it appeared before D + grace ≤ L, a
 // contradiction; if it took longer it looked again, half of the grace time before it
-// appeared at most, and saw that nothing that it needs was dead, so D is after that look, and the
-// same follows. The lease of a writer keeps its packs from being declared dead meanwhile, so that a
-// long backup does not fail; that it is right does not hang on leases, but for Now.
+// appeared at most, and saw that all that it needs was in the newest generations, and nothing of
+// it dead, so D is after that look, and the same follows.
 //
-// When any page of a map cannot be read nothing is removed.
+// A point may thus appear that needs segments which the newest generation has not. They are found
+// in the old one, which is there still. The next prune sees that point, and writes a generation
+// that has them before anything is removed: nothing of a pack is in the same prune.
+//
+// While a backup has a lease nothing is declared, so that a long one does not fail. That all is
+// right does not hang on leases, nor does Now: it declares what is dead, and then looks for
+// others and for new points once more. Who begins after that uses nothing of it.
+//
+// When any page of a map cannot be read nothing is removed, but for points that Repair knows to have
+// lost something.
 func (v *Vault) Prune(ctx context.Context, o PruneOptions) (p Pruned, err error) {
 	if o.Grace == 0 {
 		o.Grace = DefaultGrace
 	}
 	if o.Grace < MinGrace {
 		return p, fmt.Errorf("vault: a grace time of %v: at least %v are needed", o.Grace, MinGrace)
+	}
+	if len(o.Without) > 0 && !o.DryRun {
+		return p, errors.New("vault: points are taken for forgotten in a dry run alone")
 	}
 	work := prune
 	if o.Now {
@@ -70,168 +93,121 @@ func (v *Vault) Prune(ctx context.Context, o PruneOptions) (p Pruned, err error)
 		return p, err
 	}
 	defer func() { err = errors.Join(err, l.end()) }()
-	others, err := v.leases(ctx)
-	if err != nil {
+	if err := v.sync(ctx); err != nil {
 		return p, err
 	}
-	live, points, err := v.mark(ctx)
+	m, err := v.mark(ctx, o.Without)
 	if err != nil {
 		return p, fmt.Errorf("vault: nothing was removed: %w", err)
 	}
-	p.Points = points
-	s := sweep{v: v, o: o, now: l.begun, live: live, done: &p}
-	for _, h := range others {
-		if h.name != l.first && h.alive(s.now) && (s.oldest.IsZero() || h.began().Before(s.oldest)) {
-			s.oldest = h.began()
-		}
-	}
-	if err := s.packs(ctx); err != nil || o.DryRun {
+	p.Points = len(m.points)
+	s := sweep{v: v, o: o, lease: l, live: m.live, done: &p}
+	if err := s.others(ctx); err != nil {
 		return p, err
 	}
-	return p, s.leftovers(ctx, others)
+	if err := s.packs(ctx); err != nil {
+		return p, err
+	}
+	if o.Now {
+		if err := v.stillAlone(ctx, l, m); err != nil {
+			return p, err
+		}
+	}
+	if err := s.remove(ctx); err != nil || o.DryRun {
+		return p, err
+	}
+	return p, s.leftovers(ctx)
 }
 
-// mark returns the packs that points need.
-func (v *Vault) mark(ctx context.Context) (map[format.ID]bool, int, error) {
+// marked is what points need.
+type marked struct {
+	live   refSet
+	points map[format.PointName]bool
+	broken map[format.PointName]bool // that lost something
+}
+
+// mark walks the maps of all points, each shared page once.
+func (v *Vault) mark(ctx context.Context, without []format.PointName) (*marked, error) {
 	names, err := v.pointNames(ctx, format.ID{})
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	live, seen, points := map[format.ID]bool{}, refSet{}, 0
+	m := &marked{live: refSet{}, points: map[format.PointName]bool{}}
+	if m.broken, err = v.lostPoints(ctx); err != nil {
+		return nil, err
+	}
+	forgotten := map[format.PointName]bool{}
+	for _, name := range without {
+		forgotten[name] = true
+	}
 	for _, name := range names {
+		if forgotten[name] {
+			continue
+		}
 		p, err := v.Point(ctx, name)
 		if errors.Is(err, store.ErrNotExist) {
 			continue
 		} else if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
-		points++
+		m.points[name] = true
 		t := v.treeOf(p.Point)
-		if err := t.mark(ctx, t.top(format.Level(t.size)), seen, live); err != nil {
-			return nil, 0, fmt.Errorf("%v: %w", name, err)
+		if err := m.page(ctx, t, t.top(format.Level(t.size)), m.broken[name]); err != nil {
+			if _, gone := v.Point(ctx, name); errors.Is(gone, store.ErrNotExist) { // and what it needed, too
+				delete(m.points, name)
+				continue
+			}
+			return nil, fmt.Errorf("%v: %w", name, err)
 		}
 	}
-	return live, points, nil
+	return m, nil
 }
 
-// mark notes the packs that a page and those below need, each page once.
-func (t tree) mark(ctx context.Context, n node, seen refSet, live map[format.ID]bool) error {
-	if n.ref.IsZero() || !seen.add(n.ref) {
+// page notes the segments that a page and those below need, each page once. What lies below a page
+// that is lost of a broken point cannot be read by anybody.
+func (m *marked) page(ctx context.Context, t tree, n node, broken bool) error {
+	if n.ref.IsZero() || m.live.has(n.ref) {
 		return nil
 	}
-	live[n.ref.Pack] = true
+	var err error
 	if n.level > 0 {
-		return t.children(ctx, n, func(_ int, child node) error { return t.mark(ctx, child, seen, live) })
+		err = t.children(ctx, n, func(_ int, child node) error { return m.page(ctx, t, child, broken) })
+	} else {
+		var l format.Leaf
+		l, err = t.v.leaf(ctx, n.ref)
+		for _, e := range l {
+			m.live.add(e.Ref)
+		}
 	}
-	l, err := t.v.leaf(ctx, n.ref)
-	for _, e := range l {
-		live[e.Ref.Pack] = true
+	if err != nil && broken && ours(err) {
+		return nil
 	}
+	m.live.add(n.ref)
 	return err
 }
 
-// sweep declares packs dead, and removes those that have been for long.
-type sweep struct {
-	v      *Vault
-	o      PruneOptions
-	now    time.Time // by the store's clock, before the points were listed
-	oldest time.Time // when the work began that has lasted longest; zero: there is none
-	live   map[format.ID]bool
-	done   *Pruned
-}
-
-func (s *sweep) packs(ctx context.Context) error {
-	dead := map[string]time.Time{}
-	err := s.v.store.List(ctx, format.DeadPrefix, func(i store.Info) error {
-		dead[i.Name] = i.Time
-		return nil
-	})
+// stillAlone fails when anybody is at work, or when there are other points than were marked: this
+// machine may have slept, and its lease have ended meanwhile.
+func (v *Vault) stillAlone(ctx context.Context, l *lease, m *marked) error {
+	all, err := v.leases(ctx)
 	if err != nil {
 		return err
 	}
-	var all []store.Info
-	err = s.v.store.List(ctx, format.PacksPrefix, func(i store.Info) error {
-		all = append(all, i)
-		return nil
-	})
+	if _, err := l.judge(all); err != nil {
+		return err
+	}
+	names, err := v.pointNames(ctx, format.ID{})
 	if err != nil {
 		return err
 	}
-	for _, i := range all {
-		name, alien := format.ParsePackName(i.Name)
-		if alien != nil {
-			continue
-		}
-		since, isDead := dead[name.Dead()]
-		delete(dead, name.Dead())
-		if err := s.pack(ctx, name, i, since, isDead); err != nil {
-			return err
+	there := 0
+	for _, name := range names {
+		if m.points[name] {
+			there++
 		}
 	}
-	for name := range dead { // of packs that are gone
-		if err := s.remove(ctx, name); err != nil {
-			return err
-		}
+	if there != len(names) {
+		return fmt.Errorf("vault: %v: %w: a point appeared meanwhile: try again", v.store, ErrBusy)
 	}
 	return nil
-}
-
-func (s *sweep) pack(ctx context.Context, name format.PackName, i store.Info, since time.Time, isDead bool) error {
-	switch {
-	case s.live[name.ID]:
-		s.done.Needed++
-		if isDead { // declared when a point that needs it was on its way
-			return s.remove(ctx, name.Dead())
-		}
-		return nil
-	case s.o.Now || isDead && !s.now.Before(since.Add(s.o.Grace)):
-		s.done.Removed++
-		s.done.Freed += i.Size
-		if err := s.remove(ctx, i.Name); err != nil || !isDead {
-			return err
-		}
-		return s.remove(ctx, name.Dead())
-	case isDead:
-		s.done.Waiting++
-		return nil
-	case !s.oldest.IsZero() && !i.Time.Before(s.oldest):
-		s.done.Waiting++ // it may be of a point that is on its way
-		return nil
-	}
-	s.done.Declared++
-	if s.o.DryRun {
-		return nil
-	}
-	return s.v.seal(ctx, name.Dead(), nil)
-}
-
-func (s *sweep) remove(ctx context.Context, name string) error {
-	if s.o.DryRun {
-		return nil
-	}
-	return s.v.store.Remove(ctx, name)
-}
-
-// leftovers removes what those left who died.
-func (s *sweep) leftovers(ctx context.Context, leases []heldLease) error {
-	for _, h := range leases {
-		if !h.alive(s.now) {
-			if err := s.remove(ctx, h.name); err != nil {
-				return err
-			}
-		}
-	}
-	var old []string
-	err := s.v.store.List(ctx, store.TempPrefix, func(i store.Info) error {
-		if s.now.Sub(i.Time) > DefaultGrace {
-			old = append(old, i.Name)
-		}
-		return nil
-	})
-	for _, name := range old {
-		if err == nil {
-			err = s.remove(ctx, name)
-		}
-	}
-	return err
 }

@@ -35,6 +35,8 @@ var (
 	// ErrNotEncrypted says that a key was given for a vault that is not encrypted: it may be
 	// another one.
 	ErrNotEncrypted = errors.New("the vault is not encrypted, and a key was given")
+	// ErrLastKey says that no other key opens the vault.
+	ErrLastKey = errors.New("it is the only key")
 	// ErrBusy says that somebody is at work in the vault who must be waited for.
 	ErrBusy = errors.New("the vault is in use")
 	// ErrOvertaken says that what a new point needs was removed meanwhile.
@@ -46,6 +48,7 @@ const (
 	leavesKept   = 32  // of up to 600 KiB, mostly of 20
 	innersKept   = 64  // of 20 KiB
 	segmentsKept = 32  // of at most runSize, or ChunkSize
+	othersKept   = 8   // tables of older generations
 )
 
 // Vault is an open vault.
@@ -62,6 +65,7 @@ type Vault struct {
 	leaves   *lru[format.Ref, format.Leaf]
 	inners   *lru[format.Ref, *format.Inner]
 	segments *lru[format.Ref, []byte]
+	others   *lru[format.ID, *table] // of older generations
 }
 
 // Init makes a vault in a store in which there is none. Its master key goes to the recipients;
@@ -122,17 +126,12 @@ type Options struct {
 // Open opens the vault in a store. The error wraps ErrNoVault, ErrNotEncrypted, or format.ErrKey,
 // format.ErrDamaged or format.ErrNewer.
 func Open(ctx context.Context, s store.Store, o Options) (*Vault, error) {
-	raw, err := s.Get(ctx, format.HeaderName, 0, 4096)
-	if errors.Is(err, store.ErrNotExist) {
-		return nil, fmt.Errorf("%w in %v: make one with init, or mount what it lies on: %w", ErrNoVault, s, err)
-	} else if err != nil {
+	h, raw, err := readHeader(ctx, s)
+	if err != nil {
 		return nil, err
 	}
-	v := &Vault{store: s, raw: raw}
+	v := &Vault{store: s, header: h, raw: raw}
 	v.forgetPages()
-	if v.header, err = format.ParseHeader(raw); err != nil {
-		return nil, err
-	}
 	if err := v.unlock(ctx, o.Identities); err != nil {
 		return nil, err
 	}
@@ -152,6 +151,7 @@ func (v *Vault) forgetPages() {
 	v.leaves = newLRU[format.Ref, format.Leaf](leavesKept)
 	v.inners = newLRU[format.Ref, *format.Inner](innersKept)
 	v.segments = newLRU[format.Ref, []byte](segmentsKept)
+	v.others = newLRU[format.ID, *table](othersKept)
 }
 
 // Close ends the use of a vault. Its store stays open.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 
 	"tidemark/extent"
 	format "tidemark/format/vault"
@@ -15,6 +16,8 @@ type VerifyOptions struct {
 	// Data reads all packs, too: each is held against its checksum, and each segment against its
 	// seal, and each chunk against its hash.
 	Data bool
+	// Share is how much of the packs Data reads, as 0.05: others each time. 0 stands for all.
+	Share float64
 	// Damage gets each thing that is wrong.
 	Damage func(Damage)
 }
@@ -33,7 +36,7 @@ type Verified struct {
 	Packs    int   `json:"packs"`    // that points need
 	Bytes    int64 `json:"bytes"`    // of packs that were read
 	Damages  int   `json:"damages"`  // that were told
-	Unneeded int   `json:"unneeded"` // packs
+	Unneeded int   `json:"unneeded"` // packs and generations
 }
 
 // Verify looks whether every point is whole: that its pages can be read, and that each segment they
@@ -41,14 +44,13 @@ type Verified struct {
 // not the cache. It returns errors of the store; what is wrong with the vault is told by
 // VerifyOptions.Damage, and does not end it.
 func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
-	own := *v // with nothing in memory yet
-	own.forgetPages()
-	c := verifier{v: &own, o: o, there: map[format.ID]bool{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{}, good: refSet{}}
-	if err := c.packs(ctx); err != nil {
-		return c.sum, err
-	}
+	c := v.verifier(o)
+	// What a point needs is there before it: the packs are listed after the points.
 	names, err := v.pointNames(ctx, format.ID{})
 	if err != nil {
+		return c.sum, err
+	}
+	if err := c.packs(ctx); err != nil {
 		return c.sum, err
 	}
 	for _, name := range names {
@@ -66,12 +68,22 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 	return c.sum, nil
 }
 
+func (v *Vault) verifier(o VerifyOptions) *verifier {
+	own := *v // with nothing in memory yet
+	own.forgetPages()
+	return &verifier{
+		v: &own, o: o, there: map[format.ID]bool{}, lost: map[format.Ref]string{}, bad: map[format.ID]string{},
+		older: map[format.ID]bool{}, needed: map[format.ID]bool{}, good: refSet{},
+	}
+}
+
 type verifier struct {
 	v      *Vault
 	o      VerifyOptions
 	there  map[format.ID]bool    // packs whose table is sound, and in the index
 	lost   map[format.Ref]string // segments that cannot be read, and why
 	bad    map[format.ID]string  // packs without a table, and why
+	older  map[format.ID]bool    // packs that have more than one generation
 	good   refSet                // pages below which all is well
 	needed map[format.ID]bool
 	sum    Verified
@@ -91,10 +103,14 @@ func ours(err error) bool {
 
 // packs reads the tables of all packs from the store.
 func (c *verifier) packs(ctx context.Context) error {
-	c.needed = map[format.ID]bool{}
 	newest := map[format.ID]known{}
 	err := c.v.listPacks(ctx, format.PacksPrefix, func(k known) error {
-		if old, ok := newest[k.name.ID]; !ok || old.name.Generation < k.name.Generation {
+		old, more := newest[k.name.ID]
+		if more {
+			c.older[k.name.ID] = true
+			c.sum.Unneeded++
+		}
+		if !more || old.name.Generation < k.name.Generation {
 			newest[k.name.ID] = k
 		}
 		return nil
@@ -102,25 +118,42 @@ func (c *verifier) packs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for id, k := range newest {
-		t, err := c.v.readTable(ctx, k)
-		switch {
-		case err != nil && !ours(err):
-			return err
-		case err != nil:
-			c.bad[id] = err.Error()
-			c.damage(Damage{Object: k.name.String(), Reason: err.Error()})
-			continue
-		}
-		c.there[id] = true
-		if err := c.v.index.renew(t); err != nil {
+	for _, k := range newest {
+		if err := c.pack(ctx, k); err != nil {
 			return err
 		}
-		if c.o.Data {
-			if err := c.data(ctx, t); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+// pack reads the table of a pack, and that of a newer generation when it was rewritten meanwhile.
+func (c *verifier) pack(ctx context.Context, k known) error {
+	id := k.name.ID
+	t, err := c.v.readTable(ctx, k)
+	if errors.Is(err, store.ErrNotExist) {
+		all, listing := c.v.generations(ctx, id)
+		if listing != nil {
+			return listing
 		}
+		if len(all) == 0 {
+			return nil // if a point needs it that is told there
+		}
+		t, err = c.v.readTable(ctx, all[0])
+	}
+	switch {
+	case err != nil && !ours(err):
+		return err
+	case err != nil:
+		c.bad[id] = err.Error()
+		c.damage(Damage{Object: k.name.String(), Reason: err.Error()})
+		return nil
+	}
+	c.there[id] = true
+	if err := c.v.index.renew(t); err != nil {
+		return err
+	}
+	if c.o.Data && (c.o.Share == 0 || rand.Float64() < c.o.Share) {
+		return c.data(ctx, t)
 	}
 	return nil
 }
@@ -129,6 +162,9 @@ func (c *verifier) packs(ctx context.Context) error {
 func (c *verifier) data(ctx context.Context, t *table) error {
 	name := t.name.String()
 	b, err := c.v.store.Get(ctx, name, 0, t.size+1)
+	if errors.Is(err, store.ErrNotExist) { // removed or rewritten meanwhile
+		return nil
+	}
 	if err != nil && !ours(err) {
 		return err
 	}
@@ -251,6 +287,13 @@ func (c *verifier) segment(ctx context.Context, ref format.Ref, at, n int64, isP
 		return "", err
 	}
 	s, ok := t.Find(ref.Segment)
+	if !ok && c.older[ref.Pack] {
+		if t, err = c.v.otherTable(ctx, ref, t.known); err != nil && !ours(err) {
+			return "", err
+		} else if err == nil {
+			s, ok = t.Find(ref.Segment)
+		}
+	}
 	switch {
 	case !ok:
 		return "there is no such segment in the pack", nil

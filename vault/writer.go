@@ -65,7 +65,8 @@ type Writer struct {
 	sealed   *Point // by Seal
 	manifest []byte // the object of that
 
-	used sync.Map // format.ID → true: packs that were there before, and that new entries name
+	usedMu sync.Mutex
+	used   refSet // segments that were there before, and that new entries name
 }
 
 // Begin starts a new point. It lets Prune know, and learns which packs there are. The writer must be
@@ -75,7 +76,7 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 		return nil, fmt.Errorf("vault: a point of %d bytes of disk %v", from.Size, from.Disk)
 	}
 	w := &Writer{
-		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{},
+		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{}, used: refSet{},
 		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
 	}
 	if from.Base != nil {
@@ -231,7 +232,9 @@ func (w *Writer) known(h format.Hash, size int64) (ref format.Ref, ok bool, err 
 	if !there || s.Hash != h || s.Plain != size || w.dead[t.name] {
 		return ref, false, nil
 	}
-	w.used.Store(ref.Pack, true)
+	w.usedMu.Lock()
+	w.used.add(ref)
+	w.usedMu.Unlock()
 	return ref, true, nil
 }
 

@@ -16,7 +16,7 @@ func (g *globals) trackOptions() bpf.Options {
 }
 
 // options turns the command line into what package pairs is told.
-func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
+func (f *copyFlags) options(g *globals, bar progress) pairs.Options {
 	o := pairs.Options{
 		StateDir:  g.stateDir,
 		Track:     g.trackOptions(),
@@ -25,7 +25,7 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		Hooks:     view.Hooks{Pre: f.preHook, Post: f.postHook, Limit: f.hookTimeout},
 		MaxFreeze: f.maxFreeze, ForceFreeze: f.forceFreeze,
 		BytesPerSec: int64(f.bwLimit.byteSize),
-		Overwrite:   f.force, Adopt: f.adopt, Whole: f.whole, ForcePart: f.forcePart,
+		Whole:       f.whole, ForcePart: f.forcePart,
 		Progress: shower(bar),
 	}
 	o.Track.BlockSize = int64(f.blockSize)
@@ -33,14 +33,6 @@ func (f *mirrorFlags) options(g *globals, bar progress) pairs.Options {
 		o.Hooks.Said = func(hook, output string) { bar.Note(hook + ": " + output) }
 	}
 	return o
-}
-
-// mirror does one run, or plans it.
-func (f *mirrorFlags) mirror(ctx context.Context, g *globals, list []pairs.Pair, bar progress) ([]transfer.Report, error) {
-	if f.dryRun {
-		return pairs.Plan(ctx, list, f.options(g, bar))
-	}
-	return pairs.Mirror(ctx, list, f.options(g, bar))
 }
 
 // verify compares a mirror with its checksums or with a source.
@@ -76,6 +68,7 @@ func shower(bar progress) func(transfer.Event) {
 			shown = e
 		}
 		if e.Total > 0 {
+			bar.Stored(e.Stored)
 			bar.Done(e.Done)
 		}
 	}

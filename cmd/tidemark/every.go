@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"tidemark/transfer/origin"
-	"tidemark/transfer/pairs"
-	"tidemark/transfer/target"
 )
 
 // repeat calls once at every interval until ctx ends; a call that takes longer
@@ -43,20 +41,16 @@ func repeat(ctx context.Context, interval time.Duration, once func(ctx context.C
 	}
 }
 
-// standing adds to the error of a run that a signal ended what the targets are now.
-func (f *mirrorFlags) standing(ctx context.Context, err error, g *globals, list []pairs.Pair) error {
+// stand adds to the error of a run that a signal ended what the targets are now.
+func (c *copying) stand(ctx context.Context, err error) error {
 	var stopped signalError
-	if err == nil || f.dryRun || !errors.As(context.Cause(ctx), &stopped) {
+	if err == nil || c.f.dryRun || !errors.As(context.Cause(ctx), &stopped) {
 		return err
 	}
-	var lines []string
-	for _, p := range list {
-		if known, failed := target.Status(p.Target, g.stateDir); failed == nil {
-			lines = append(lines, p.Target+": "+completeness(known, false))
-		}
+	if c.standing != nil {
+		err = hinted{err, strings.Join(c.standing(), "; ")}
 	}
-	err = hinted{err, strings.Join(lines, "; ")}
-	if f.asJSON {
+	if c.f.asJSON {
 		err = told{err} // it is no run: all that were begun have their objects
 	}
 	return err

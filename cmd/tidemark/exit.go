@@ -27,6 +27,7 @@ import (
 	"tidemark/format/state"
 	"tidemark/format/sums"
 	"tidemark/format/thin"
+	vaultformat "tidemark/format/vault"
 	"tidemark/linux/blkid"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmera"
@@ -60,6 +61,8 @@ import (
 	"tidemark/transfer/target"
 	"tidemark/transfer/tracking"
 	"tidemark/transfer/transaction"
+	"tidemark/vault"
+	"tidemark/vault/store"
 	"tidemark/view"
 )
 
@@ -196,7 +199,32 @@ type class struct {
 
 // classes lists the errors that the packages export, the most telling first.
 func classes() []class {
-	return slices.Concat(storeClasses(), volumeClasses(), mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
+	return slices.Concat(vaultClasses(), storeClasses(), volumeClasses(), mirrorClasses(), jobClasses(), eraClasses(), machineClasses())
+}
+
+// vaultClasses are those of vaults, and of where they lie.
+func vaultClasses() []class {
+	return []class{
+		{"no-vault", vault.ErrNoVault, exitError, `"tidemark vault init" makes one; mount what it lies on, if that is not there`},
+		{"vault-exists", store.ErrExists, exitRefused, "give another place, or use the vault that is there"},
+		{"vault-key", vaultformat.ErrKey, exitRefused, "give another passphrase, or another key with --identity"},
+		{"vault-open", errOpenVault, exitRefused, "if it never was, --no-encryption uses it; else somebody has put it there"},
+		{"vault-not-encrypted", vault.ErrNotEncrypted, exitRefused, "if it never was, --no-encryption uses it; else somebody has put it there"},
+		{"vault-last-key", vault.ErrLastKey, exitRefused, `add another first with "tidemark vault key add"`},
+		{"vault-passphrase", errPassphrase, exitError, ""},
+		{"no-terminal", errNoTerminal, exitError, "give --passphrase-file, --passphrase-command or --identity"},
+		{"vault-busy", vault.ErrBusy, exitBusy, "wait until it ends"},
+		{"vault-overtaken", vault.ErrOvertaken, exitError, "run the same command again"},
+		{"vault-damages", errDamages, exitDamaged, "what is not named can be restored; the next backup of a disk stores anew what its source still has"},
+		{"no-point", vault.ErrNoPoint, exitError, `"tidemark points" lists them`},
+		{"point-name", vault.ErrPointName, exitUsage, `"tidemark points" lists them`},
+		{"vault-newer", vaultformat.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
+		{"vault-damaged", vaultformat.ErrDamaged, exitDamaged, `"tidemark vault verify" tells what is damaged, and which points`},
+		{"vault-foreign", vaultformat.ErrNotVault, exitDamaged, "give the address of a vault"},
+		{"other-disk", pairs.ErrOtherDisk, exitRefused, "name another disk of the vault with --disk; or this one, where it goes on with what is now another source"},
+		{"disk-name", pairs.ErrDiskName, exitUsage, "name one with --disk"},
+		{"store-lost", store.ErrLost, exitError, "see that the server can be reached, and run the same command again: it uses what is stored already"},
+	}
 }
 
 func jobClasses() []class {

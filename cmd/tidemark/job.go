@@ -204,7 +204,7 @@ func newJobRun(g *globals) *cobra.Command {
 		exits:   append(interruptible(), exitNoConverge, exitRefused, exitBusy, exitDamaged),
 		args:    cobra.ExactArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			c, j, err := g.findJob(args[0])
+			config, j, err := g.findJob(args[0])
 			if err != nil {
 				return err
 			}
@@ -214,11 +214,12 @@ func newJobRun(g *globals) *cobra.Command {
 			}
 			f, list := mirrorOf(j, quiet, showHooks)
 			f.asJSON = asJSON
-			err = g.jobStore().Run(cmd.Context(), c, j, func(ctx context.Context) ([]transfer.Report, error) {
+			c := f.copying(g, list)
+			err = g.jobStore().Run(cmd.Context(), config, j, func(ctx context.Context) ([]transfer.Report, error) {
 				bar := &noting{progress: newProgress(cmd.ErrOrStderr(), quiet || asJSON), notes: []string{}}
-				return f.once(ctx, cmd, g, list, bar, nil)
+				return c.once(ctx, cmd, bar, nil)
 			}, warnTo(cmd))
-			return f.standing(cmd.Context(), err, g, list)
+			return c.stand(cmd.Context(), err)
 		},
 	}.build()
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing when all is well, for cron; errors as always")
@@ -237,14 +238,14 @@ func mirrorOf(j job.Job, quiet, showHooks bool) (*mirrorFlags, []pairs.Pair) {
 	for _, p := range j.Pairs {
 		list = append(list, pairs.Pair{Source: p.Source, Target: p.Target})
 	}
-	return &mirrorFlags{
+	return &mirrorFlags{copyFlags: copyFlags{
 		tracker: choice{value: j.Tracker}, view: choice{value: j.View},
 		maxFreeze: cmp.Or(j.MaxFreeze, transfer.DefaultMaxFreeze),
 		bwLimit:   byteRate{byteSize(j.BytesPerSec)},
 		whole:     j.Whole, forcePart: j.ForcePart,
 		preHook: j.PreHook, postHook: j.PostHook, hookTimeout: j.HookTimeout, showHooks: showHooks,
 		quiet: quiet,
-	}, list
+	}}, list
 }
 
 func newJobLate(g *globals) *cobra.Command {

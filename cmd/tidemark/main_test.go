@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("TIDEMARK_RUN_DIR", env.WorkDir+"/run")
 			env.Setenv("TIDEMARK_STATE_DIR", env.WorkDir+"/state")
+			env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
 			units, err := filepath.Abs("../../dist/systemd")
 			if err != nil {
 				return err

@@ -4,40 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"os/signal"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"tidemark/transfer"
 	"tidemark/transfer/pairs"
-	"tidemark/view"
+	"tidemark/transfer/target"
 )
 
 // mirrorFlags is the command line of "mirror".
 type mirrorFlags struct {
-	pairs       []string // SRC=DST
-	tracker     choice
-	view        choice
-	maxFreeze   time.Duration
-	forceFreeze bool
-	preHook     string
-	postHook    string
-	bwLimit     byteRate // 0 is no limit
-	blockSize   byteSize // 0 chooses
-	dryRun      bool
-	force       bool
-	adopt       bool
-	whole       bool
-	forcePart   bool
-	hookTimeout time.Duration
-	showHooks   bool
-	every       time.Duration // 0 runs once
-	quiet       bool
-	asJSON      bool
+	copyFlags
+	pairs []string // SRC=DST
+	force bool
+	adopt bool
 }
 
 func newMirror(g *globals) *cobra.Command {
@@ -85,54 +65,20 @@ tidemark mirror --every 10m --pair /dev/vdb=/backup/vdb.img --pair /dev/vdc=/bac
 func (f *mirrorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.pairs, "pair", nil, "one `src=dst` of several that are copied at the same instant; instead of SRC and DST. It is split at the first =, where SRC is UUID=, LABEL=, PARTUUID= or PARTLABEL= at the second")
-	addChoice(cmd, &f.tracker, "tracker", "how to find out what changed: auto asks the metadata of a dm-era device or of the pool of thin volumes, uses bpf elsewhere where it can; cow:STORE takes what changed since a live snapshot of SRC was made from its store; scan reads and compares everything", "auto", "bpf", "era", "thin", "cow:STORE", "scan")
-	addChoice(cmd, &f.view, "view", "what stands still: auto takes a snapshot in the pool of thin volumes, else freezes where a filesystem is mounted, and takes the view dm where it can when too much is left for that; offline relies on nobody writing; dm takes a snapshot for the time of the run (see \"tidemark snapshot\"), so that users wait for a moment however much is written", "auto", "freeze", "offline", "thin", "dm")
-	flags.DurationVar(&f.maxFreeze, "max-freeze", transfer.DefaultMaxFreeze, fmt.Sprintf("longest `time` that filesystems may be frozen in one attempt, of which a run makes %d at most", transfer.MaxAttempts))
-	flags.BoolVar(&f.forceFreeze, "force-freeze", false, "freeze for longer than --max-freeze, ten minutes at most, when what is left does not get small enough")
-	flags.StringVar(&f.preHook, "pre-hook", "", "shell `command` to run just before each freeze; nothing is frozen if it fails")
-	flags.StringVar(&f.postHook, "post-hook", "", "shell `command` to run after each thaw, and whenever the pre-hook was started: also when that or the copy failed")
-	flags.DurationVar(&f.hookTimeout, "hook-timeout", view.DefaultHookLimit, "`time` that each hook may take before it is killed with all that it started")
-	flags.BoolVar(&f.showHooks, "show-hooks", false, "show what hooks print, after the thaw; of a hook that fails it is shown anyway")
-	addSize(cmd, &f.bwLimit, "bwlimit", "how much to read each second while SRC is in use, as 100MB; no limit by default")
-	addSize(cmd, &f.blockSize, "block-size", "granularity of a tracking that this run starts, a power of two from 4K on; by default 4K up to a source of 1 TiB, then more")
-	flags.BoolVarP(&f.dryRun, "dry-run", "n", false, "print what would be copied, and write nothing")
+	f.copyFlags.add(cmd)
 	flags.BoolVar(&f.force, "force", false, "overwrite what DST holds: a device with a filesystem, an image with content, the mirror of another source or of a larger one, or one of which what is known is damaged; never a target in use")
 	flags.BoolVar(&f.adopt, "adopt", false, "go on with a DST that is no known mirror of SRC, when a comparison finds that it is mostly the same: an older copy")
 	flags.BoolVar(&f.whole, "whole", false, "copy the other devices that a filesystem on SRC lies on as well, at the same instant: with DST /backup/data.img that of /dev/vdc1 to /backup/data-vdc1.img")
-	flags.BoolVar(&f.forcePart, "force-part", false, "copy SRC although what is on it lies on other devices too, which are not copied: the copy alone may be of no use")
-	flags.DurationVar(&f.every, "every", 0, "repeat at this `interval` until stopped, with one line for each run")
-	flags.BoolVarP(&f.quiet, "quiet", "q", false, "print nothing when all is well, for cron; errors as always")
 	addJSON(cmd, &f.asJSON, "one object a line for each run and pair")
 }
 
 // checkArgs judges what flags alone cannot.
 func (f *mirrorFlags) checkArgs(cmd *cobra.Command, args []string) error {
-	if f.maxFreeze <= 0 {
-		return errors.New("--max-freeze must be above zero")
-	}
-	if f.maxFreeze > pairs.ForcedFreeze {
-		return fmt.Errorf("--max-freeze %v is more than %v, the longest that filesystems are ever frozen", f.maxFreeze, pairs.ForcedFreeze)
-	}
-	if cmd.Flags().Changed("every") && f.every <= 0 {
-		return errors.New("--every must be above zero; without it there is one run")
-	}
 	if f.adopt && f.force {
 		return errors.New("--adopt and --force exclude each other")
 	}
-	if f.hookTimeout <= 0 {
-		return errors.New("--hook-timeout must be above zero")
-	}
-	if f.quiet && (f.asJSON || f.dryRun) {
-		return errors.New("--quiet does not go together with --json or --dry-run")
-	}
-	if f.dryRun && f.every > 0 {
-		return errors.New("--dry-run and --every do not go together")
-	}
-	if f.whole && f.forcePart {
-		return errors.New("--whole and --force-part do not go together")
-	}
-	if b := int64(f.blockSize); b != 0 && (b < 4096 || b&(b-1) != 0) {
-		return fmt.Errorf("--block-size %d is not a power of two from 4096 on", b)
+	if err := f.check(cmd); err != nil {
+		return err
 	}
 	_, err := f.pairsOf(args)
 	return err
@@ -173,120 +119,28 @@ func (f *mirrorFlags) run(cmd *cobra.Command, args []string, g *globals) error {
 	if err != nil {
 		return usageError{err}
 	}
-	defer outliveReaders()()
-	var before []string // was told in the run before
-	once := func(ctx context.Context, next func() time.Time) error {
-		bar := &noting{progress: newProgress(cmd.ErrOrStderr(), f.asJSON || f.quiet), notes: []string{}, before: before}
-		_, err := f.once(ctx, cmd, g, list, bar, next)
-		before = bar.notes
-		return err
-	}
-	if f.every == 0 {
-		err = once(cmd.Context(), nil)
-	} else {
-		err = repeat(cmd.Context(), f.every, once, func(err error, next time.Time) {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s tidemark: %v; trying again at %s\n", stamp(time.Now()), err, stamp(next))
-		})
-	}
-	return f.standing(cmd.Context(), err, g, list)
+	return f.copying(g, list).run(cmd)
 }
 
-// once does one run and tells what it did. It takes next as print does.
-func (f *mirrorFlags) once(ctx context.Context, cmd *cobra.Command, g *globals, list []pairs.Pair, bar *noting, next func() time.Time) ([]transfer.Report, error) {
-	reports, err := f.mirror(ctx, g, list, bar)
-	bar.End()
-	for _, rep := range reports {
-		if hint := rebootHint(rep); hint != "" {
-			bar.Note(hint)
+// copying is what the command line asks for.
+func (f *mirrorFlags) copying(g *globals, list []pairs.Pair) *copying {
+	c := &copying{f: &f.copyFlags, list: list}
+	c.copy = func(ctx context.Context, bar progress) ([]transfer.Report, error) {
+		o := f.options(g, bar)
+		o.Overwrite, o.Adopt = f.force, f.adopt
+		if f.dryRun {
+			return pairs.Plan(ctx, list, o)
 		}
+		return pairs.Mirror(ctx, list, o)
 	}
-	if err != nil && f.quiet {
-		for _, note := range bar.notes { // they may say why
-			fmt.Fprintln(cmd.ErrOrStderr(), note)
-		}
-	}
-	unread := f.print(ctx, cmd.OutOrStdout(), list, reports, bar.notes, err, next)
-	if errors.Is(unread, syscall.EPIPE) {
-		unread = fmt.Errorf("%w: %w", errNoReader, unread)
-	}
-	if err != nil && f.asJSON {
-		err = told{err}
-	}
-	return reports, errors.Join(err, unread)
-}
-
-// errNoReader says that nobody reads what is printed any more.
-var errNoReader = errors.New("nobody reads the output")
-
-// outliveReaders has a write fail whose reader is gone, where it would end the program
-// at once: there may be something to thaw, to finish, and a hook to run. The function
-// that it returns undoes that.
-func outliveReaders() func() {
-	ignored := make(chan os.Signal, 1) // a signal that is notified, and not ignored, is none of the hooks'
-	signal.Notify(ignored, syscall.SIGPIPE)
-	return func() { signal.Stop(ignored) }
-}
-
-// print tells what a run did. A run that failed before it had anything to report
-// still gives programs one object for each pair. What people are told on stderr is
-// in each of them. A run that is to be repeated has next, the time of the one after it.
-func (f *mirrorFlags) print(ctx context.Context, w io.Writer, list []pairs.Pair, reports []transfer.Report, notes []string, failed error, next func() time.Time) error {
-	if !f.asJSON {
-		if failed != nil || f.quiet {
-			return nil
-		}
-		began, end := "", "\n"
-		if next != nil {
-			began, end = stamp(time.Now())+" ", "; next run at "+stamp(next())+"\n"
-		}
-		return printReports(w, reports, began, end)
-	}
-	if len(reports) == 0 && failed != nil {
+	c.standing = func() []string {
+		var lines []string
 		for _, p := range list {
-			reports = append(reports, transfer.Report{Source: p.Source, Target: p.Target, Outcome: failed.Error()})
-		}
-	}
-	for _, rep := range reports {
-		rep.Notes = notes
-		if rep.Code = rep.Outcome; failed != nil && rep.Outcome != "ok" {
-			rep.Code = classify(ctx, failed).name
-		}
-		if err := printJSON(w, rep); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// printReports prints a line for each pair, between began and end.
-func printReports(w io.Writer, reports []transfer.Report, began, end string) error {
-	for _, rep := range reports {
-		if rep.Outcome == transfer.Planned {
-			if err := printPlan(w, rep); err != nil {
-				return err
+			if known, failed := target.Status(p.Target, g.stateDir); failed == nil {
+				lines = append(lines, p.Target+": "+completeness(known, false))
 			}
-			continue
 		}
-		passes := "" // they are why more is read than there is, or than changed
-		if rep.Read > rep.Changed && rep.Passes > 1 {
-			passes = fmt.Sprintf(" in %d passes", rep.Passes)
-		}
-		_, err := fmt.Fprintf(w, "%s%s -> %s: %s (%s, %s): read %s%s, wrote %s in %v, frozen for %v%s",
-			began, rep.Source, rep.Target, rep.Mode, rep.Tracker, rep.View,
-			size(rep.Read), passes, size(rep.Written), rep.Took.Round(time.Millisecond), rep.Frozen.Round(100*time.Microsecond), end)
-		if err != nil {
-			return err
-		}
+		return lines
 	}
-	return nil
-}
-
-func printPlan(w io.Writer, rep transfer.Report) error {
-	why := ""
-	if rep.MarkLost != "" {
-		why = ": " + rep.MarkLost
-	}
-	_, err := fmt.Fprintf(w, "%s -> %s: would read %s (%s, %s, %s%s)\n",
-		rep.Source, rep.Target, size(rep.Read), rep.Mode, rep.Tracker, rep.View, why)
-	return err
+	return c
 }

@@ -28,6 +28,8 @@ type progress interface {
 	Begin(phase string, total int64)
 	// Done says how many bytes of the phase are done.
 	Done(n int64)
+	// Stored says how many bytes a vault has stored for the run. The next Done shows it.
+	Stored(n int64)
 	// End ends the phase.
 	End()
 }
@@ -49,6 +51,7 @@ type silent struct{}
 func (silent) Note(string)         {}
 func (silent) Begin(string, int64) {}
 func (silent) Done(int64)          {}
+func (silent) Stored(int64)        {}
 func (silent) End()                {}
 
 // noting is a progress that remembers what it was told, and does not show again what the
@@ -67,8 +70,9 @@ func (n *noting) Note(text string) {
 
 // bars draws a bar with rate and time left.
 type bars struct {
-	w   io.Writer
-	bar *progressbar.ProgressBar
+	w     io.Writer
+	bar   *progressbar.ProgressBar
+	phase string
 }
 
 func (d *bars) Note(text string) {
@@ -80,6 +84,7 @@ func (d *bars) Note(text string) {
 
 func (d *bars) Begin(phase string, total int64) {
 	d.End()
+	d.phase = phase
 	d.bar = progressbar.NewOptions64(total,
 		progressbar.OptionSetWriter(d.w),
 		progressbar.OptionSetDescription(fmt.Sprintf("%-10s", phase)),
@@ -92,6 +97,12 @@ func (d *bars) Begin(phase string, total int64) {
 		progressbar.OptionUseANSICodes(true), // clears all of the line, and the ^C that the terminal has put behind the bar
 		progressbar.OptionSetWidth(20),
 	)
+}
+
+func (d *bars) Stored(n int64) {
+	if d.bar != nil && n > 0 {
+		d.bar.Describe(fmt.Sprintf("%-10s (%s stored)", d.phase, size(n)))
+	}
 }
 
 func (d *bars) Done(n int64) {
@@ -113,6 +124,7 @@ type lines struct {
 	now           func() time.Time
 	phase         string
 	done, total   int64
+	stored        int64
 	started, last time.Time
 }
 
@@ -124,6 +136,8 @@ func (d *lines) Begin(phase string, total int64) {
 	d.started = d.now()
 	d.last = d.started
 }
+
+func (d *lines) Stored(n int64) { d.stored = n }
 
 func (d *lines) Done(n int64) {
 	d.done = n
@@ -147,7 +161,11 @@ func (d *lines) print(now time.Time) {
 	if d.total >= 0 {
 		of = " of " + size(d.total)
 	}
-	fmt.Fprintf(d.w, "%s: %s%s, %s/s\n", d.phase, size(d.done), of, size(rate))
+	stored := ""
+	if d.stored > 0 {
+		stored = ", " + size(d.stored) + " stored"
+	}
+	fmt.Fprintf(d.w, "%s: %s%s, %s/s%s\n", d.phase, size(d.done), of, size(rate), stored)
 }
 
 // size writes a number of bytes for people.

@@ -153,7 +153,7 @@ func (f *statusFlags) judge(w io.Writer, all []status.Seen, g *globals) error {
 	case len(all) == 0:
 		return hinted{fmt.Errorf("status: none is known in %s: %w", g.stateDir, errStale), "is the state folder the right one?"}
 	case bad == 0:
-		lines = append(lines, fmt.Sprintf("mirrors: %d, all complete; the oldest copy is of %s ago", len(all), age(oldest)))
+		lines = append(lines, fmt.Sprintf("mirrors: %d, all complete; the oldest copy is of %s ago", len(all), ago(oldest)))
 	}
 	if !f.asJSON {
 		if _, err := fmt.Fprintln(w, strings.Join(lines, "\n")); err != nil {
@@ -178,7 +178,7 @@ func (f *statusFlags) problems(m status.Seen) (why []string) {
 		why = append(why, string(m.Condition)+": "+m.Why)
 	}
 	if old := time.Since(m.Time); !m.Time.IsZero() && old > f.maxAge {
-		why = append(why, fmt.Sprintf("too old: a copy of %s, %s ago", stamp(m.Time), age(old)))
+		why = append(why, fmt.Sprintf("too old: a copy of %s, %s ago", stamp(m.Time), ago(old)))
 	}
 	return why
 }
@@ -226,7 +226,7 @@ func printOverview(w io.Writer, all []status.Seen) error {
 	for _, m := range all {
 		old, last := "-", "-"
 		if !m.Time.IsZero() {
-			old = age(time.Since(m.Time))
+			old = ago(time.Since(m.Time))
 		}
 		if n := len(m.Runs); n > 0 {
 			last = brief(m.Runs[n-1].Outcome)
@@ -286,7 +286,7 @@ func printMirror(w io.Writer, m status.Seen) error {
 	fmt.Fprintf(table, "  size\t%s, in blocks of %s\n", size(m.Size), size(m.BlockSize))
 	fmt.Fprintf(table, "  mark\t%s\n", markText(m))
 	if !m.Verified.IsZero() {
-		fmt.Fprintf(table, "  verified\t%s, %s ago\n", stamp(m.Verified), age(time.Since(m.Verified)))
+		fmt.Fprintf(table, "  verified\t%s, %s ago\n", stamp(m.Verified), ago(time.Since(m.Verified)))
 	}
 	if err := table.Flush(); err != nil || len(m.Runs) == 0 {
 		return err
@@ -345,8 +345,8 @@ const runFormat = time.DateTime + ".000 MST"
 // stamp writes a time for people, with its zone.
 func stamp(t time.Time) string { return words.Time(t) }
 
-// age says how long something is ago.
-func age(d time.Duration) string {
+// ago says how long something is ago.
+func ago(d time.Duration) string {
 	switch {
 	case d < time.Minute:
 		return fmt.Sprintf("%d s", int(d.Seconds()))

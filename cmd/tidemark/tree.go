@@ -158,6 +158,9 @@ func environment() [][2]string {
 		{envStateDir, "Like --state-dir, which goes before."},
 		{envConfig, "Like --config of \"tidemark job\", which goes before."},
 		{envBPFFS, "Where bpffs is or shall be mounted; /sys/fs/bpf by default."},
+		{envVault, "The vault of a command that is given none."},
+		{envPassphrase, "The passphrase of the vault, where the command line names none. Other programs of the user may see it: --passphrase-file is better."},
+		{envCache, "The folder in which a folder tidemark has what is known of vaults and can be made again; by default /var/cache for root, else ~/.cache."},
 	}
 }
 
@@ -175,7 +178,7 @@ tidemark doctor
 tidemark mirror /dev/vdb1 /backup/vdb1.img
 tidemark status /backup/vdb1.img`,
 	}.build(
-		newMirror(g), newRestore(g), newMount(g), newUmount(), newVerify(g), newStatus(g), newRecover(g), newJob(g), newTrack(g), newEra(g), newThin(g), newSnapshot(g), newSnapstore(g), newDatto(g), newCBT(), newAdopt(), newBoot(g), newDoctor(g), newVersion(), newMan(),
+		newMirror(g), newBackup(g), newPoints(), newDiff(), newForget(), newRestore(g), newMount(g), newUmount(), newVerify(g), newStatus(g), newRecover(g), newJob(g), newTrack(g), newEra(g), newThin(g), newSnapshot(g), newSnapstore(g), newVault(), newDatto(g), newCBT(), newAdopt(), newBoot(g), newDoctor(g), newVersion(), newMan(),
 	)
 	flags := root.PersistentFlags()
 	flags.StringVar(&g.runDir, "run-dir", bpf.DefaultRunDir, "`folder` for the state of tracking, emptied by a reboot")

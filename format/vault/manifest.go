@@ -37,6 +37,9 @@ type Point struct {
 	Tags    []string `json:"tags"`    // sorted, each once
 }
 
+// MaxLease is how long a lease lasts at most, unless it is renewed.
+const MaxLease = 24 * time.Hour
+
 // Lease says that somebody is at work in a vault.
 type Lease struct {
 	Work    string        `json:"work"` // what is being done
@@ -87,7 +90,7 @@ func (p Point) check() error {
 }
 
 func (l Lease) check() error {
-	if l.Lasts <= 0 || l.Process < 0 || l.Begun.Location() != time.UTC {
+	if l.Lasts <= 0 || l.Lasts > MaxLease || l.Process < 0 || l.Begun.Location() != time.UTC {
 		return fmt.Errorf("%w: a lease of %v by process %d", ErrDamaged, l.Lasts, l.Process)
 	}
 	return texts(l.Work, l.Host)

@@ -17,6 +17,8 @@ const (
 	PacksPrefix  = "packs/"
 	DeadPrefix   = "dead/"
 	LeasesPrefix = "leases/"
+	LostPrefix   = "lost/"
+	AsidePrefix  = "aside/"
 )
 
 const timeForm = "20060102T150405Z"
@@ -40,6 +42,9 @@ type PointName struct {
 func (p PointName) String() string {
 	return PointsPrefix + p.Disk.String() + "/" + p.Time.UTC().Format(timeForm) + "-" + p.ID.String()
 }
+
+// Lost returns the name of the object that says that the point lost something.
+func (p PointName) Lost() string { return LostPrefix + strings.TrimPrefix(p.String(), PointsPrefix) }
 
 // ParsePointName reads the name of a point.
 func ParsePointName(name string) (p PointName, err error) {

@@ -237,20 +237,24 @@ func CheckPack(b []byte) (PackName, error) {
 	return f.name, nil
 }
 
-// Rewrite returns the next generation of a pack, b, of which t is the table: without the
-// segments that keep does not want. It must want at least one. The bytes are not looked at:
-// CheckPack does that.
-func (k *Keys) Rewrite(t *Table, b []byte, keep func(number uint32) bool) *Pack {
-	p := k.begin(PackName{ID: t.Name.ID, Generation: t.Name.Generation + 1}, nil)
-	for _, s := range t.Segments {
-		if keep(s.Number) {
-			old := s.Place
-			s.Place = int64(len(p.b))
-			p.b = append(p.b, b[old:old+s.Stored]...)
-			p.table = append(p.table, s)
-		}
+// NextGeneration begins another generation of a pack, which Keep fills.
+func (k *Keys) NextGeneration(name PackName) *Pack { return k.begin(name, nil) }
+
+// Keep takes over a segment of an earlier generation, of which the table says s, in the order of their
+// numbers. The stored bytes are not looked at: an Opener does that.
+func (p *Pack) Keep(s Segment, stored []byte) {
+	s.Place = int64(len(p.b))
+	p.b = append(p.b, stored...)
+	p.table = append(p.table, s)
+}
+
+// GenerationSize returns how many bytes a pack of these segments has.
+func GenerationSize(all []Segment) int64 {
+	size := int64(packHead + tagSize + packEnd)
+	for _, s := range all {
+		size += s.Stored + entrySize
 	}
-	return p
+	return size
 }
 
 // sized is bytes as an io.ReaderAt.

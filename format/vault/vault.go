@@ -20,6 +20,8 @@
 //	packs/XX/PACK.GEN    stored bytes, and a table of them; XX is the start of PACK
 //	dead/PACK.GEN        sealed, empty: the pack is not needed
 //	leases/ID            sealed: somebody is at work
+//	lost/DISK/TIME-ID    sealed, empty: repair found that this point cannot be read whole
+//	aside/NAME           what repair took from NAME, as it was: nobody reads it
 //
 // DISK, PACK and ID are 16 random bytes as 32 hex digits, GEN is a number without leading
 // zeros, and TIME is as 20261127T100000Z, in UTC. Hex digits are of lower case. All
@@ -71,7 +73,7 @@
 // since their key seals once: its salt is random. So no nonce can repeat however large a
 // vault grows, also when two processes write a generation of one pack.
 //
-// # Sealed objects: disks, points, leases, dead
+// # Sealed objects: disks, points, leases, dead, lost
 //
 //	off  size
 //	  0     8  magic "TMSEALED"
@@ -83,7 +85,7 @@
 //
 // The name is in the key, so that no object stands in for another. The content of disks,
 // points and leases is JSON: the fields of Disk, Point and Lease in their order, without
-// white space, as Go's encoding/json writes them. That of dead is empty.
+// white space, as Go's encoding/json writes them. That of dead and lost is empty.
 //
 // # Packs
 //
@@ -103,7 +105,8 @@
 //
 // A pack has at most 64 MiB. What is in no segment was left out when a new generation was
 // written: segments keep their number and their bytes, so that what refers to them need not
-// change. An entry of the table:
+// change. Where several generations are there the newest counts; a segment that it does not have is
+// taken from an older one that does. An entry of the table:
 //
 //	off  size
 //	  0     4  number of the segment, above that of the entry before, below 262144

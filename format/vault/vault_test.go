@@ -183,11 +183,21 @@ func TestANewGenerationKeepsNumbersAndBytes(t *testing.T) {
 	p, plains := testPack(c, k)
 	b := slices.Clone(p.End(testSalt))
 	old := readPack(t, k, b, p.Name())
-	p = k.Rewrite(old, b, func(n uint32) bool { return n != 1 })
+	p = k.NextGeneration(PackName{testID, 1})
+	var kept []Segment
+	for _, s := range old.Segments {
+		if s.Number != 1 {
+			p.Keep(s, b[s.Place:s.Place+s.Stored])
+			kept = append(kept, s)
+		}
+	}
 	if want := (PackName{testID, 1}); p.Name() != want {
 		t.Fatalf("%v, want %v", p.Name(), want)
 	}
 	b = p.End(Salt{1})
+	if size := GenerationSize(kept); size != int64(len(b)) {
+		t.Errorf("%d bytes, %d were foretold", len(b), size)
+	}
 	table := readPack(t, k, b, p.Name())
 	if _, ok := table.Find(1); ok || len(table.Segments) != 2 {
 		t.Fatalf("%+v", table.Segments)

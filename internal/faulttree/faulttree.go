@@ -72,7 +72,11 @@ func (w *World) Calm() { w.cutAt, w.failAt = -1, -1 }
 func (w *World) IsOff() bool { return w.off }
 
 // Pass lets time pass.
-func (w *World) Pass(d time.Duration) { w.clock = w.clock.Add(d) }
+func (w *World) Pass(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clock = w.clock.Add(d)
+}
 
 // Spoil flips a bit of a file.
 func (w *World) Spoil(name string, bit int) {

@@ -6,7 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"tidemark/linux/atomicfile"
@@ -61,6 +63,69 @@ func TestAFailedWriteLeavesTheOldFileAndNothingElse(t *testing.T) {
 	}
 	if names, err := os.ReadDir(dir); err != nil || len(names) != 1 {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// What a killed writer leaves is a file that nobody has locked.
+func TestTheNextWriterRemovesWhatAKilledOneLeft(t *testing.T) {
+	dir := t.TempDir()
+	left, theirs := filepath.Join(dir, ".tmp-tidemark-KILLED"), filepath.Join(dir, ".tmp-theirs")
+	leave := func() {
+		for _, path := range []string{left, theirs} {
+			if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	names := func() (all []string) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			all = append(all, e.Name())
+		}
+		return all
+	}
+	leave()
+	// The file of a writer that lives stays, whoever writes or sweeps meanwhile.
+	err := atomicfile.Write(filepath.Join(dir, "outer"), atomicfile.Options{}, func(*os.File) error {
+		leave()
+		return errors.Join(atomicfile.WriteJSON(filepath.Join(dir, "inner"), atomicfile.Options{}, 1), atomicfile.Sweep(dir))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if got := names(); !slices.Equal(got, []string{".tmp-theirs", "inner", "outer"}) {
+		t.Errorf("after a write: %q", got)
+	}
+	leave()
+	if err := atomicfile.Sweep(dir); err != nil {
+		t.Error(err)
+	}
+	if got := names(); !slices.Equal(got, []string{".tmp-theirs", "inner", "outer"}) {
+		t.Errorf("after a sweep: %q", got)
+	}
+	if err := atomicfile.Sweep(filepath.Join(dir, "missing")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWritersDoNotSweepEachOther(t *testing.T) {
+	dir := t.TempDir()
+	var all sync.WaitGroup
+	for i := range 4 {
+		all.Go(func() {
+			for n := range 200 {
+				if err := atomicfile.WriteJSON(filepath.Join(dir, fmt.Sprint(i)), atomicfile.Options{}, n); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
+		t.Errorf("%v, %v", entries, err)
 	}
 }
 

@@ -36,6 +36,7 @@ type Sink struct {
 	disk   vault.Disk
 	o      Options
 	newest *vault.Point // nil where the disk has none
+	w      *vault.Writer // since Begin
 	made   vault.Point
 }
 
@@ -51,11 +52,22 @@ func Open(ctx context.Context, v *vault.Vault, d vault.Disk, o Options) (*Sink, 
 // Made returns the point that was published, the zero value while there is none.
 func (s *Sink) Made() vault.Point { return s.made }
 
+// Stored returns how many bytes of packs the vault has got for the point so far.
+func (s *Sink) Stored() int64 {
+	if s.w == nil {
+		return 0
+	}
+	return s.w.Stored()
+}
+
 // Have implements transfer.Sink.
-func (s *Sink) Have() transfer.Have {
+func (s *Sink) Have() transfer.Have { return Have(s.newest) }
+
+// Have is what there is of a disk whose newest point that is; nil: it has none.
+func Have(newest *vault.Point) transfer.Have {
 	h := transfer.Have{Block: blockSize}
-	if s.newest != nil {
-		h.Size, h.Mark, h.Complete = s.newest.Size, track.Mark(s.newest.Mark), true
+	if newest != nil {
+		h.Size, h.Mark, h.Complete = newest.Size, track.Mark(newest.Mark), true
 	}
 	return h
 }
@@ -66,6 +78,7 @@ func (s *Sink) Begin(ctx context.Context, size int64, _ func(transfer.Event)) (t
 	if err != nil {
 		return nil, extent.Set{}, fmt.Errorf("backup: %s: %w", s.disk.Name, err)
 	}
+	s.w = w
 	return &txn{s: s, w: w}, extent.Set{}, nil
 }
 

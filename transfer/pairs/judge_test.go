@@ -68,7 +68,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 				if c.prepare != nil {
 					c.prepare(goal)
 				}
-				err := goal.judge(src, Options{Overwrite: overwrite})
+				err := goal.decide(src, Options{Overwrite: overwrite})
 				if c.refused != nil && !overwrite {
 					if !errors.Is(err, c.refused) {
 						t.Errorf("%v, want %v", err, c.refused)
@@ -82,7 +82,7 @@ func TestATargetIsJudgedByWhatIsKnownOfIt(t *testing.T) {
 		})
 	}
 	device := &goal{Target: &target.Target{Path: "/target", Exists: true, Device: true, Size: judged - 512}, stateErr: target.ErrNoMirror}
-	if err := device.judge(src, Options{Overwrite: true}); !errors.Is(err, target.ErrTooSmall) {
+	if err := device.decide(src, Options{Overwrite: true}); !errors.Is(err, target.ErrTooSmall) {
 		t.Errorf("a device that is too small: %v", err)
 	}
 }
@@ -101,7 +101,7 @@ func TestATargetIsJudgedAgainOnceItIsLocked(t *testing.T) {
 	if _, err := late.look(t.Context(), pair); err != nil {
 		t.Fatal(err)
 	}
-	if is := late.ends[0].target.is; is != fresh {
+	if is := late.ends[0].to.(*goal).is; is != fresh {
 		t.Fatalf("it is %d", is)
 	}
 	if _, err := Mirror(t.Context(), pair, late.o); err != nil {
@@ -111,8 +111,8 @@ func TestATargetIsJudgedAgainOnceItIsLocked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if have := ready.Sink.Have(); !have.Complete || late.ends[0].target.is != ours {
-		t.Errorf("it is %d, with %+v", late.ends[0].target.is, have)
+	if have := ready.Sink.Have(); !have.Complete || late.ends[0].to.(*goal).is != ours {
+		t.Errorf("it is %d, with %+v", late.ends[0].to.(*goal).is, have)
 	}
 }
 

@@ -1,7 +1,7 @@
-// Package pairs makes mirrors of sources that are named by path.
+// Package pairs makes mirrors of sources that are named by path, and points of them in a vault.
 //
-// For most uses, call [Mirror] with the path of a source and that of a target. [Plan] tells
-// what it would do, and [Recover] brings to an end what a crash left, without the source.
+// For most uses, call [Mirror] with the path of a source and that of a target, or [Backup] with an
+// open vault. [Plan] and [PlanBackup] tell what they would do, and [Recover] brings to an end what a crash left, without the source.
 //
 // The package owns everything around package transfer that takes a path: it opens sources
 // and targets, judges what a target is to its source, chooses tracker and view, and refuses
@@ -16,7 +16,6 @@ package pairs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -85,51 +84,14 @@ func (o Options) note(format string, args ...any) {
 // Mirror brings the targets of all pairs to one instant of their sources. There
 // is a report for each pair unless the run failed before it began. ErrPart after reports
 // with the outcome "ok" says that a device was added to a source's filesystem meanwhile.
-func Mirror(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Report, err error) {
-	s := newSession(o, false)
-	defer func() { err = s.end(err, func(text string) { s.o.note("%s", text) }) }()
-	provider, err := s.look(ctx, pairs)
-	if err != nil {
-		return nil, err
-	}
-	var ready []*transfer.Pair
-	for _, e := range s.ends {
-		p, err := s.open(ctx, e)
-		if err != nil {
-			return nil, err
-		}
-		ready = append(ready, p)
-	}
-	s.publish()
-	reports, err = transfer.Run(ctx, ready, transfer.Options{
-		View: provider, Apart: s.apart, MaxFreeze: s.o.MaxFreeze, ForceFreeze: s.o.ForceFreeze,
-		Limit: transfer.NewLimiter(o.BytesPerSec), Progress: s.o.Progress, Frozen: s.choose.Frozen,
-	})
-	if err == nil {
-		s.release(ctx)
-		err = s.stillWhole()
-	}
-	return reports, err
+func Mirror(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, error) {
+	return newSession(o, false).run(ctx, pairs)
 }
 
 // Plan decides as Mirror does and tells what that would read, without starting,
 // making or writing anything.
-func Plan(ctx context.Context, pairs []Pair, o Options) (reports []transfer.Report, err error) {
-	s := newSession(o, true)
-	defer func() { err = errors.Join(err, s.close()) }()
-	provider, err := s.look(ctx, pairs)
-	if err != nil {
-		return nil, err
-	}
-	var planned []*transfer.Pair
-	for _, e := range s.ends {
-		p, err := s.plan(ctx, e)
-		if err != nil {
-			return nil, err
-		}
-		planned = append(planned, p)
-	}
-	return transfer.Plan(ctx, planned, provider)
+func Plan(ctx context.Context, pairs []Pair, o Options) ([]transfer.Report, error) {
+	return newSession(o, true).foretell(ctx, pairs)
 }
 
 // ParsePair takes SRC=DST apart, at the first "=" that does not belong to a tag: the second

@@ -11,11 +11,11 @@ import (
 	"tidemark/words"
 )
 
-// judge finds out what a target is to its source, and refuses (target.ErrRefused) what must
+// decide finds out what a target is to its source, and refuses (target.ErrRefused) what must
 // not be lost. With Overwrite nothing is refused that this target holds, but only what
 // does not fit; with Adopt what is mostly the same as the source is not. The error is one
 // of package state's when what is known of the target cannot be read.
-func (t *goal) judge(src *block.Device, o Options) error {
+func (t *goal) decide(src *block.Device, o Options) error {
 	if err := t.RefuseNoDevice(); err != nil {
 		return err
 	}

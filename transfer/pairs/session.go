@@ -8,12 +8,10 @@ import (
 
 	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/state"
 	"tidemark/snapshot"
 	"tidemark/track"
 	"tidemark/track/thin"
 	"tidemark/transfer"
-	"tidemark/transfer/mirror"
 	"tidemark/transfer/names"
 	"tidemark/transfer/origin"
 	"tidemark/transfer/restore"
@@ -26,7 +24,9 @@ import (
 // session is all that is open during one call.
 type session struct {
 	o       Options
-	dry     bool // nothing is started, made or written
+	dry     bool   // nothing is started, made or written
+	vault   *Vault // that gets points; nil: targets are mirrors
+	instant string // common to the points of a run
 	ends    []*ends
 	waiting []string // sources that have to be settled first
 	choose  tracking.Chooser
@@ -35,11 +35,37 @@ type session struct {
 	closers []func() error // to be called in reverse
 }
 
-// ends are the source and the target of one pair.
+// ends are the source of one pair, and what it is copied to.
 type ends struct {
 	source    *block.Device
 	untracked string // why its changes are not tracked, "" where they are
-	target    *goal
+	to        receiver
+}
+
+// receiver is what a source is copied to in one run: a mirror, or a disk of a vault.
+type receiver interface {
+	// id is another one for each receiver of a run.
+	id() string
+	name() string
+	// owner is under which a tracker keeps the mark of the copy.
+	owner() string
+	// mark is that of the copy that is there, "" where there is none.
+	mark() track.Mark
+	// judge finds out what there is, and refuses what must not be written to. It writes
+	// nothing.
+	judge(s *session, src *block.Device, sources []*block.Device) error
+	// place refuses what cannot be written to while the sources stand still, and whose every
+	// copy would change what it copies.
+	place(sources []*block.Device, o Options) error
+	// freezes reports whether some of it cannot be written to while the sources stand still.
+	freezes() bool
+	// open makes what is missing, and returns the sink.
+	open(ctx context.Context, src *block.Device, granularity int64, o Options) (transfer.Sink, error)
+	// foretell tells what a run would do, and what open would find. It only reads.
+	foretell(src *block.Device, granularity int64, o Options) (transfer.Have, error)
+	// undo takes back what a run that failed has made.
+	undo() error
+	close() error
 }
 
 func newSession(o Options, dry bool) *session {
@@ -49,6 +75,54 @@ func newSession(o Options, dry bool) *session {
 		Note: func(format string, args ...any) { s.o.note(format, args...) },
 	}
 	return s
+}
+
+// run copies, and returns a report for each pair unless it failed before it began.
+func (s *session) run(ctx context.Context, pairs []Pair) (reports []transfer.Report, err error) {
+	defer func() { err = s.end(err, func(text string) { s.o.note("%s", text) }) }()
+	provider, err := s.look(ctx, pairs)
+	if err != nil {
+		return nil, err
+	}
+	var ready []*transfer.Pair
+	for _, e := range s.ends {
+		p, err := s.open(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		ready = append(ready, p)
+	}
+	s.publish()
+	reports, err = transfer.Run(ctx, ready, transfer.Options{
+		View: provider, Apart: s.apart, MaxFreeze: s.o.MaxFreeze, ForceFreeze: s.o.ForceFreeze,
+		Limit: transfer.NewLimiter(s.o.BytesPerSec), Progress: s.o.Progress, Frozen: s.choose.Frozen,
+	})
+	s.points(reports)
+	if err == nil {
+		s.release(ctx)
+		err = s.stillWhole()
+	}
+	return reports, err
+}
+
+// foretell decides as run does, and tells what that would read.
+func (s *session) foretell(ctx context.Context, pairs []Pair) (reports []transfer.Report, err error) {
+	defer func() { err = errors.Join(err, s.close()) }()
+	provider, err := s.look(ctx, pairs)
+	if err != nil {
+		return nil, err
+	}
+	var planned []*transfer.Pair
+	for _, e := range s.ends {
+		p, err := s.plan(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		planned = append(planned, p)
+	}
+	reports, err = transfer.Plan(ctx, planned, provider)
+	s.points(reports)
+	return reports, err
 }
 
 func (s *session) later(f func() error) { s.closers = append(s.closers, f) }
@@ -68,7 +142,7 @@ func (s *session) end(err error, tell func(string)) error {
 	var undone error
 	if err != nil {
 		for _, e := range s.ends {
-			undone = errors.Join(undone, e.target.undo())
+			undone = errors.Join(undone, e.to.undo())
 		}
 	}
 	closeErr := errors.Join(undone, s.close())
@@ -119,27 +193,38 @@ func (s *session) find(ctx context.Context, pairs []Pair) (err error) {
 		return err
 	}
 	for i, p := range pairs {
-		path, err := names.Noted(ctx, p.Target, s.o.note)
+		to, err := s.receiver(ctx, p, sources[i])
 		if err != nil {
 			return err
 		}
-		found, err := target.Find(path, s.o.StateDir)
-		if err != nil {
-			return fmt.Errorf("target: %w", err)
-		}
-		t := &goal{Target: found}
-		s.later(t.close)
+		s.later(to.close)
 		for _, other := range s.ends {
-			if other.target.Folder == t.Folder {
-				return fmt.Errorf("target: %s: %w: it is the target of two pairs", p.Target, target.ErrRefused)
+			if other.to.id() == to.id() {
+				return fmt.Errorf("target: %s: %w: it is the target of two pairs", to.name(), target.ErrRefused)
 			}
 		}
-		s.ends = append(s.ends, &ends{source: sources[i], target: t})
-		if err := s.judge(s.ends[i], sources); err != nil {
+		s.ends = append(s.ends, &ends{source: sources[i], to: to})
+		if err := to.judge(s, sources[i], sources); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// receiver finds what a source is copied to.
+func (s *session) receiver(ctx context.Context, p Pair, src *block.Device) (receiver, error) {
+	if s.vault != nil {
+		return s.disk(ctx, p.Target, src)
+	}
+	path, err := names.Noted(ctx, p.Target, s.o.note)
+	if err != nil {
+		return nil, err
+	}
+	found, err := target.Find(path, s.o.StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	return &goal{Target: found}, nil
 }
 
 // source opens the source of that name. It is refused when it is no copy of anything, and
@@ -169,30 +254,6 @@ func (s *session) source(ctx context.Context, name string) (*block.Device, error
 	return src, nil
 }
 
-// judge refuses a target that must not be written to, and otherwise finds out what it
-// is to its source.
-func (s *session) judge(e *ends, sources []*block.Device) error {
-	t := e.target
-	if err := t.RefuseUsed(sources...); err != nil {
-		return err
-	}
-	if !s.dry {
-		if err := t.Lock(false); err != nil {
-			return err
-		}
-	}
-	if err := t.RefuseOpeners(); err != nil {
-		return err
-	}
-	if !s.dry {
-		return t.rejudge(e.source, s.o)
-	}
-	if err := t.read(e.source); err != nil {
-		return err
-	}
-	return t.judge(e.source, s.o)
-}
-
 // view chooses what makes the sources stand still, and finds out which targets
 // cannot be written to meanwhile.
 func (s *session) view(ctx context.Context) (view.Provider, error) {
@@ -209,7 +270,7 @@ func (s *session) view(ctx context.Context) (view.Provider, error) {
 		return provider, nil
 	}
 	for _, e := range s.ends {
-		if err := e.target.place(sources, s.o); err != nil {
+		if err := e.to.place(sources, s.o); err != nil {
 			return nil, err
 		}
 	}
@@ -221,8 +282,8 @@ func (s *session) provider(ctx context.Context, sources []*block.Device) (_ view
 	var volumes []thin.Source
 	var stored []track.Mark
 	for _, e := range s.ends {
-		volumes = append(volumes, thin.Source{Device: e.source, Owner: e.target.Owner()})
-		stored = append(stored, track.Mark(e.target.state.Mark))
+		volumes = append(volumes, thin.Source{Device: e.source, Owner: e.to.owner()})
+		stored = append(stored, e.to.mark())
 	}
 	if s.thin, err = s.choose.Thin(ctx, volumes, stored, s.o.View, s.o.Hooks); err != nil {
 		return nil, "", err
@@ -252,7 +313,7 @@ func (s *session) provider(ctx context.Context, sources []*block.Device) (_ view
 func (s *session) release(ctx context.Context) {
 	for _, e := range s.ends {
 		if s.thin == nil {
-			s.choose.ReleaseThin(ctx, e.target.Owner())
+			s.choose.ReleaseThin(ctx, e.to.owner())
 		}
 	}
 }
@@ -262,7 +323,7 @@ func (s *session) tracker(ctx context.Context, e *ends) (t track.Tracker, err er
 	if s.thin != nil {
 		return s.thin.Tracker(slices.Index(s.ends, e)), nil
 	}
-	t, e.untracked, err = s.choose.Open(ctx, e.source, track.Mark(e.target.state.Mark))
+	t, e.untracked, err = s.choose.Open(ctx, e.source, e.to.mark())
 	if err == nil {
 		s.later(t.Close)
 	}
@@ -275,20 +336,17 @@ func (s *session) open(ctx context.Context, e *ends) (*transfer.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	sink, err := e.target.open(e.source, tracker.Granularity(), s.o)
+	sink, err := e.to.open(ctx, e.source, tracker.Granularity(), s.o)
 	if err != nil {
 		return nil, err
-	}
-	if err := e.target.Register(); err != nil {
-		s.o.note("%s: \"tidemark status\" will not list it: %v", e.target.Path, err)
 	}
 	return e.pair(tracker, sink), nil
 }
 
 func (e *ends) pair(tracker track.Tracker, sink transfer.Sink) *transfer.Pair {
 	return &transfer.Pair{
-		Name: e.source.Path(), Target: e.target.Name, Source: e.source, Tracker: tracker, Sink: sink, Untracked: e.untracked,
-		Owner: e.target.Owner(), Freezes: e.target.freezes,
+		Name: e.source.Path(), Target: e.to.name(), Source: e.source, Tracker: tracker, Sink: sink, Untracked: e.untracked,
+		Owner: e.to.owner(), Freezes: e.to.freezes(),
 	}
 }
 
@@ -298,10 +356,11 @@ func (s *session) plan(ctx context.Context, e *ends) (*transfer.Pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := e.target.foretell(e.source, s.o); err != nil {
+	have, err := e.to.foretell(e.source, tracker.Granularity(), s.o)
+	if err != nil {
 		return nil, err
 	}
-	return e.pair(tracker, plannedSink{e.target.have(tracker.Granularity())}), nil
+	return e.pair(tracker, plannedSink{have}), nil
 }
 
 // plannedSink is a sink of which nothing but what it has is asked.
@@ -313,24 +372,13 @@ func (p plannedSink) Begin(context.Context, int64, func(transfer.Event)) (transf
 	return nil, extent.Set{}, errors.New("pairs: a plan was run")
 }
 
-// have tells what open would find, or make, at the target.
-func (t *goal) have(granularity int64) transfer.Have {
-	if t.is.begins() {
-		return transfer.Have{Block: blockSize(granularity), Compared: !t.empty()}
-	}
-	return (&mirror.Sink{State: t.state, Other: t.is == otherOrigin}).Have()
-}
-
-// blockSize is what a new mirror keeps a checksum of: a block of the tracker, or
-// where that is no power of two the largest part of it that is one, within what the
-// format allows.
-func blockSize(granularity int64) int64 {
-	return min(max(granularity&-granularity, state.MinBlock), state.MaxBlock)
-}
-
 // publish has the run told to other processes, as far as the run folder can be written: a
 // copy is worth more than news of it.
 func (s *session) publish() {
+	if s.vault != nil {
+		s.told()
+		return
+	}
 	p := running.New(s.o.Progress)
 	s.later(func() error {
 		if err := p.Close(); err != nil {
@@ -339,7 +387,7 @@ func (s *session) publish() {
 		return nil
 	})
 	for _, e := range s.ends {
-		if p.Add(s.o.Track.RunDir, e.target.Folder) != nil {
+		if t, ok := e.to.(*goal); ok && p.Add(s.o.Track.RunDir, t.Folder) != nil {
 			return
 		}
 	}

@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"tidemark/extent"
 	"tidemark/format/state"
 	"tidemark/linux/atomicfile"
+	"tidemark/track"
+	"tidemark/transfer"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/origin"
 	"tidemark/transfer/restore"
@@ -33,7 +36,7 @@ type goal struct {
 	forced   string         // what Overwrite does away with
 	sampled  *sample        // what Adopt found, nil where it was not asked
 	vague    []traces.Trace // of a target that looks otherwise than the last run left it
-	freezes  bool           // its folder lies on a filesystem of the sources
+	inFreeze bool           // its folder lies on a filesystem of the sources
 
 	made  bool // with its folder, by this run
 	store *mirror.Store
@@ -68,6 +71,35 @@ func (d disposition) begins() bool { return d != unjudged && d < unfinished }
 
 // empty reports whether a target has no content yet.
 func (t *goal) empty() bool { return !t.Device && (t.Size == 0 || t.blank) }
+
+func (t *goal) id() string       { return t.Folder }
+func (t *goal) name() string     { return t.Name }
+func (t *goal) owner() string    { return t.Owner() }
+func (t *goal) mark() track.Mark { return track.Mark(t.state.Mark) }
+func (t *goal) freezes() bool    { return t.inFreeze }
+
+// judge refuses a target that must not be written to, and otherwise finds out what it
+// is to its source.
+func (t *goal) judge(s *session, src *block.Device, sources []*block.Device) error {
+	if err := t.RefuseUsed(sources...); err != nil {
+		return err
+	}
+	if !s.dry {
+		if err := t.Lock(false); err != nil {
+			return err
+		}
+	}
+	if err := t.RefuseOpeners(); err != nil {
+		return err
+	}
+	if !s.dry {
+		return t.rejudge(src, s.o)
+	}
+	if err := t.read(src); err != nil {
+		return err
+	}
+	return t.decide(src, s.o)
+}
 
 // read reads what is known of the target.
 func (t *goal) read(src *block.Device) (err error) {
@@ -109,7 +141,7 @@ func (t *goal) place(sources []*block.Device, o Options) error {
 	if slices.Contains(covered, t.Path) {
 		return fmt.Errorf("target: %s: %w: each copy would change what it copies", t.Name, ErrOwnSource)
 	}
-	if t.freezes = len(covered) > 0; t.freezes {
+	if t.inFreeze = len(covered) > 0; t.inFreeze {
 		o.note("%s: what is kept beside it, in %s, lies on a filesystem of the source: each run changes what it copies; give a folder on another disk with --state-dir", t.Path, t.Folder)
 	}
 	return nil
@@ -117,7 +149,18 @@ func (t *goal) place(sources []*block.Device, o Options) error {
 
 // open opens the mirror, or makes one. What it opened is closed by close, also
 // after an error.
-func (t *goal) open(src *block.Device, granularity int64, o Options) (*mirror.Sink, error) {
+func (t *goal) open(_ context.Context, src *block.Device, granularity int64, o Options) (transfer.Sink, error) {
+	sink, err := t.sink(src, granularity, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.Register(); err != nil {
+		o.note("%s: \"tidemark status\" will not list it: %v", t.Path, err)
+	}
+	return sink, nil
+}
+
+func (t *goal) sink(src *block.Device, granularity int64, o Options) (*mirror.Sink, error) {
 	locked := t.Dir != nil
 	for _, again := range []func() error{func() error { return t.RefuseUsed() }, t.RefuseOpeners} { // starting to track may have taken long
 		if err := again(); err != nil {
@@ -131,7 +174,7 @@ func (t *goal) open(src *block.Device, granularity int64, o Options) (*mirror.Si
 	if err := t.Lock(true); err != nil {
 		return nil, err
 	}
-	t.Dir.LeaveRoom = t.freezes
+	t.Dir.LeaveRoom = t.inFreeze
 	// Before the lock another run may have made it a mirror, or somebody filled it.
 	if size := t.Disk.Size(); !locked || size != t.Size {
 		t.Size = size
@@ -173,7 +216,7 @@ func (t *goal) rejudge(src *block.Device, o Options) error {
 		t.is = unjudged
 		return nil
 	}
-	return t.judge(src, o)
+	return t.decide(src, o)
 }
 
 // openStore opens what is known of the mirror, and judges the target again where that
@@ -196,7 +239,7 @@ func (t *goal) openStore(src *block.Device, o Options) (err error) {
 		return nil
 	}
 	t.state, t.Size, t.pending = t.store.State(), t.Disk.Size(), false
-	return t.judge(src, o)
+	return t.decide(src, o)
 }
 
 // told says in words what a target is to its source, "" where that goes without saying.
@@ -233,8 +276,27 @@ func (t *goal) standingIn(src *block.Device) string {
 	return ""
 }
 
-// foretell tells what a run would do to the target. It only reads.
-func (t *goal) foretell(src *block.Device, o Options) error {
+// have tells what open would find, or make, at the target.
+func (t *goal) have(granularity int64) transfer.Have {
+	if t.is.begins() {
+		return transfer.Have{Block: blockSize(granularity), Compared: !t.empty()}
+	}
+	return (&mirror.Sink{State: t.state, Other: t.is == otherOrigin}).Have()
+}
+
+// blockSize is what a new mirror keeps a checksum of: a block of the tracker, or
+// where that is no power of two the largest part of it that is one, within what the
+// format allows.
+func blockSize(granularity int64) int64 {
+	return min(max(granularity&-granularity, state.MinBlock), state.MaxBlock)
+}
+
+func (t *goal) foretell(src *block.Device, granularity int64, o Options) (transfer.Have, error) {
+	return t.have(granularity), t.warn(src, o)
+}
+
+// warn tells what a run would do to the target. It only reads.
+func (t *goal) warn(src *block.Device, o Options) error {
 	if t.Exists && t.forced != "" && !t.empty() && t.Size >= src.Size() {
 		s, err := t.compare(src)
 		if err != nil {

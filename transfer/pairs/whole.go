@@ -1,6 +1,7 @@
 package pairs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -57,11 +58,13 @@ func (s *session) add(ctx context.Context, p parts.Part, pairs []Pair, sources [
 		if err != nil {
 			return nil, nil, err
 		}
-		image, err := beside(pairs[p.Source].Target, src)
-		if err != nil {
-			return nil, nil, err
+		image := ""
+		if s.vault == nil {
+			if image, err = beside(pairs[p.Source].Target, src); err != nil {
+				return nil, nil, err
+			}
 		}
-		s.o.note("%s is copied too, to %s: %s lies on it", device, image, p.Name)
+		s.o.note("%s is copied too, to %s: %s lies on it", device, cmp.Or(image, "the vault"), p.Name)
 		pairs, sources = append(pairs, Pair{Source: device, Target: image}), append(sources, src)
 	}
 	return pairs, sources, nil

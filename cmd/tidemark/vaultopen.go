@@ -1,0 +1,164 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/vault"
+	"tidemark/vault/store"
+)
+
+// vaultFlags is how a vault is reached, and with which key.
+type vaultFlags struct {
+	endpoint          string
+	noEncryption      bool
+	passphraseFile    string
+	passphraseCommand string
+	identities        []string // files
+}
+
+const (
+	envVault      = "TIDEMARK_VAULT"
+	envPassphrase = "TIDEMARK_PASSPHRASE"
+	envCache      = "XDG_CACHE_HOME"
+)
+
+// add adds the flags of a command that opens a vault.
+func (f *vaultFlags) add(cmd *cobra.Command) {
+	f.addPlace(cmd)
+	f.addPassphrase(cmd)
+	cmd.Flags().StringArrayVar(&f.identities, "identity", nil, "a `file` with keys of age or a private key of SSH that open the vault, instead of a passphrase")
+}
+
+// addNew adds those of a command that makes a vault for recipients.
+func (f *vaultFlags) addNew(cmd *cobra.Command, recipients *[]string) {
+	f.addPlace(cmd)
+	f.addPassphrase(cmd)
+	addRecipients(cmd, recipients)
+}
+
+func (f *vaultFlags) addPlace(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.endpoint, "endpoint", "", "the `URL` of a server that speaks S3, as https://s3.example.org:9000; by default Amazon's")
+	cmd.Flags().BoolVar(&f.noEncryption, "no-encryption", false, "the vault is not encrypted; without this such a vault is refused")
+}
+
+func (f *vaultFlags) addPassphrase(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.passphraseFile, "passphrase-file", "", "a `file` with the passphrase; by default $TIDEMARK_PASSPHRASE counts, or else the terminal is asked")
+	cmd.Flags().StringVar(&f.passphraseCommand, "passphrase-command", "", "a shell `command` that prints the passphrase")
+}
+
+func addRecipients(cmd *cobra.Command, to *[]string) {
+	cmd.Flags().StringArrayVar(to, "recipient", nil, "a public `key` that opens the vault instead of a passphrase: age1..., ssh-ed25519 ..., ssh-rsa ..., or a file of such lines; may be given several times")
+}
+
+// vaultOf is the address of the vault where it is the only argument, or what the environment says.
+func vaultOf(args []string) (string, error) {
+	if len(args) > 0 {
+		return args[0], nil
+	}
+	if address := os.Getenv(envVault); address != "" {
+		return address, nil
+	}
+	return "", usagef("VAULT is missing, and $%s is not set", envVault)
+}
+
+// openVault is an open vault with its store.
+type openVault struct {
+	*vault.Vault
+	store store.Store
+}
+
+func (v *openVault) Close() error { return errors.Join(v.Vault.Close(), v.store.Close()) }
+
+// store opens the store of a vault, which is asked again when a connection is lost.
+func (f *vaultFlags) store(ctx context.Context, address string) (store.Store, error) {
+	s, err := store.Open(ctx, address, store.Options{Endpoint: f.endpoint})
+	if err != nil {
+		return nil, err
+	}
+	return store.Retry(s), nil
+}
+
+// openOnly opens the vault that is the only argument of a command.
+func (f *vaultFlags) openOnly(ctx context.Context, args []string) (*openVault, error) {
+	address, err := vaultOf(args)
+	if err != nil {
+		return nil, err
+	}
+	return f.open(ctx, address)
+}
+
+// open opens the vault at an address with the key that the command line, the environment, or who
+// sits at the terminal gives. One that is not encrypted is opened only when that was said: it may
+// have been put in the place of another.
+func (f *vaultFlags) open(ctx context.Context, address string) (*openVault, error) {
+	s, err := f.store(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	v, err := f.unlock(ctx, s)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &openVault{v, s}, nil
+}
+
+func (f *vaultFlags) unlock(ctx context.Context, s store.Store) (*vault.Vault, error) {
+	o := vault.Options{Cache: cacheFolder()}
+	if f.noEncryption {
+		if err := f.refuseKeys(); err != nil {
+			return nil, err
+		}
+		return vault.Open(ctx, s, o)
+	}
+	encrypted, err := vault.Encrypted(ctx, s) // before anybody is asked for a passphrase
+	if err != nil {
+		return nil, err
+	}
+	if !encrypted {
+		return nil, fmt.Errorf("%v: %w", s, errOpenVault)
+	}
+	if o.Identities, err = f.keys(ctx); err != nil {
+		return nil, err
+	}
+	return vault.Open(ctx, s, o)
+}
+
+// errOpenVault says that a vault is not encrypted, which was not expected.
+var errOpenVault = errors.New("the vault is not encrypted")
+
+// cacheFolder is where what can be made again from a vault is kept, "" where that cannot be.
+func cacheFolder() string {
+	root := os.Getenv(envCache)
+	if root == "" && os.Geteuid() == 0 {
+		root = "/var/cache"
+	}
+	if root == "" {
+		root, _ = os.UserCacheDir() // without a home there is none
+	}
+	if root == "" {
+		return ""
+	}
+	folder := filepath.Join(root, "tidemark")
+	if os.MkdirAll(folder, 0o700) != nil {
+		return "" // then it is made for the time of the command
+	}
+	return folder
+}
+
+func (f *vaultFlags) refuseKeys() error {
+	given := cmp.Or(f.passphraseFile, f.passphraseCommand)
+	if given == "" && len(f.identities) > 0 {
+		given = f.identities[0]
+	}
+	if given != "" {
+		return usagef("--no-encryption does not go together with a key (%s)", given)
+	}
+	return nil
+}
