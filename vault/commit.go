@@ -8,6 +8,7 @@ import (
 	"time"
 
 	format "tidemark/format/vault"
+	"tidemark/vault/store"
 )
 
 // Commit makes the point appear: Seal and Publish, whose point and error it returns.
@@ -20,7 +21,11 @@ func (w *Writer) Commit(p format.Point) (Point, error) {
 
 // Seal stores all that the point needs, with what p says of it; size, root, parent and stored
 // bytes are filled in. Nobody calls Put any more. There is no point yet.
-func (w *Writer) Seal(p format.Point) error {
+func (w *Writer) Seal(p format.Point) (err error) {
+	if err := w.sound(); err != nil {
+		return err
+	}
+	defer w.fail(&err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	root, err := w.finish()
@@ -70,10 +75,32 @@ func (w *Writer) Publish() (Point, error) {
 			return *w.sealed, errors.Join(err, again)
 		}
 	}
-	if err := w.look(); err != nil { // this machine may have slept just now
-		return *w.sealed, errors.Join(err, w.v.store.Remove(w.ctx, name))
+	if err := w.lookAgain(name); err != nil {
+		if errors.Is(err, ErrOvertaken) {
+			err = errors.Join(err, w.v.store.Remove(w.ctx, name))
+		}
+		return *w.sealed, err
 	}
 	return *w.sealed, nil
+}
+
+// lookAgain is look by the clock of the store, once the point is there: this machine may have slept,
+// or was paused so that no clock of its own tells.
+func (w *Writer) lookAgain(name string) error {
+	var written time.Time
+	err := w.v.store.List(w.ctx, name, func(i store.Info) error {
+		if i.Name == name {
+			written = i.Time
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("vault: %s appeared, and may need what was removed meanwhile: verify tells: %w", name, err)
+	}
+	if took := written.Sub(w.lease.begun); took >= 0 && took < w.check {
+		return nil
+	}
+	return w.stillThere()
 }
 
 // look calls stillThere when that is due.

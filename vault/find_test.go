@@ -54,7 +54,7 @@ func TestAPointIsFoundByWhatItIsCalled(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]error{
-		"latest": ErrPointName, "": ErrPointName, "a": ErrNoPoint, "x@latest": ErrNoPoint, "a@-1w": ErrNoPoint,
+		"latest": ErrPointName, "": ErrPointName, "x@latest": ErrNoPoint, "a@-1w": ErrNoPoint,
 		"a@-2x": ErrPointName, "a@--2h": ErrPointName, "a@yesterday": ErrPointName, "0123456789abcdef0123": ErrNoPoint, "DISK": ErrPointName,
 		"a@-99999999999999d": ErrPointName,
 	} {

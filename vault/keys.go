@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -12,7 +13,11 @@ import (
 	"tidemark/vault/store"
 )
 
-const maxKeyFile = 1 << 20 // bytes
+const (
+	maxKeyFile = 1 << 20 // bytes
+	// maxKeys is how many key files are read: others can put some beside those of the vault.
+	maxKeys = 1000
+)
 
 // unlock finds the master key.
 func (v *Vault) unlock(ctx context.Context, identities []age.Identity) error {
@@ -58,7 +63,9 @@ func (v *Vault) Keys(ctx context.Context) ([]Key, error) { return v.keyFiles(ctx
 func (v *Vault) keyFiles(ctx context.Context) (keys []Key, err error) {
 	var names []string
 	err = v.store.List(ctx, format.KeysPrefix, func(i store.Info) error {
-		names = append(names, i.Name)
+		if names = append(names, i.Name); len(names) > maxKeys {
+			return fmt.Errorf("vault: %v: more than %d key files: %w", v.store, maxKeys, format.ErrDamaged)
+		}
 		return nil
 	})
 	for _, name := range names {
@@ -98,19 +105,29 @@ func (v *Vault) RemoveKey(ctx context.Context, id format.ID) error {
 	if err != nil {
 		return err
 	}
-	there, others := false, 0
-	for _, k := range keys {
-		if k.ID == id {
-			there = true
-		} else if len(k.Kinds) > 0 {
-			others++
-		}
-	}
-	switch {
-	case !there:
+	i := slices.IndexFunc(keys, func(k Key) bool { return k.ID == id })
+	if i < 0 {
 		return fmt.Errorf("vault: %v: there is no key %v", v.store, id)
-	case others == 0:
+	}
+	last := func(keys []Key) error {
+		if slices.ContainsFunc(keys, func(k Key) bool { return k.ID != id && len(k.Kinds) > 0 }) {
+			return nil
+		}
 		return fmt.Errorf("vault: %v: %v: %w: nobody could read the vault any more", v.store, id, ErrLastKey)
 	}
-	return v.store.Remove(ctx, format.KeyName(id))
+	if err := last(keys); err != nil {
+		return err
+	}
+	if err := v.store.Remove(ctx, format.KeyName(id)); err != nil {
+		return err
+	}
+	// Somebody else may have removed another one meanwhile.
+	left, err := v.keyFiles(ctx)
+	if err == nil {
+		err = last(left)
+	}
+	if err != nil {
+		err = errors.Join(err, v.store.Put(ctx, format.KeyName(id), keys[i].raw))
+	}
+	return err
 }

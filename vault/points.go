@@ -67,8 +67,15 @@ func (v *Vault) AddDisk(ctx context.Context, d format.Disk) (Disk, error) {
 	if err != nil {
 		return Disk{}, err
 	}
-	made := Disk{newID(), d}
-	return made, v.seal(ctx, format.DiskName(made.ID), content)
+	made := Disk{v.keys.DiskID(d.Name), d} // two that make it at once make the same object
+	err = v.seal(ctx, format.DiskName(made.ID), content)
+	if !errors.Is(err, store.ErrExists) {
+		return made, err
+	}
+	if content, err = v.unseal(ctx, format.DiskName(made.ID)); err == nil {
+		made.Disk, err = format.ParseDisk(content)
+	}
+	return made, err
 }
 
 // pointNames lists where the points of a disk lie, the oldest first; with no disk those of all.

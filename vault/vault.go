@@ -11,6 +11,9 @@
 // for each 16 MiB of it that a Writer changes, and in Prune and Verify for each pack some tens of
 // bytes and a bit for each segment.
 //
+// Who has the storage and not the key cannot alter anything unnoticed, but can remove a point, or bring
+// one back that was forgotten, with its packs.
+//
 // What is kept in the folder of the cache can be made again from the vault, and is when it is
 // missing. The package refuses a vault that is damaged, or newer than it, with the errors of
 // format/vault. A Vault and a Reader may be used by several goroutines at once, and so may

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -64,6 +65,8 @@ type Writer struct {
 
 	sealed   *Point // by Seal
 	manifest []byte // the object of that
+
+	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
 
 	usedMu sync.Mutex
 	used   refSet // segments that were there before, and that new entries name
@@ -143,15 +146,33 @@ func (w *Writer) Copy(src io.ReaderAt, set extent.Set) error {
 	return g.Wait()
 }
 
+// sound is the error of a writer that failed before: what it was told may be lost. A call that
+// fails leaves its error for the next one.
+func (w *Writer) sound() error {
+	if err := w.broken.Load(); err != nil {
+		return fmt.Errorf("vault: the point was given up: %w", *err)
+	}
+	return w.ctx.Err()
+}
+
+func (w *Writer) fail(err *error) {
+	if *err != nil {
+		first := *err
+		w.broken.CompareAndSwap(nil, &first)
+	}
+}
+
 // Put puts bytes at a place of the disk. It returns how many of them the vault did not have, as far
-// as it looks: whole chunks are found again, and zeros take no room.
+// as it looks: whole chunks are found again, and zeros take no room. After an error of Put, Zero or
+// Seal the point cannot be finished.
 func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
 	if e := (extent.Extent{Off: off, Len: int64(len(data))}); !e.Valid() || e.End() > w.from.Size {
 		return 0, fmt.Errorf("vault: bytes %v of a disk of %d", e, w.from.Size)
 	}
-	if err := w.ctx.Err(); err != nil {
+	if err := w.sound(); err != nil {
 		return 0, err
 	}
+	defer w.fail(&err)
 	var scratch []byte
 	for len(data) > 0 {
 		n := min(format.ChunkSize-off%format.ChunkSize, int64(len(data)))
@@ -174,10 +195,14 @@ func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
 }
 
 // Zero puts zeros.
-func (w *Writer) Zero(e extent.Extent) error {
+func (w *Writer) Zero(e extent.Extent) (err error) {
 	if !e.Valid() || e.End() > w.from.Size {
 		return fmt.Errorf("vault: zeros %v of a disk of %d", e, w.from.Size)
 	}
+	if err := w.sound(); err != nil {
+		return err
+	}
+	defer w.fail(&err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for e.Len > 0 {

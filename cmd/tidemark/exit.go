@@ -218,6 +218,7 @@ func vaultClasses() []class {
 		{"vault-damages", errDamages, exitDamaged, "what is not named can be restored; the next backup of a disk stores anew what its source still has"},
 		{"no-point", vault.ErrNoPoint, exitError, `"tidemark points" lists them`},
 		{"point-name", vault.ErrPointName, exitUsage, `"tidemark points" lists them`},
+		{"no-range", restore.ErrRange, exitUsage, ""},
 		{"vault-newer", vaultformat.ErrNewer, exitDamaged, "use the tidemark that wrote it, or a later one"},
 		{"vault-damaged", vaultformat.ErrDamaged, exitDamaged, `"tidemark vault verify" tells what is damaged, and which points`},
 		{"vault-foreign", vaultformat.ErrNotVault, exitDamaged, "give the address of a vault"},

@@ -20,6 +20,8 @@ const (
 	maxKeyFile = 1 << 20 // bytes of a file of keys
 	// workFactor is the logarithm of scrypt's cost: 64 MiB and a quarter of a second.
 	workFactor = 16
+	// maxWorkFactor bounds what a key file may cost: who has the storage can put more there.
+	maxWorkFactor = 18
 )
 
 var (
@@ -53,6 +55,7 @@ func (f *vaultFlags) keys(ctx context.Context) (all []age.Identity, err error) {
 	if err != nil {
 		return nil, err
 	}
+	id.SetMaxWorkFactor(maxWorkFactor)
 	return append(all, id), nil
 }
 

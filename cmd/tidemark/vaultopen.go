@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"tidemark/vault"
 	"tidemark/vault/store"
@@ -76,13 +78,19 @@ type openVault struct {
 
 func (v *openVault) Close() error { return errors.Join(v.Vault.Close(), v.store.Close()) }
 
-// store opens the store of a vault, which is asked again when a connection is lost.
+// store opens the store of a vault.
 func (f *vaultFlags) store(ctx context.Context, address string) (store.Store, error) {
-	s, err := store.Open(ctx, address, store.Options{Endpoint: f.endpoint})
-	if err != nil {
-		return nil, err
-	}
-	return store.Retry(s), nil
+	return store.Open(ctx, address, store.Options{Endpoint: f.endpoint})
+}
+
+// retrying returns a store that is asked again when a connection is lost, once it has answered.
+// Who sits at a terminal is told: that lies on no filesystem that could be frozen.
+func retrying(s store.Store) store.Store {
+	return store.Retry(s, func(err error, d time.Duration) {
+		if term.IsTerminal(int(os.Stderr.Fd())) {
+			fmt.Fprintf(os.Stderr, "%v: trying again in %v\n", err, d)
+		}
+	})
 }
 
 // openOnly opens the vault that is the only argument of a command.
@@ -110,24 +118,23 @@ func (f *vaultFlags) open(ctx context.Context, address string) (*openVault, erro
 }
 
 func (f *vaultFlags) unlock(ctx context.Context, s store.Store) (*vault.Vault, error) {
-	o := vault.Options{Cache: cacheFolder()}
-	if f.noEncryption {
-		if err := f.refuseKeys(); err != nil {
-			return nil, err
-		}
-		return vault.Open(ctx, s, o)
-	}
 	encrypted, err := vault.Encrypted(ctx, s) // before anybody is asked for a passphrase
 	if err != nil {
 		return nil, err
 	}
-	if !encrypted {
-		return nil, fmt.Errorf("%v: %w", s, errOpenVault)
+	o := vault.Options{Cache: cacheFolder()}
+	switch {
+	case f.noEncryption:
+		err = f.refuseKeys()
+	case !encrypted:
+		err = fmt.Errorf("%v: %w", s, errOpenVault)
+	default:
+		o.Identities, err = f.keys(ctx)
 	}
-	if o.Identities, err = f.keys(ctx); err != nil {
+	if err != nil {
 		return nil, err
 	}
-	return vault.Open(ctx, s, o)
+	return vault.Open(ctx, retrying(s), o)
 }
 
 // errOpenVault says that a vault is not encrypted, which was not expected.

@@ -53,6 +53,9 @@ func (k *Keys) Hash(chunk []byte) (sum Hash) {
 	return sum
 }
 
+// DiskID returns the id of the disk of that name.
+func (k *Keys) DiskID(name string) ID { return ID(k.derive([]byte(name), "disk")[:16]) }
+
 func (k *Keys) derive(salt []byte, what string) []byte {
 	key, err := hkdf.Key(sha256.New, k.master[:], salt, "tidemark vault 1 "+what, len(Master{}))
 	if err != nil {

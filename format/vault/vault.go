@@ -23,7 +23,7 @@
 //	lost/DISK/TIME-ID    sealed, empty: repair found that this point cannot be read whole
 //	aside/NAME           what repair took from NAME, as it was: nobody reads it
 //
-// DISK, PACK and ID are 16 random bytes as 32 hex digits, GEN is a number without leading
+// PACK and ID are 16 random bytes as 32 hex digits, DISK follows from the name of the disk (see Keys), GEN is a number without leading
 // zeros, and TIME is as 20261127T100000Z, in UTC. Hex digits are of lower case. All
 // integers are little endian. Sizes and places are bytes. A checksum is BLAKE3-256, and
 // covers what is stored, so that it is checked without a key. Magic and version have their
@@ -68,6 +68,10 @@
 //	id of a pack  "tidemark vault 1 segments"        AES-256-GCM, segments of that pack
 //	in the object "tidemark vault 1 table"           AES-256-GCM, the table of one generation
 //	in the object "tidemark vault 1 object " + name  AES-256-GCM, one sealed object
+//	its name      "tidemark vault 1 disk"            the first 16 bytes are the id of a disk
+//
+// So two that make the disk of a name at once make the same object, and one of them is refused. Who
+// reads a vault takes any id: it tells nothing.
 //
 // The nonce of a segment is its number in 4 bytes, and 8 zeros. All other nonces are zeros,
 // since their key seals once: its salt is random. So no nonce can repeat however large a
@@ -85,7 +89,9 @@
 //
 // The name is in the key, so that no object stands in for another. The content of disks,
 // points and leases is JSON: the fields of Disk, Point and Lease in their order, without
-// white space, as Go's encoding/json writes them. That of dead and lost is empty.
+// white space, as Go's encoding/json writes them. Another field is refused as damage: a version that
+// has one has another number. That of dead and lost is empty, and nobody needs the seal of dead: who
+// can write an object there can remove the pack as well.
 //
 // # Packs
 //

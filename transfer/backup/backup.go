@@ -35,7 +35,7 @@ type Sink struct {
 	v      *vault.Vault
 	disk   vault.Disk
 	o      Options
-	newest *vault.Point // nil where the disk has none
+	newest *vault.Point  // nil where the disk has none
 	w      *vault.Writer // since Begin
 	made   vault.Point
 }

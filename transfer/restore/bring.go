@@ -88,7 +88,7 @@ func (r *restoration) write(ctx context.Context, set extent.Set, copied int64) e
 	return r.store.Write(ctx, set, copied)
 }
 
-// bringInPlace writes what differs on the disk that the copy is of.
+// bringInPlace writes what differs.
 func (r *restoration) bringInPlace(ctx context.Context) error {
 	transaction.Reread(transaction.Disk{Device: r.to.Disk}) // what memory holds of it is written before the tracker is asked
 	set, err := r.mayDiffer(ctx)
@@ -99,8 +99,11 @@ func (r *restoration) bringInPlace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.o.note("%s: it is what the copy is of: %s of %s differ", r.rep.Target,
-		words.Size(differs.Bytes()), words.Size(r.rep.Size))
+	what := ""
+	if r.origin {
+		what = "it is what the copy is of: "
+	}
+	r.o.note("%s: %s%s of %s differ", r.rep.Target, what, words.Size(differs.Bytes()), words.Size(r.rep.Size))
 	if r.o.NoJournal {
 		return r.write(ctx, differs, r.rep.Size)
 	}
@@ -129,10 +132,13 @@ func (r *restoration) roomFor(set extent.Set) error {
 // tracker says was written since, where it vouches for the mark of the copy.
 func (r *restoration) mayDiffer(ctx context.Context) (set extent.Set, err error) {
 	whole := extent.NewSet(extent.Extent{Len: r.rep.Size})
-	mark := track.Mark(r.copy.State.Mark)
 	r.rep.Tracker = track.KindScan
-	if mark.Kind() != bpf.Kind || !r.to.Device || r.o.Tracker == track.KindScan {
+	if !r.origin || !r.to.Device || r.o.Tracker == track.KindScan {
 		return whole, nil
+	}
+	mark, before, err := r.since(ctx)
+	if err != nil || mark.Kind() != bpf.Kind {
+		return whole, err
 	}
 	live, err := bpf.Attach(ctx, r.to.Disk, r.o.Track)
 	if err == nil {
@@ -142,7 +148,7 @@ func (r *restoration) mayDiffer(ctx context.Context) (set extent.Set, err error)
 	switch {
 	case err == nil:
 		r.rep.Tracker = bpf.Kind
-		return set, nil
+		return set.Union(before).Clip(extent.Extent{Len: r.rep.Size}), nil
 	case errors.Is(err, track.ErrMarkLost), errors.Is(err, bpf.ErrNotTracked), errors.Is(err, bpf.ErrNotSupported):
 		r.o.note("%s: comparing all of it: %v", r.rep.Target, err)
 		return whole, nil

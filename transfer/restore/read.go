@@ -65,7 +65,7 @@ func (s *store) damage(rest string) error {
 	}
 	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), ranges(bad), rest)
 	if s.lost > 0 {
-		err = fmt.Errorf("%w; %d bytes cannot be read: %w", err, s.lost, s.lostTo)
+		err = fmt.Errorf("%w; %d bytes cannot be read: %v", err, s.lost, s.lostTo)
 	}
 	return err
 }
@@ -235,8 +235,10 @@ func (s *store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []exten
 			return nil, fmt.Errorf("copy: %d bytes at offset %d: %w", d.Len, d.Off, err)
 		}
 	}
-	if bad, err = s.wrong(e, buf); err != nil {
-		return nil, err
+	if !s.copy.Sealed {
+		if bad, err = s.wrong(e, buf); err != nil {
+			return nil, err
+		}
 	}
 	bad = append(bad, lost...)
 	s.mu.Lock()
@@ -256,6 +258,9 @@ func (s *store) readAt(e extent.Extent, buf []byte, lost []extent.Extent) ([]ext
 	err := block.ReadPadded(s.copy.Image, buf, e.Off)
 	if err == nil {
 		return lost, nil
+	}
+	if c, ok := s.copy.Image.(*sealed); ok && !c.gone(err) {
+		return lost, err // the vault cannot be reached: nothing is known of the rest
 	}
 	bs := s.copy.State.BlockSize
 	for at := int64(0); at < e.Len; {

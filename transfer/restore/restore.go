@@ -1,6 +1,7 @@
 // Package restore brings a copy to a target: a disk that is to be used again, or a new image.
 //
-// For most uses, call [Restore] with the path of an image and that of a target. [Recover]
+// For most uses, call [Restore] with the path of an image and that of a target, or [RestorePoint] with
+// a point of a vault. [Recover]
 // brings to an end what a crash left of that; [RefuseHalf] keeps such a target from being
 // taken for a source.
 //
@@ -32,6 +33,7 @@ import (
 
 	"tidemark/block"
 	"tidemark/format/state"
+	"tidemark/format/sums"
 	"tidemark/linux/mounts"
 	"tidemark/track/bpf"
 	"tidemark/transfer"
@@ -65,6 +67,7 @@ type Options struct {
 	BytesPerSec int64       // read of the copy; 0 is no limit
 	Overwrite   bool        // what the target holds, and what is known of it
 	Unchecked   bool        // restore what is not what its checksums say, or has none
+	InPlace     bool        // read the target, and write only what differs
 	NoJournal   bool        // write in place also where only what differs is written
 	Verify      bool        // read the target back from its disk and hold it against the checksums
 	DryRun      bool        // judge, and write nothing
@@ -86,8 +89,9 @@ const (
 type Result struct {
 	Source   string        `json:"source"` // the image
 	Target   string        `json:"target"`
-	Of       string        `json:"of"`            // what the image is a copy of, "" where that is not known
-	Time     time.Time     `json:"time,omitzero"` // of the copy
+	Point    string        `json:"point,omitempty"` // id of that of a vault
+	Of       string        `json:"of"`              // what the image is a copy of, "" where that is not known
+	Time     time.Time     `json:"time,omitzero"`   // of the copy
 	Size     int64         `json:"bytes"`
 	Mode     string        `json:"mode"`
 	Tracker  string        `json:"tracker,omitempty"` // that named what may differ
@@ -113,8 +117,9 @@ type Damage struct {
 // restoration is all that is open during one restore.
 type restoration struct {
 	o     Options
-	image *target.Target // with its folder locked
-	from  *block.Device
+	image *target.Target // with its folder locked; nil where a point is restored
+	from  *block.Device  // the image
+	point *Point         // nil where an image is restored
 	copy  kept
 	sums  transaction.File // nil where there are none
 	to    *target.Target
@@ -129,29 +134,40 @@ type restoration struct {
 // target.ErrRefused. A mirror that waits to be finished is finished first. The error wraps
 // target.ErrIncomplete, ErrUnchecked, ErrNoJournalRoom, ErrNotKept, ErrDamaged, or
 // ErrPending when the next call will finish what is committed.
-func Restore(ctx context.Context, image, path string, o Options) (rep Result, err error) {
+func Restore(ctx context.Context, image, path string, o Options) (Result, error) {
+	return newRestoration(o, Result{Source: image, Target: path}).run(ctx)
+}
+
+func newRestoration(o Options, rep Result) *restoration {
 	if o.Progress == nil {
 		o.Progress = func(transfer.Event) {}
 	}
+	rep.Damaged = []Damage{}
+	return &restoration{o: o, rep: rep}
+}
+
+func (r *restoration) run(ctx context.Context) (Result, error) {
 	began := time.Now()
-	r := &restoration{o: o, rep: Result{Source: image, Target: path, Damaged: []Damage{}}}
-	err = r.restore(ctx)
+	err := r.restore(ctx)
 	err = errors.Join(err, r.close())
-	if rep = r.rep; err != nil {
-		rep.Outcome = err.Error()
+	if err != nil {
+		r.rep.Outcome = err.Error()
 	}
-	rep.Took = time.Since(began)
-	rep.TookMS = float64(rep.Took.Microseconds()) / 1000
-	return rep, err
+	r.rep.Took = time.Since(began)
+	r.rep.TookMS = float64(r.rep.Took.Microseconds()) / 1000
+	return r.rep, err
 }
 
 func (r *restoration) restore(ctx context.Context) (err error) {
-	for _, name := range []*string{&r.rep.Source, &r.rep.Target} {
-		if *name, err = names.Noted(ctx, *name, r.o.note); err != nil {
-			return err
-		}
+	if r.rep.Target, err = names.Noted(ctx, r.rep.Target, r.o.note); err != nil {
+		return err
 	}
-	if err := r.openImage(ctx); err != nil {
+	if r.point != nil {
+		err = r.openPoint(ctx)
+	} else {
+		err = r.openImage(ctx)
+	}
+	if err != nil {
 		return err
 	}
 	if r.to, err = target.Find(r.rep.Target, r.o.StateDir); err != nil {
@@ -160,7 +176,11 @@ func (r *restoration) restore(ctx context.Context) (err error) {
 	if err := r.to.RefuseNoDevice(); err != nil {
 		return err
 	}
-	if err := r.to.RefuseUsed(r.from); err != nil {
+	var sources []*block.Device
+	if r.from != nil {
+		sources = append(sources, r.from)
+	}
+	if err := r.to.RefuseUsed(sources...); err != nil {
 		return err
 	}
 	if err := r.to.RefuseOpeners(); err != nil {
@@ -203,6 +223,9 @@ func (r *restoration) close() error {
 
 // openImage opens and locks the image, and finds out what is known of it.
 func (r *restoration) openImage(ctx context.Context) (err error) {
+	if r.rep.Source, err = names.Noted(ctx, r.rep.Source, r.o.note); err != nil {
+		return err
+	}
 	_, err = target.Settle(ctx, r.rep.Source, r.o.StateDir, !r.o.DryRun, r.o.note)
 	if err != nil && !(r.o.Unchecked && target.CannotBeUsed(err)) {
 		return err
@@ -229,7 +252,10 @@ func (r *restoration) openImage(ctx context.Context) (err error) {
 	case err == nil && !r.copy.State.Complete:
 		return fmt.Errorf("%s: %w", r.rep.Source, target.ErrIncomplete)
 	case err == nil:
-		r.copy.Sums, r.sums, err = mirror.OpenSums(r.image.Dir, r.copy.State)
+		var all *sums.Sums
+		if all, r.sums, err = mirror.OpenSums(r.image.Dir, r.copy.State); err == nil {
+			r.copy.Sums = all
+		}
 	}
 	if err != nil {
 		return r.withoutSums(err)
@@ -261,7 +287,7 @@ func (r *restoration) judge() error {
 	if !t.Exists {
 		return nil
 	}
-	if r.origin = r.copy.Sums != nil && origin.Same(r.copy.State.Source, origin.Of(t.Path, t.ID)); r.origin {
+	if r.origin = r.isOrigin(); r.origin || r.o.InPlace && r.copy.Sums != nil && t.Size >= r.rep.Size {
 		r.rep.Mode = InPlace
 	}
 	if goesOn, err := r.goesOn(); err != nil || goesOn {

@@ -38,8 +38,15 @@ type kept struct {
 	// State is what is known of the image. Of one of which nothing is known only Size and
 	// BlockSize are set.
 	State state.State
-	// Sums are the checksums of the blocks, nil where there are none.
-	Sums *sums.Sums
+	// Sums tell what the blocks should be, nil where nothing does.
+	Sums interface {
+		sums.Sparse
+		// Wrong returns the blocks of e that are otherwise when data is their content; nil
+		// stands for zeros.
+		Wrong(e extent.Extent, data []byte) ([]extent.Extent, error)
+	}
+	// Sealed says that what is read of the image was held against that already.
+	Sealed bool
 	// Unchecked has blocks restored as they are; what cannot be read becomes zeros.
 	Unchecked bool
 }

@@ -61,12 +61,13 @@ func content(rng *rand.Rand) []byte {
 func copyOf(t testing.TB, b []byte) kept {
 	t.Helper()
 	c := kept{Image: image(bytes.Clone(b)), State: state.State{ID: state.ID{7}, Update: 3, Size: int64(len(b)), BlockSize: blockSize, Complete: true}}
-	var err error
-	if c.Sums, err = sums.Create(&sumsFile{}, c.State.ID, blockSize); err != nil {
+	all, err := sums.Create(&sumsFile{}, c.State.ID, blockSize)
+	if err != nil {
 		t.Fatal(err)
 	}
+	c.Sums = all
 	for off := 0; off < len(b); off += blockSize {
-		if err := c.Sums.Write([]sums.Sum{sums.Of(b[off:min(off+blockSize, len(b))])}, int64(off)); err != nil {
+		if err := all.Write([]sums.Sum{sums.Of(b[off:min(off+blockSize, len(b))])}, int64(off)); err != nil {
 			t.Fatal(err)
 		}
 	}

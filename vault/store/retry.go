@@ -15,11 +15,15 @@ const (
 )
 
 // Retry returns a store that asks s again when the connection was lost, after a second and then
-// later and later, for ten minutes in all. What s refuses is refused at once.
-func Retry(s Store) Store { return &retry{Store: s, pause: pause} }
+// later and later, for ten minutes in all. What s refuses is refused at once. Before each pause
+// waits, if it is not nil, is told why, and how long it will be.
+func Retry(s Store, waits func(err error, d time.Duration)) Store {
+	return &retry{Store: s, pause: pause, waits: waits}
+}
 
 type retry struct {
 	Store
+	waits func(err error, d time.Duration)
 	pause func(ctx context.Context, d time.Duration) error
 }
 
@@ -38,6 +42,9 @@ func (r *retry) again(ctx context.Context, f func() error) error {
 	err := f()
 	waited := time.Duration(0)
 	for d := firstPause; errors.Is(err, ErrLost) && waited < patience; d = min(2*d, lastPause) {
+		if r.waits != nil {
+			r.waits(err, d)
+		}
 		if ended := r.pause(ctx, d); ended != nil {
 			return errors.Join(err, ended)
 		}

@@ -52,7 +52,7 @@ type Store interface {
 	// n. The error wraps ErrNotExist.
 	Get(ctx context.Context, name string, off, n int64) ([]byte, error)
 	// List calls each for the objects whose names begin with prefix, in any order, until it
-	// returns an error.
+	// returns an error. An object is among them once Put has returned nil, until Remove has.
 	List(ctx context.Context, prefix string, each func(Info) error) error
 	// Remove removes an object. It is no error when there is none.
 	Remove(ctx context.Context, name string) error
