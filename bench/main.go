@@ -42,11 +42,12 @@ func measurements() []measurement {
 		{"snapshot", snapshots},
 		{"store", store},
 		{"thin", thinTools},
+		{"vault", vaults},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin, vault")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")
@@ -128,7 +129,7 @@ func (l *lab) environment() []string {
 	return append(os.Environ(),
 		"TIDEMARK_RUN_DIR="+l.path("run"), "TIDEMARK_STATE_DIR="+l.path("state"), "TIDEMARK_BPFFS="+l.path("bpf"),
 		"RESTIC_PASSWORD=bench", "RESTIC_CACHE_DIR="+l.path("restic-cache"), "BORG_BASE_DIR="+l.path("borg-base"),
-		"BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes")
+		"BORG_PASSPHRASE=bench", "XDG_CACHE_HOME="+l.path("cache"), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes")
 }
 
 func (l *lab) command(name string, args ...string) *exec.Cmd {
