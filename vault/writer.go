@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,6 +66,8 @@ type Writer struct {
 
 	sealed   *Point // by Seal
 	manifest []byte // the object of that
+
+	tried, helped atomic.Int64 // chunks that were compared with the base, and of how many it has most
 
 	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
 
@@ -143,7 +146,7 @@ func (w *Writer) Copy(src io.ReaderAt, set extent.Set) error {
 			at = end
 		}
 	}
-	return g.Wait()
+	return cmp.Or(g.Wait(), w.ctx.Err())
 }
 
 // sound is the error of a writer that failed before: what it was told may be lost. A call that
@@ -218,11 +221,20 @@ func (w *Writer) Zero(e extent.Extent) (err error) {
 func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err error) {
 	e := format.Entry{Len: int64(len(data))}
 	if !block.IsZero(data) {
-		var isNew bool
-		if e.Ref, isNew, err = w.chunk(data, scratch); err != nil {
+		h := w.v.keys.Hash(data)
+		var found bool
+		if e.Ref, found, err = w.find(h, e.Len); err != nil {
 			return 0, err
 		}
-		if isNew {
+		if !found {
+			if parts, ok, err := w.differing(off, data); err != nil {
+				return 0, err
+			} else if ok {
+				return w.putParts(off, data, parts)
+			}
+			if e.Ref, err = w.packs.add(format.Chunk, data, scratch, h); err != nil {
+				return 0, err
+			}
 			fresh = e.Len
 		}
 	}
@@ -231,17 +243,33 @@ func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err err
 	return fresh, w.enter(off, e)
 }
 
-// chunk returns where a chunk lies, and stores it when it lies nowhere yet.
-func (w *Writer) chunk(data, scratch []byte) (ref format.Ref, isNew bool, err error) {
-	h := w.v.keys.Hash(data)
+// putParts puts parts of the data that lies at off.
+func (w *Writer) putParts(off int64, data []byte, parts []extent.Extent) (fresh int64, err error) {
+	for _, part := range parts {
+		n, err := w.putRun(part.Off, data[part.Off-off:part.End()-off])
+		fresh += n
+		if err != nil {
+			return fresh, err
+		}
+	}
+	return fresh, nil
+}
+
+// find returns where a chunk lies, if it does.
+func (w *Writer) find(h format.Hash, size int64) (ref format.Ref, ok bool, err error) {
 	if ref, ok := w.packs.find(h); ok {
-		return ref, false, nil
+		return ref, true, nil
 	}
-	if ref, ok, err := w.known(h, int64(len(data))); err != nil || ok {
-		return ref, false, err
+	return w.known(h, size)
+}
+
+// chunk returns where a chunk lies, and stores it when it lies nowhere yet.
+func (w *Writer) chunk(data, scratch []byte) (format.Ref, error) {
+	h := w.v.keys.Hash(data)
+	if ref, ok, err := w.find(h, int64(len(data))); err != nil || ok {
+		return ref, err
 	}
-	ref, err = w.packs.add(format.Chunk, data, scratch, h)
-	return ref, true, err
+	return w.packs.add(format.Chunk, data, scratch, h)
 }
 
 // known finds a chunk in the packs that are in the store, but for those that were declared dead.
