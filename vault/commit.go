@@ -47,7 +47,10 @@ func (w *Writer) Seal(p format.Point) (err error) {
 	}
 	p.Moment = p.Moment.UTC()
 	p.Tags = slices.Compact(slices.Sorted(slices.Values(p.Tags)))
-	name := format.PointName{Disk: w.from.Disk, Time: p.Moment.Truncate(time.Second), ID: newID()}
+	name := format.PointName{Disk: w.from.Disk, Time: p.Moment.Truncate(time.Second), ID: w.from.ID}
+	if name.ID.IsZero() {
+		name.ID = newID()
+	}
 	content, err := p.Encode()
 	if err != nil {
 		return err
@@ -97,8 +100,9 @@ func (w *Writer) lookAgain(name string) error {
 	if err != nil {
 		return fmt.Errorf("vault: %s appeared, and may need what was removed meanwhile: verify tells: %w", name, err)
 	}
-	if took := written.Sub(w.lease.begun); took >= 0 && took < w.check {
-		return nil
+	held, err := w.lease.held(w.ctx)
+	if took := written.Sub(w.lease.begun); err != nil || held && took >= 0 && took < w.check {
+		return err
 	}
 	return w.stillThere()
 }

@@ -152,6 +152,22 @@ func (x *index) drop(packs ...format.ID) error {
 	})
 }
 
+// reset forgets all.
+func (x *index) reset() error {
+	x.tables = newLRU[format.ID, *table](tablesKept)
+	return x.db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{packsBucket, chunksBucket} {
+			if err := tx.DeleteBucket(name); err != nil {
+				return err
+			}
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 func forget(tx *bbolt.Tx, id format.ID) error {
 	t, err := decodeTable(id, tx.Bucket(packsBucket).Get(id[:]))
 	if err != nil || t == nil {

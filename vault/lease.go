@@ -34,6 +34,7 @@ const (
 type lease struct {
 	v     *Vault
 	work  string
+	mu    sync.Mutex
 	name  string    // of the object, which renew changes
 	first string    // name of the first
 	begun time.Time // by the store's clock
@@ -118,8 +119,22 @@ func (l *lease) write(ctx context.Context) error {
 	if err := l.v.seal(ctx, name, content); err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.name = name
 	return nil
+}
+
+// held reports whether the lease is still there: somebody may have removed it.
+func (l *lease) held(ctx context.Context) (bool, error) {
+	l.mu.Lock()
+	name := l.name
+	l.mu.Unlock()
+	_, err := l.v.store.Get(ctx, name, 0, 1)
+	if errors.Is(err, store.ErrNotExist) {
+		return false, nil
+	}
+	return true, err
 }
 
 // renew writes the lease anew before it ends. Where that fails it is tried again; a lease that ends

@@ -45,17 +45,25 @@ type Verified struct {
 // VerifyOptions.Damage, and does not end it.
 func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 	c := v.verifier(o)
-	// What a point needs is there before it: the packs are listed after the points.
-	names, err := v.pointNames(ctx, format.ID{})
+	err := c.run(ctx)
+	return c.sum, err
+}
+
+// run lists the points before the packs: what a point needs is there before it.
+func (c *verifier) run(ctx context.Context) error {
+	names, err := c.v.pointNames(ctx, format.ID{})
 	if err != nil {
-		return c.sum, err
+		return err
 	}
 	if err := c.packs(ctx); err != nil {
-		return c.sum, err
+		return err
+	}
+	if err := c.disks(ctx); err != nil {
+		return err
 	}
 	for _, name := range names {
 		if err := c.point(ctx, name); err != nil {
-			return c.sum, err
+			return err
 		}
 	}
 	for id := range c.there {
@@ -65,7 +73,30 @@ func (v *Vault) Verify(ctx context.Context, o VerifyOptions) (Verified, error) {
 			c.sum.Unneeded++
 		}
 	}
-	return c.sum, nil
+	return nil
+}
+
+// disks looks whether the names of the disks can be read.
+func (c *verifier) disks(ctx context.Context) error {
+	var names []string
+	err := c.v.store.List(ctx, format.DisksPrefix, func(i store.Info) error {
+		names = append(names, i.Name)
+		return nil
+	})
+	for _, name := range names {
+		if err != nil {
+			break
+		}
+		var content []byte
+		if content, err = c.v.unseal(ctx, name); err == nil {
+			_, err = format.ParseDisk(content)
+		}
+		if err != nil && ours(err) && !errors.Is(err, store.ErrNotExist) {
+			c.fault(Damage{Object: name}, err)
+			err = nil
+		}
+	}
+	return err
 }
 
 func (v *Vault) verifier(o VerifyOptions) *verifier {
@@ -78,15 +109,18 @@ func (v *Vault) verifier(o VerifyOptions) *verifier {
 }
 
 type verifier struct {
-	v      *Vault
-	o      VerifyOptions
-	there  map[format.ID]bool    // packs whose table is sound, and in the index
-	lost   map[format.Ref]string // segments that cannot be read, and why
-	bad    map[format.ID]string  // packs without a table, and why
-	older  map[format.ID]bool    // packs that have more than one generation
-	good   refSet                // pages below which all is well
-	needed map[format.ID]bool
-	sum    Verified
+	v     *Vault
+	o     VerifyOptions
+	there map[format.ID]bool    // packs whose table is sound, and in the index
+	lost  map[format.Ref]string // segments that cannot be read, and why
+	bad   map[format.ID]string  // packs without a table, and why
+	older map[format.ID]bool    // packs that have more than one generation
+	newer error                 // of what a later version wrote; nil: there is nothing
+	// tableless are the packs in bad.
+	tableless []known
+	good      refSet // pages below which all is well
+	needed    map[format.ID]bool
+	sum       Verified
 }
 
 func (c *verifier) damage(d Damage) {
@@ -94,6 +128,15 @@ func (c *verifier) damage(d Damage) {
 	if c.o.Damage != nil {
 		c.o.Damage(d)
 	}
+}
+
+// fault tells of damage that an error speaks of.
+func (c *verifier) fault(d Damage, err error) {
+	if errors.Is(err, format.ErrNewer) {
+		c.newer = err
+	}
+	d.Reason = err.Error()
+	c.damage(d)
 }
 
 // ours reports whether an error is about what is stored, and not about the store.
@@ -145,7 +188,8 @@ func (c *verifier) pack(ctx context.Context, k known) error {
 		return err
 	case err != nil:
 		c.bad[id] = err.Error()
-		c.damage(Damage{Object: k.name.String(), Reason: err.Error()})
+		c.tableless = append(c.tableless, k)
+		c.fault(Damage{Object: k.name.String()}, err)
 		return nil
 	}
 	c.there[id] = true
@@ -202,7 +246,7 @@ func (c *verifier) point(ctx context.Context, name format.PointName) error {
 	case err != nil && !ours(err):
 		return err
 	case err != nil:
-		c.damage(Damage{Point: name.String(), Object: name.String(), Reason: err.Error()})
+		c.fault(Damage{Point: name.String(), Object: name.String()}, err)
 		return nil
 	}
 	c.sum.Points++

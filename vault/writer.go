@@ -38,7 +38,8 @@ const (
 // From says what a new point is made from.
 type From struct {
 	Disk format.ID
-	Size int64 // of the disk, bytes
+	Size int64     // of the disk, bytes
+	ID   format.ID // of the new point; zero stands for a random one
 	// Base is the point whose bytes it has where nothing is put; nil stands for zeros. What lies
 	// behind the end of a smaller one is zeros.
 	Base *Point

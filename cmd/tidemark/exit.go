@@ -214,6 +214,7 @@ func vaultClasses() []class {
 		{"vault-passphrase", errPassphrase, exitError, ""},
 		{"no-terminal", errNoTerminal, exitError, "give --passphrase-file, --passphrase-command or --identity"},
 		{"vault-busy", vault.ErrBusy, exitBusy, "wait until it ends"},
+		{"vault-keeps-nothing", vault.ErrKeepsNothing, exitRefused, "give another rule; \"tidemark forget\" removes single points"},
 		{"vault-overtaken", vault.ErrOvertaken, exitError, "run the same command again"},
 		{"vault-damages", errDamages, exitDamaged, "what is not named can be restored; the next backup of a disk stores anew what its source still has"},
 		{"no-point", vault.ErrNoPoint, exitError, `"tidemark points" lists them`},

@@ -178,7 +178,7 @@ tidemark doctor
 tidemark mirror /dev/vdb1 /backup/vdb1.img
 tidemark status /backup/vdb1.img`,
 	}.build(
-		newMirror(g), newBackup(g), newPoints(), newDiff(), newForget(), newRestore(g), newMount(g), newUmount(), newVerify(g), newStatus(g), newRecover(g), newJob(g), newTrack(g), newEra(g), newThin(g), newSnapshot(g), newSnapstore(g), newVault(), newDatto(g), newCBT(), newAdopt(), newBoot(g), newDoctor(g), newVersion(), newMan(),
+		newMirror(g), newBackup(g), newPoints(), newDiff(), newForget(), newPrune(), newRestore(g), newMount(g), newUmount(), newVerify(g), newStatus(g), newRecover(g), newJob(g), newTrack(g), newEra(g), newThin(g), newSnapshot(g), newSnapstore(g), newVault(), newDatto(g), newCBT(), newAdopt(), newBoot(g), newDoctor(g), newVersion(), newMan(),
 	)
 	flags := root.PersistentFlags()
 	flags.StringVar(&g.runDir, "run-dir", bpf.DefaultRunDir, "`folder` for the state of tracking, emptied by a reboot")

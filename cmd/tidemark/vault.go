@@ -28,7 +28,7 @@ func newVault() *cobra.Command {
 tidemark backup /dev/vdb1 /backup/vault
 tidemark points /backup/vault
 tidemark restore /backup/vault latest vdb1.img`,
-	}.build(newVaultInit(), newVaultInfo(), newVaultKey(), newVaultVerify())
+	}.build(newVaultInit(), newVaultInfo(), newVaultKey(), newVaultVerify(), newPrune(), newVaultRepair(), newVaultCopy(), newVaultUnlock())
 }
 
 func newVaultInit() *cobra.Command {

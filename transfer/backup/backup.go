@@ -46,7 +46,16 @@ func Open(ctx context.Context, v *vault.Vault, d vault.Disk, o Options) (*Sink, 
 	if err != nil {
 		return nil, fmt.Errorf("backup: %s: %w", d.Name, err)
 	}
-	return &Sink{v: v, disk: d, o: o, newest: newest}, nil
+	return &Sink{v: v, disk: d, o: o, newest: Base(newest)}, nil
+}
+
+// Base returns the point that the next one is made from, given the newest: nil where that lost
+// something, so that all is read and what the vault has not is stored.
+func Base(newest *vault.Point) *vault.Point {
+	if newest == nil || newest.Lost {
+		return nil
+	}
+	return newest
 }
 
 // Made returns the point that was published, the zero value while there is none.
@@ -63,7 +72,7 @@ func (s *Sink) Stored() int64 {
 // Have implements transfer.Sink.
 func (s *Sink) Have() transfer.Have { return Have(s.newest) }
 
-// Have is what there is of a disk whose newest point that is; nil: it has none.
+// Have is what there is of a disk whose next point is made from that; nil: from none.
 func Have(newest *vault.Point) transfer.Have {
 	h := transfer.Have{Block: blockSize}
 	if newest != nil {

@@ -99,7 +99,10 @@ func (s *session) disk(ctx context.Context, name string, src *block.Device) (*di
 	if name != "" && !isKnown(there.Disk, host, src) {
 		s.o.note("%s: disk %s of the vault was made of another source: %s on %s", src.Path(), name, strings.Join(there.KnownBy, ", "), there.Host)
 	}
-	d.newest, err = s.vault.Newest(ctx, there.ID)
+	newest, err := s.vault.Newest(ctx, there.ID)
+	if d.newest = backup.Base(newest); newest != nil && d.newest == nil {
+		s.o.note("%s: the newest point of disk %s lost something: all of the source is read", src.Path(), there.Name)
+	}
 	return d, err
 }
 

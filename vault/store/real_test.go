@@ -67,6 +67,7 @@ func TestAFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { s.Close() })
 	if err := s.Put(t.Context(), "packs/large", make([]byte, 2<<20)); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("%v, want ENOSPC", err)
 	}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"tidemark/vault"
+)
+
+func newVaultRepair() *cobra.Command {
+	var f vaultFlags
+	var data, dryRun, asJSON bool
+	cmd := command{
+		use: "repair [VAULT]", short: "Make a damaged vault one that can be used again",
+		long: `Looks for damage as "tidemark vault verify" does, with --data in all that is stored, and then:
+
+What is known of the vault on this machine is forgotten, and made anew. A pack of which nothing can be told is set aside. Of one of which parts are damaged the sound parts are kept, and the old one is set aside; so no new point refers to what is damaged. Points that have lost something are marked. They stay until they are forgotten, and what they still have can be restored. The next "tidemark backup" of such a disk reads all of the source, and stores what the vault has lost and the source still has.
+
+What is set aside lies below aside/ in the vault. Nobody reads it, and nobody removes it.
+
+Nobody else may be at work in the vault. A vault that a later tidemark wrote is not touched. When points have lost something the command ends with exit code 8.
+
+` + vaultAddress + `.`,
+		example: `tidemark vault repair --dry-run --data /backup/vault
+tidemark vault repair --data /backup/vault`,
+		exits: append(interruptible(), exitRefused, exitBusy, exitDamaged),
+		args:  cobra.MaximumNArgs(1),
+		run: func(cmd *cobra.Command, args []string) error {
+			v, err := f.openOnly(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			return errors.Join(v.repair(cmd.Context(), cmd.OutOrStdout(), vault.RepairOptions{Data: data, DryRun: dryRun}, asJSON), v.Close())
+		},
+	}.build()
+	f.add(cmd)
+	cmd.Flags().BoolVar(&data, "data", false, "read all that is stored, too")
+	cmd.Flags().BoolVarP(&dryRun, "dry-run", "n", false, "print what would be done, and change nothing")
+	addJSON(cmd, &asJSON, "one object a line for each damage, and one in the end")
+	return cmd
+}
+
+// repair repairs a vault, and tells of each damage when it is found.
+func (v *openVault) repair(ctx context.Context, w io.Writer, o vault.RepairOptions, asJSON bool) error {
+	var unread error
+	o.Damage = func(d vault.Damage) {
+		if unread == nil {
+			unread = printDamage(w, d, asJSON)
+		}
+	}
+	did, err := v.Repair(ctx, o)
+	if err = errors.Join(err, unread); err != nil {
+		return err
+	}
+	if asJSON {
+		err = printJSON(w, did)
+	} else {
+		text := "%d points; %d damages; set aside %d objects; kept what is sound of %d packs; %d points lost something, %d are whole again\n"
+		if o.DryRun {
+			text = "%d points; %d damages; would set aside %d objects; would keep what is sound of %d packs; %d points lost something, %d are whole again\n"
+		}
+		_, err = fmt.Fprintf(w, text, did.Points, did.Damages, did.Aside, did.Rewritten, did.Lost, did.Whole)
+	}
+	if err == nil && did.Lost > 0 {
+		err = fmt.Errorf("%v: %w: %d points lost something", v.store, errDamages, did.Lost)
+		if asJSON {
+			err = told{err}
+		}
+	}
+	return err
+}
