@@ -246,6 +246,6 @@ func ask(ctx context.Context, what string) (string, error) {
 		return string(a.text), nil
 	case <-ctx.Done():
 		fmt.Fprintln(tty)
-		return "", errors.Join(context.Cause(ctx), term.Restore(fd, before))
+		return "", errors.Join(ctx.Err(), term.Restore(fd, before))
 	}
 }

@@ -102,6 +102,50 @@ type rig struct {
 // run makes one run, proves the copy, and returns the report.
 func (r *rig) run(t *testing.T) transfer.Report {
 	t.Helper()
+	dir, err := transaction.OpenDir(r.folder, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	f, err := os.OpenFile(r.image, os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	disk, err := block.Open(r.image, block.Options{Write: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	saw, rep := r.witnessed(t, &mirror.Sink{Store: store, Name: r.image}, func(size, granularity int64) {
+		if store.Exists() {
+			return
+		}
+		if err := store.Init(size, granularity, state.Source{Path: r.source}, false); err != nil {
+			t.Fatal(err)
+		}
+	})
+	copied, err := readAll(r.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	saw.compare(t, copied)
+	bad, err := store.Check(t.Context(), nil)
+	if err != nil || !bad.Empty() {
+		t.Fatalf("checksums differ at %v: %v", bad.Extents(), err)
+	}
+	return rep
+}
+
+// witnessed makes one run into a sink, and returns what the source was at its instant. begin is
+// called before it, with what the sink may have to know.
+func (r *rig) witnessed(t *testing.T, sink transfer.Sink, begin func(size, granularity int64)) (fingerprint, transfer.Report) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	source, err := block.Open(r.source, block.Options{Direct: true})
@@ -124,50 +168,15 @@ func (r *rig) run(t *testing.T) transfer.Report {
 		t.Fatal(err)
 	}
 	defer live.Close()
-	dir, err := transaction.OpenDir(r.folder, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer dir.Close()
-	f, err := os.OpenFile(r.image, os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	disk, err := block.Open(r.image, block.Options{Write: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer disk.Close()
-	store, err := mirror.Open(transaction.Disk{Device: disk}, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	blank := !store.Exists()
-	if blank {
-		if err := store.Init(source.Size(), live.Granularity(), state.Source{Path: r.source}, false); err != nil {
-			t.Fatal(err)
-		}
-	}
+	begin(source.Size(), live.Granularity())
 	w := &witness{path: r.source, Provider: view.Freeze(view.Options{Sources: sources, MaxFreeze: time.Minute})}
 	reports, err := transfer.Run(ctx, []*transfer.Pair{{
-		Name: r.source, Target: r.image, Source: source, Tracker: live, Owner: "stress",
-		Sink: &mirror.Sink{Store: store, Name: r.image},
+		Name: r.source, Target: r.image, Source: source, Tracker: live, Owner: "stress", Sink: sink,
 	}}, transfer.Options{View: w, MaxFreeze: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	copied, err := readAll(r.image)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.saw.compare(t, copied)
-	bad, err := store.Check(ctx, nil)
-	if err != nil || !bad.Empty() {
-		t.Fatalf("checksums differ at %v: %v", bad.Extents(), err)
-	}
-	return reports[0]
+	return w.saw, reports[0]
 }
 
 // tracking returns options of a tracking that nothing else on the machine shares.
