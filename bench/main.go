@@ -52,14 +52,15 @@ func main() {
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")
 	flag.StringVar(&p.eraApply, "era-apply", "", "the `program` era_apply in C, for stream")
+	vaultSize := flag.Int64("vault-size", 4096, "`MiB` of the disk of vault")
 	flag.Parse()
-	if err := run(*only, *binary, p); err != nil {
+	if err := run(*only, *binary, p, *vaultSize<<20); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(only, binary string, p peers) error {
+func run(only, binary string, p peers, vaultSize int64) error {
 	path, err := filepath.Abs(binary)
 	if err != nil {
 		return err
@@ -73,7 +74,7 @@ func run(only, binary string, p peers) error {
 		if err != nil {
 			return err
 		}
-		l.peers = p
+		l.peers, l.vaultSize = p, vaultSize
 		err = m.run(l)
 		if closeErr := l.close(); err == nil {
 			err = closeErr
@@ -87,10 +88,11 @@ func run(only, binary string, p peers) error {
 
 // lab is a folder in memory, a tracking of its own, and what has to be undone.
 type lab struct {
-	tidemark string
-	peers    peers
-	dir      string
-	undo     []func() error
+	tidemark  string
+	peers     peers
+	vaultSize int64 // bytes
+	dir       string
+	undo      []func() error
 }
 
 func newLab(tidemark string) (*lab, error) {

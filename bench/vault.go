@@ -13,10 +13,8 @@ import (
 	"filippo.io/age"
 )
 
-const (
-	vaultSize    = 4 << 30
-	vaultContent = 3600 << 20 // bytes of files, at most
-)
+// vaultBlocks is how many blocks of 4 KiB are 1 % of the disk.
+func (l *lab) vaultBlocks() int { return int(l.vaultSize / 4096 / 100) }
 
 // depot is a program and where it keeps copies.
 type depot struct {
@@ -42,7 +40,7 @@ func vaults(l *lab) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("## Points in a vault\n\nA loop device of 4 GiB with ext4 and files of /usr; processor time is user and system time of the whole program; bytes are those that its folder grew by. 1 %% is %d blocks of 4 KiB.\n\n", changeBlocksCount)
+	fmt.Printf("## Points in a vault\n\nA loop device of %d MiB with ext4 and files of /usr; processor time is user and system time of the whole program; bytes are those that its folder grew by. 1 %% is %d blocks of 4 KiB.\n\n", l.vaultSize>>20, l.vaultBlocks())
 	fmt.Print("| | program | processor, s | wall, s | peak memory, MiB | bytes added, MB |\n|---|---|---|---|---|---|\n")
 	if err := l.vaultBackups(dev, depots); err != nil {
 		return err
@@ -102,12 +100,12 @@ func (l *lab) vaultBackups(dev string, depots []depot) error {
 	}{
 		{"first copy", func() error { return nil }, ""},
 		{"nothing changed", func() error { return nil }, ""},
-		{"1 % at random", func() error { return changeBlocks(dev, vaultSize, changeBlocksCount, rng) }, ""},
-		{"1 % in ten places", func() error { return changeRuns(dev, 10, changeBlocksCount/10, rng) }, ""},
-		{"1 % as a database writes", func() error { return changeDatabase(dev, rng) }, ""},
-		{"1 % at random, the mark lost", func() error { return changeBlocks(dev, vaultSize, changeBlocksCount, rng) }, " --tracker scan"},
+		{"1 % at random", func() error { return changeBlocks(dev, l.vaultSize, l.vaultBlocks(), rng) }, ""},
+		{"1 % in ten places", func() error { return changeRuns(dev, l.vaultSize, 10, l.vaultBlocks()/10, rng) }, ""},
+		{"1 % as a database writes", func() error { return changeDatabase(dev, l.vaultSize, l.vaultBlocks(), rng) }, ""},
+		{"1 % at random, the mark lost", func() error { return changeBlocks(dev, l.vaultSize, l.vaultBlocks(), rng) }, " --tracker scan"},
 		{"1 % at random, the mark and the cache lost", func() error {
-			return errors.Join(os.RemoveAll(l.path("cache")), changeBlocks(dev, vaultSize, changeBlocksCount, rng))
+			return errors.Join(os.RemoveAll(l.path("cache")), changeBlocks(dev, l.vaultSize, l.vaultBlocks(), rng))
 		}, " --tracker scan"},
 	} {
 		if err := row.change(); err != nil {
@@ -167,7 +165,7 @@ func (l *lab) vaultRestores(dev, dir string, depots []depot) error {
 		}
 		printVault("verify all data", d.name, u, "")
 	}
-	if err := changeBlocks(dev, vaultSize, changeBlocksCount, newRNG()); err != nil {
+	if err := changeBlocks(dev, l.vaultSize, l.vaultBlocks(), newRNG()); err != nil {
 		return err
 	}
 	u, err := timed(l.command("sh", "-c", depots[0].restore+dev))
@@ -185,7 +183,7 @@ func printVault(words, name string, u used, bytes string) {
 // realDisk is a loop device with a filesystem of real files: those of /usr, in the order of
 // their names, as far as they fit.
 func (l *lab) realDisk(dir string) (string, error) {
-	dev, err := l.loop(filepath.Join(dir, "disk.img"), vaultSize)
+	dev, err := l.loop(filepath.Join(dir, "disk.img"), l.vaultSize)
 	if err != nil {
 		return "", err
 	}
@@ -193,7 +191,7 @@ func (l *lab) realDisk(dir string) (string, error) {
 		return "", err
 	}
 	at, list := filepath.Join(dir, "mnt"), filepath.Join(dir, "list")
-	if err := listFiles("/usr", list); err != nil {
+	if err := listFiles("/usr", list, l.vaultSize/10*8); err != nil {
 		return "", err
 	}
 	if err := os.Mkdir(at, 0o700); err != nil {
@@ -203,10 +201,9 @@ func (l *lab) realDisk(dir string) (string, error) {
 	return dev, err
 }
 
-// listFiles writes the names of files below a folder, up to vaultContent bytes of them.
-func listFiles(root, list string) error {
+// listFiles writes the names of files below a folder, up to room bytes of them.
+func listFiles(root, list string, room int64) error {
 	var names strings.Builder
-	room := int64(vaultContent)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
@@ -229,7 +226,7 @@ func listFiles(root, list string) error {
 }
 
 // changeRuns writes random bytes to runs of blocks of 4 KiB at random places.
-func changeRuns(dev string, runs, blocks int, rng *rand.Rand) error {
+func changeRuns(dev string, size int64, runs, blocks int, rng *rand.Rand) error {
 	f, err := os.OpenFile(dev, os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -239,7 +236,7 @@ func changeRuns(dev string, runs, blocks int, rng *rand.Rand) error {
 	buf := make([]byte, blocks*4096)
 	for range runs {
 		source.Read(buf)
-		if _, err := f.WriteAt(buf, rng.Int64N(vaultSize/4096-int64(blocks))*4096); err != nil {
+		if _, err := f.WriteAt(buf, rng.Int64N(size/4096-int64(blocks))*4096); err != nil {
 			return err
 		}
 	}
@@ -247,19 +244,20 @@ func changeRuns(dev string, runs, blocks int, rng *rand.Rand) error {
 }
 
 // changeDatabase writes as much as changeBlocks: half of it to a log, from front to back, the rest
-// to pages of 8 KiB of a table of 1 GiB, some of them far more often than others.
-func changeDatabase(dev string, rng *rand.Rand) error {
+// to pages of 8 KiB of a table of a quarter of the disk, some of them far more often than others.
+func changeDatabase(dev string, size int64, blocks int, rng *rand.Rand) error {
 	f, err := os.OpenFile(dev, os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	const page, table, at = 8192, 1 << 30, 1 << 30
+	const page = 8192
+	table := uint64(size / 4 / page)
 	source := rand.NewChaCha8([32]byte{byte(rng.Uint32()), byte(rng.Uint32())})
-	pages := rand.NewZipf(rng, 1.1, 100, table/page-1)
+	pages := rand.NewZipf(rng, 1.1, 100, table-1)
 	buf := make([]byte, page)
-	for i := range int64(changeBlocksCount * 4096 / page / 2) {
-		for _, off := range []int64{3<<30 + i*page, at + int64(pages.Uint64()*2654435761%(table/page))*page} {
+	for i := range int64(blocks * 4096 / page / 2) {
+		for _, off := range []int64{size/4*3 + i*page, size/4 + int64(pages.Uint64()*2654435761%table)*page} {
 			source.Read(buf)
 			if _, err := f.WriteAt(buf, off); err != nil {
 				return err

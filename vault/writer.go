@@ -70,6 +70,8 @@ type Writer struct {
 
 	tried, helped atomic.Int64 // chunks that were compared with the base, and of how many it has most
 
+	scratch sync.Pool // of *[format.ChunkSize]byte, for what is compressed
+
 	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
 
 	usedMu sync.Mutex
@@ -84,7 +86,8 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 	}
 	w := &Writer{
 		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{}, used: refSet{},
-		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
+		pages:   make([]map[int64]format.Ref, format.Level(from.Size)+1),
+		scratch: sync.Pool{New: func() any { return new([format.ChunkSize]byte) }},
 	}
 	if from.Base != nil {
 		w.base = v.treeOf(from.Base.Point)
@@ -177,15 +180,16 @@ func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
 		return 0, err
 	}
 	defer w.fail(&err)
-	var scratch []byte
+	var scratch *[format.ChunkSize]byte
 	for len(data) > 0 {
 		n := min(format.ChunkSize-off%format.ChunkSize, int64(len(data)))
 		piece, isNew := data[:n], int64(0)
 		if off%format.ChunkSize == 0 && (n == format.ChunkSize || off+n == w.from.Size) {
 			if scratch == nil {
-				scratch = make([]byte, 0, format.ChunkSize)
+				scratch = w.scratch.Get().(*[format.ChunkSize]byte)
+				defer w.scratch.Put(scratch)
 			}
-			isNew, err = w.putChunk(off, piece, scratch)
+			isNew, err = w.putChunk(off, piece, scratch[:0])
 		} else {
 			isNew, err = w.putRun(off, piece)
 		}
