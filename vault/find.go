@@ -60,14 +60,11 @@ func (v *Vault) find(ctx context.Context, text string, now time.Time) (p Point, 
 }
 
 func names(all []Disk) string {
-	text := ""
-	for i, d := range all {
-		if i > 0 {
-			text += "|"
-		}
-		text += d.Name
+	var list []string
+	for _, d := range all {
+		list = append(list, d.Name)
 	}
-	return text
+	return strings.Join(list, "|")
 }
 
 // at returns the last point of a disk of that time.

@@ -108,7 +108,7 @@ func (v *Vault) Prune(ctx context.Context, o PruneOptions) (p Pruned, err error)
 	if err := s.packs(ctx); err != nil {
 		return p, err
 	}
-	if o.Now {
+	if o.Now && !o.DryRun {
 		if err := v.stillAlone(ctx, l, m); err != nil {
 			return p, err
 		}

@@ -25,7 +25,7 @@ func newVaultCopy() *cobra.Command {
 	f := &vaultCopyFlags{}
 	cmd := command{
 		use: "copy VAULT DST [POINT...]", short: "Copy points to another vault",
-		long: `Copies points of VAULT to the vault DST, which has keys of its own: all of them, those of the disks that --disk names, or each POINT. What DST has already is not stored again. A point keeps its id, its moment, its tags and its mark, so that a backup to DST can go on from it. Points that DST has are left out, and a copy that was cut off goes on where it was. Points that have lost something ("tidemark vault repair") are left out, and named.
+		long: `Copies points of VAULT to the vault DST, which has keys of its own: all of them, those of the disks that --disk names, or each POINT. What DST has already is not stored again. A point keeps its id, its moment, its tags and its mark, so that a backup to DST can go on from it. Points that DST has are left out, and a copy that was cut off goes on where it was. "latest" is in DST, too, the point that was written last: copy older points first. Points that have lost something ("tidemark vault repair") are left out, and named.
 
 ` + pointWords + `.
 

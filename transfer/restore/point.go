@@ -123,12 +123,12 @@ func (s *sealed) Data(e extent.Extent) (extent.Set, error) {
 // Wrong returns the blocks of e that are not what the point has there when data is their content;
 // nil stands for zeros.
 func (s *sealed) Wrong(e extent.Extent, data []byte) (all []extent.Extent, err error) {
-	buf, _ := s.bufs.Get().([]byte)
-	if int64(len(buf)) < e.Len {
-		buf = make([]byte, e.Len)
+	buf, _ := s.bufs.Get().(*[]byte)
+	if buf == nil || int64(len(*buf)) < e.Len {
+		buf = new(make([]byte, e.Len))
 	}
 	defer s.bufs.Put(buf)
-	want := buf[:e.Len]
+	want := (*buf)[:e.Len]
 	if _, err := s.ReadAt(want, e.Off); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
