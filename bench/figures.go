@@ -48,6 +48,7 @@ func (s sample) over(t sample) sample {
 type used struct {
 	wall   float64 // seconds
 	user   float64 // seconds of processor time outside of the kernel
+	system float64 // and in it
 	memory int64   // peak, bytes
 	out    string
 }
@@ -71,7 +72,7 @@ func timed(cmd *exec.Cmd) (used, error) {
 	if err != nil {
 		return u, fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, stderr.String())
 	}
-	u.user = cmd.ProcessState.UserTime().Seconds()
+	u.user, u.system = cmd.ProcessState.UserTime().Seconds(), cmd.ProcessState.SystemTime().Seconds()
 	if _, err := fmt.Fscan(told, &u.memory); err != nil {
 		return u, fmt.Errorf("time: %w", err)
 	}

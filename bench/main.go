@@ -42,23 +42,25 @@ func measurements() []measurement {
 		{"snapshot", snapshots},
 		{"store", store},
 		{"thin", thinTools},
+		{"vault", vaults},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin, vault")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")
 	flag.StringVar(&p.eraApply, "era-apply", "", "the `program` era_apply in C, for stream")
+	vaultSize := flag.Int64("vault-size", 4096, "`MiB` of the disk of vault")
 	flag.Parse()
-	if err := run(*only, *binary, p); err != nil {
+	if err := run(*only, *binary, p, *vaultSize<<20); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(only, binary string, p peers) error {
+func run(only, binary string, p peers, vaultSize int64) error {
 	path, err := filepath.Abs(binary)
 	if err != nil {
 		return err
@@ -72,7 +74,7 @@ func run(only, binary string, p peers) error {
 		if err != nil {
 			return err
 		}
-		l.peers = p
+		l.peers, l.vaultSize = p, vaultSize
 		err = m.run(l)
 		if closeErr := l.close(); err == nil {
 			err = closeErr
@@ -86,10 +88,11 @@ func run(only, binary string, p peers) error {
 
 // lab is a folder in memory, a tracking of its own, and what has to be undone.
 type lab struct {
-	tidemark string
-	peers    peers
-	dir      string
-	undo     []func() error
+	tidemark  string
+	peers     peers
+	vaultSize int64 // bytes
+	dir       string
+	undo      []func() error
 }
 
 func newLab(tidemark string) (*lab, error) {
@@ -128,7 +131,7 @@ func (l *lab) environment() []string {
 	return append(os.Environ(),
 		"TIDEMARK_RUN_DIR="+l.path("run"), "TIDEMARK_STATE_DIR="+l.path("state"), "TIDEMARK_BPFFS="+l.path("bpf"),
 		"RESTIC_PASSWORD=bench", "RESTIC_CACHE_DIR="+l.path("restic-cache"), "BORG_BASE_DIR="+l.path("borg-base"),
-		"BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes")
+		"BORG_PASSPHRASE=bench", "XDG_CACHE_HOME="+l.path("cache"), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes", "BORG_RELOCATED_REPO_ACCESS_IS_OK=yes")
 }
 
 func (l *lab) command(name string, args ...string) *exec.Cmd {

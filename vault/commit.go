@@ -336,7 +336,7 @@ func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
 		if err != nil {
 			return nil, err
 		}
-		ref, _, err := w.chunk(b, scratch)
+		ref, err := w.chunk(b, scratch)
 		if err != nil {
 			return nil, err
 		}

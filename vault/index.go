@@ -48,7 +48,7 @@ func openIndex(id format.ID, folder string) (*index, error) {
 			}
 		}
 		if err == nil {
-			return &index{db: db, tables: newLRU[format.ID, *table](tablesKept)}, nil
+			return &index{db: db, tables: newTables()}, nil
 		}
 		if !errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, fmt.Errorf("vault: cache %s: %w", path, err)
@@ -62,7 +62,11 @@ func openIndex(id format.ID, folder string) (*index, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("vault: cache: %w", err), os.RemoveAll(own))
 	}
-	return &index{db: db, remove: own, tables: newLRU[format.ID, *table](tablesKept)}, nil
+	return &index{db: db, remove: own, tables: newTables()}, nil
+}
+
+func newTables() *lru[format.ID, *table] {
+	return newHeavyLRU[format.ID](segmentsKnown, func(t *table) int { return len(t.Segments) })
 }
 
 func openBolt(path string, id format.ID) (*bbolt.DB, error) {
@@ -154,7 +158,7 @@ func (x *index) drop(packs ...format.ID) error {
 
 // reset forgets all.
 func (x *index) reset() error {
-	x.tables = newLRU[format.ID, *table](tablesKept)
+	x.tables = newTables()
 	return x.db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{packsBucket, chunksBucket} {
 			if err := tx.DeleteBucket(name); err != nil {

@@ -5,11 +5,13 @@ import (
 	"sync"
 )
 
-// lru keeps the values that were used last, up to a number of them. It may be used by several
+// lru keeps the values that were used last, up to a weight of all of them. It may be used by several
 // goroutines at once.
 type lru[K comparable, V any] struct {
 	mu    sync.Mutex
 	limit int
+	held  int // weight of all
+	weigh func(V) int
 	order list.List // of pair[K, V], the one used last in front
 	at    map[K]*list.Element
 }
@@ -19,8 +21,14 @@ type pair[K comparable, V any] struct {
 	value V
 }
 
+// newLRU makes one that keeps that many values.
 func newLRU[K comparable, V any](limit int) *lru[K, V] {
-	return &lru[K, V]{limit: limit, at: map[K]*list.Element{}}
+	return newHeavyLRU[K](limit, func(V) int { return 1 })
+}
+
+// newHeavyLRU makes one of values that weigh differently. The one used last is kept in any case.
+func newHeavyLRU[K comparable, V any](limit int, weigh func(V) int) *lru[K, V] {
+	return &lru[K, V]{limit: limit, weigh: weigh, at: map[K]*list.Element{}}
 }
 
 func (l *lru[K, V]) get(key K) (v V, ok bool) {
@@ -38,20 +46,25 @@ func (l *lru[K, V]) put(key K, v V) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e, ok := l.at[key]; ok {
-		l.order.Remove(e)
+		l.remove(e)
 	}
 	l.at[key] = l.order.PushFront(pair[K, V]{key, v})
-	if l.order.Len() > l.limit {
-		last := l.order.Back()
-		delete(l.at, l.order.Remove(last).(pair[K, V]).key)
+	for l.held += l.weigh(v); l.held > l.limit && l.order.Len() > 1; {
+		l.remove(l.order.Back())
 	}
+}
+
+// remove takes a value out. l.mu is held.
+func (l *lru[K, V]) remove(e *list.Element) {
+	p := l.order.Remove(e).(pair[K, V])
+	delete(l.at, p.key)
+	l.held -= l.weigh(p.value)
 }
 
 func (l *lru[K, V]) drop(key K) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e, ok := l.at[key]; ok {
-		l.order.Remove(e)
-		delete(l.at, key)
+		l.remove(e)
 	}
 }

@@ -15,6 +15,7 @@ type packer struct {
 	mu     sync.Mutex
 	open   *format.Pack               // nil where none is begun
 	sent   *format.Pack               // being put; nil where none is
+	room   []byte                     // of one that was put, for the next
 	fresh  map[format.Hash]format.Ref // chunks of both, which the index does not know yet
 	mine   map[format.ID]bool         // packs that were begun
 	stored int64                      // bytes of packs
@@ -41,7 +42,7 @@ func (p *packer) add(kind format.Kind, plain, scratch []byte, h format.Hash) (fo
 		return format.Ref{}, p.err
 	}
 	if p.open == nil {
-		p.open = p.v.keys.NewPack(newID())
+		p.open, p.room = p.v.keys.NewPack(newID(), p.room), nil
 		p.mine[p.open.Name().ID] = true
 	}
 	ref := p.open.Add(format.Segment{Kind: kind, Coding: coding, Plain: int64(len(plain)), Hash: h}, body)
@@ -111,6 +112,7 @@ func (p *packer) put(pack *format.Pack, b []byte, done chan struct{}) {
 		p.err = err
 		return
 	}
+	p.room = b
 	for _, s := range pack.Segments() {
 		if s.Kind == format.Chunk && p.fresh[s.Hash].Pack == k.name.ID {
 			delete(p.fresh, s.Hash)

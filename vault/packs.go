@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	format "tidemark/format/vault"
@@ -149,24 +150,24 @@ func (v *Vault) sync(ctx context.Context) error {
 
 // learn reads the tables of packs into the index.
 func (v *Vault) learn(ctx context.Context, packs map[format.ID]known) error {
-	const batch = 16
-	var some []*table
-	for _, k := range packs {
-		t, err := v.readTable(ctx, k)
-		switch {
-		case errors.Is(err, format.ErrDamaged) || errors.Is(err, format.ErrNotVault) || errors.Is(err, store.ErrNotExist):
-			continue
-		case err != nil:
+	for some := range slices.Chunk(slices.Collect(maps.Values(packs)), requests) {
+		tables := make([]*table, len(some))
+		err := atOnce(ctx, len(some), func(ctx context.Context, i int) (err error) {
+			tables[i], err = v.readTable(ctx, some[i])
+			if errors.Is(err, format.ErrDamaged) || errors.Is(err, format.ErrNotVault) || errors.Is(err, store.ErrNotExist) {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
 			return err
 		}
-		if some = append(some, t); len(some) == batch {
-			if err := v.index.add(some...); err != nil {
-				return err
-			}
-			some = some[:0]
+		tables = slices.DeleteFunc(tables, func(t *table) bool { return t == nil })
+		if err := v.index.add(tables...); err != nil {
+			return err
 		}
 	}
-	return v.index.add(some...)
+	return nil
 }
 
 // segment returns the plain bytes of a segment of that kind; they must not be changed.

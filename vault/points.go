@@ -103,15 +103,23 @@ func (v *Vault) Points(ctx context.Context, disk format.ID) ([]Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []Point
-	for _, name := range names {
-		p, err := v.Point(ctx, name)
+	found := make([]*Point, len(names))
+	err = atOnce(ctx, len(names), func(ctx context.Context, i int) error {
+		p, err := v.Point(ctx, names[i])
 		if errors.Is(err, store.ErrNotExist) {
-			continue
-		} else if err != nil {
-			return nil, err
+			return nil
 		}
-		all = append(all, p)
+		found[i] = &p
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var all []Point
+	for _, p := range found {
+		if p != nil {
+			all = append(all, *p)
+		}
 	}
 	slices.SortStableFunc(all, func(a, b Point) int { return a.Moment.Compare(b.Moment) })
 	return all, v.markLost(ctx, all)

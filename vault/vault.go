@@ -21,12 +21,14 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 
 	"filippo.io/age"
+	"golang.org/x/sync/errgroup"
 
 	format "tidemark/format/vault"
 	"tidemark/vault/store"
@@ -47,12 +49,24 @@ var (
 )
 
 const (
-	tablesKept   = 256 // in memory; of a full pack one has about 50 KiB
-	leavesKept   = 32  // of up to 600 KiB, mostly of 20
-	innersKept   = 64  // of 20 KiB
-	segmentsKept = 32  // of at most runSize, or ChunkSize
-	othersKept   = 8   // tables of older generations
+	segmentsKnown = 1 << 19 // in tables in memory: of 64 bytes each
+	leavesKept    = 32      // of up to 600 KiB, mostly of 20
+	innersKept    = 64      // of 20 KiB
+	segmentsKept  = 32      // of at most runSize, or ChunkSize
 )
+
+// requests is how much is asked of a store at once: it may be far.
+const requests = 16
+
+// atOnce calls f with 0 to n-1, several at a time.
+func atOnce(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(requests)
+	for i := range n {
+		g.Go(func() error { return cmp.Or(ctx.Err(), f(ctx, i)) })
+	}
+	return g.Wait()
+}
 
 // Vault is an open vault.
 type Vault struct {
@@ -154,7 +168,7 @@ func (v *Vault) forgetPages() {
 	v.leaves = newLRU[format.Ref, format.Leaf](leavesKept)
 	v.inners = newLRU[format.Ref, *format.Inner](innersKept)
 	v.segments = newLRU[format.Ref, []byte](segmentsKept)
-	v.others = newLRU[format.ID, *table](othersKept)
+	v.others = newTables()
 }
 
 // Close ends the use of a vault. Its store stays open.
@@ -189,7 +203,11 @@ func (v *Vault) seal(ctx context.Context, name string, content []byte) error {
 
 // unseal gets the content of a sealed object.
 func (v *Vault) unseal(ctx context.Context, name string) ([]byte, error) {
-	b, err := v.store.Get(ctx, name, 0, format.MaxSealed+1)
+	const most = 16 << 10 // bytes, of nearly all
+	b, err := v.store.Get(ctx, name, 0, most)
+	if err == nil && len(b) == most {
+		b, err = v.store.Get(ctx, name, 0, format.MaxSealed+1)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,10 +68,14 @@ type Writer struct {
 	sealed   *Point // by Seal
 	manifest []byte // the object of that
 
-	usedMu sync.Mutex
-	used   refSet // segments that were there before, and that new entries name
+	tried, helped atomic.Int64 // chunks that were compared with the base, and of how many it has most
+
+	scratch sync.Pool // of *[format.ChunkSize]byte, for what is compressed
 
 	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
+
+	usedMu sync.Mutex
+	used   refSet // segments that were there before, and that new entries name
 }
 
 // Begin starts a new point. It lets Prune know, and learns which packs there are. The writer must be
@@ -81,7 +86,8 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 	}
 	w := &Writer{
 		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{}, used: refSet{},
-		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
+		pages:   make([]map[int64]format.Ref, format.Level(from.Size)+1),
+		scratch: sync.Pool{New: func() any { return new([format.ChunkSize]byte) }},
 	}
 	if from.Base != nil {
 		w.base = v.treeOf(from.Base.Point)
@@ -144,7 +150,7 @@ func (w *Writer) Copy(src io.ReaderAt, set extent.Set) error {
 			at = end
 		}
 	}
-	return g.Wait()
+	return cmp.Or(g.Wait(), w.ctx.Err())
 }
 
 // sound is the error of a writer that failed before: what it was told may be lost. A call that
@@ -174,15 +180,16 @@ func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
 		return 0, err
 	}
 	defer w.fail(&err)
-	var scratch []byte
+	var scratch *[format.ChunkSize]byte
 	for len(data) > 0 {
 		n := min(format.ChunkSize-off%format.ChunkSize, int64(len(data)))
 		piece, isNew := data[:n], int64(0)
 		if off%format.ChunkSize == 0 && (n == format.ChunkSize || off+n == w.from.Size) {
 			if scratch == nil {
-				scratch = make([]byte, 0, format.ChunkSize)
+				scratch = w.scratch.Get().(*[format.ChunkSize]byte)
+				defer w.scratch.Put(scratch)
 			}
-			isNew, err = w.putChunk(off, piece, scratch)
+			isNew, err = w.putChunk(off, piece, scratch[:0])
 		} else {
 			isNew, err = w.putRun(off, piece)
 		}
@@ -219,11 +226,20 @@ func (w *Writer) Zero(e extent.Extent) (err error) {
 func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err error) {
 	e := format.Entry{Len: int64(len(data))}
 	if !block.IsZero(data) {
-		var isNew bool
-		if e.Ref, isNew, err = w.chunk(data, scratch); err != nil {
+		h := w.v.keys.Hash(data)
+		var found bool
+		if e.Ref, found, err = w.find(h, e.Len); err != nil {
 			return 0, err
 		}
-		if isNew {
+		if !found {
+			if parts, ok, err := w.differing(off, data); err != nil {
+				return 0, err
+			} else if ok {
+				return w.putParts(off, data, parts)
+			}
+			if e.Ref, err = w.packs.add(format.Chunk, data, scratch, h); err != nil {
+				return 0, err
+			}
 			fresh = e.Len
 		}
 	}
@@ -232,17 +248,33 @@ func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err err
 	return fresh, w.enter(off, e)
 }
 
-// chunk returns where a chunk lies, and stores it when it lies nowhere yet.
-func (w *Writer) chunk(data, scratch []byte) (ref format.Ref, isNew bool, err error) {
-	h := w.v.keys.Hash(data)
+// putParts puts parts of the data that lies at off.
+func (w *Writer) putParts(off int64, data []byte, parts []extent.Extent) (fresh int64, err error) {
+	for _, part := range parts {
+		n, err := w.putRun(part.Off, data[part.Off-off:part.End()-off])
+		fresh += n
+		if err != nil {
+			return fresh, err
+		}
+	}
+	return fresh, nil
+}
+
+// find returns where a chunk lies, if it does.
+func (w *Writer) find(h format.Hash, size int64) (ref format.Ref, ok bool, err error) {
 	if ref, ok := w.packs.find(h); ok {
-		return ref, false, nil
+		return ref, true, nil
 	}
-	if ref, ok, err := w.known(h, int64(len(data))); err != nil || ok {
-		return ref, false, err
+	return w.known(h, size)
+}
+
+// chunk returns where a chunk lies, and stores it when it lies nowhere yet.
+func (w *Writer) chunk(data, scratch []byte) (format.Ref, error) {
+	h := w.v.keys.Hash(data)
+	if ref, ok, err := w.find(h, int64(len(data))); err != nil || ok {
+		return ref, err
 	}
-	ref, err = w.packs.add(format.Chunk, data, scratch, h)
-	return ref, true, err
+	return w.packs.add(format.Chunk, data, scratch, h)
 }
 
 // known finds a chunk in the packs that are in the store, but for those that were declared dead.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -134,6 +135,8 @@ func (f *vaultFlags) unlock(ctx context.Context, s store.Store) (*vault.Vault, e
 	if err != nil {
 		return nil, err
 	}
+	// Most of the memory is buffers that stay: little more of it may wait to be collected.
+	debug.SetGCPercent(25)
 	return vault.Open(ctx, retrying(s), o)
 }
 

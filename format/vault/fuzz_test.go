@@ -107,7 +107,7 @@ func FuzzTable(f *testing.F) {
 	f.Add(plain, uint32(p.Len()))
 	f.Fuzz(func(t *testing.T, plain []byte, length uint32) {
 		n := len(plain) / entrySize
-		b := k.NewPack(testID).b
+		b := k.NewPack(testID, nil).b
 		b = append(b, make([]byte, length%(1<<12))...)
 		end := make([]byte, packEnd)
 		copy(end, tableMagic)

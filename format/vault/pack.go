@@ -15,7 +15,9 @@ const (
 	leastPack  = packHead + tagSize + 1 + entrySize + tagSize + packEnd
 	// packFull is where a Pack asks to be ended: with a segment more and its table it stays
 	// below MaxPack.
-	packFull = 32 << 20
+	packFull = 16 << 20
+	// packRoom is what most packs have room in. What is not used of it is never touched.
+	packRoom = packFull + MaxSegment + 1<<18
 )
 
 // Pack is one that is being written.
@@ -28,11 +30,16 @@ type Pack struct {
 	next   uint32
 }
 
-// NewPack begins the first generation of a pack. The id must be random, and of no other pack.
-func (k *Keys) NewPack(id ID) *Pack { return k.begin(PackName{ID: id}) }
+// NewPack begins the first generation of a pack. The id must be random, and of no other pack. It
+// is written into room, which End returned of another pack that is not needed any more; nil will do.
+func (k *Keys) NewPack(id ID, room []byte) *Pack { return k.begin(PackName{ID: id}, room) }
 
-func (k *Keys) begin(name PackName) *Pack {
-	b := make([]byte, packHead, 1<<20)
+func (k *Keys) begin(name PackName, room []byte) *Pack {
+	if cap(room) < packRoom {
+		room = make([]byte, packRoom)
+	}
+	b := room[:packHead]
+	clear(b)
 	copy(b, packMagic)
 	binary.LittleEndian.PutUint32(b[8:], version)
 	binary.LittleEndian.PutUint32(b[12:], name.Generation)
@@ -57,6 +64,7 @@ func (p *Pack) Len() int64 { return int64(len(p.b) - packHead) }
 func (p *Pack) Add(s Segment, body []byte) Ref {
 	s.Number, s.Place, s.Stored = p.next, int64(len(p.b)), int64(len(body)+tagSize)
 	p.next++
+	p.b = slices.Grow(p.b, len(body)+tagSize) // Seal would make room for one segment, and copy the pack each time
 	p.b = p.opener.aead.Seal(p.b, s.nonce(), body, s.additional(p.name.ID))
 	p.table = append(p.table, s)
 	return Ref{Pack: p.name.ID, Segment: s.Number}
@@ -83,6 +91,7 @@ func (p *Pack) End(salt Salt) []byte {
 	binary.LittleEndian.PutUint32(end[8:], uint32(len(p.table)))
 	copy(end[16:], salt[:])
 	additional := slices.Concat(p.b[:packHead], end[:packEnd-sumSize])
+	p.b = slices.Grow(p.b, len(plain)+tagSize+packEnd)
 	p.b = p.keys.cipher(salt[:], "table").Seal(p.b, noNonce[:], plain, additional)
 	p.b = append(p.b, end...)
 	putSum(p.b)
@@ -229,7 +238,7 @@ func CheckPack(b []byte) (PackName, error) {
 }
 
 // NextGeneration begins another generation of a pack, which Keep fills.
-func (k *Keys) NextGeneration(name PackName) *Pack { return k.begin(name) }
+func (k *Keys) NextGeneration(name PackName) *Pack { return k.begin(name, nil) }
 
 // Keep takes over a segment of an earlier generation, of which the table says s, in the order of their
 // numbers. The stored bytes are not looked at: an Opener does that.

@@ -4,6 +4,8 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -137,14 +139,22 @@ func (o *Opener) open(c *Codec, s Segment, stored []byte) ([]byte, error) {
 	if int64(len(stored)) != s.Stored {
 		return nil, fmt.Errorf("%w: %d bytes, want %d", ErrDamaged, len(stored), s.Stored)
 	}
-	b, err := o.aead.Open(nil, s.nonce(), stored, s.additional(o.pack))
+	room := make([]byte, 0, s.Plain)
+	into := room
+	if s.Coding != Plain {
+		scratch := c.scratch.Get().(*[]byte)
+		defer c.scratch.Put(scratch)
+		*scratch = slices.Grow((*scratch)[:0], len(stored))
+		into = *scratch
+	}
+	b, err := o.aead.Open(into, s.nonce(), stored, s.additional(o.pack))
 	if err != nil {
 		return nil, fmt.Errorf("%w: its seal does not hold", ErrDamaged)
 	}
 	if s.Coding == Plain {
 		return b, nil
 	}
-	b, err = c.dec.DecodeAll(b, make([]byte, 0, s.Plain))
+	b, err = c.dec.DecodeAll(b, room)
 	if err != nil || int64(len(b)) != s.Plain {
 		return nil, fmt.Errorf("%w: it expands to %d bytes, want %d: %v", ErrDamaged, len(b), s.Plain, err)
 	}
@@ -153,8 +163,9 @@ func (o *Opener) open(c *Codec, s Segment, stored []byte) ([]byte, error) {
 
 // Codec compresses and expands. It may be used by several goroutines at once.
 type Codec struct {
-	enc *zstd.Encoder
-	dec *zstd.Decoder
+	enc     *zstd.Encoder
+	dec     *zstd.Decoder
+	scratch sync.Pool // of *[]byte
 }
 
 // NewCodec makes a Codec; Close frees what it holds.
@@ -169,7 +180,7 @@ func NewCodec() (*Codec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault: zstd: %w", err)
 	}
-	return &Codec{enc: enc, dec: dec}, nil
+	return &Codec{enc: enc, dec: dec, scratch: sync.Pool{New: func() any { return new([]byte) }}}, nil
 }
 
 // Close frees what the codec holds.

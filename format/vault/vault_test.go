@@ -64,7 +64,7 @@ func testInner() *Inner {
 func testPack(c *Codec, k *Keys) (*Pack, [][]byte) {
 	chunk := []byte("a chunk at the end of a disk")
 	plains := [][]byte{chunk, []byte("a run"), bytes.Repeat([]byte("page "), 100)}
-	p := k.NewPack(testID)
+	p := k.NewPack(testID, nil)
 	p.Add(Segment{Kind: Chunk, Plain: int64(len(chunk)), Hash: k.Hash(chunk)}, chunk)
 	p.Add(Segment{Kind: Run, Plain: int64(len(plains[1]))}, plains[1])
 	coding, body := c.Squeeze(plains[2], nil)
@@ -111,7 +111,7 @@ func examples(t testing.TB) map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := k.NewPack(testID)
+	p := k.NewPack(testID, nil)
 	chunk := []byte("a chunk at the end of a disk")
 	p.Add(Segment{Kind: Chunk, Plain: int64(len(chunk)), Hash: k.Hash(chunk)}, chunk)
 	p.Add(Segment{Kind: Run, Plain: 5}, []byte("a run"))
@@ -284,7 +284,7 @@ func TestNothingStandsInForAnother(t *testing.T) {
 	if _, _, err := NewKeys(other).Unseal(DiskName(testID), b); !errors.Is(err, ErrDamaged) {
 		t.Errorf("with another key: %v", err)
 	}
-	p := k.NewPack(testID)
+	p := k.NewPack(testID, nil)
 	for range 2 {
 		p.Add(Segment{Kind: Run, Plain: 4}, []byte("same"))
 	}

@@ -84,11 +84,12 @@ func (b *bucket) Get(ctx context.Context, name string, off, n int64) ([]byte, er
 	} else if err != nil {
 		return nil, b.fault("read", name, err)
 	}
-	data, err := io.ReadAll(io.LimitReader(r, n))
+	data := bytes.NewBuffer(make([]byte, 0, n+bytes.MinRead))
+	_, err = data.ReadFrom(io.LimitReader(r, n))
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, b.fault("read", name, err)
 	}
-	return data, nil
+	return data.Bytes(), nil
 }
 
 func (b *bucket) List(ctx context.Context, prefix string, each func(Info) error) error {

@@ -46,10 +46,10 @@ type Info struct {
 type Store interface {
 	// Put stores an object. Once it has returned nil the object survives a power cut. It is
 	// no error when the object is there with the same bytes: an earlier try may have succeeded.
-	// Otherwise the error wraps ErrExists, and what is there stays.
+	// Otherwise the error wraps ErrExists, and what is there stays. It does not keep data.
 	Put(ctx context.Context, name string, data []byte) error
-	// Get returns n bytes of an object from off on, or fewer where it ends. The error wraps
-	// ErrNotExist.
+	// Get returns n bytes of an object from off on, or fewer where it ends; it makes room for
+	// n. The error wraps ErrNotExist.
 	Get(ctx context.Context, name string, off, n int64) ([]byte, error)
 	// List calls each for the objects whose names begin with prefix, in any order, until it
 	// returns an error. An object is among them once Put has returned nil, until Remove has.

@@ -162,21 +162,16 @@ func (t *tree) Get(ctx context.Context, name string, off, n int64) ([]byte, erro
 	return b, nil
 }
 
-// readUpTo reads n bytes or up to the end, in large pieces: each may be a round trip.
-func readUpTo(f io.ReaderAt, off, n int64) (b []byte, err error) {
-	const piece = 1 << 20
-	for int64(len(b)) < n && err == nil {
-		p := make([]byte, min(piece, n-int64(len(b))))
-		var got int
-		got, err = f.ReadAt(p, off+int64(len(b)))
-		if b = append(b, p[:got]...); got < len(p) && err == nil {
-			err = io.ErrNoProgress
-		}
-	}
-	if errors.Is(err, io.EOF) {
+// readUpTo reads n bytes or up to the end.
+func readUpTo(f io.ReaderAt, off, n int64) ([]byte, error) {
+	b := make([]byte, n)
+	got, err := f.ReadAt(b, off)
+	if errors.Is(err, io.EOF) || got == len(b) {
 		err = nil
+	} else if err == nil {
+		err = io.ErrNoProgress
 	}
-	return b, err
+	return b[:got], err
 }
 
 func (t *tree) List(ctx context.Context, prefix string, each func(Info) error) error {
