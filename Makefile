@@ -6,18 +6,19 @@ MAKEFLAGS   += --no-print-directory
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL    := go tool -modfile=tools/go.mod
-FUZZTIME ?= 3s
+FUZZTIME ?= 2s
 
-# Folders whose tests run once, as built for users, and not with -race as well:
-# they time things, or take long.
-SLOW := tidemark/test/|tidemark/bench|tidemark/vault$$
+# Folders whose tests run once, as built for users, and not with -race: ALONE, one after the other,
+# as they time things or start commands by the hundred; PLAIN, as nothing in them runs at once.
+ALONE := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
+PLAIN := tidemark/format/
 
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
 
 .PHONY: help build install uninstall packages demo test test-kernels soak setup setup-vm setup-s3 generate man bench vuln fmt lint clean \
 	check-fmt check-vet check-shape check-static check-fix check-generated check-tidy \
-	test-race test-fuzz test-slow
+	test-race test-plain test-fuzz test-slow
 
 .DEFAULT_GOAL := build
 
@@ -36,7 +37,7 @@ packages: build ## a Debian and an RPM package, in bin/
 demo: setup build ## show a live incremental mirror on a loop device (root)
 	scripts/demo.sh
 
-test: setup setup-vm setup-s3 lint test-race test-fuzz test-slow ## everything CI runs (root)
+test: setup setup-vm setup-s3 lint test-race test-plain test-fuzz test-slow ## everything CI runs (root)
 
 test-kernels: setup setup-vm ## the tests of test/vm, all of them on every kernel of the rig (root; an hour or two)
 	scripts/as-root go test -count=1 -timeout 0 ./test/vm -all-kernels
@@ -105,11 +106,14 @@ check-tidy:
 	cd tools/nfpm && go mod tidy -diff
 
 test-race:
-	tool=$$(scripts/bench-tools); scripts/as-root env CGO_ENABLED=1 ERA_TOOLS_1="$${tool%/*}" go test -race -timeout 30m $$(go list ./... | grep -vE '$(SLOW)')
+	scripts/as-root env CGO_ENABLED=1 go test -race -timeout 30m $$(go list ./... | grep -vE '$(ALONE)|$(PLAIN)')
+
+test-plain:
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -timeout 30m $$(go list ./... | grep -E '$(PLAIN)')
 
 test-fuzz:
 	scripts/fuzz $(FUZZTIME)
 
 # Last, and the last lines are go test's own summary.
 test-slow: build
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(SLOW)|tidemark/cmd/')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(ALONE)')

@@ -58,7 +58,10 @@
 // # What it cannot do
 //
 // The kernel skips a program that would interrupt itself on the same CPU; the
-// skips are counted, see [Facility.Misses]. Everything that the programs notice
+// skips are counted, see [Facility.Misses]. From Linux 7.0 on it may also preempt a
+// program (include/linux/tracepoint.h), and then skips those of other tasks on that CPU:
+// there every completion is marked, which mostly runs in an interrupt and is not preempted,
+// and a change is lost only when both its programs were skipped. Everything that the programs notice
 // but cannot express as blocks is left as flags in the bitmap's header, see
 // [Lost]. Kernels without BTF, tp_btf programs or memory-mapped maps, which is those
 // before 5.10, are refused with [ErrNotSupported].
@@ -85,6 +88,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
+
+	"tidemark/linux/sysfs"
 )
 
 var (
@@ -110,6 +115,7 @@ const (
 	progSwap    = "swap_table"
 	progBegan   = "began"
 	beganPlain  = "began_plain" // in the place of progBegan, where there are bytes for bits
+	beganNever  = "began_never" // the same, where the kernel preempts programs: it is not called, and all completions are marked
 	mapDisks    = "disks"
 	mapFlights  = "flights"
 	mapActive   = "active"
@@ -128,17 +134,23 @@ func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, p
 func tracing() []string  { return append(reqProgs(), bioProgs()...) }
 func mapNames() []string { return []string{mapDisks, mapFlights, mapActive, mapSince} }
 
-func progNames(plain bool) []string {
-	if plain {
-		return append(tracing(), beganPlain)
+// variant returns which name the last of the programs is pinned by, on this kernel.
+func variant() (string, error) {
+	if Plain() != nil {
+		return beganPlain, nil
 	}
-	return append(tracing(), progBegan)
+	before, err := sysfs.KernelBefore(7, 0)
+	if err != nil || before {
+		return progBegan, err
+	}
+	return beganNever, nil
 }
 
 // Facility is the set of programs and maps of this machine.
 type Facility struct {
 	dir   string
-	plain bool // bitmaps are bytes
+	began string // the name that the last program is pinned by
+	plain bool   // bitmaps are bytes
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
 	ids   map[string]uint32 // of what was pinned when we opened it
@@ -175,8 +187,13 @@ func gone(err error) error {
 }
 
 func (f *Facility) load() error {
-	_, err := os.Stat(filepath.Join(f.dir, beganPlain))
-	f.plain = err == nil
+	f.began = progBegan
+	for _, name := range []string{beganPlain, beganNever} {
+		if _, err := os.Stat(filepath.Join(f.dir, name)); err == nil {
+			f.began = name
+		}
+	}
+	f.plain = f.began == beganPlain
 	for _, name := range mapNames() {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
 		if err != nil {
@@ -187,7 +204,7 @@ func (f *Facility) load() error {
 			return err
 		}
 	}
-	for _, name := range progNames(f.plain) {
+	for _, name := range append(tracing(), f.began) {
 		p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, name), nil)
 		if err != nil {
 			return gone(err)
@@ -209,9 +226,15 @@ func (f *Facility) load() error {
 // Install loads the programs, attaches them and pins everything in dir, which
 // must not exist; its parents are created. A crash leaves either all or nothing
 // at dir, an error nothing.
-func Install(dir string) (*Facility, error) { return install(dir, Plain() != nil) }
+func Install(dir string) (*Facility, error) {
+	began, err := variant()
+	if err != nil {
+		return nil, fmt.Errorf("bpf: install: %w", err)
+	}
+	return install(dir, began)
+}
 
-func install(dir string, plain bool) (*Facility, error) {
+func install(dir, began string) (*Facility, error) {
 	staging := dir + stagingEnd
 	if err := os.RemoveAll(staging); err != nil {
 		return nil, fmt.Errorf("bpf: remove a half-made installation: %w", err)
@@ -219,7 +242,7 @@ func install(dir string, plain bool) (*Facility, error) {
 	if err := os.MkdirAll(staging, dirMode); err != nil {
 		return nil, fmt.Errorf("bpf: install: %w", err)
 	}
-	if err := pinAll(staging, plain); err != nil {
+	if err := pinAll(staging, began); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(staging))
 	}
 	if err := os.Rename(staging, dir); err != nil {
@@ -232,8 +255,8 @@ func install(dir string, plain bool) (*Facility, error) {
 	return f, nil
 }
 
-func pinAll(dir string, plain bool) error {
-	coll, err := newCollection(plain)
+func pinAll(dir, began string) error {
+	coll, err := newCollection(began == beganPlain)
 	if err != nil {
 		return err
 	}
@@ -243,7 +266,11 @@ func pinAll(dir string, plain bool) error {
 			return fmt.Errorf("bpf: pin map %s: %w", name, err)
 		}
 	}
-	for _, name := range progNames(plain) {
+	if began == beganNever {
+		coll.Programs[beganNever] = coll.Programs[progBegan]
+		delete(coll.Programs, progBegan)
+	}
+	for _, name := range append(tracing(), began) {
 		if err := coll.Programs[name].Pin(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin program %s: %w", name, err)
 		}
@@ -387,8 +414,9 @@ func (f *Facility) checkLinks(names []string) error {
 	return nil
 }
 
-// Misses reads how often the kernel skipped the programs so far.
-func (f *Facility) Misses() (Misses, error) {
+// Misses reads how often the kernel skipped the programs of a disk so far; bio says whether
+// the disk completes bios.
+func (f *Facility) Misses(bio bool) (Misses, error) {
 	n := map[string]uint64{}
 	for name, p := range f.progs {
 		s, err := p.Stats()
@@ -397,7 +425,21 @@ func (f *Facility) Misses() (Misses, error) {
 		}
 		n[name] = s.RecursionMisses
 	}
-	return Misses{Queue: n[progQueue] + n[progOwnMap] + n[progIssue] + n[progSwap], Complete: n[progBioDone] + n[progReqDone] + n[progRemap]}, nil
+	return f.misses(n, bio), nil
+}
+
+// misses is Misses, of the counters of all programs. Where all completions are marked, a change
+// may be unmarked only when its completion was skipped, and an issue was skipped then or before.
+func (f *Facility) misses(n map[string]uint64, bio bool) Misses {
+	switch {
+	case bio:
+		return Misses{Queue: n[progQueue] + n[progOwnMap] + n[progSwap], Complete: n[progBioDone] + n[progRemap]}
+	case f.began != beganNever:
+		return Misses{Queue: n[progIssue] + n[progSwap], Complete: n[progReqDone]}
+	case n[progIssue] == 0:
+		return Misses{Queue: n[progSwap], Complete: n[progReqDone]}
+	}
+	return Misses{Queue: n[progReqDone] + n[progSwap], Complete: n[progReqDone]}
 }
 
 // Programs returns the loaded programs by name, for their run-time statistics.

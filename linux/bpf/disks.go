@@ -314,13 +314,13 @@ func (f *Facility) activate(slot uint32, b *Bitmap) error {
 	return nil
 }
 
-// begun says that from now on each issue is marked in the slot's active bitmap.
+// begun says that from now on each issue is marked in the slot's active bitmap. That cannot be
+// said where the kernel preempts programs.
 func (f *Facility) begun(slot uint32) error {
-	name := progBegan
-	if f.plain {
-		name = beganPlain
+	if f.began == beganNever {
+		return nil
 	}
-	failed, err := f.progs[name].Run(&ebpf.RunOptions{Context: uint64(slot)})
+	failed, err := f.progs[f.began].Run(&ebpf.RunOptions{Context: uint64(slot)})
 	if err == nil && failed != 0 {
 		err = fmt.Errorf("it returned %d", failed)
 	}

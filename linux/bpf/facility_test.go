@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -33,17 +36,17 @@ func mount(t testing.TB) string {
 	return fs
 }
 
-// objects calls f with each of the two objects installed, which both work on this kernel.
+// objects calls f with each variant installed, which all work on this kernel.
 func objects(t *testing.T, f func(t *testing.T, fac *Facility)) {
 	t.Helper()
-	for name, plain := range map[string]bool{"bits": false, "bytes": true} {
-		t.Run(name, func(t *testing.T) { f(t, installed(t, plain)) })
+	for name, began := range map[string]string{"bits": progBegan, "bytes": beganPlain, "preempted": beganNever} {
+		t.Run(name, func(t *testing.T) { f(t, installed(t, began)) })
 	}
 }
 
-func installed(t testing.TB, plain bool) *Facility {
+func installed(t testing.TB, began string) *Facility {
 	t.Helper()
-	f, err := install(filepath.Join(mount(t), "tidemark", "v1"), plain)
+	f, err := install(filepath.Join(mount(t), "tidemark", "v1"), began)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,13 +131,13 @@ func halfAnInstallationIsBroken(t *testing.T, f *Facility) {
 		t.Fatalf("%d pins, want 4 maps, 7 programs, 2 links", len(entries))
 	}
 	for _, e := range entries {
-		if f.plain && e.Name() != beganPlain {
+		if f.began != progBegan && e.Name() != f.began {
 			continue // as with bits
 		}
 		if err := Remove(f.Dir()); err != nil {
 			t.Fatal(err)
 		}
-		whole, err := install(f.Dir(), f.plain)
+		whole, err := install(f.Dir(), f.began)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -278,8 +281,109 @@ func sinceWhenABitmapIsActiveIsNeverTooEarly(t *testing.T, f *Facility) {
 				t.Fatal(err)
 			}
 		}
+		if f.began == beganNever {
+			if since() != sinceNever {
+				t.Errorf("%s: completions may be left out since %d", name, since())
+			}
+			continue
+		}
 		if at, now := since(), kernelTime(t); at > now+1e6 || at+1e9 < now {
 			t.Errorf("%s: active since %d, now is %d", name, at, now)
+		}
+	}
+}
+
+// Where the kernel preempts programs, an issue that was skipped costs nothing as long as no
+// completion is: what is lost needs both, in this order.
+func TestWhatASkippedProgramLoses(t *testing.T) {
+	for _, c := range []struct {
+		began   string
+		bio     bool
+		steps   string // programs that are skipped one after the other: i, d for requests, q, b for bios
+		unknown int    // the step from which on a change may be unmarked, 0 for none
+	}{
+		{progBegan, false, "di", 2},
+		{beganPlain, false, "i", 1},
+		{beganNever, false, "iii", 0},
+		{beganNever, false, "ddd", 0},
+		{beganNever, false, "id", 2},
+		{beganNever, false, "iid", 3},
+		{beganNever, false, "qqb", 0},
+		{beganNever, true, "q", 1},
+		{beganNever, true, "idb", 0},
+	} {
+		f, n := &Facility{began: c.began}, map[string]uint64{}
+		found := 0
+		for at, step := range c.steps {
+			before := f.misses(n, c.bio)
+			n[map[rune]string{'i': progIssue, 'd': progReqDone, 'q': progQueue, 'b': progBioDone}[step]]++
+			if f.misses(n, c.bio).Queue != before.Queue && found == 0 {
+				found = at + 1
+			}
+		}
+		if found != c.unknown {
+			t.Errorf("%s, bios %v, %s: changes may be unmarked from step %d on, want %d", c.began, c.bio, c.steps, found, c.unknown)
+		}
+	}
+}
+
+// With no issue marked at all, each completion marks what it changed. Where completions are left
+// out, this test would find nothing.
+func TestCompletionsAloneMarkWhereProgramsArePreempted(t *testing.T) {
+	f := installed(t, beganNever)
+	if err := detach(f.Dir(), progIssue); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", file).Output()
+	if err != nil {
+		t.Fatalf("losetup: %v", err)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", dev).Run() })
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil {
+		t.Fatal(err)
+	}
+	seq, err := os.ReadFile("/sys/block/" + filepath.Base(dev) + "/diskseq")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := Disk{Dev: DevT(unix.Major(st.Rdev), unix.Minor(st.Rdev)), Sectors: 2048, Slot: 3, Shift: 3}
+	if d.DiskSeq, err = strconv.ParseUint(strings.TrimSpace(string(seq)), 10, 64); err != nil {
+		t.Fatal(err)
+	}
+	b := emptyBitmap(t, f, 256)
+	if err := f.Put(d, b); err != nil {
+		t.Fatal(err)
+	}
+	disk, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	data, err := unix.Mmap(-1, 0, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(data)
+	for range 2 { // the second time in a bitmap that was swapped in
+		if _, err := disk.WriteAt(data, 16<<12); err != nil {
+			t.Fatal(err)
+		}
+		got, err := b.Set(4096, 1<<20)
+		if want := extent.NewSet(extent.Extent{Off: 16 << 12, Len: 8192}); err != nil || !got.Equal(want) || b.Lost() != 0 {
+			t.Fatalf("marked %v, lost %v, %v; want %v", got, b.Lost(), err, want)
+		}
+		b = emptyBitmap(t, f, 256)
+		if err := f.Swap(d.Slot, b); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

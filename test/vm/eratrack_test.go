@@ -33,7 +33,7 @@ func TestEraMirrors(t *testing.T) {
 func TestEraMirrorsOverRestarts(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/eratrack")
-	for _, kernel := range forMapper() {
+	for _, kernel := range oneOf(forMapper()) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			seed := uint64(time.Now().UnixNano())

@@ -31,6 +31,14 @@ func forMapper() []Kernel {
 	return []Kernel{Linux61, Linux612}
 }
 
+// oneOf is the newest of some kernels, for what takes several boots and hardly depends on the kernel.
+func oneOf(kernels []Kernel) []Kernel {
+	if *allKernels {
+		return kernels
+	}
+	return kernels[len(kernels)-1:]
+}
+
 // old reports whether a kernel is of the older half. Of two kernels that share the cases of a
 // test out, one is.
 func (k Kernel) old() bool { return k == Linux510 || k == Linux61 }

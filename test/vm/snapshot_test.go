@@ -13,8 +13,10 @@ var snapshotCuts = flag.Int("snapshot-cuts", 12, "how many moments of a snapshot
 // others are the tests of live snapshots that take long and that one kernel has for both, unless they
 // are asked for by name.
 var others = map[Kernel]string{
-	Linux61:  "^TestMeasure$|^TestACopyAndTheChangesAreTheNextSnapshot$",
-	Linux612: "^TestMeasure$|^TestPowerCutAtEveryStep$",
+	Linux61: "^TestMeasure$|^TestACopyAndTheChangesAreTheNextSnapshot$|^TestTrapsOfDattobd$|^TestKilledChangesOfTheMode$|^TestErrorsOfDbdctl$" +
+		"|^TestMirrorsOfALogicalVolume$|^TestMirrorsByTheViewDM$/^xfs$",
+	Linux612: "^TestMeasure$|^TestPowerCutAtEveryStep$|^TestKilledCommands$|^TestIncrementalBackupsOfDattobd$|^TestModesAndStores$" +
+		"|^TestMirrorsByTheViewDM$/^ext4$",
 }
 
 // Snapshots of devices in use are what the devices held at the instant, and nothing of them is
@@ -27,7 +29,7 @@ func TestLiveSnapshots(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			skip := others[kernel]
-			if *snapshotTests != "" {
+			if *snapshotTests != "" || *allKernels {
 				skip = "^TestMeasure$"
 			}
 			r := Run(t, Config{

@@ -53,7 +53,7 @@ func (f *flipping) prepare() (err error) {
 // stage writes the header of the next epoch. The counters are read before the
 // swap: a skip between this and the judgement of the old epoch counts in both.
 func (f *flipping) stage() error {
-	misses, err := f.s.fac.Misses()
+	misses, err := f.s.fac.Misses(f.s.rec.BioBased)
 	if err != nil {
 		return err
 	}
@@ -130,7 +130,7 @@ func (s *session) judgeAll(cur *bpf.Bitmap) error {
 // verdict in cur's header. Repeating it after an interruption is harmless: the counters
 // of the kernel have grown at most, so it can only judge more strictly.
 func (s *session) judge(old, cur *bpf.Bitmap) error {
-	misses, err := s.fac.Misses()
+	misses, err := s.fac.Misses(s.rec.BioBased)
 	if err != nil {
 		return err
 	}

@@ -120,7 +120,7 @@ func (s *session) set(b *bpf.Bitmap) (extent.Set, error) {
 // ifEnded returns the header of a bitmap as it would be had its epoch ended now. It
 // needs no lock.
 func (s *session) ifEnded(b *bpf.Bitmap) (bpf.Header, error) {
-	misses, err := s.fac.Misses()
+	misses, err := s.fac.Misses(s.rec.BioBased)
 	if err != nil {
 		return bpf.Header{}, err
 	}

@@ -231,7 +231,7 @@ func (s *session) arm(h bpf.Header) error {
 		return err
 	}
 	defer b.Close()
-	misses, err := s.fac.Misses()
+	misses, err := s.fac.Misses(s.rec.BioBased)
 	if err != nil {
 		return err
 	}

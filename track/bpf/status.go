@@ -24,7 +24,7 @@ type Status struct {
 	Granularity int64        `json:"granularity"` // bytes
 	Epoch       uint64       `json:"epoch"`       // the current one
 	Changed     int64        `json:"changed"`     // bytes in the current epoch
-	Misses      uint64       `json:"misses"`      // events the kernel skipped since the programs were installed, on any disk
+	Misses      uint64       `json:"misses"`      // changes, and completions, that may not have been marked since the programs were installed, on any such disk
 	Memory      int64        `json:"memory"`      // bytes of kernel memory
 	Lost        string       `json:"lost"`        // why all marks are lost; empty: they are not
 	Marks       []MarkStatus `json:"marks"`       // by owner
@@ -116,7 +116,7 @@ func (st *Status) measure(ctx context.Context, s *session) error {
 		return err
 	}
 	st.Changed = set.Bytes()
-	m, err := s.fac.Misses()
+	m, err := s.fac.Misses(s.rec.BioBased)
 	if err != nil {
 		return err
 	}
