@@ -3,6 +3,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"tidemark/block"
@@ -83,10 +84,8 @@ func (r Range) overlaps(o Range) bool {
 // shares reports whether two stores that are devices have a byte in common.
 func (s Store) shares(o Store) bool {
 	for _, a := range s.parts() {
-		for _, b := range o.parts() {
-			if a.overlaps(b) {
-				return true
-			}
+		if slices.ContainsFunc(o.parts(), a.overlaps) {
+			return true
 		}
 	}
 	return false

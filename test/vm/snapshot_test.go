@@ -14,8 +14,8 @@ var snapshotCuts = flag.Int("snapshot-cuts", 12, "how many moments of a snapshot
 // are asked for by name.
 var others = map[Kernel]string{
 	Linux61: "^TestMeasure$|^TestACopyAndTheChangesAreTheNextSnapshot$|^TestTrapsOfDattobd$|^TestKilledChangesOfTheMode$|^TestErrorsOfDbdctl$" +
-		"|^TestMirrorsOfALogicalVolume$|^TestMirrorsByTheViewDM$/^xfs$",
-	Linux612: "^TestMeasure$|^TestPowerCutAtEveryStep$|^TestKilledCommands$|^TestIncrementalBackupsOfDattobd$|^TestModesAndStores$" +
+		"|^TestStoresOfPartsAndInMemory$|^TestMirrorsOfALogicalVolume$|^TestMirrorsByTheViewDM$/^xfs$",
+	Linux612: "^TestMeasure$|^TestPowerCutAtEveryStep$|^TestKilledCommands$|^TestIncrementalBackupsOfDattobd$|^TestModesAndStores$|^TestAnEraDevice$" +
 		"|^TestMirrorsByTheViewDM$/^ext4$",
 }
 

@@ -164,7 +164,8 @@ func TestStoresOfPartsAndInMemory(t *testing.T) {
 	refused(t, "whole sectors", "--store", disk+":12M+8M", dev)
 	refused(t, "are asked for", "--store", disk+":0+8M", "--size", "9M", dev)
 	refused(t, "device or resource busy", "--store", guest.Disk(t, "data")+":100M+8M", dev)
-	refused(t, "there is no device /dev/nothing", "--store", "/dev/nothing:0+8M,", dev)
+	refused(t, "want DEVICE:START+LENGTH", "--store", disk+":0+8M,", dev)
+	refused(t, "there is no device /dev/nothing", "--store", "/dev/nothing", dev)
 	refused(t, "of memory are free", "--store", "zram", "--size", "1T", dev)
 	bare(t, at)
 
@@ -205,7 +206,7 @@ func TestStoresOfPartsAndInMemory(t *testing.T) {
 			t.Errorf("%v: %v, want %q: %s", args, err, want, out)
 		}
 	}
-	create("has 4 MiB, a tenth of it", "--name", "a", "--track", dev)
+	create("has 4.0 MiB, a tenth of it", "--name", "a", "--track", dev)
 	guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/more", "bs=1M", "count=6", "conv=fsync", "status=none")
 	create("as much as changed since", "--name", "c", "--store", "/stores-c", dev)
 	guest.Run(t, "tidemark", "snapshot", "destroy", "a", "c")
