@@ -96,8 +96,15 @@ func TestDamageIsTold(t *testing.T) {
 		at   int64 // of the file
 		want error
 	}{
-		{0, rawfile.ErrUnfit}, {20, rawfile.ErrUnfit}, {4096 + 8, rawfile.ErrUnfit}, {5*4096 + 24, rawfile.ErrUnfit},
-		{32, rawfile.ErrDamaged}, {40, rawfile.ErrDamaged}, {47, rawfile.ErrDamaged}, {50, rawfile.ErrDamaged}, {4096 + 90, rawfile.ErrDamaged},
+		{0, rawfile.ErrUnfit},
+		{20, rawfile.ErrUnfit},
+		{4096 + 8, rawfile.ErrUnfit},
+		{5*4096 + 24, rawfile.ErrUnfit},
+		{32, rawfile.ErrDamaged},
+		{40, rawfile.ErrDamaged},
+		{47, rawfile.ErrDamaged},
+		{50, rawfile.ErrDamaged},
+		{4096 + 90, rawfile.ErrDamaged},
 	} {
 		var b [1]byte
 		flip := func() {

@@ -10,18 +10,18 @@ import (
 
 var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run; scripts/soak does")
 
-// A Debian has data disks with Btrfs and ext4, of which both are mounted at boot, and root on XFS. What
-// is tracked on them outlives clean reboots, with writes early in the boot and late in the shutdown;
-// and whatever happens between two boots, no write is lost.
+// A Debian has data disks with Btrfs and ext4, of which both are mounted at boot. What is tracked on
+// them outlives clean reboots, with writes early in the boot and late in the shutdown; and whatever
+// happens between two boots, no write is lost.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/reboots")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	m := newRebooting(t, Linux612, program, command)
-	m.boot(t, program, "btrfs=not saved", "vault=not saved", "root=not saved")
-	m.boot(t, program, "btrfs=", "vault=", "root=")
+	m.boot(t, program, "btrfs=not saved", "vault=not saved")
+	m.boot(t, program, "btrfs=", "vault=")
 	for range *rebootRounds {
-		m.boot(t, program, "btrfs=", "vault=", "root=")
+		m.boot(t, program, "btrfs=", "vault=")
 	}
 	// A rescue system has mounted one of them.
 	m.onHost(t, m.data, func(dev string) {
@@ -33,9 +33,8 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	m.boot(t, program, "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation", "vault=", "root=", "CUT=1")
-	const lost = "not shut down cleanly"
-	m.boot(t, program, "btrfs="+lost, "vault="+lost, "root="+lost)
+	m.boot(t, program, "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation", "vault=", "CUT=1")
+	m.boot(t, program, "btrfs=not shut down cleanly", "vault=not shut down cleanly")
 }
 
 // The disk of root on ext4, in a system with initramfs-tools.
@@ -45,9 +44,13 @@ func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
 	d := NewDebian(t, Linux61, InitramfsTools, program)
 	d.Install("/usr/bin/tidemark", command)
+	const rootPart = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
 	d.Write("/etc/fstab", rootPart+" / ext4 defaults 0 1\n")
-	m := &rebooting{kernel: Linux61}
-	m.track(t, d, InitramfsTools, command, d.ext4)
+	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
+	initrd := d.initramfs(InitramfsTools)
+	host(t, command, "boot", "status", "--root", d.Dir)
+	m := &rebooting{kernel: Linux61, disks: []Disk{NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20)}}
+	m.start(t, d, initrd, rootPart)
 	m.boot(t, program, "root=not saved")
 	for range *rebootRounds {
 		m.boot(t, program, "root=")
@@ -56,23 +59,13 @@ func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	m.boot(t, program, "root=not shut down cleanly")
 }
 
-// rootPart is root. Its copy has the same UUIDs.
-const rootPart = "/dev/disk/by-id/virtio-system-part1"
-
-// track has root's disk and others tracked over reboots, and makes root's disk and that of the state.
-func (m *rebooting) track(t *testing.T, d *Debian, g Generator, command string, fill func(Disk), others ...string) {
+// start makes root's disk and that of the state.
+func (m *rebooting) start(t *testing.T, d *Debian, initrd, root string) {
 	t.Helper()
-	for _, disk := range others {
-		host(t, command, "boot", "install", "--root", d.Dir, "--track", disk)
-	}
-	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
-	initrd := d.initramfs(g)
-	host(t, command, "boot", "status", "--root", d.Dir)
-	m.system, m.root = d.diskOf(initrd, fill)
-	m.system.Args = "root=" + rootPart + " ro systemd.show_status=0"
+	m.system, m.root = d.Disk(initrd)
+	m.system.Args = "root=" + root + " ro systemd.show_status=0"
 	m.state = NewDisk(t, "state", 64<<20)
 	host(t, "mkfs.ext4", "-q", m.state.Path)
-	m.disks = append(m.disks, NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20))
 }
 
 // rebooting is a machine with data disks, and copies of these.
@@ -91,15 +84,18 @@ const dataSize, vaultSize = 128 << 20, 64 << 20
 
 func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
 	d := NewDebian(t, k, Dracut, program)
-	d.modulesOf(k, "kernel/fs/btrfs", "kernel/fs/xfs")
+	d.modulesOf(k, "kernel/fs/btrfs")
 	d.Install("/usr/bin/tidemark", command)
-	d.Write("/etc/fstab", rootPart+" / xfs defaults 0 0\n"+
+	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
 		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/disk/by-id/virtio-vault /vault ext4 defaults 0 2\n")
 	host(t, "mkdir", d.in("data"), d.in("vault"))
 	d.writesAtBoth()
+	initrd := d.initramfs(Dracut)
+	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-data", "--track", "/dev/disk/by-id/virtio-vault")
+	host(t, command, "boot", "status", "--root", d.Dir)
 	m := &rebooting{kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize)}
 	m.disks = []Disk{m.data, m.vault, NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)}
-	m.track(t, d, Dracut, command, d.xfs, "/dev/disk/by-id/virtio-data", "/dev/disk/by-id/virtio-vault")
+	m.start(t, d, initrd, "UUID="+RootUUID)
 	host(t, "mkfs.btrfs", "-q", m.data.Path)
 	host(t, "mkfs.ext4", "-q", m.vault.Path)
 	return m
