@@ -3,6 +3,7 @@ package vault
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -14,8 +15,6 @@ import (
 	format "tidemark/format/vault"
 	"tidemark/internal/faulttree"
 	"tidemark/vault/store"
-
-	"math/rand/v2"
 )
 
 // files returns the objects of a folder whose names begin so.

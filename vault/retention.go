@@ -131,10 +131,7 @@ func (s *Span) Set(text string) error {
 	var span Span
 	rest := text
 	for rest != "" {
-		i := strings.IndexAny(rest, "ymwdh")
-		if i < 0 {
-			i = 0
-		}
+		i := max(strings.IndexAny(rest, "ymwdh"), 0)
 		n, err := strconv.Atoi(rest[:i])
 		if err != nil || n < 0 || n > most {
 			return fmt.Errorf("%q is no time: want one as 2y, 6m, 3w, 10d, 36h or 1y6m", text)

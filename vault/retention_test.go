@@ -61,7 +61,8 @@ func TestAPointThatAnyRuleKeepsIsKept(t *testing.T) {
 		{"tags", Retention{Tags: []string{"release", "other"}}, days, []int{4}},
 		{"any of several", Retention{Last: 1, Yearly: 2, Tags: []string{"release"}}, days, []int{0, 4, 7}},
 		{
-			"an hour that comes twice is two", Retention{Hourly: 2},
+			"an hour that comes twice is two",
+			Retention{Hourly: 2},
 			[]string{"2026-10-25T01:30", "2026-10-25T02:30", "2026-10-25T03:30"},
 			[]int{1, 2},
 		},
