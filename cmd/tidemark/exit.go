@@ -205,6 +205,8 @@ func classes() []class {
 // vaultClasses are those of vaults, and of where they lie.
 func vaultClasses() []class {
 	return []class{
+		// of an image as well; before what says why a vault cannot give it
+		{"copy-damaged", restore.ErrDamaged, exitDifferent, "an image's are restored as they are with --unchecked; what a vault has lost is in no other point either, unless it was stored anew"},
 		{"no-vault", vault.ErrNoVault, exitError, `"tidemark vault init" makes one; mount what it lies on, if that is not there`},
 		{"vault-exists", store.ErrExists, exitRefused, "give another place, or use the vault that is there"},
 		{"vault-key", vaultformat.ErrKey, exitRefused, "give another passphrase, or another key with --identity"},
@@ -250,7 +252,6 @@ func mirrorClasses() []class {
 		{"no-room-for-journal", restore.ErrNoJournalRoom, exitRefused, "nothing was written; make room, keep the journal elsewhere with --state-dir, or write in place with --no-journal"},
 		{"not-kept", restore.ErrNotKept, exitDifferent, "use another disk"},
 		{"restore-pending", restore.ErrPending, exitError, `run "tidemark restore" again: it finishes it`},
-		{"copy-damaged", restore.ErrDamaged, exitDifferent, "--unchecked restores them as they are"},
 		{"stale", errStale, exitStale, ""},
 		{"bad-mark", track.ErrBadMark, exitUsage, `marks are printed by "tidemark track status" and "tidemark status"`},
 		{"mark-lost", track.ErrMarkLost, exitMarkLost, `take everything as changed; "tidemark mirror" does, and compares`},

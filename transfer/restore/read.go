@@ -65,7 +65,7 @@ func (s *store) damage(rest string) error {
 	}
 	err := fmt.Errorf("%w: %d bytes of it, %s; %s", ErrDamaged, bad.Bytes(), ranges(bad), rest)
 	if s.lost > 0 {
-		err = fmt.Errorf("%w; %d bytes cannot be read: %v", err, s.lost, s.lostTo)
+		err = fmt.Errorf("%w; %d bytes cannot be read: %w", err, s.lost, s.lostTo)
 	}
 	return err
 }
