@@ -168,7 +168,7 @@ func (l *lab) vaultRestores(dev, dir string, depots []depot) error {
 	if err := changeBlocks(dev, l.vaultSize, l.vaultBlocks(), newRNG()); err != nil {
 		return err
 	}
-	u, err := timed(l.command("sh", "-c", depots[0].restore+dev))
+	u, err := timed(l.command("sh", "-c", depots[0].restore+dev+" --force"))
 	if err != nil {
 		return err
 	}

@@ -36,6 +36,7 @@ type model struct {
 	clock  time.Time
 	made   int // generations that were written
 	// impatient: each writer looks whether all that it needs is there, whatever the clock says.
+	inside    bool // it acts between the calls of others
 	impatient bool
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	format "tidemark/format/vault"
 	"tidemark/vault/store"
 )
 
@@ -65,7 +66,10 @@ func (m *model) act() {
 	default:
 		err = m.prune()
 	}
-	if err != nil && !errors.Is(err, ErrOvertaken) && !errors.Is(err, ErrBusy) {
+	// Between the calls of a writer who is about to withdraw a point that was overtaken, a prune may
+	// meet that point, and removes nothing.
+	withdrawn := m.inside && errors.Is(err, format.ErrDamaged)
+	if err != nil && !errors.Is(err, ErrOvertaken) && !errors.Is(err, ErrBusy) && !withdrawn {
 		m.t.Error(err)
 	}
 }
@@ -101,6 +105,7 @@ func TestWritersAndPrunesBetweenAnyTwoCalls(t *testing.T) {
 			m.impatient = true
 			innermost := m.among(seed, func() {})
 			inner := m.among(seed+1, sometimes(seed, 12, innermost.act))
+			innermost.inside, inner.inside = true, true
 			outer := m.among(seed+2, sometimes(seed+1, 6, inner.act))
 			for range 12 {
 				outer.act()
