@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 4000, "random sequences of the model test")
+	sequences = flag.Int("sequences", 1500, "random sequences of the model test")
 	firstSeed = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of its first sequence")
 )
 
