@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -69,22 +70,49 @@ func newTables() *lru[format.ID, *table] {
 	return newHeavyLRU[format.ID](segmentsKnown, func(t *table) int { return len(t.Segments) })
 }
 
+// guard has an error in place of a panic: bbolt trusts what its pages say, and a file that has rotted
+// may lead it anywhere. The list of free pages is in the file for the same reason: without it bbolt
+// walks all pages in a goroutine of its own, whose panics nobody can catch.
+func guard(path string, f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("vault: the cache %s is damaged (%v): remove it", path, p)
+		}
+	}()
+	return f()
+}
+
+func (x *index) view(f func(*bbolt.Tx) error) error {
+	return guard(x.db.Path(), func() error { return x.db.View(f) })
+}
+
+func (x *index) update(f func(*bbolt.Tx) error) error {
+	return guard(x.db.Path(), func() error { return x.db.Update(f) })
+}
+
 func openBolt(path string, id format.ID) (*bbolt.DB, error) {
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Millisecond, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType})
+	var db *bbolt.DB
+	err := guard(path, func() (err error) {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Millisecond, FreelistType: bbolt.FreelistMapType})
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
+	err = guard(path, func() error {
+		return db.Update(func(tx *bbolt.Tx) error {
+			for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
+				if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+					return err
+				}
 			}
-		}
-		meta := tx.Bucket(metaBucket)
-		if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
-			return errors.New("it is of another vault")
-		}
-		return meta.Put(vaultKey, id[:])
+			meta := tx.Bucket(metaBucket)
+			if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
+				return errors.New("it is of another vault")
+			}
+			return meta.Put(vaultKey, id[:])
+		})
 	})
 	if err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -108,7 +136,7 @@ type known struct {
 
 // add puts tables into the index. Those of an older generation of their packs are forgotten.
 func (x *index) add(tables ...*table) error {
-	return x.db.Update(func(tx *bbolt.Tx) error {
+	return x.update(func(tx *bbolt.Tx) error {
 		for _, t := range tables {
 			if err := forget(tx, t.name.ID); err != nil {
 				return err
@@ -146,7 +174,7 @@ func (x *index) renew(t *table) error {
 
 // drop takes packs out of the index.
 func (x *index) drop(packs ...format.ID) error {
-	return x.db.Update(func(tx *bbolt.Tx) error {
+	return x.update(func(tx *bbolt.Tx) error {
 		for _, id := range packs {
 			if err := forget(tx, id); err != nil {
 				return err
@@ -159,7 +187,7 @@ func (x *index) drop(packs ...format.ID) error {
 // reset forgets all.
 func (x *index) reset() error {
 	x.tables = newTables()
-	return x.db.Update(func(tx *bbolt.Tx) error {
+	return x.update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{packsBucket, chunksBucket} {
 			if err := tx.DeleteBucket(name); err != nil {
 				return err
@@ -190,7 +218,7 @@ func forget(tx *bbolt.Tx, id format.ID) error {
 
 // find returns in which segment a chunk lies.
 func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.view(func(tx *bbolt.Tx) error {
 		if place := tx.Bucket(chunksBucket).Get(h[:]); len(place) == len(ref.Pack)+4 {
 			ref, ok = format.Ref{Pack: format.ID(place), Segment: binary.LittleEndian.Uint32(place[len(ref.Pack):])}, true
 		}
@@ -201,7 +229,7 @@ func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
 
 // table returns the table of a pack, nil where it is not known.
 func (x *index) table(id format.ID) (t *table, err error) {
-	err = x.db.View(func(tx *bbolt.Tx) (err error) {
+	err = x.view(func(tx *bbolt.Tx) (err error) {
 		t, err = decodeTable(id, tx.Bucket(packsBucket).Get(id[:]))
 		return err
 	})
@@ -226,10 +254,10 @@ func decodeTable(id format.ID, value []byte) (*table, error) {
 // packs returns all packs that the index knows.
 func (x *index) packs() (all map[format.ID]known, err error) {
 	all = map[format.ID]known{}
-	err = x.db.View(func(tx *bbolt.Tx) error {
+	err = x.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(packsBucket).ForEach(func(k, v []byte) error {
 			if len(k) != 16 || len(v) < packValueHead {
-				return errors.New("vault: the cache is damaged: remove it")
+				return fmt.Errorf("vault: the cache %s is damaged: remove it", x.db.Path())
 			}
 			id := format.ID(k)
 			all[id] = known{format.PackName{ID: id, Generation: binary.LittleEndian.Uint32(v)}, int64(binary.LittleEndian.Uint64(v[4:]))}

@@ -612,6 +612,49 @@ func TestTheCacheCanBeAnything(t *testing.T) {
 	}
 }
 
+// Whichever page of the cache has rotted, it serves, or an error says to remove it.
+func TestACacheThatRotsPanicsNowhere(t *testing.T) {
+	s, _ := folder(t)
+	cache := t.TempDir()
+	v := open(t, s, Options{Cache: cache})
+	content := noise(1, 8<<20)
+	base := point(t, v, From{Size: 8 << 20}, map[int64][]byte{0: content})
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(cache, v.ID().String()+".index")
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	for page := 2; page < len(good)/4096; page++ {
+		bad := bytes.Clone(good)
+		for i := range 64 {
+			bad[page*4096+i] ^= 0x55
+		}
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		v, err := Open(t.Context(), s, Options{Cache: cache})
+		if err == nil {
+			var w *Writer
+			if w, err = v.Begin(t.Context(), From{Size: 8 << 20, Disk: format.ID{9}, Base: &base}); err == nil {
+				_, err = w.Put(0, content)
+				err = errors.Join(err, w.Close())
+			}
+			err = errors.Join(err, v.Close())
+		}
+		if err != nil {
+			refused++
+			if !strings.Contains(err.Error(), "remove") {
+				t.Errorf("page %d: %v", page, err)
+			}
+		}
+	}
+	t.Logf("%d pages, %d refused", len(good)/4096, refused)
+}
+
 func TestDisksHaveNames(t *testing.T) {
 	s, _ := folder(t)
 	v := open(t, s, Options{})
