@@ -11,7 +11,7 @@ FUZZTIME ?= 2s
 # Folders whose tests run once, as built for users, and not with -race: ALONE, one after the other,
 # as they time things or start commands by the hundred; PLAIN, as nothing in them runs at once.
 ALONE := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
-PLAIN := tidemark/format/
+PLAIN := tidemark/format/|tidemark/transfer/(stores|cowfiles)$$|tidemark/linux/(fiemap|layout)$$|tidemark/witness$$|tidemark/track/history$$
 
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0

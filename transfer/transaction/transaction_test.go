@@ -132,7 +132,7 @@ func disk(t *testing.T, rng *rand.Rand, content []byte) *faultdisk.World {
 
 func TestWhateverCrashesTheTargetIsOldOrNew(t *testing.T) {
 	seed := rand.Uint64()
-	for round := range uint64(4) {
+	for round := range uint64(2) {
 		p := newPlan(rand.New(rand.NewPCG(seed, round)), 1<<15, 512)
 		faultdisk.Change{
 			World:   func(rng *rand.Rand) *faultdisk.World { return disk(t, rng, p.old) },
