@@ -80,7 +80,7 @@ tidemark datto merge /dev/mapper/data+nightly /backup/data.changes /backup/data.
 			return printNext(cmd, s, next.Lists, asJSON)
 		},
 	}.build()
-	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store; DEVICE=PATH with several devices")
+	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store, or DEVICE:START+LENGTH,...; DEVICE=PATH with several devices")
 	cmd.Flags().StringArrayVar(&lists, "list", nil, "`path` of the list of what changed; DEVICE=PATH with several devices")
 	addSize(cmd, &size, "size", "size of each store; by default as before")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")

@@ -45,7 +45,7 @@ func newVaultVerify() *cobra.Command {
 		use: "verify [VAULT]", short: "Check that every point of a vault can be restored",
 		long: `Checks that the map of every point is whole, and that each piece that it needs is where it should be. With --data all it also reads what is stored, and holds it against its checksums and seals; with --data 5% a share of the packs, others each time.
 
-What is damaged is told, and which bytes of which point cannot be restored. Nothing is changed. When anything is damaged the command ends with exit code 8.
+What is damaged is told, and which bytes of which point cannot be restored. Nothing is changed. When anything is damaged the command ends with exit code 8, and "tidemark vault repair" says what can be done.
 
 ` + vaultAddress + `.`,
 		example: `tidemark vault verify /backup/vault
