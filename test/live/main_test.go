@@ -15,7 +15,7 @@ import (
 // docs/benchmarks.md were made with -runs 20.
 var runs = flag.Int("runs", defaultRuns, "incremental runs of each stress case")
 
-const defaultRuns = 4
+const defaultRuns = 2
 
 func TestMain(m *testing.M) {
 	reexec.Main(fsfreeze.Watchdog)
