@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -58,15 +57,13 @@ tidemark points --disk vdb1 --json /backup/vault`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			all, err := v.points(cmd.Context(), disk)
-			if err == nil {
-				err = printPoints(cmd.OutOrStdout(), all, asJSON)
-			}
-			return errors.Join(err, v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				all, err := v.points(cmd.Context(), disk)
+				if err != nil {
+					return err
+				}
+				return printPoints(cmd.OutOrStdout(), all, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)
@@ -139,11 +136,9 @@ tidemark diff --json /backup/vault 3f2c9a10 82be5571`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.ExactArgs(3),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.open(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return errors.Join(v.diff(cmd.Context(), cmd.OutOrStdout(), args[1:], asJSON), v.Close())
+			return f.with(cmd.Context(), args[:1], func(v *openVault) error {
+				return v.diff(cmd.Context(), cmd.OutOrStdout(), args[1:], asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)
@@ -181,15 +176,13 @@ tidemark forget --dry-run /backup/vault vdb1@-1w`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MinimumNArgs(2),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.open(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			gone, err := v.forget(cmd.Context(), args[1:], dryRun)
-			if err == nil {
-				err = printForgotten(cmd.OutOrStdout(), gone, dryRun, asJSON)
-			}
-			return errors.Join(err, v.Close())
+			return f.with(cmd.Context(), args[:1], func(v *openVault) error {
+				gone, err := v.forget(cmd.Context(), args[1:], dryRun)
+				if err != nil {
+					return err
+				}
+				return printForgotten(cmd.OutOrStdout(), gone, dryRun, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)

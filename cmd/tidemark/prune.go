@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -51,11 +50,9 @@ tidemark prune --now /backup/vault`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			return errors.Join(v.prune(cmd.Context(), cmd.OutOrStdout(), f), v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				return v.prune(cmd.Context(), cmd.OutOrStdout(), f)
+			})
 		},
 	}.build()
 	f.add(cmd)

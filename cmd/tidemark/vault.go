@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -108,15 +107,13 @@ tidemark vault info --json --passphrase-file /etc/tidemark/passphrase sftp://bac
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			info, err := v.info(cmd.Context())
-			if err == nil {
-				err = printVault(cmd.OutOrStdout(), info, "", asJSON)
-			}
-			return errors.Join(err, v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				info, err := v.info(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return printVault(cmd.OutOrStdout(), info, "", asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -39,19 +38,17 @@ tidemark vault key add --passphrase-file old --new-passphrase-file new /backup/v
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			to, err := fresh.recipients(cmd.Context(), recipients, false)
-			var id format.ID
-			if err == nil {
-				id, err = v.AddKey(cmd.Context(), to...)
-			}
-			if err == nil {
-				err = printKey(cmd.OutOrStdout(), id, asJSON)
-			}
-			return errors.Join(err, v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				to, err := fresh.recipients(cmd.Context(), recipients, false)
+				if err != nil {
+					return err
+				}
+				id, err := v.AddKey(cmd.Context(), to...)
+				if err != nil {
+					return err
+				}
+				return printKey(cmd.OutOrStdout(), id, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)
@@ -88,15 +85,13 @@ tidemark vault key list --json --identity ~/.ssh/id_ed25519 sftp://backup@nas.ex
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			keys, err := v.Keys(cmd.Context())
-			if err == nil {
-				err = printKeys(cmd.OutOrStdout(), keys, asJSON)
-			}
-			return errors.Join(err, v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				keys, err := v.Keys(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return printKeys(cmd.OutOrStdout(), keys, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)
@@ -134,22 +129,21 @@ tidemark vault key remove /backup/vault 3f2c9a`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.ExactArgs(2),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.open(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			keys, err := v.Keys(cmd.Context())
-			var id format.ID
-			if err == nil {
-				id, err = keyOf(keys, args[1])
-			}
-			if err == nil {
-				err = v.RemoveKey(cmd.Context(), id)
-			}
-			if err == nil {
+			return f.with(cmd.Context(), args[:1], func(v *openVault) error {
+				keys, err := v.Keys(cmd.Context())
+				if err != nil {
+					return err
+				}
+				id, err := keyOf(keys, args[1])
+				if err != nil {
+					return err
+				}
+				if err := v.RemoveKey(cmd.Context(), id); err != nil {
+					return err
+				}
 				_, err = fmt.Fprintf(cmd.OutOrStdout(), "key %v was removed\n", id)
-			}
-			return errors.Join(err, v.Close())
+				return err
+			})
 		},
 	}.build()
 	f.add(cmd)

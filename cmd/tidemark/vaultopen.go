@@ -94,13 +94,18 @@ func retrying(s store.Store) store.Store {
 	})
 }
 
-// openOnly opens the vault that is the only argument of a command.
-func (f *vaultFlags) openOnly(ctx context.Context, args []string) (*openVault, error) {
+// with opens the vault that the only argument names, or the environment without one, hands it to do, and
+// closes it.
+func (f *vaultFlags) with(ctx context.Context, args []string, do func(*openVault) error) error {
 	address, err := vaultOf(args)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return f.open(ctx, address)
+	v, err := f.open(ctx, address)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(v), v.Close())
 }
 
 // open opens the vault at an address with the key that the command line, the environment, or who

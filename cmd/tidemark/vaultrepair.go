@@ -30,11 +30,9 @@ tidemark vault repair --data /backup/vault`,
 		exits: append(interruptible(), exitRefused, exitBusy, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			return errors.Join(v.repair(cmd.Context(), cmd.OutOrStdout(), vault.RepairOptions{Data: data, DryRun: dryRun}, asJSON), v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				return v.repair(cmd.Context(), cmd.OutOrStdout(), vault.RepairOptions{Data: data, DryRun: dryRun}, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)

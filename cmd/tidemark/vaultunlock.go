@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -26,11 +25,9 @@ tidemark vault unlock /backup/vault`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			return errors.Join(v.release(cmd.Context(), cmd.OutOrStdout(), all, dryRun, asJSON), v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				return v.release(cmd.Context(), cmd.OutOrStdout(), all, dryRun, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)

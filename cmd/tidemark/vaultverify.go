@@ -53,11 +53,9 @@ tidemark vault verify --data 5% /backup/vault`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
-			v, err := f.openOnly(cmd.Context(), args)
-			if err != nil {
-				return err
-			}
-			return errors.Join(v.verify(cmd.Context(), cmd.OutOrStdout(), data, asJSON), v.Close())
+			return f.with(cmd.Context(), args, func(v *openVault) error {
+				return v.verify(cmd.Context(), cmd.OutOrStdout(), data, asJSON)
+			})
 		},
 	}.build()
 	f.add(cmd)

@@ -175,20 +175,8 @@ func (t *Tracker) saveRoot(ctx context.Context, at Place) (err error) {
 	if file.Disk() != disk {
 		return track.Lost("%s is on disk %s", at.raw(), file.Disk())
 	}
-	if err := syncAll(disk); err != nil {
-		return err
-	}
-	if err := WaitIdle(ctx, disk, idleLimit); err != nil {
-		return err
-	}
-	if _, err := t.Cut(ctx); err != nil {
-		return err
-	}
-	sv, err := t.gather(ctx)
+	sv, err := t.settle(ctx)
 	if err != nil {
-		return err
-	}
-	if err := sv.witness(disk); err != nil {
 		return err
 	}
 	raw, err := sv.encode()

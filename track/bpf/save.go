@@ -89,27 +89,34 @@ func (t *Tracker) saveTo(ctx context.Context, at Place) (err error) {
 	if err := unused(disk, "it was still in use when the machine was shut down"); err != nil {
 		return err
 	}
-	// What a program wrote through the page cache of the disk before is on it now.
-	if err := syncAll(disk); err != nil {
-		return err
-	}
-	if err := WaitIdle(ctx, disk, idleLimit); err != nil {
-		return err
-	}
-	if _, err := t.Cut(ctx); err != nil {
-		return err
-	}
-	sv, err := t.gather(ctx)
+	sv, err := t.settle(ctx)
 	if err != nil {
-		return err
-	}
-	if err := sv.witness(disk); err != nil {
 		return err
 	}
 	if err := at.write(sv); err != nil {
 		return err
 	}
 	return t.unchanged(ctx, extent.Set{})
+}
+
+// settle waits until all that was written is on the disk, and returns what is to be saved of it. Nobody
+// writes to the disk any more.
+func (t *Tracker) settle(ctx context.Context) (sv saved, err error) {
+	disk := t.s.rec.Disk
+	// What a program wrote through the page cache of the disk before is on it then.
+	if err := syncAll(disk); err != nil {
+		return sv, err
+	}
+	if err := WaitIdle(ctx, disk, idleLimit); err != nil {
+		return sv, err
+	}
+	if _, err := t.Cut(ctx); err != nil {
+		return sv, err
+	}
+	if sv, err = t.gather(ctx); err != nil {
+		return sv, err
+	}
+	return sv, sv.witness(disk)
 }
 
 // witness adds the witness of a disk on which every filesystem is clean.
