@@ -144,6 +144,19 @@ func (m *machine) wantLost(c copied, r bpf.Resumed, words string) {
 	wantLost(m.t, err, words)
 }
 
+// wantReadOnly wants a disk whose tracking was saved to refuse writes.
+func (m *machine) wantReadOnly() {
+	m.t.Helper()
+	f, err := os.OpenFile(m.dev, os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 4096)); err == nil {
+		m.t.Error("it can be written to after it was saved")
+	}
+}
+
 func TestMarksOutliveCleanReboots(t *testing.T) {
 	m := newMachine(t)
 	if r := m.boot(); !strings.Contains(r.Lost, "not saved") {
@@ -155,12 +168,7 @@ func TestMarksOutliveCleanReboots(t *testing.T) {
 		if err := m.save(); err != nil {
 			t.Fatal(err)
 		}
-		if f, err := os.OpenFile(m.dev, os.O_WRONLY, 0); err == nil {
-			if _, err = f.Write(make([]byte, 4096)); err == nil {
-				t.Error("it can be written to after it was saved")
-			}
-			f.Close()
-		}
+		m.wantReadOnly()
 		m.off()
 		r := m.boot()
 		if r.Lost != "" || r.Marks != 1 || r.Silent != diskSize-fsSize {
