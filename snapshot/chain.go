@@ -79,7 +79,7 @@ func (s *Snapshot) follow(ctx context.Context, begin bool, limit time.Duration) 
 
 // tracker opens the tracker of a volume that is tracked.
 func (o Options) tracker(ctx context.Context, v *Volume) (*bpf.Tracker, error) {
-	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	source, err := v.open()
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func (o Options) tracker(ctx context.Context, v *Volume) (*bpf.Tracker, error) {
 
 // track opens the tracker of a volume, and starts tracking where that is not on.
 func (s *Snapshot) track(ctx context.Context, v *Volume, limit time.Duration) (*bpf.Tracker, error) {
-	source, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	source, err := v.open()
 	if err != nil {
 		return nil, err
 	}

@@ -301,7 +301,7 @@ func (s *Snapshot) name(list []*Snapshot, all []dm.Entry) error {
 // create makes everything; after an error some of it is there.
 func (s *Snapshot) create(ctx context.Context, ctl *dm.Control, req Request) error {
 	if s.ofLVM() {
-		return s.makeLVM(ctx, ctl)
+		return s.makeLVM(ctx, ctl, req.MaxFreeze)
 	}
 	plan := dmhold.Plan{Limit: req.MaxFreeze}
 	for _, v := range s.Volumes {
@@ -419,20 +419,33 @@ func add(ctl *dm.Control, name string, table []dm.Target, o dm.LoadOptions) erro
 
 // flush writes out what users of the volumes hold in memory, so that the freeze is short.
 func (s *Snapshot) flush(ctx context.Context) error {
-	var sources []*block.Device
-	defer func() {
-		for _, d := range sources {
+	sources, release, err := s.openAll((*Volume).open)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return view.Freeze(view.Options{Sources: sources}).Flush(ctx)
+}
+
+// open opens a volume for reading.
+func (v *Volume) open() (*block.Device, error) { return block.Open(v.path(), block.Options{}) }
+
+// openAll opens all volumes.
+func (s *Snapshot) openAll(open func(*Volume) (*block.Device, error)) (all []*block.Device, release func(), err error) {
+	release = func() {
+		for _, d := range all {
 			d.Close()
 		}
-	}()
-	for _, v := range s.Volumes {
-		d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
-		if err != nil {
-			return err
-		}
-		sources = append(sources, d)
 	}
-	return view.Freeze(view.Options{Sources: sources}).Flush(ctx)
+	for _, v := range s.Volumes {
+		d, err := open(v)
+		if err != nil {
+			release()
+			return nil, nil, err
+		}
+		all = append(all, d)
+	}
+	return all, release, nil
 }
 
 // show makes the image of a volume: the snapshot, with zeros where the store's own file lies.

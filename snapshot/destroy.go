@@ -151,7 +151,7 @@ func (s *Snapshot) tell(ctx context.Context, ctl *dm.Control, v *Volume) error {
 			return err
 		}
 	}
-	source, err := block.Open(v.path(), block.Options{})
+	source, err := v.open()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // what tracked it has gone with it
 	}

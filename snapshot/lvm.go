@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"tidemark/linux/dm"
 	"tidemark/linux/lvm"
+	"tidemark/view"
 	"tidemark/words"
 )
 
@@ -21,41 +23,74 @@ func (s *Snapshot) ofLVM() bool { return slices.ContainsFunc(s.Volumes, (*Volume
 
 func (v *Volume) ofLVM() bool { return v.Store.Kind == LVM }
 
-// planLVM judges a request for a snapshot of a logical volume with a store in its group.
+// planLVM judges a request for snapshots of logical volumes with stores in their groups.
 func (s *Snapshot) planLVM(ctx context.Context, ctl *dm.Control, req Request) error {
 	if req.Persistent {
 		return fmt.Errorf("snapshot: %w: what lvm2 makes lasts by itself, and \"lvconvert --merge\" rolls back to it", ErrNotKept)
 	}
-	if len(req.Devices) > 1 || req.Transient || req.Track || req.Instant != nil {
-		return fmt.Errorf("snapshot: %w: lvm2 makes snapshots of one volume at a time, at an instant of its own", ErrUnfit)
+	if req.Transient || req.Track || req.Instant != nil {
+		return fmt.Errorf("snapshot: %w: lvm2 makes snapshots at an instant of its own", ErrUnfit)
 	}
-	d := req.Devices[0]
-	lv, err := lvm.Find(ctx, d.Path)
-	if errors.Is(err, lvm.ErrNotFound) {
-		return fmt.Errorf("snapshot: %s: %w: the store %q is for logical volumes: %w", d.Path, ErrStore, LVM, err)
+	needed := map[string]int64{} // bytes, by group
+	for _, d := range req.Devices {
+		if d.Store != LVM {
+			return fmt.Errorf("snapshot: %s: %w: lvm2 makes the snapshots of all devices, or of none: give each the store %q, or take two snapshots", d.Path, ErrUnfit, LVM)
+		}
+		v, lv, err := s.planVolume(ctx, ctl, d, len(req.Devices) > 1)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(s.Volumes, func(o *Volume) bool { return o.Dev == v.Dev }) {
+			return fmt.Errorf("snapshot: %s: it is given twice", d.Path)
+		}
+		needed[lv.VG] += v.Store.Size
+		if err := roomInLVM(ctx, lv, needed[lv.VG]); err != nil {
+			return fmt.Errorf("snapshot: %s: %w", lv.FullName(), err)
+		}
+		s.Volumes = append(s.Volumes, v)
 	}
+	if len(s.Volumes) == 1 {
+		return nil
+	}
+	sources, release, err := s.openAll((*Volume).open)
 	if err != nil {
 		return err
 	}
+	defer release()
+	why, err := view.LVMTogether(sources)
+	if err == nil && why != "" {
+		err = fmt.Errorf("snapshot: %w: several logical volumes, of one instant: %s: unmount them, or take a snapshot of each by itself, or copy them with \"tidemark mirror --view dm\"", ErrUnfit, why)
+	}
+	return err
+}
+
+// planVolume judges one logical volume. Of several, each snapshot has the name of its volume, too.
+func (s *Snapshot) planVolume(ctx context.Context, ctl *dm.Control, d Device, several bool) (*Volume, lvm.Volume, error) {
+	lv, err := lvm.Find(ctx, d.Path)
+	if errors.Is(err, lvm.ErrNotFound) {
+		err = fmt.Errorf("snapshot: %s: %w: the store %q is for logical volumes: %w", d.Path, ErrStore, LVM, err)
+	}
+	if err != nil {
+		return nil, lv, err
+	}
 	if lv.Thin() || lv.IsPool() || lv.Snapshot() || !lv.Active {
-		return fmt.Errorf("snapshot: %s: %w: it is not active, or thin, or a snapshot; \"lvcreate --snapshot\" makes snapshots of thin volumes, without a store", lv.FullName(), ErrUnfit)
+		return nil, lv, fmt.Errorf("snapshot: %s: %w: it is not active, or thin, or a snapshot; \"lvcreate --snapshot\" makes snapshots of thin volumes, without a store", lv.FullName(), ErrUnfit)
 	}
 	info, err := ctl.Info(lv.Device())
 	if err != nil {
-		return err
+		return nil, lv, err
 	}
-	size := d.Size
+	size, name := d.Size, s.Name
 	if size == 0 {
 		size = max(lv.Size/defaultShare, MinStore)
 	}
-	if err := roomInLVM(ctx, lv, size); err != nil {
-		return fmt.Errorf("snapshot: %s: %w", lv.FullName(), err)
+	if several {
+		name = lv.Name + "+" + s.Name
 	}
-	if _, err := lvm.Find(ctx, lv.VG+"/"+s.Name); !errors.Is(err, lvm.ErrNotFound) {
-		return errors.Join(err, fmt.Errorf("snapshot: %w: there is a volume %s/%s", ErrExists, lv.VG, s.Name))
+	if _, err := lvm.Find(ctx, lv.VG+"/"+name); !errors.Is(err, lvm.ErrNotFound) {
+		return nil, lv, errors.Join(err, fmt.Errorf("snapshot: %w: there is a volume %s/%s", ErrExists, lv.VG, name))
 	}
-	s.Volumes = []*Volume{{Name: info.Name, Dev: info.Dev(), Size: lv.Size, Store: Store{Kind: LVM, Path: filepath.Join("/dev", lv.VG, s.Name), Size: size}}}
-	return nil
+	return &Volume{Name: info.Name, Dev: info.Dev(), Size: lv.Size, Store: Store{Kind: LVM, Path: filepath.Join("/dev", lv.VG, name), Size: size}}, lv, nil
 }
 
 // roomInLVM refuses what a volume group has no room for. lvm2 looks again.
@@ -68,19 +103,56 @@ func roomInLVM(ctx context.Context, lv lvm.Volume, size int64) error {
 	return err
 }
 
-// makeLVM has lvm2 make the snapshot that was planned.
-func (s *Snapshot) makeLVM(ctx context.Context, ctl *dm.Control) error {
-	v := s.Volumes[0]
-	lv, err := lvm.Find(ctx, "/dev/mapper/"+v.Name)
+// makeLVM has lvm2 make the snapshots that were planned. It suspends one volume after the other, so
+// several of one instant have their filesystems frozen by us from the first to the last.
+func (s *Snapshot) makeLVM(ctx context.Context, ctl *dm.Control, limit time.Duration) error {
+	var lvs []lvm.Volume
+	for _, v := range s.Volumes {
+		lv, err := lvm.Find(ctx, v.path())
+		if err != nil {
+			return err
+		}
+		lvs = append(lvs, lv)
+	}
+	do := func(ctx context.Context, _ bool) error {
+		for i, v := range s.Volumes {
+			err := lvm.CreateSnapshot(ctx, lvs[i], filepath.Base(v.Store.Path), lvm.SnapshotOptions{Size: v.Store.Size, Chunk: s.Chunk, Writable: s.Writable, Tag: lvmTag})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(lvs) == 1 {
+		if err := do(ctx, false); err != nil {
+			return err
+		}
+	} else if err := s.together(ctx, limit, do); err != nil {
+		return err
+	}
+	for _, v := range s.Volumes {
+		u, err := s.usage(ctl, v)
+		if err != nil {
+			return err
+		}
+		v.Store.Size = u.Total // in whole extents of the group
+	}
+	return nil
+}
+
+// together calls do while nobody can change what lies on the volumes.
+func (s *Snapshot) together(ctx context.Context, limit time.Duration, do func(context.Context, bool) error) error {
+	sources, release, err := s.openAll((*Volume).open)
 	if err != nil {
 		return err
 	}
-	err = lvm.CreateSnapshot(ctx, lv, s.Name, lvm.SnapshotOptions{Size: v.Store.Size, Chunk: s.Chunk, Writable: s.Writable, Tag: lvmTag})
-	if err != nil {
+	defer release()
+	o := view.Options{Sources: sources, MaxFreeze: limit}
+	if err := view.Freeze(o).Flush(ctx); err != nil {
 		return err
 	}
-	u, err := s.usage(ctl, v)
-	v.Store.Size = u.Total // in whole extents of the group
+	report, err := view.Together(ctx, o, do)
+	s.Frozen += report.Frozen
 	return err
 }
 

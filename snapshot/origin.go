@@ -67,7 +67,7 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 // partOf returns what a volume is a part of that is found, on all devices of the machine, by what its
 // parts hold: LVM, for one, changes no group any more of which it finds a part twice.
 func partOf(v *Volume) (string, error) {
-	d, err := block.Open("/dev/mapper/"+v.Name, block.Options{})
+	d, err := v.open()
 	if err != nil {
 		return "", err
 	}

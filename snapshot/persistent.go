@@ -310,7 +310,12 @@ func (s *Snapshot) wipe(v *Volume) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.WriteAt(block.AlignedBuffer(int(s.Chunk)), 0)
+	return s.blank(d, 0)
+}
+
+// blank overwrites the first chunk of a store, which begins at off of a device, and closes that.
+func (s *Snapshot) blank(d *block.Device, off int64) error {
+	_, err := d.WriteAt(block.AlignedBuffer(int(s.Chunk)), off)
 	return errors.Join(err, d.Sync(), d.Close())
 }
 
@@ -332,9 +337,9 @@ func (s *Snapshot) unmark(v *Volume) error {
 		err = v.Store.marked(r)
 	}
 	if err == nil {
-		_, err = d.WriteAt(block.AlignedBuffer(int(s.Chunk)), off)
-		err = errors.Join(err, d.Sync())
-	} else if errors.Is(err, snapstore.ErrNotStore) || errors.Is(err, errOther) {
+		return s.blank(d, off)
+	}
+	if errors.Is(err, snapstore.ErrNotStore) || errors.Is(err, errOther) {
 		err = nil
 	}
 	return errors.Join(err, d.Close())

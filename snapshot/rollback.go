@@ -88,24 +88,6 @@ func (v *Volume) claim() (*block.Device, error) {
 	return d, err
 }
 
-// claim claims all volumes.
-func (s *Snapshot) claim() (all []*block.Device, release func(), err error) {
-	release = func() {
-		for _, d := range all {
-			d.Close()
-		}
-	}
-	for _, v := range s.Volumes {
-		d, err := v.claim()
-		if err != nil {
-			release()
-			return nil, nil, err
-		}
-		all = append(all, d)
-	}
-	return all, release, nil
-}
-
 // changed sums up the chunks in the store. One of the store itself would be overwritten while it is
 // read.
 func (s *Snapshot) changed(v *Volume) (int64, error) {
@@ -155,7 +137,7 @@ func (s *Snapshot) RollBack(ctx context.Context) error {
 		return err
 	}
 	defer ctl.Close()
-	claimed, release, err := s.claim()
+	claimed, release, err := s.openAll((*Volume).claim)
 	if err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}

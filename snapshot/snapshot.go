@@ -148,8 +148,8 @@ type Device struct {
 	Dev  sysfs.Dev // that it has to be; zero: whatever the path leads to
 	// Store is the path of a file that is made, or of a block device, all of which is
 	// overwritten; "" is a file .tidemark-NAME on the filesystem that lies on the device, LVM
-	// has lvm2 make a snapshot, of one logical volume, with a store in its group, and Zram is
-	// memory, compressed.
+	// has lvm2 make the snapshot of a logical volume, with a store in its group (of all devices of a
+	// request, or of none), and Zram is memory, compressed.
 	Store string
 	// Ranges, in place of Store, are parts of devices that nobody uses, which are overwritten.
 	Ranges []Range
@@ -234,7 +234,7 @@ func (s *Snapshot) image(v *Volume) string {
 func (s *Snapshot) cow(v *Volume) string { return v.Name + "+" + s.Name + "+cow" }
 func (s *Snapshot) copied(v *Volume) string {
 	if v.ofLVM() {
-		return lvm.Volume{VG: filepath.Base(filepath.Dir(v.Store.Path)), Name: s.Name}.Device()
+		return lvm.Volume{VG: filepath.Base(filepath.Dir(v.Store.Path)), Name: filepath.Base(v.Store.Path)}.Device()
 	}
 	return v.Name + "+" + s.Name + "+snap"
 }

@@ -131,9 +131,13 @@ func (g *globals) snapshotDevices(cmd *cobra.Command, args, stores []string, siz
 		if !ok && len(args) == 1 {
 			device, path = args[0], text
 		}
+		all := !ok && (text == snapshot.LVM || text == snapshot.Zram) // no place that only one can have
+		if all {
+			path = text
+		}
 		found := false
 		for i := range devices {
-			if args[i] == device && path != "" && devices[i].Store == "" && len(devices[i].Ranges) == 0 {
+			if (all || args[i] == device) && path != "" && devices[i].Store == "" && len(devices[i].Ranges) == 0 {
 				var err error
 				if devices[i].Ranges, err = storeRanges(path); err != nil {
 					return nil, usageError{fmt.Errorf("--store %q: %w", text, err)}

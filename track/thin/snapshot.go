@@ -17,7 +17,6 @@ import (
 	"tidemark/linux/dmhold"
 	"tidemark/linux/dmthin"
 	"tidemark/linux/lvm"
-	"tidemark/linux/sysfs"
 	"tidemark/track/history"
 	"tidemark/view"
 )
@@ -64,9 +63,6 @@ func (g *Group) byLVM() bool {
 	return slices.ContainsFunc(g.volumes, func(v *volume) bool { return v.lv != nil })
 }
 
-// lvmFolder is where lvm2 writes archives and backups of what it changes.
-const lvmFolder = "/etc/lvm"
-
 // apart reports whether all filesystems on the volumes have to be frozen before the volumes are
 // suspended: those that do not lie on a volume itself, which the kernel leaves alone then, and all
 // when lvm2 suspends one of several volumes, one after the other.
@@ -75,22 +71,17 @@ func (g *Group) apart() (bool, error) {
 	for _, v := range g.volumes {
 		all = append(all, v.Device)
 	}
-	direct, others, err := view.Through(all)
+	_, others, err := view.Through(all)
 	if err != nil {
 		return false, err
 	}
 	apart := others || g.byLVM() && len(g.volumes) > 1
 	if apart && g.byLVM() {
-		covered, err := view.Covered(all, lvmFolder)
-		if err != nil || len(covered) > 0 {
-			return apart, errors.Join(err, fmt.Errorf("thin: %w: lvm2 writes to %s, which would be frozen", ErrUnfit, lvmFolder))
+		why, err := view.LVMTogether(all)
+		if why != "" && err == nil {
+			err = fmt.Errorf("thin: %w: several volumes of LVM with filesystems on them: %s", ErrUnfit, why)
 		}
-	}
-	if apart && direct && g.byLVM() {
-		old, err := sysfs.KernelBefore(6, 8)
-		if old || err != nil {
-			return apart, errors.Join(err, fmt.Errorf("thin: %w: several volumes of LVM with filesystems on them: Linux before 6.8 does not let lvm2 make a snapshot of a volume whose filesystem is frozen", ErrUnfit))
-		}
+		return apart, err
 	}
 	return apart, nil
 }

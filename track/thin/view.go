@@ -30,12 +30,12 @@ func (p provider) sources() (list []*block.Device) {
 	return list
 }
 
-func (p provider) freezer() view.Provider {
-	return view.Freeze(view.Options{Sources: p.sources(), MaxFreeze: p.o.MaxFreeze})
+func (p provider) freezing() view.Options {
+	return view.Options{Sources: p.sources(), MaxFreeze: p.o.MaxFreeze}
 }
 
 // Flush has the users of the sources write out what they hold, so that what follows is short.
-func (p provider) Flush(ctx context.Context) error { return p.freezer().Flush(ctx) }
+func (p provider) Flush(ctx context.Context) error { return view.Freeze(p.freezing()).Flush(ctx) }
 
 // Take makes the snapshots. The error wraps that of a hook, of the freeze, of package dmhold, or of
 // lvm2's command.
@@ -74,30 +74,14 @@ func (p provider) still(ctx context.Context, t *taken) error {
 		return err
 	}
 	if apart {
-		t.report, err = p.frozen(ctx)
+		t.report, err = view.Together(ctx, p.freezing(), func(ctx context.Context, frozen bool) error {
+			_, err := p.snapshot(ctx, frozen)
+			return err
+		})
 	} else {
 		t.report.Frozen, err = p.snapshot(ctx, false)
 	}
 	return err
-}
-
-// frozen makes the snapshots while the filesystems on the sources are frozen by us, or nobody
-// writes to them, and proves it.
-func (p provider) frozen(ctx context.Context) (view.Report, error) {
-	make := func(frozen bool) func(context.Context) error {
-		return func(ctx context.Context) error {
-			_, err := p.snapshot(ctx, frozen)
-			return err
-		}
-	}
-	v, err := p.freezer().Take(ctx, make(true))
-	if errors.Is(err, view.ErrNothingToFreeze) {
-		v, err = view.Offline(view.Options{Sources: p.sources()}).Take(ctx, make(false))
-	}
-	if err != nil {
-		return view.Report{}, err
-	}
-	return v.Close()
 }
 
 // taken is a view: the snapshots, open for reading.
