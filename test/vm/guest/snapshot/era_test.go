@@ -58,7 +58,7 @@ func TestAnEraDevice(t *testing.T) {
 	destroy(t, s)
 	same()
 	refused(t, "dm-era follows what changes", "--track", dev)
-	killed(t, name, at, 4)
+	killed(t, name, at, 4, byCommand)
 	mirror("incremental")
 	settle(t, name)
 	mirror("incremental")
@@ -81,16 +81,23 @@ func TestAnEraDevice(t *testing.T) {
 
 // killed kills commands that make and destroy a snapshot of a busy device, at moments that are spread
 // over their time, and has the next command put things right.
-func killed(t *testing.T, name, at string, rounds int) {
+func killed(t *testing.T, name, at string, rounds int, create ...func(ctx context.Context, dev string) *exec.Cmd) {
 	t.Helper()
-	began := time.Now()
-	create(t, "--name", "k", "/dev/mapper/"+name)
-	took := time.Since(began)
-	guest.Run(t, "tidemark", "snapshot", "destroy", "k")
-	ended := time.Since(began) - took
+	dev := "/dev/mapper/" + name
+	var took, ended time.Duration
+	for _, f := range create {
+		began := time.Now()
+		if out, err := f(t.Context(), dev).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		took = max(took, time.Since(began))
+		began = time.Now()
+		guest.Run(t, "tidemark", "snapshot", "destroy", "k")
+		ended = max(ended, time.Since(began))
+	}
 	for i := range rounds {
 		ctx, cancel := context.WithTimeout(t.Context(), took*time.Duration(i)/time.Duration(rounds))
-		_ = exec.CommandContext(ctx, "tidemark", "snapshot", "create", "--max-freeze", "1m", "--name", "k", "/dev/mapper/"+name).Run()
+		_ = create[i%len(create)](ctx, dev).Run()
 		cancel()
 		settle(t, name)
 		guest.Run(t, "tidemark", "snapshot", "repair")

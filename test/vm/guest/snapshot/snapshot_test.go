@@ -30,7 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	reexec.Main(dmhold.Holder, dmera.Step, fsfreeze.Watchdog, instant.Churner)
+	reexec.Main(dmhold.Holder, dmera.Step, fsfreeze.Watchdog, instant.Churner, laster)
 	guest.Main(m)
 }
 
@@ -77,6 +77,8 @@ func bare(t *testing.T, folders ...string) {
 	t.Helper()
 	noDevices(t)
 	records, _ := filepath.Glob(options.StateDir + "/snapshots/*")
+	early, _ := filepath.Glob(snapshot.EarlyDir + "/*")
+	records = append(records, early...)
 	for _, at := range folders {
 		files, _ := filepath.Glob(at + "/.tidemark-*")
 		records = append(records, files...)
@@ -303,16 +305,71 @@ func counted(t *testing.T, image string, xfs bool) (n int) {
 }
 
 // A command that is killed at any moment leaves an origin that works, and nothing that the next
-// command does not remove.
+// command does not remove; of persistent snapshots, too. A rollback that is killed goes on.
 func TestKilledCommands(t *testing.T) {
 	name, at := origin(t, 0, "ext4")
 	stop := instant.Load(t, at)
 	defer stop()
-	killed(t, name, at, 10)
+	killed(t, name, at, 10, byCommand, byLaster)
 	stop()
 	guest.Run(t, "umount", at)
+	killedRollbacks(t, "/dev/mapper/"+name)
 	guest.Run(t, "e2fsck", "-fn", "/dev/mapper/"+name)
 	guest.Run(t, "mount", "/dev/mapper/"+name, at)
+}
+
+// byCommand takes a snapshot "k" of a device.
+func byCommand(ctx context.Context, dev string) *exec.Cmd {
+	return exec.CommandContext(ctx, "tidemark", "snapshot", "create", "--max-freeze", "1m", "--name", "k", dev)
+}
+
+// laster is the part of this program that takes a persistent one: the command wants the files of a
+// boot to be there.
+var laster = reexec.Part{Name: "tidemark-test-lasting", Run: func(args []string) int {
+	_, err := snapshot.Create(context.Background(), options, snapshot.Request{
+		Name: "k", Persistent: true, MaxFreeze: time.Minute, Devices: []snapshot.Device{{Path: args[0]}},
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}}
+
+func byLaster(ctx context.Context, dev string) *exec.Cmd {
+	part := reexec.Command(laster, dev)
+	cmd := exec.CommandContext(ctx, part.Path)
+	cmd.Args, cmd.Env = part.Args, part.Env
+	return cmd
+}
+
+// killedRollbacks kills rollbacks of a device that nobody uses, at moments that are spread over their
+// time. In the end it holds what it held.
+func killedRollbacks(t *testing.T, dev string) {
+	t.Helper()
+	guest.Run(t, "dd", "if=/dev/zero", "of="+guest.Disk(t, "store"), "bs=1M", "count=1", "status=none", "conv=fsync")
+	var took time.Duration
+	const rounds = 4
+	for i := range rounds {
+		s, held := take(t, snapshot.Request{Name: "k", Persistent: true, Devices: []snapshot.Device{{Path: dev, Store: guest.Disk(t, "store")}}})
+		guest.Run(t, "dd", "if=/dev/urandom", "of="+dev, "bs=64k", "count=30", "seek=100", "conv=notrunc", "oflag=direct", "status=none")
+		limit, began := took*time.Duration(i)/rounds, time.Now()
+		if i == 0 { // this one is not
+			limit = time.Minute
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		_ = exec.CommandContext(ctx, "tidemark", "snapshot", "rollback", s.Name).Run()
+		cancel()
+		if i == 0 {
+			took = time.Since(began)
+		}
+		guest.Run(t, "tidemark", "snapshot", "repair")
+		if _, err := snapshot.Find(options, s.Name); err == nil {
+			guest.Run(t, "tidemark", "snapshot", "rollback", s.Name)
+		}
+		instant.Compare(t, held[0], instant.MustRead(t, dev))
+		bare(t)
+	}
 }
 
 // A store that is full ends the snapshot, which is told, and the origin does not notice; one that
@@ -598,7 +655,7 @@ func inTheGroup(t *testing.T, dev string) {
 		if out := guest.Run(t, "lvs", "--noheadings", "-o", "lv_size,origin,lv_tags", "--units", "m", "vg/ours"); !strings.Contains(out, "tidemark.snapshot") || !strings.Contains(out, "12.00m lv") {
 			t.Error(out)
 		}
-		if out, err := exec.Command("tidemark", "snapshot", "create", "--store", dev+"=lvm", dev, dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "one volume at a time") {
+		if out, err := exec.Command("tidemark", "snapshot", "create", "--store", "lvm", dev, dev).CombinedOutput(); err == nil || !strings.Contains(string(out), "it is given twice") {
 			t.Errorf("%v: %s", err, out)
 		}
 		guest.Run(t, remove[0], remove[1:]...)

@@ -3,12 +3,14 @@
 package snapshot_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tidemark/snapshot"
 	"tidemark/test/vm/guest"
@@ -85,6 +87,65 @@ func TestAnOriginOnALogicalVolume(t *testing.T) {
 	theirs()
 	stop()
 	bare(t, at)
+}
+
+// Several logical volumes are of one instant in snapshots that lvm2 makes, where the kernel lets it; all
+// or none are there after a command that is killed, and LVM removes none that is not ours.
+func TestLogicalVolumesOfOneInstant(t *testing.T) {
+	devs, folders := []string{group(t, "24M"), "/dev/vg/with-dash"}, []string{t.TempDir(), t.TempDir()}
+	lvm(t, "lvcreate", "--quiet", "--yes", "--size", "24M", "--name", "with-dash", "vg")
+	for i, dev := range devs {
+		mkfs(t, "ext4", dev)
+		guest.Run(t, "mount", dev, folders[i])
+		t.Cleanup(func() { _ = exec.Command("umount", folders[i]).Run() }) // where the test did not
+	}
+	refused(t, "of all devices, or of none", "--store", devs[0]+"=lvm", devs[0], devs[1])
+	args := append([]string{"snapshot", "create", "--max-freeze", "1m", "--store", "lvm", "--name", "both", "--size", "8M"}, devs...)
+	refused(t, "has 76.0 MiB free", append(args[2:8:8], "--size", "40M", devs[0], devs[1])...)
+	stop := instant.Count(t, folders...)
+	defer stop()
+	counts := guest.Kernel(t, 6, 8)
+	if !counts {
+		refused(t, "Linux before 6.8", args[2:]...)
+		stop()
+		for _, at := range folders {
+			guest.Run(t, "umount", at)
+		}
+	}
+	began := time.Now()
+	images := strings.Fields(guest.Run(t, "tidemark", args...))
+	took := time.Since(began)
+	for range 2 {
+		if n := []int{counted(t, images[0], false), counted(t, images[1], false)}; n[0] < n[1] || n[1] < n[0]-1 || n[1] == 0 {
+			t.Errorf("counters %v", n)
+		}
+		guest.Run(t, "tidemark", "snapshot", "grow", "both", "vg-lv", "--size", "12M")
+		for _, at := range folders[:map[bool]int{true: 2}[counts]] {
+			guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/more", "bs=64k", "count=20", "conv=fsync", "status=none")
+		}
+	}
+	if out := guest.Run(t, "tidemark", "snapshot", "status", "both"); strings.Count(out, " ok") != 2 {
+		t.Error(out)
+	}
+	guest.Run(t, "tidemark", "snapshot", "destroy", "both")
+	for i := range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), took*time.Duration(2+i)/5)
+		_ = exec.CommandContext(ctx, "tidemark", args...).Run()
+		cancel()
+		guest.Run(t, "tidemark", "snapshot", "repair")
+		if _, err := snapshot.Find(options, "both"); err == nil {
+			guest.Run(t, "tidemark", "snapshot", "destroy", "both")
+		}
+		if out := strings.Fields(lvm(t, "lvs", "--noheadings", "-o", "lv_name", "vg")); len(out) != 2 {
+			t.Errorf("volumes %v", out)
+		}
+	}
+	bare(t)
+	stop()
+	for i, dev := range devs {
+		_ = exec.Command("umount", folders[i]).Run()
+		guest.Run(t, "e2fsck", "-fn", dev)
+	}
 }
 
 // A device that a volume group lies on is refused: lvm2 would find the group once more in the image.
