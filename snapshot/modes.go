@@ -26,10 +26,11 @@ var ErrMode = errors.New("not in the mode for that")
 // Next is the snapshot that follows an incremental one. MaxFreeze is required.
 type Next struct {
 	// Stores are where the stores are to be, and how large, one for each volume in its order; of a
-	// Device Store, Ranges, Replace and Size count. The zero Device is a store as before.
+	// Device Store, Ranges, Replace and Size count. The zero Device is a store as before, and nil has
+	// all as before.
 	Stores []Device
 	// Lists are the paths of the lists of what changed, one for each volume. ToSnapshot puts that
-	// of ListPath in the place of each "".
+	// of ListPath in the place of each "". nil is that of ListPath for all.
 	Lists     []string
 	Labels    map[string]string // in place of those that the snapshot has; nil: as they are
 	Reserve   int64             // as in Request
@@ -149,6 +150,12 @@ func (s *Snapshot) ToSnapshot(ctx context.Context, n Next) error {
 	_, left := s.o.repair(ctx)
 	if err := s.inMode(true); err != nil {
 		return errors.Join(err, left)
+	}
+	if n.Stores == nil {
+		n.Stores = make([]Device, len(s.Volumes))
+	}
+	if n.Lists == nil {
+		n.Lists = make([]string, len(s.Volumes))
 	}
 	if len(n.Stores) != len(s.Volumes) || len(n.Lists) != len(s.Volumes) {
 		return fmt.Errorf("snapshot: %s: %d stores and %d lists for %d volumes", s.Name, len(n.Stores), len(n.Lists), len(s.Volumes))

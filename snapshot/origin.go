@@ -54,6 +54,9 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 		return v, err
 	}
 	for _, t := range table {
+		if t.Type == "multipath" {
+			return nil, unfit("multipathd looks after its paths by its table, without asking: take one of a partition of it (kpartx), or of what lies on it")
+		}
 		if !slices.Contains(twice, t.Type) {
 			return nil, unfit("its target %q cannot be loaded twice", t.Type)
 		}

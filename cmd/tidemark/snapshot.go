@@ -46,7 +46,7 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten, or parts of devices that nobody uses, DEVICE:START+LENGTH,... --store zram is memory, compressed: for little only, since what is written back from memory takes memory then. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for one logical volume: lvm2 makes the snapshot VG/NAME, which grows by "grow" or lvextend and outlives the boot.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten, or parts of devices that nobody uses, DEVICE:START+LENGTH,... --store zram is memory, compressed: for little only, since what is written back from memory takes memory then. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for logical volumes, all DEVICEs or none: lvm2 makes the snapshot VG/NAME, or VG/VOLUME+NAME of each of several, which grow by "grow" or lvextend and outlive the boot. Of several the filesystems are frozen until the last has its snapshot, which Linux before 6.8 refuses.
 
 With --track what changes since the instant is followed by eBPF, as "tidemark mirror" does: "tidemark snapshot to-incremental" needs that.
 
@@ -56,6 +56,8 @@ While there is a snapshot, DEVICE takes no discards: run fstrim when it is gone.
 		example: `tidemark snapshot create /dev/mapper/data
 # Two disks of one database, the store of the second on a third disk
 tidemark snapshot create --name nightly --store /dev/mapper/db2=/srv/spare/db2.store /dev/mapper/db1 /dev/mapper/db2
+# Two logical volumes at one instant, by LVM
+tidemark snapshot create --store lvm --size 2G /dev/vg/db /dev/vg/log
 # Two unused parts of a disk as the store
 tidemark snapshot create --store /dev/sdd:1G+4G,/dev/sdd:20G+4G /dev/mapper/data`,
 		exits: []exitCode{exitRefused, exitBusy, exitNoConverge},
@@ -87,7 +89,7 @@ tidemark snapshot create --store /dev/sdd:1G+4G,/dev/sdd:20G+4G /dev/mapper/data
 		},
 	}.build()
 	cmd.Flags().StringVar(&req.Name, "name", "", "`name` of the snapshot; by default one that is free")
-	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store, DEVICE:START+LENGTH,..., zram, or lvm; DEVICE=PATH with several DEVICEs")
+	cmd.Flags().StringArrayVar(&stores, "store", nil, "`path` of the store, DEVICE:START+LENGTH,..., zram, or lvm; a path of one of several DEVICEs is DEVICE=PATH")
 	addSize(cmd, &size, "size", "size of each store; by default a tenth of DEVICE, or as much as changed in the last day where that is tracked and more; or what there is room for")
 	addSize(cmd, &chunk, "chunk", "what a first write copies, a power of two from 4K to 1M; by default 8K")
 	addSize(cmd, &reserve, "reserve", "what stores leave of the room on their filesystems; by default 64M, or a twentieth of a small one")

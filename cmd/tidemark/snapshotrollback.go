@@ -116,9 +116,9 @@ func outlives(devices []snapshot.Device) error {
 			e, ok := table.LinearOver(d.Path)
 			switch {
 			case !ok:
-				return fmt.Errorf("%s: %w: the boot opens no device of that name: \"tidemark adopt\" of its partition or disk has it do so, and of a logical volume LVM makes one that lasts, with --store lvm", d.Path, snapshot.ErrNotKept)
+				return fmt.Errorf("%s: %w: the boot opens no device of that name: \"tidemark adopt\" of its partition or disk has it do so; of a logical volume, also one in LUKS, LVM makes one that lasts, with --store lvm", d.Path, snapshot.ErrNotKept)
 			case e.Stage != boot.StageSystem:
-				return fmt.Errorf("%s: %w: it is opened in the initramfs, for root, where the record of the snapshot cannot be read", d.Path, snapshot.ErrNotKept)
+				return fmt.Errorf("%s: %w: it is opened in the initramfs, for root, where the record of the snapshot cannot be read: of a logical volume LVM makes one that lasts, with --store lvm; \"tidemark mirror\" and \"tidemark backup\" keep root as it is now", d.Path, snapshot.ErrNotKept)
 			case plan.Changes() || plan.Refused() != nil:
 				return fmt.Errorf("%s: %w: the files of the boot are of another version: run \"tidemark boot install\"", d.Path, snapshot.ErrNotKept)
 			}

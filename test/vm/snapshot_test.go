@@ -14,7 +14,7 @@ var snapshotCuts = flag.Int("snapshot-cuts", 12, "how many moments of a snapshot
 // are asked for by name.
 var others = map[Kernel]string{
 	Linux61: "^TestMeasure$|^TestACopyAndTheChangesAreTheNextSnapshot$|^TestTrapsOfDattobd$|^TestKilledChangesOfTheMode$|^TestErrorsOfDbdctl$" +
-		"|^TestStoresOfPartsAndInMemory$|^TestMirrorsOfALogicalVolume$|^TestMirrorsByTheViewDM$/^xfs$",
+		"|^TestStoresOfPartsAndInMemory$|^TestTheExampleOfPackageSnapshot$|^TestMirrorsOfALogicalVolume$|^TestMirrorsByTheViewDM$/^xfs$",
 	Linux612: "^TestMeasure$|^TestPowerCutAtEveryStep$|^TestKilledCommands$|^TestIncrementalBackupsOfDattobd$|^TestModesAndStores$|^TestAnEraDevice$" +
 		"|^TestMirrorsByTheViewDM$/^ext4$",
 }
@@ -24,7 +24,7 @@ var others = map[Kernel]string{
 func TestLiveSnapshots(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/snapshot")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	command, example := BuildCommand(t, "tidemark/cmd/tidemark"), Build(t, "tidemark/snapshot")
 	for _, kernel := range forMapper() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
@@ -35,7 +35,7 @@ func TestLiveSnapshots(t *testing.T) {
 			r := Run(t, Config{
 				Kernel: kernel, MemMB: 1024, Timeout: busyTimeout, Tests: *snapshotTests, Skip: skip, Env: []string{fmt.Sprintf("CUTS=%d", *snapshotCuts)},
 				Modules: []string{"dm-snapshot", "dm-zero", "dm-mirror", "dm-era", "ext4", "xfs", "btrfs", "loop"}, Programs: append([]string{"fio", "fstrim", "e2fsck"}, lvm2...),
-				Files: map[string]string{"/bin/tidemark": command},
+				Files: map[string]string{"/bin/tidemark": command, "/bin/snapshot.test": example.Path},
 				Disks: []Disk{NewDisk(t, "data", 128<<20), NewDisk(t, "store", 16<<20)},
 			}, program)
 			t.Logf("boot %v, all %v, %d tests", r.Boot, r.Total, r.Tests)

@@ -78,7 +78,6 @@ func TestBoot1(t *testing.T) {
 		guest.Run(t, "umount", "/srv")
 	}
 	guest.Run(t, "mount", "/srv")
-	dattobd(t, plain)
 	guest.Run(t, "tidemark", "snapshot", "create", "--name", "one", "--size", "2M", "--chunk", "4K", "/dev/mapper/data")
 	if got := adopt(t, plain); got != "not-needed" {
 		t.Errorf("adopted again while there is a snapshot it is %s", got)
@@ -110,29 +109,47 @@ func TestBoot1(t *testing.T) {
 	guest.WriteFile(t, "/srv/kept", "kept")
 	guest.Run(t, "umount", "/srv")
 	fstabAuto(t)
-	lasting(t)
+	lasting(t, plain)
 }
 
+// backup is brought up to date by the commands of dattobd, over the shutdown.
+const backup = "/root/sda1-bkp"
+
 // dattobd makes a backup of the adopted partition, and brings it up to date, by the commands of
-// dattobd.
+// dattobd. What changes then is followed over the shutdown.
 func dattobd(t *testing.T, plain string) {
 	t.Helper()
 	for _, name := range []string{"dbdctl", "update-img"} {
 		guest.Run(t, "ln", "-s", "tidemark", "/usr/bin/"+name)
 	}
-	const backup = "/run/sda1-bkp"
-	defer os.Remove(backup)
 	guest.Run(t, "dbdctl", "setup-snapshot", plain, "/srv/.datto", "0")
-	guest.Run(t, "dd", "if=/dev/datto0", "of="+backup, "bs=1M")
+	guest.Run(t, "dd", "if=/dev/datto0", "of="+backup, "bs=1M", "conv=sparse")
 	guest.Run(t, "dbdctl", "transition-to-incremental", "0")
 	guest.WriteFile(t, "/srv/changed", strings.Repeat("changed ", 64<<10))
-	guest.Run(t, "dbdctl", "transition-to-snapshot", "/srv/.datto1", "0")
-	guest.Run(t, "update-img", "/dev/datto0", "/srv/.datto", backup)
+	update(t, "/srv/.datto", "/srv/.datto1")
+	guest.Run(t, "dbdctl", "transition-to-incremental", "0")
+	guest.Run(t, "tidemark", "boot", "install", "--track", "/dev/mapper/data")
+}
+
+// update takes the next snapshot, with its blocks in the file next, and brings the backup to it.
+func update(t *testing.T, list, next string) {
+	t.Helper()
+	guest.Run(t, "dbdctl", "transition-to-snapshot", next, "0")
+	guest.Run(t, "update-img", "/dev/datto0", list, backup)
 	guest.Run(t, "cmp", "/dev/datto0", backup)
-	guest.Run(t, "rm", "/srv/.datto", "/srv/changed")
+	guest.Run(t, "rm", list)
+}
+
+// reloaded brings the backup up to date after the reboot.
+func reloaded(t *testing.T, plain string) {
+	t.Helper()
+	t.Log(guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-track@dev-mapper-data", "--output", "cat"))
+	guest.Run(t, "dbdctl", "reload-incremental", plain, "/.datto1", "0")
+	guest.WriteFile(t, "/srv/changed", strings.Repeat("again ", 64<<10))
+	update(t, "/srv/.datto1", "/srv/.datto")
 	guest.Run(t, "dbdctl", "destroy", "0")
-	shake(t, plain)
-	leadTo(t, "/dev/mapper/data", names()...)
+	guest.Run(t, "rm", "/srv/changed", backup)
+	guest.Run(t, "tidemark", "boot", "uninstall", "--track", "/dev/mapper/data")
 }
 
 // fstabAuto lets the next boot mount /srv.
@@ -148,12 +165,14 @@ func fstabAuto(t *testing.T) {
 // sumPath keeps what a persistent snapshot holds.
 const sumPath = "/root/sum"
 
-// lasting takes a snapshot of the partition that is to outlive the shutdown.
-func lasting(t *testing.T) {
+// lasting takes a snapshot of the partition that is to outlive the shutdown, as an incremental one of
+// dattobd does.
+func lasting(t *testing.T, plain string) {
 	t.Helper()
 	guest.Run(t, "systemctl", "daemon-reload")
 	guest.Run(t, "systemctl", "start", "tidemark-era@data")
 	guest.Run(t, "mount", "/dev/mapper/data", "/srv")
+	dattobd(t, plain)
 	if out, err := exec.Command("tidemark", "snapshot", "create", "--persistent", "/dev/mapper/root").CombinedOutput(); err == nil || !strings.Contains(string(out), "it is opened in the initramfs") {
 		t.Errorf("a persistent snapshot of root: %v: %s", err, out)
 	}
@@ -165,8 +184,8 @@ func lasting(t *testing.T) {
 	}
 }
 
-// found finds that snapshot after the boot, and ends it.
-func found(t *testing.T) {
+// found finds that snapshot after the boot, and ends it; then the other one.
+func found(t *testing.T, plain string) {
 	t.Helper()
 	t.Log(guest.Run(t, "journalctl", "--boot", "--unit", "tidemark-era@data", "--unit", "tidemark-snapshots", "--output", "cat"))
 	t.Log(guest.Run(t, "tidemark", "snapshot", "status", "lasts"))
@@ -188,6 +207,7 @@ func found(t *testing.T) {
 		t.Errorf("the mount was not noted: %v: %s", err, content)
 	}
 	guest.Run(t, "tidemark", "snapshot", "destroy", "lasts")
+	reloaded(t, plain)
 }
 
 // TestBoot2 finds the partition adopted, undoes that while it is mounted, as of root, and is cut
@@ -195,7 +215,7 @@ func found(t *testing.T) {
 func TestBoot2(t *testing.T) {
 	onLinear(t, "/", "root", byUUID+os.Getenv("ROOT_UUID"), byPartUUID+os.Getenv("ROOT_PARTUUID"))
 	plain := guest.Disk(t, "data") + "1"
-	found(t)
+	found(t, plain)
 	onLinear(t, "/srv", "data", names()...)
 	if got, err := os.ReadFile("/srv/kept"); err != nil || string(got) != "kept" {
 		t.Errorf("%q, %v", got, err)

@@ -4,6 +4,7 @@ package snapshot_test
 
 import (
 	"context"
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -88,4 +89,32 @@ func overflow(t *testing.T, name string) {
 		settle(t, name)
 	}
 	guest.Run(t, "tidemark", "snapshot", "destroy", "o")
+}
+
+// The example of package snapshot works: the first night, and one that follows.
+func TestTheExampleOfPackageSnapshot(t *testing.T) {
+	o := snapshot.Options{StateDir: "/var/lib/backup", Track: bpf.Options{RunDir: "/run/backup"}}
+	for i, name := range []string{"db", "log"} {
+		dev, at := guest.Mapper(t, name, fmt.Sprintf("0 %d linear %s %d", sectors, guest.Disk(t, "data"), i*sectors)), t.TempDir()
+		mkfs(t, "ext4", dev)
+		guest.Run(t, "mount", dev, at)
+		t.Cleanup(func() { guest.Run(t, "umount", at) })
+		defer bare(t, at)
+	}
+	for range 2 {
+		out := guest.Run(t, "/bin/snapshot.test", "-test.run", "^TestExample$", "-test.v")
+		for _, want := range []string{"copy from /dev/mapper/db+nightly all of it", "copy from /dev/mapper/log+nightly all of it", "db has changed by ", "log has changed by ", " bytes since <nil>"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("want %q: %s", want, out)
+			}
+		}
+	}
+	s, err := snapshot.Find(o, "nightly")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Volumes[1].Chain.Sequence != 2 {
+		t.Errorf("%+v", s.Volumes[1].Chain)
+	}
+	destroy(t, s)
 }
