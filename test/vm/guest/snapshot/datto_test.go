@@ -317,7 +317,7 @@ func (r rounds) merge(t *testing.T, list string) {
 }
 
 // What dattobd loses is in the lists: discards, write-zeroes, a short last block, what is written
-// around a remount, and after an overflow.
+// around a remount, and after an overflow. A crash ends a chain, which is told.
 func TestTrapsOfDattobd(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		t.Run(kind, func(t *testing.T) {
@@ -357,6 +357,15 @@ func TestTrapsOfDattobd(t *testing.T) {
 				t.Error(got)
 			}
 			r.next(t)
+
+			// So does a crash, and that is told; a new one begins.
+			sh(t, "tidemark snapshot to-incremental n")
+			bootAgain(t)
+			if out, err := exec.Command("tidemark", "snapshot", "to-snapshot", "n").CombinedOutput(); err == nil || !strings.Contains(string(out), "the machine was rebooted since") {
+				t.Errorf("%v: %s", err, out)
+			}
+			sh(t, "tidemark snapshot destroy n")
+			sh(t, "tidemark snapshot create --max-freeze 1m --track --name n --size 4M %s", dev)
 			sh(t, "tidemark snapshot destroy n")
 		})
 	}

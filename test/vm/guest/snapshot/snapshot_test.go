@@ -372,12 +372,10 @@ func killedRollbacks(t *testing.T, dev string) {
 	}
 }
 
-// A store that is full ends the snapshot, which is told, and the origin does not notice; one that
-// is grown in time goes on.
-func TestOverflowAndGrowth(t *testing.T) {
-	name, at := origin(t, 0, "ext4")
-	create(t, "--name", "small", "--size", "4M", "/dev/mapper/"+name)
-	events := exec.Command("tidemark", "snapshot", "events", "small", "--follow", "--json", "--interval", "100ms")
+// follow has "events --follow" tell of a snapshot, and returns a function that waits for an event.
+func follow(t *testing.T, name string, args ...string) (await func(event string) (total int64)) {
+	t.Helper()
+	events := exec.Command("tidemark", append([]string{"snapshot", "events", name, "--follow", "--json", "--interval", "100ms"}, args...)...)
 	told, err := events.StdoutPipe()
 	if err == nil {
 		err = events.Start()
@@ -385,44 +383,69 @@ func TestOverflowAndGrowth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/large", "bs=1M", "count=16", "oflag=direct", "status=none")
 	dec := json.NewDecoder(told)
-	var e struct{ Event, Reason string }
-	for e.Event != "lost" {
-		if err := dec.Decode(&e); err != nil {
-			t.Fatal(err)
+	return func(event string) int64 {
+		t.Helper()
+		var e struct {
+			Event string
+			Total int64
 		}
+		for e.Event != event {
+			if err := dec.Decode(&e); err != nil {
+				t.Fatalf("no event %s: %v", event, err)
+			}
+		}
+		if event == "destroyed" {
+			if err := events.Wait(); err != nil {
+				t.Error(err)
+			}
+		}
+		return e.Total
 	}
+}
+
+// A store that is full ends the snapshot, which is told, and the origin does not notice; one that
+// is grown in time goes on.
+func TestOverflowAndGrowth(t *testing.T) {
+	name, at := origin(t, 0, "ext4")
+	dev := "/dev/mapper/" + name
+	create(t, "--name", "small", "--size", "4M", dev)
+	await := follow(t, "small")
+	write := func(file string, mib int) {
+		t.Helper()
+		guest.Run(t, "dd", "if=/dev/urandom", "of="+at+"/"+file, "bs=1M", fmt.Sprint("count=", mib), "oflag=direct", "status=none")
+	}
+	write("large", 16)
+	await("lost")
 	if out, err := exec.Command("tidemark", "snapshot", "status", "small").CombinedOutput(); err == nil || !strings.Contains(string(out), "was full") {
 		t.Errorf("%v: %s", err, out)
 	}
-	if err := exec.Command("dd", "if=/dev/mapper/"+name+"+small", "of=/dev/null", "bs=1M", "iflag=direct", "status=none").Run(); err == nil {
+	if err := exec.Command("dd", "if="+dev+"+small", "of=/dev/null", "bs=1M", "iflag=direct", "status=none").Run(); err == nil {
 		t.Error("a lost image can be read")
 	}
 	guest.Run(t, "tidemark", "snapshot", "destroy", "small")
-	for e.Event != "destroyed" {
-		if err := dec.Decode(&e); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := events.Wait(); err != nil {
-		t.Error(err)
-	}
+	await("destroyed")
 	bare(t, at)
-	guest.Run(t, "e2fsck", "-n", "/dev/mapper/"+name)
+	guest.Run(t, "e2fsck", "-n", dev)
 
-	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: "/dev/mapper/" + name, Store: "/stores/grows", Size: 4 << 20}}})
-	for i := range int64(5) {
-		if err := s.Grow(t.Context(), s.Volumes[0], (8+4*i)<<20); err != nil {
-			t.Fatal(err)
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Store: "/stores/grows", Size: 6 << 20}}})
+	await = follow(t, s.Name, "--low", "20", "--auto-grow", "4M", "--limit", "24M")
+	for i := range 4 { // as much as is there then
+		write(fmt.Sprint("more", i), 3)
+		if i == 0 {
+			await("grown")
+		} else if i == 1 {
+			if total := await("low-space"); total != 24<<20 {
+				t.Errorf("a store of %d bytes is low", total)
+			}
 		}
-		guest.Run(t, "dd", "if=/dev/urandom", fmt.Sprintf("of=%s/more%d", at, i), "bs=1M", "count=3", "oflag=direct", "status=none")
 	}
 	instant.Compare(t, held[0], instant.MustRead(t, s.Image(s.Volumes[0])))
 	if st, err := s.Status(); err != nil || st.Volumes[0].Total != 24<<20 {
 		t.Errorf("%+v, %v", st, err)
 	}
 	destroy(t, s)
+	await("destroyed")
 	bare(t, at)
 }
 
