@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"tidemark/block"
 	"tidemark/extent"
 	"tidemark/format/datto"
 	"tidemark/linux/dm"

@@ -115,6 +115,9 @@ func (s *Snapshot) allLeft(ctl *dm.Control) (sum int64, err error) {
 	return sum, nil
 }
 
+// restOfRollback is what is left of one whose filesystem is not mounted.
+const restOfRollback = "the file of the store is removed when the filesystem is mounted, by the next command or boot"
+
 // WaitRolledBack waits until all is copied back, gives the volumes their own tables, and removes
 // what is left of the snapshot. progress, which may be nil, gets how many bytes are left. When the
 // wait ends early the kernel goes on, and Repair does the rest. It returns what is left to be done.
@@ -158,7 +161,7 @@ func (s *Snapshot) WaitRolledBack(ctx context.Context, progress func(left int64)
 		err = s.finish(context.WithoutCancel(ctx), ctl)
 	}
 	if errors.Is(err, ErrStore) { // not mounted
-		return "the file of the store is removed when the filesystem is mounted, by the next command or boot", nil
+		return restOfRollback, nil
 	}
 	return "", err
 }
@@ -187,7 +190,11 @@ func (s *Snapshot) carryOn(ctx context.Context, ctl *dm.Control) (done []string,
 	if left, err := s.allLeft(ctl); err != nil || left > 0 {
 		return done, err
 	}
-	if err := s.finish(ctx, ctl); err != nil {
+	err = s.finish(ctx, ctl)
+	switch {
+	case errors.Is(err, ErrStore): // not mounted
+		return append(done, fmt.Sprintf("the rollback to %s is done; %s", s.Name, restOfRollback)), nil
+	case err != nil:
 		return done, err
 	}
 	return append(done, fmt.Sprintf("the rollback to %s is done", s.Name)), nil

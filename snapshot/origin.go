@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"tidemark/block"
 	"tidemark/linux/dm"
 	"tidemark/linux/mounts"
 )

@@ -264,12 +264,12 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 		if ended {
 			why = "the machine was booted"
 		}
+		if s.Rollback {
+			why = "it was rolled back to"
+		}
 		if derr := s.takeApart(ctx, ctl, false); derr != nil {
 			err = errors.Join(err, fmt.Errorf("the snapshot %s is over, because %s, and cannot be removed yet: %w", s.Name, why, derr))
 			continue
-		}
-		if s.Rollback {
-			why = "it was rolled back to"
 		}
 		done = append(done, fmt.Sprintf("the snapshot %s is over, because %s, and was removed", s.Name, why))
 	}

@@ -428,7 +428,7 @@ func TestOverflowAndGrowth(t *testing.T) {
 	bare(t, at)
 	guest.Run(t, "e2fsck", "-n", dev)
 
-	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Store: "/stores/grows", Size: 6 << 20}}})
+	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Store: "/stores-grows", Size: 6 << 20}}})
 	await = follow(t, s.Name, "--low", "20", "--auto-grow", "4M", "--limit", "24M")
 	for i := range 4 { // as much as is there then
 		write(fmt.Sprint("more", i), 3)

@@ -181,6 +181,7 @@ func TestAnOriginWithLUKS(t *testing.T) {
 	}
 	bare(t, at)
 	guest.Run(t, "cryptsetup", append(strings.Fields(remedy)[1:], "--key-file", key)...)
+	refused(t, "also one in LUKS", "--persistent", dev)
 	before := guest.Run(t, "dmsetup", "table", "--showkeys", name)
 	stop := instant.Load(t, at)
 	defer stop()

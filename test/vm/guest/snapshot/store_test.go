@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,6 +81,10 @@ func TestAStoreElsewhereIsFoundAgain(t *testing.T) {
 	name, at := origin(t, 0, "ext4")
 	other, there := origin(t, 1, "ext4")
 	dev, store := "/dev/mapper/"+name, there+"/store"
+	_, err := snapshot.Create(t.Context(), options, snapshot.Request{Persistent: true, MaxFreeze: time.Minute, Devices: []snapshot.Device{{Path: dev, Store: store}}})
+	if !errors.Is(err, snapshot.ErrNotKept) || !strings.Contains(err.Error(), "leave --store out, or give a disk") {
+		t.Errorf("a persistent one: %v", err)
+	}
 	create(t, "--name", "e", "--store", store, dev)
 	takeDown(t, name, "e")
 	bootAgain(t)
