@@ -8,7 +8,7 @@ import (
 
 var snapshotTests = flag.String("snapshot-tests", "", "the `pattern` of the tests of live snapshots to run in guests")
 
-var snapshotCuts = flag.Int("snapshot-cuts", 12, "how many moments of a snapshot's life to cut the power at")
+var snapshotCuts = flag.Int("snapshot-cuts", 9, "how many moments of a snapshot's life to cut the power at")
 
 // others are the tests of live snapshots that take long and that one kernel has for both, unless they
 // are asked for by name.
