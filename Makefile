@@ -9,7 +9,8 @@ TOOL    := go tool -modfile=tools/go.mod
 FUZZTIME ?= 2s
 
 # Folders whose tests run once, as built for users, and not with -race: ALONE, one after the other,
-# as they time things or start commands by the hundred; PLAIN, as nothing in them runs at once.
+# as they share mounts and start commands by the hundred, beside the guests of test/vm; PLAIN, as
+# nothing in them runs at once.
 ALONE := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
 PLAIN := tidemark/format/|tidemark/transfer/(stores|cowfiles)$$|tidemark/linux/(fiemap|layout)$$|tidemark/witness$$|tidemark/track/history$$
 
@@ -114,6 +115,6 @@ test-plain:
 test-fuzz:
 	scripts/fuzz $(FUZZTIME)
 
-# Last, and the last lines are go test's own summary.
+# Last, and the last lines are go test's own summary. What takes longest begins first.
 test-slow: build
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(ALONE)')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 2 -count=1 -timeout 70m ./test/vm $$(go list ./... | grep -E '$(ALONE)' | grep -v '/test/vm$$')
