@@ -129,6 +129,7 @@ func dattobd(t *testing.T, plain string) {
 	update(t, "/srv/.datto", "/srv/.datto1")
 	if !overTheReboot(t) {
 		guest.Run(t, "dbdctl", "destroy", "0")
+		guest.Run(t, "rm", "/srv/changed", backup)
 		return
 	}
 	guest.Run(t, "dbdctl", "transition-to-incremental", "0")
