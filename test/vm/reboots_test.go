@@ -122,8 +122,10 @@ func (m *rebooting) start(filesystem string) *rebooting {
 	host(m.t, m.command, "boot", "install", "--root", m.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
 	initrd := m.initramfs(m.generator)
 	host(m.t, m.command, "boot", "status", "--root", m.Dir)
+	kept := m.t.TempDir()
 	if m.generator == Dracut { // for the root that it shuts down from
-		host(m.t, "cp", m.in(initrd), m.in("usr/lib/modules/"+m.Release+"/initrd"))
+		host(m.t, "cp", m.in(initrd), kept+"/initrd")
+		host(m.t, "ln", "-s", "/srv/initrd", m.in("usr/lib/modules/"+m.Release+"/initrd"))
 	}
 	fill := m.ext4
 	if filesystem == "xfs" {
@@ -132,8 +134,8 @@ func (m *rebooting) start(filesystem string) *rebooting {
 	var disk Disk
 	m.system, disk = m.diskOf(initrd, fill)
 	m.system.Args = "root=" + root + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot"
-	state := NewDisk(m.t, "state", 64<<20)
-	host(m.t, "mkfs.ext4", "-q", state.Path)
+	state := NewDisk(m.t, "state", 128<<20)
+	host(m.t, "mkfs.ext4", "-q", "-d", kept, state.Path)
 	m.disks = append([]Disk{disk, NewDisk(m.t, "copy-root", RootStart+RootSize+metaSize+1<<20), state}, m.disks...)
 	return m
 }
