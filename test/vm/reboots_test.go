@@ -27,7 +27,8 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	m := d.start("xfs")
 	m.boot(wire.EndPanic, "root=not saved", "btrfs=not saved", "vault=not saved")
 	kept := []string{"root=", "btrfs=", "vault="}
-	r := m.boot("", "root="+unclean, "btrfs="+unclean, "vault="+unclean, "SHUTDOWN_ROOT=1")
+	lost := []string{"root=" + unclean, "btrfs=" + unclean, "vault=" + unclean}
+	r := m.boot("", slices.Concat(lost, []string{"SHUTDOWN_ROOT=1"})...)
 	if !strings.Contains(r.Console, "Unmounted /oldroot") {
 		t.Error("the shutdown did not go through dracut's root")
 	}
@@ -47,6 +48,11 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	host(t, "tune2fs", "-c", "9", vault.Path)
 	const used = "somebody used the disk after it was shut down: "
 	m.boot("", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ")
+	if *rebootRounds > 0 {
+		m.boot(wire.EndReset, kept...)
+		m.boot("", slices.Concat(lost, []string{"CUT=1"})...)
+		m.boot("", lost...)
+	}
 }
 
 // The disk of root alone, on ext4, in a system with initramfs-tools.
@@ -177,7 +183,7 @@ func (m *rebooting) boot(end string, want ...string) Result {
 	m.boots++
 	r := Run(t, Config{
 		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: m.disks, End: end,
-		Env: append(want, fmt.Sprint("BOOT=", m.boots)),
+		Env: slices.Concat(want, []string{fmt.Sprint("BOOT=", m.boots)}),
 		OnEvent: func(guest *Machine, event string) string {
 			if event == "cut" {
 				guest.PowerCut()
