@@ -142,7 +142,9 @@ func (m *rebooting) start(filesystem string) *rebooting {
 	m.system.Args = "root=" + root + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot"
 	state := NewDisk(m.t, "state", 128<<20)
 	host(m.t, "mkfs.ext4", "-q", "-d", kept, state.Path)
-	m.disks = append([]Disk{disk, NewDisk(m.t, "copy-root", RootStart+RootSize+metaSize+1<<20), state}, m.disks...)
+	copied := NewDisk(m.t, "copy-root", RootStart+RootSize+metaSize+1<<20)
+	host(m.t, "cp", "--sparse=always", disk.Path, copied.Path) // the first mirror is quicker
+	m.disks = append([]Disk{disk, copied, state}, m.disks...)
 	return m
 }
 
