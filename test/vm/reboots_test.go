@@ -102,7 +102,7 @@ func newRebooting(t *testing.T, k Kernel, g Generator, modules ...string) *reboo
 	}
 	m.Install("/usr/bin/tidemark", m.command)
 	// Where the kernel has nothing to jump into, systemd calls it all the same.
-	m.Write("/sbin/kexec", "#!/bin/sh\nexec reboot -f -f\n")
+	m.Write("/sbin/kexec", "#!/bin/sh\necho rig: kexec \"$@\" >/dev/console\nexec reboot -f -f\n")
 	host(t, "chmod", "755", m.in("sbin/kexec"))
 	return m
 }
@@ -205,6 +205,9 @@ func (m *rebooting) boot(end string, want ...string) Result {
 	t.Logf("boot %d: up after %v, all %v", m.boots, r.Boot, r.Total)
 	if r.Cut != slices.Contains(want, "CUT=1") || t.Failed() {
 		t.Fatalf("boot %d: cut: %v", m.boots, r.Cut)
+	}
+	if end == wire.EndKexec && !strings.Contains(r.Console, "rig: kexec -e") {
+		t.Errorf("boot %d did not end by kexec", m.boots)
 	}
 	return r
 }
