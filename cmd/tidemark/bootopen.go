@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -130,10 +129,10 @@ func (b *bootOpen) track(ctx context.Context, disk string) {
 	if disk == "" {
 		return
 	}
-	source, err := block.Open(disk, block.Options{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return
+	if boot.Await(ctx, disk, time.Now().Add(b.wait)) != nil {
+		return // nothing mounts root then, or "track resume" says that this did not come to it
 	}
+	source, err := block.Open(disk, block.Options{})
 	if err == nil {
 		err = errors.Join(bpf.Early(ctx, source, b.g.trackOptions()), source.Close())
 	}

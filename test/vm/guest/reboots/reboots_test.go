@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package reboots_test runs in a Debian guest with data disks that are tracked over reboots (see
-// package guest): one test a boot, which mirrors the disks and writes to them.
+// package guest), as root's may be: one test a boot, which mirrors the disks and writes to them.
 package reboots_test
 
 import (
@@ -23,7 +23,7 @@ func TestBoot(t *testing.T) {
 	guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
 	tested := 0
 	for _, d := range []struct{ name, dev, at string }{
-		{"btrfs", "/dev/disk/by-id/virtio-data", "/data"},
+		{"btrfs", "/dev/disk/by-id/virtio-btrfs", "/data"},
 		{"vault", "/dev/disk/by-id/virtio-vault", "/vault"},
 		{"root", "/dev/disk/by-id/virtio-system", "/"},
 	} {
@@ -52,6 +52,10 @@ func TestBoot(t *testing.T) {
 	}
 	status(t, tested)
 	guest.Run(t, "umount", "/srv")
+	if os.Getenv("SHUTDOWN_ROOT") != "" { // dracut finds its image on this disk
+		guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
+		guest.WriteFile(t, "/run/initramfs/.need_shutdown", "")
+	}
 	if os.Getenv("CUT") != "" {
 		guest.Run(t, "sync")
 		guest.Tell(t, "cut")
@@ -77,7 +81,11 @@ func resumed(t *testing.T, dev string) string {
 // mirror mirrors a disk. Lost is why it cannot be incremental.
 func mirror(t *testing.T, dev, name, lost string) {
 	t.Helper()
-	cmd := exec.Command("tidemark", "--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name))
+	args := []string{"--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name)}
+	if name == "root" && os.Getenv("BOOT") == "1" {
+		args = append(args, "--adopt") // it begins as a copy
+	}
+	cmd := exec.Command("tidemark", args...)
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()
