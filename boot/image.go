@@ -22,7 +22,7 @@ const stampName = "etc/tidemark/image-"
 // sources lists the files whose content decides what the images of a generator do, in
 // the order in which the hooks sum them up.
 func sources(program string, g Generator) []string {
-	all := []string{program, TabPath, udevRules}
+	all := []string{EarlyProgram(program), TabPath, udevRules}
 	for _, p := range g.parts() {
 		all = append(all, p.to)
 	}

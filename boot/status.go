@@ -82,6 +82,7 @@ func (s *System) Status() (Status, error) {
 		st.Files = append(st.Files, FileStatus{step.File.Path, step.State})
 	}
 	if t.Early() {
+		st.Files = append(st.Files, FileStatus{EarlyProgram(known.Program), s.earlyState(known.Program)})
 		st.Images, err = s.images(known.Program, module(t.Stage(StageInitramfs)))
 	}
 	return st, err

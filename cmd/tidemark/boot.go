@@ -75,6 +75,11 @@ func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Ta
 		return err
 	}
 	images := before.Early() || table.Early()
+	if table.Early() {
+		if err := sys.CheckEarly(program); err != nil {
+			return err
+		}
+	}
 	plan, err := sys.Plan(table, program, b.force)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ const (
 func TestAdoptedDisks(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/adopt")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	command := BuildTidemark(t)
 	for _, c := range []struct {
 		kernel    Kernel
 		generator Generator
@@ -40,7 +40,7 @@ func TestAdoptedDisks(t *testing.T) {
 		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.generator), func(t *testing.T) {
 			t.Parallel()
 			d := NewDebian(t, c.kernel, c.generator, program)
-			d.Install("/usr/bin/tidemark", command)
+			d.InstallTidemark(command)
 			d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\nLABEL=data /srv ext4 noauto 0 2\nUUID="+otherUUID+" /mnt ext4 defaults 0 2\n")
 			d.enable(t, "tidemark-snapshots.service")
 			plain := filepath.Join(t.TempDir(), "plain") // the initramfs of a system without entries

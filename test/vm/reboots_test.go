@@ -16,7 +16,7 @@ var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make 
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/reboots")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	command := BuildTidemark(t)
 	m := newRebooting(t, Linux612, program, command)
 	m.boot(t, program, "btrfs=not saved", "vault=not saved")
 	m.boot(t, program, "btrfs=", "vault=")
@@ -46,9 +46,9 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/reboots")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	command := BuildTidemark(t)
 	d := NewDebian(t, Linux61, InitramfsTools, program)
-	d.Install("/usr/bin/tidemark", command)
+	d.InstallTidemark(command)
 	const rootPart = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
 	d.Write("/etc/fstab", rootPart+" / ext4 defaults 0 1\n")
 	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
@@ -90,7 +90,7 @@ const dataSize, vaultSize = 128 << 20, 64 << 20
 func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
 	d := NewDebian(t, k, Dracut, program)
 	d.modulesOf(k, "kernel/fs/btrfs")
-	d.Install("/usr/bin/tidemark", command)
+	d.InstallTidemark(command)
 	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
 		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/disk/by-id/virtio-vault /vault ext4 defaults 0 2\n")
 	host(t, "mkdir", d.in("data"), d.in("vault"))

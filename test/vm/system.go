@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"tidemark/boot"
 	"tidemark/test/vm/wire"
 )
 
@@ -181,6 +182,14 @@ func (d *Debian) in(path string) string { return filepath.Join(d.Dir, path) }
 func (d *Debian) Install(path, from string) {
 	d.t.Helper()
 	host(d.t, "install", "-D", "-m", "755", from, d.in(path))
+}
+
+// InstallTidemark installs what BuildTidemark built.
+func (d *Debian) InstallTidemark(command string) {
+	d.t.Helper()
+	const path = "/usr/bin/tidemark"
+	d.Install(path, command)
+	d.Install(boot.EarlyProgram(path), boot.EarlyProgram(command))
 }
 
 // Write writes a file of the system.
