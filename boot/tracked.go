@@ -175,9 +175,6 @@ func checkRoot(id block.Identity, root mounts.Filesystem) error {
 	return errors.Join(sys.tracksRoot(id.Path), sys.Close())
 }
 
-// TrackInstance returns the name, for systemd and for files, of a disk that is tracked.
-func TrackInstance(disk string) string { return escape(disk) }
-
 // TrackUnit returns the unit that tracks a disk of the table over reboots.
 func (t Tab) TrackUnit(disk string) string {
 	unit := trackUnit
