@@ -70,24 +70,10 @@ func (s *System) suits(t Tab) error {
 	if t.Early() && len(s.Generators()) == 0 {
 		return fmt.Errorf("boot: %s: %w: neither initramfs-tools nor dracut is installed", s.dir, ErrUnsuitable)
 	}
-	if root := t.TrackedRoot(); root != "" {
-		if err := s.tracksRoot(root); err != nil {
-			return err
-		}
-	}
 	if len(t.Stage(StageSystem))+len(t.Tracked()) > 0 && !s.has("/usr/lib/systemd/systemd", "/lib/systemd/systemd") {
 		return fmt.Errorf("boot: %s: %w: systemd is not installed", s.dir, ErrUnsuitable)
 	}
 	return nil
-}
-
-// tracksRoot refuses a system of which it is not shown that the tracking of root's disk outlives
-// reboots.
-func (s *System) tracksRoot(disk string) error {
-	if slices.Equal(s.Generators(), []Generator{InitramfsTools}) {
-		return nil
-	}
-	return fmt.Errorf("boot: %s: %w: the root filesystem is on it, and its tracking outlives reboots only where initramfs-tools makes the initramfs, and dracut is not installed; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
 }
 
 func (p *Plan) add(s *System, known record, f File, action Action, force bool) error {

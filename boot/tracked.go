@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -119,7 +118,7 @@ func Disk(device string, missing bool) (string, error) {
 
 // CheckTracked returns when the tracking of a disk of the running system has to begin, or fails when
 // it cannot be saved: a volume of LUKS or LVM, of which it is not shown yet that systemd opens and
-// closes it in the right order; root on something else than ext4 on a plain disk; a
+// closes it in the right order; root on something else than ext4 or XFS on a plain disk; a
 // /var/lib that is not on root, and so not there before disks are used. The error wraps ErrUnsuitable.
 func CheckTracked(disk string) (Stage, error) {
 	id, err := block.Identify(disk)
@@ -161,18 +160,14 @@ func CheckTracked(disk string) (Stage, error) {
 func checkRoot(id block.Identity, root mounts.Filesystem) error {
 	at, err := block.IdentifyDev(root.Dev)
 	switch {
-	case root.Type != "ext4":
-		return fmt.Errorf("boot: %s: %w: the root filesystem is on it, and is %s: the tracking of the disk can be saved only where that is ext4; a dm-era device (--era) keeps its marks over reboots and power cuts", id.Path, ErrUnsuitable, root.Type)
+	case root.Type != "ext4" && root.Type != "xfs":
+		return fmt.Errorf("boot: %s: %w: the root filesystem is on it, and is %s: the tracking of the disk can be saved only where that is ext4 or XFS; a dm-era device (--era) keeps its marks over reboots and power cuts", id.Path, ErrUnsuitable, root.Type)
 	case err != nil:
 		return fmt.Errorf("boot: %w", err)
 	case at.Disk != id.Disk || id.BioBased:
 		return fmt.Errorf("boot: %s: %w: the root filesystem is not on a partition of it itself, but on %s: its tracking cannot be saved; a dm-era device (--era) keeps its marks over reboots and power cuts", id.Path, ErrUnsuitable, at.Disk)
 	}
-	sys, err := OpenSystem("/")
-	if err != nil {
-		return err
-	}
-	return errors.Join(sys.tracksRoot(id.Path), sys.Close())
+	return nil
 }
 
 // TrackUnit returns the unit that tracks a disk of the table over reboots.

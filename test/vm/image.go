@@ -168,6 +168,7 @@ func job(cfg Config) wire.Job {
 		Env:     cfg.Env,
 		Modules: cfg.Modules,
 		Scratch: cfg.ScratchMB > 0,
+		End:     cfg.End,
 	}
 }
 

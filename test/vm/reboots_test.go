@@ -4,27 +4,38 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+
+	"tidemark/test/vm/wire"
 )
 
 var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make in a row, beside the few of every run; scripts/soak does")
 
-// A Debian has data disks with Btrfs and ext4, of which both are mounted at boot. What is tracked on
-// them outlives clean reboots, with writes early in the boot and late in the shutdown; and whatever
-// happens between two boots, no write is lost.
+const unclean = "not shut down cleanly"
+
+// A Debian has root on XFS, and data disks with Btrfs and ext4 that are mounted at boot. What is tracked
+// outlives clean reboots, with writes early in the boot and late in the shutdown, and with dracut's own
+// root at the end of one; and whatever happens between two boots, no write is lost.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
-	program := Build(t, "tidemark/test/vm/guest/reboots")
-	command := BuildTidemark(t)
-	m := newRebooting(t, Linux612, program, command)
-	m.boot(t, program, "btrfs=not saved", "vault=not saved")
-	m.boot(t, program, "btrfs=", "vault=")
-	for range *rebootRounds {
-		m.boot(t, program, "btrfs=", "vault=")
+	d := newRebooting(t, Linux612, Dracut, "kernel/fs/btrfs", "kernel/fs/xfs")
+	btrfs, vault := d.data("btrfs", "/data", "btrfs", 128<<20), d.data("vault", "/vault", "ext4", 64<<20)
+	host(t, "mkfs.btrfs", "-q", btrfs.Path)
+	host(t, "mkfs.ext4", "-q", vault.Path)
+	m := d.start("xfs")
+	m.boot(wire.EndPanic, "root=not saved", "btrfs=not saved", "vault=not saved")
+	kept := []string{"root=", "btrfs=", "vault="}
+	r := m.boot("", "root="+unclean, "btrfs="+unclean, "vault="+unclean, "SHUTDOWN_ROOT=1")
+	if !strings.Contains(r.Console, "Unmounted /oldroot") {
+		t.Error("the shutdown did not go through dracut's root")
 	}
-	// A rescue system has mounted one of them.
-	m.onHost(t, m.data, func(dev string) {
+	for range *rebootRounds {
+		m.boot("", kept...)
+	}
+	m.boot(wire.EndKexec, kept...)
+	m.onHost(btrfs, func(dev string) { // a rescue system
 		at := t.TempDir()
 		host(t, "mount", dev, at)
 		err := os.WriteFile(at+"/rescued", []byte("by another system"), 0o600)
@@ -33,129 +44,145 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	const rescued = "btrfs=somebody used the disk after it was shut down: btrfs at byte 0: generation"
-	if *rebootRounds == 0 { // the power is cut in the test of root's disk
-		m.boot(t, program, rescued, "vault=")
-		return
-	}
-	m.boot(t, program, rescued, "vault=", "CUT=1")
-	m.boot(t, program, "btrfs=not shut down cleanly", "vault=not shut down cleanly")
+	host(t, "tune2fs", "-c", "9", vault.Path)
+	const used = "somebody used the disk after it was shut down: "
+	m.boot("", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ")
 }
 
-// The disk of root on ext4, in a system with initramfs-tools.
+// The disk of root alone, on ext4, in a system with initramfs-tools.
 func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	t.Parallel()
-	program := Build(t, "tidemark/test/vm/guest/reboots")
-	command := BuildTidemark(t)
-	d := NewDebian(t, Linux61, InitramfsTools, program)
-	d.InstallTidemark(command)
-	const rootPart = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
-	d.Write("/etc/fstab", rootPart+" / ext4 defaults 0 1\n")
-	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
-	initrd := d.initramfs(InitramfsTools)
-	host(t, command, "boot", "status", "--root", d.Dir)
-	m := &rebooting{kernel: Linux61, disks: []Disk{NewDisk(t, "copy-root", RootStart+RootSize+metaSize+1<<20)}}
-	m.start(t, d, initrd, rootPart)
-	m.boot(t, program, "root=not saved")
-	for range *rebootRounds {
-		m.boot(t, program, "root=")
+	m := newRebooting(t, Linux61, InitramfsTools).start("ext4")
+	m.boot(wire.EndKexec, "root=not saved")
+	if *rebootRounds == 0 {
+		m.boot("", "root=")
+		return
 	}
-	m.boot(t, program, "root=", "CUT=1")
-	m.boot(t, program, "root=not shut down cleanly")
+	for range *rebootRounds {
+		m.boot("", "root=")
+	}
+	m.boot(wire.EndReset, "root=")
+	m.boot("", "root="+unclean, "CUT=1")
+	m.boot("", "root="+unclean)
 }
 
-// start makes root's disk and that of the state.
-func (m *rebooting) start(t *testing.T, d *Debian, initrd, root string) {
-	t.Helper()
-	m.system, m.root = d.Disk(initrd)
-	m.system.Args = "root=" + root + " ro systemd.show_status=0"
-	m.state = NewDisk(t, "state", 64<<20)
-	host(t, "mkfs.ext4", "-q", m.state.Path)
-}
-
-// rebooting is a machine with data disks, and copies of these.
+// rebooting is a machine with disks that are tracked over reboots, and copies of these.
 type rebooting struct {
-	kernel Kernel
-	system System
-	root   Disk
-	data   Disk   // btrfs
-	vault  Disk   // ext4
-	disks  []Disk // what else it has: these, and their copies
-	state  Disk
-	boots  int
+	*Debian
+	t         *testing.T
+	kernel    Kernel
+	generator Generator
+	program   Program
+	command   string
+	fstab     string
+	tracked   []string // names of the data disks
+	folders   []string // on each disk, that are written to early and late
+	system    System
+	disks     []Disk // after the start, root's is the first
+	boots     int
 }
 
-const dataSize, vaultSize = 128 << 20, 64 << 20
-
-func newRebooting(t *testing.T, k Kernel, program Program, command string) *rebooting {
-	d := NewDebian(t, k, Dracut, program)
-	d.modulesOf(k, "kernel/fs/btrfs")
-	d.InstallTidemark(command)
-	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n"+
-		"/dev/disk/by-id/virtio-data /data btrfs defaults 0 0\n/dev/disk/by-id/virtio-vault /vault ext4 defaults 0 2\n")
-	host(t, "mkdir", d.in("data"), d.in("vault"))
-	d.writesAtBoth()
-	initrd := d.initramfs(Dracut)
-	host(t, command, "boot", "install", "--root", d.Dir, "--track", "/dev/disk/by-id/virtio-data", "--track", "/dev/disk/by-id/virtio-vault")
-	host(t, command, "boot", "status", "--root", d.Dir)
-	m := &rebooting{kernel: k, data: NewDisk(t, "data", dataSize), vault: NewDisk(t, "vault", vaultSize)}
-	m.disks = []Disk{m.data, m.vault, NewDisk(t, "copy-btrfs", dataSize), NewDisk(t, "copy-vault", vaultSize)}
-	m.start(t, d, initrd, "UUID="+RootUUID)
-	host(t, "mkfs.btrfs", "-q", m.data.Path)
-	host(t, "mkfs.ext4", "-q", m.vault.Path)
+func newRebooting(t *testing.T, k Kernel, g Generator, modules ...string) *rebooting {
+	t.Helper()
+	m := &rebooting{
+		t: t, kernel: k, generator: g,
+		program: Build(t, "tidemark/test/vm/guest/reboots"), command: BuildTidemark(t),
+	}
+	m.Debian = NewDebian(t, k, g, m.program)
+	if len(modules) > 0 {
+		m.modulesOf(k, modules...)
+	}
+	m.InstallTidemark(m.command)
+	// Where the kernel has nothing to jump into, systemd calls it all the same.
+	m.Write("/sbin/kexec", "#!/bin/sh\nexec reboot -f -f\n")
+	host(t, "chmod", "755", m.in("sbin/kexec"))
 	return m
 }
 
-// writesAtBoth makes services that write to the data disks as early in a boot and as late in a
-// shutdown as anybody can who needs them mounted.
-func (d *Debian) writesAtBoth() {
-	d.t.Helper()
+// data adds a data disk that is tracked and mounted.
+func (m *rebooting) data(name, at, filesystem string, size int64) Disk {
+	m.t.Helper()
+	disk := NewDisk(m.t, name, size)
+	m.tracked, m.folders = append(m.tracked, name), append(m.folders, at)
+	m.disks = append(m.disks, disk, NewDisk(m.t, "copy-"+name, size))
+	host(m.t, "mkdir", m.in(at))
+	m.fstab += fmt.Sprintf("/dev/disk/by-id/virtio-%s %s %s defaults 0 2\n", name, at, filesystem)
+	return disk
+}
+
+// start has root's disk and the data disks tracked, and makes root's disk with that filesystem.
+func (m *rebooting) start(filesystem string) *rebooting {
+	m.t.Helper()
+	const root = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
+	m.Write("/etc/fstab", root+" / "+filesystem+" defaults 0 1\n"+m.fstab)
+	m.writesAtBoth()
+	for _, name := range m.tracked {
+		host(m.t, m.command, "boot", "install", "--root", m.Dir, "--track", "/dev/disk/by-id/virtio-"+name)
+	}
+	host(m.t, m.command, "boot", "install", "--root", m.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
+	initrd := m.initramfs(m.generator)
+	host(m.t, m.command, "boot", "status", "--root", m.Dir)
+	if m.generator == Dracut { // for the root that it shuts down from
+		host(m.t, "cp", m.in(initrd), m.in("usr/lib/modules/"+m.Release+"/initrd"))
+	}
+	fill := m.ext4
+	if filesystem == "xfs" {
+		fill = m.xfs
+	}
+	var disk Disk
+	m.system, disk = m.diskOf(initrd, fill)
+	m.system.Args = "root=" + root + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot"
+	state := NewDisk(m.t, "state", 64<<20)
+	host(m.t, "mkfs.ext4", "-q", state.Path)
+	m.disks = append([]Disk{disk, NewDisk(m.t, "copy-root", RootStart+RootSize+metaSize+1<<20), state}, m.disks...)
+	return m
+}
+
+// writesAtBoth makes a service that writes to all disks as early in a boot and as late in a shutdown as
+// anybody can who needs them mounted.
+func (m *rebooting) writesAtBoth() {
+	m.t.Helper()
 	const text = `[Unit]
 DefaultDependencies=no
-RequiresMountsFor=/data /vault
+RequiresMountsFor=@
+After=systemd-remount-fs.service
 Before=sysinit.target shutdown.target
 Conflicts=shutdown.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'for d in /data /vault; do dd if=/dev/urandom of=$d/early bs=64k count=4 status=none; sync; done'
-ExecStop=/bin/sh -c 'for d in /data /vault; do dd if=/dev/urandom of=$d/late bs=64k count=4 status=none; done'
-[Install]
-WantedBy=sysinit.target
+ExecStart=/bin/sh -c 'for d in @; do dd if=/dev/urandom of=$d/early bs=64k count=4 status=none; done; sync'
+ExecStop=/bin/sh -c 'for d in @; do dd if=/dev/urandom of=$d/late bs=64k count=4 status=none; done'
 `
-	d.Write("/etc/systemd/system/writes.service", text)
-	host(d.t, "mkdir", "-p", d.in("etc/systemd/system/sysinit.target.wants"))
-	host(d.t, "ln", "-s", "../writes.service", d.in("etc/systemd/system/sysinit.target.wants/writes.service"))
+	m.Write("/etc/systemd/system/writes.service", strings.ReplaceAll(text, "@", strings.Join(append(m.folders, "/root"), " ")))
+	host(m.t, "mkdir", "-p", m.in("etc/systemd/system/sysinit.target.wants"))
+	host(m.t, "ln", "-s", "../writes.service", m.in("etc/systemd/system/sysinit.target.wants/writes.service"))
 }
 
 // onHost attaches a disk to the host.
-func (m *rebooting) onHost(t *testing.T, disk Disk, use func(dev string)) {
-	t.Helper()
-	dev := strings.TrimSpace(host(t, "losetup", "--find", "--show", disk.Path))
-	defer host(t, "losetup", "--detach", dev)
+func (m *rebooting) onHost(disk Disk, use func(dev string)) {
+	m.t.Helper()
+	dev := strings.TrimSpace(host(m.t, "losetup", "--find", "--show", disk.Path))
+	defer host(m.t, "losetup", "--detach", dev)
 	use(dev)
 }
 
-// boot boots once. Want says of each disk why its marks are lost, "" for kept, and CUT that the power is
-// cut at the end.
-func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
+// boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept, and
+// CUT=1 that the power is cut at the end.
+func (m *rebooting) boot(end string, want ...string) Result {
+	t := m.t
 	t.Helper()
 	m.boots++
-	cut := false
-	for _, w := range want {
-		cut = cut || w == "CUT=1"
-	}
 	r := Run(t, Config{
-		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout,
-		Disks: append([]Disk{m.root, m.state}, m.disks...),
-		Env:   append(want, fmt.Sprint("BOOT=", m.boots)),
+		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: m.disks, End: end,
+		Env: append(want, fmt.Sprint("BOOT=", m.boots)),
 		OnEvent: func(guest *Machine, event string) string {
 			if event == "cut" {
 				guest.PowerCut()
 			}
 			return ""
 		},
-	}, program)
+	}, m.program)
 	if testing.Verbose() {
 		for line := range strings.Lines(r.Console) {
 			if strings.Contains(line, "tidemark") {
@@ -164,7 +191,8 @@ func (m *rebooting) boot(t *testing.T, program Program, want ...string) {
 		}
 	}
 	t.Logf("boot %d: up after %v, all %v", m.boots, r.Boot, r.Total)
-	if r.Cut != cut || t.Failed() {
+	if r.Cut != slices.Contains(want, "CUT=1") || t.Failed() {
 		t.Fatalf("boot %d: cut: %v", m.boots, r.Cut)
 	}
+	return r
 }

@@ -208,7 +208,10 @@ func (d *Debian) Chroot(args ...string) string {
 
 // Disk moves the initramfs, whose path in the system is given, out of the system, and
 // makes the disk that it boots from.
-func (d *Debian) Disk(initrd string) (System, Disk) {
+func (d *Debian) Disk(initrd string) (System, Disk) { return d.diskOf(initrd, d.ext4) }
+
+// diskOf is Disk with the filesystem that fill makes on it.
+func (d *Debian) diskOf(initrd string, fill func(Disk)) (System, Disk) {
 	d.t.Helper()
 	kept := filepath.Join(d.t.TempDir(), "initrd")
 	host(d.t, "mv", d.in(initrd), kept)
@@ -220,9 +223,28 @@ func (d *Debian) Disk(initrd string) (System, Disk) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		d.t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
+	fill(disk)
+	return System{Initrd: kept}, disk
+}
+
+// ext4 makes root's filesystem on the disk.
+func (d *Debian) ext4(disk Disk) {
+	d.t.Helper()
 	host(d.t, "mkfs.ext4", "-q", "-d", d.Dir, "-U", RootUUID, "-E", fmt.Sprintf("offset=%d", RootStart),
 		disk.Path, fmt.Sprintf("%dk", RootSize>>10))
-	return System{Initrd: kept}, disk
+}
+
+// xfs does the same with XFS, and a log that leaves room for the rest.
+func (d *Debian) xfs(disk Disk) {
+	d.t.Helper()
+	dev := strings.TrimSpace(host(d.t, "losetup", "--find", "--show", fmt.Sprintf("--offset=%d", RootStart), fmt.Sprintf("--sizelimit=%d", RootSize), disk.Path))
+	defer host(d.t, "losetup", "--detach", dev)
+	at := d.t.TempDir()
+	// With these variables it makes one that is as small.
+	host(d.t, "env", "TEST_DIR=x", "TEST_DEV=x", "QA_CHECK_FS=x", "mkfs.xfs", "-q", "-m", "uuid="+RootUUID, "-l", "size=16m", dev)
+	host(d.t, "mount", dev, at)
+	defer host(d.t, "umount", at)
+	host(d.t, "cp", "-a", d.Dir+"/.", at)
 }
 
 // host runs a program on the host and returns its output.

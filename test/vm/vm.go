@@ -64,6 +64,7 @@ type Config struct {
 	Env       []string          // added to the tests' environment
 	Timeout   time.Duration     // of the whole run; 0: 5 minutes
 	System    *System           // what is booted in place of the rig's own initramfs; nil: that one
+	End       string            // how the system ends after its tests, one of wire's Ends; "": it reboots
 	NoTests   bool              // the guest is to end by itself without any test; only its console counts
 
 	// OnEvent answers what a guest's test tells the host (guest.Tell). It is called

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,13 @@ func serve() error {
 			return fmt.Errorf("mount %s: %w", dir, err)
 		}
 	}
-	return work(job)
+	if err := work(job); err != nil || job.End == "" {
+		return err
+	}
+	if job.End == wire.EndKexec {
+		return exec.Command("systemctl", "--no-block", "--job-mode=replace-irreversibly", "start", "kexec.target").Run()
+	}
+	return os.WriteFile("/proc/sysrq-trigger", []byte(job.End), 0)
 }
 
 // readJobDisk waits for the disk and reads it.

@@ -31,10 +31,18 @@ const Marker = "TIDEMARK_GUEST"
 // the rest. 0x16 never begins a line of a test's own output.
 const ExitLine = "\x16rig exit "
 
+// Ends of a system, other than a clean reboot.
+const (
+	EndKexec = "kexec" // systemd's shutdown for a jump into another kernel; the rig's kexec resets the machine
+	EndPanic = "c"     // the kernel panics, and resets the machine (SysRq-c)
+	EndReset = "b"     // the kernel resets the machine at once (SysRq-b)
+)
+
 // Job is what init does.
 type Job struct {
 	Args    []string // of the test binary
 	Env     []string // added to its environment
 	Modules []string // loaded before it starts
 	Scratch bool     // the disk ScratchDisk becomes /tmp, an ext4
+	End     string   // how a system of its own ends after its tests, one of the Ends; "": it reboots
 }

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package reboots_test runs in a Debian guest with data disks that are tracked over reboots (see
-// package guest): one test a boot, which mirrors the disks and writes to them.
+// package guest), as root's may be: one test a boot, which mirrors the disks and writes to them.
 package reboots_test
 
 import (
@@ -23,7 +23,7 @@ func TestBoot(t *testing.T) {
 	guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
 	tested := 0
 	for _, d := range []struct{ name, dev, at string }{
-		{"btrfs", "/dev/disk/by-id/virtio-data", "/data"},
+		{"btrfs", "/dev/disk/by-id/virtio-btrfs", "/data"},
 		{"vault", "/dev/disk/by-id/virtio-vault", "/vault"},
 		{"root", "/dev/disk/by-id/virtio-system", "/"},
 	} {
@@ -52,6 +52,9 @@ func TestBoot(t *testing.T) {
 	}
 	status(t, tested)
 	guest.Run(t, "umount", "/srv")
+	if os.Getenv("SHUTDOWN_ROOT") != "" {
+		guest.WriteFile(t, "/run/initramfs/.need_shutdown", "")
+	}
 	if os.Getenv("CUT") != "" {
 		guest.Run(t, "sync")
 		guest.Tell(t, "cut")
