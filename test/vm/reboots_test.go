@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,8 +16,8 @@ var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make 
 
 const unclean = "not shut down cleanly"
 
-// A Debian has root on XFS, and data disks with Btrfs and ext4 that are mounted at boot. What is tracked
-// outlives clean reboots, with writes early in the boot and late in the shutdown, and with dracut's own
+// A Debian has root on XFS, and data disks with Btrfs and ext4 that are mounted at boot, and one with ext4
+// in a volume of LVM on LUKS. What is tracked outlives clean reboots, with writes early in the boot and late in the shutdown, and with dracut's own
 // root at the end of one; and whatever happens between two boots, no write is lost.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
@@ -24,10 +25,11 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	btrfs, vault := d.data("btrfs", "/data", "btrfs", 128<<20), d.data("vault", "/vault", "ext4", 64<<20)
 	host(t, "mkfs.btrfs", "-q", btrfs.Path)
 	host(t, "mkfs.ext4", "-q", vault.Path)
+	d.encrypted("secret", 32<<20)
 	m := d.start("xfs")
-	m.boot(wire.EndPanic, "root=not saved", "btrfs=not saved", "vault=not saved")
-	kept := []string{"root=", "btrfs=", "vault="}
-	r := m.boot("", "root="+unclean, "btrfs="+unclean, "vault="+unclean, "SHUTDOWN_ROOT=1")
+	m.boot(wire.EndPanic, "root=not saved", "btrfs=not saved", "vault=not saved", "secret=not saved")
+	kept := []string{"root=", "btrfs=", "vault=", "secret="}
+	r := m.boot("", "root="+unclean, "btrfs="+unclean, "vault="+unclean, "secret="+unclean, "SHUTDOWN_ROOT=1")
 	if !strings.Contains(r.Console, "Unmounted /oldroot") {
 		t.Error("the shutdown did not go through dracut's root")
 	}
@@ -46,7 +48,7 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	})
 	host(t, "tune2fs", "-c", "9", vault.Path)
 	const used = "somebody used the disk after it was shut down: "
-	m.boot("", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ")
+	m.boot("", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ", "secret=")
 }
 
 // The disk of root alone, on ext4, in a system with initramfs-tools.
@@ -77,6 +79,7 @@ type rebooting struct {
 	fstab     string
 	tracked   []string // names of the data disks
 	folders   []string // on each disk, that are written to early and late
+	tools     bool     // it needs those of LVM and LUKS
 	system    System
 	disks     []Disk // after the start, root's is the first
 	boots     int
@@ -110,6 +113,35 @@ func (m *rebooting) data(name, at, filesystem string, size int64) Disk {
 	return disk
 }
 
+// encrypted adds a disk for a volume of LVM of that size on LUKS, which the first boot makes, has tracked
+// and mounts at boot (see its test).
+func (m *rebooting) encrypted(name string, size int64) {
+	m.t.Helper()
+	m.tools, m.folders = true, append(m.folders, "/"+name)
+	m.disks = append(m.disks, NewDisk(m.t, name, size+24<<20), NewDisk(m.t, "copy-"+name, size))
+	host(m.t, "mkdir", m.in(name))
+}
+
+// lvm2 installs the rig's LVM and cryptsetup as Debian's packages do. An initramfs that was made before
+// has nothing of them.
+func (m *rebooting) lvm2() {
+	m.t.Helper()
+	c, err := openCache()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	const lib = "usr/lib/x86_64-linux-gnu/"
+	for _, name := range [...]string{
+		"sbin/lvm", "sbin/cryptsetup", "sbin/blkdeactivate", "lib/udev/rules.d/56-lvm.rules", "lib/udev/rules.d/69-lvm.rules",
+		"lib/systemd/system/blk-availability.service", "etc/lvm/lvm.conf",
+		"lib/x86_64-linux-gnu/libdevmapper-event.so.1.02.1", lib + "libedit.so.2", lib + "libbsd.so.0", lib + "libaio.so.1", lib + "libpopt.so.0",
+	} {
+		host(m.t, "mkdir", "-p", filepath.Dir(m.in(name)))
+		host(m.t, "cp", "--dereference", "--preserve=mode", filepath.Join(c.tree(), name), m.in(name))
+	}
+	host(m.t, "ln", "-s", "/lib/systemd/system/blk-availability.service", m.in("etc/systemd/system/sysinit.target.wants/blk-availability.service"))
+}
+
 // start has root's disk and the data disks tracked, and makes root's disk with that filesystem.
 func (m *rebooting) start(filesystem string) *rebooting {
 	m.t.Helper()
@@ -124,6 +156,9 @@ func (m *rebooting) start(filesystem string) *rebooting {
 	host(m.t, m.command, "boot", "status", "--root", m.Dir)
 	if m.generator == Dracut { // for the root that it shuts down from
 		host(m.t, "cp", m.in(initrd), m.in("usr/lib/modules/"+m.Release+"/initrd"))
+	}
+	if m.tools {
+		m.lvm2()
 	}
 	fill := m.ext4
 	if filesystem == "xfs" {
