@@ -124,7 +124,7 @@ func (s *System) blind() (string, error) {
 			return "", fmt.Errorf("boot: %w", err)
 		}
 		for _, option := range needed {
-			if !bytes.Contains(config, []byte("\n"+option+"=y\n")) {
+			if !bytes.Contains(append([]byte("\n"), config...), []byte("\n"+option+"=y\n")) {
 				name := filepath.Base(path)
 				return fmt.Sprintf("the kernel %s cannot track: %s is not set in /boot/%s", strings.TrimPrefix(name, "config-"), option, name), nil
 			}

@@ -29,7 +29,7 @@ func newBootInstall(g *globals) *cobra.Command {
 
 With --linear it is a linear device: DATA under another name, of which live snapshots can be taken. "tidemark adopt" does this on a running system, with more checks; here it is for the image of another one. What is said below of metadata is not for it.
 
-With --track nothing is opened: the marks of the disk that DEVICE is, or is a part of, outlive a clean reboot. A systemd unit saves what is known of its changes to /var/lib/tidemark/tracking when all of it is unmounted, and goes on with it at the next boot before anything on it is mounted. A power cut or a crash, a mount, a check or a repair by another system, another disk in its place, and a resize lose the marks, and the next run reads everything. What keeps no trace of a mount counts as changed after each reboot: FAT, swap, LUKS, LVM, and what is outside of a filesystem. Volumes of LUKS and LVM are refused; a dm-era device is the answer there, and against power cuts.
+With --track nothing is opened: the marks of the disk that DEVICE is, or is a part of, outlive a clean reboot. A systemd unit saves what is known of its changes to /var/lib/tidemark/tracking when all of it is unmounted, and goes on with it at the next boot before anything on it is mounted. A power cut or a crash, a mount, a check or a repair by another system, another disk in its place, and a resize lose the marks, and the next run reads everything. What keeps no trace of a mount counts as changed after each reboot: FAT, swap, LUKS, LVM, and what is outside of a filesystem. Of LUKS and LVM give the volume that is mounted. A dm-era device is the answer against power cuts.
 
 The disk of the root filesystem, which is never unmounted, is tracked from the initramfs on, and saved when systemd has made root read-only, past its filesystem, into a file that is made for it: root must be ext4 on a partition of the disk, and the initramfs images are to be made anew as for an era device, by initramfs-tools: with dracut it is refused. With --root, say --stage initramfs for that disk.
 
@@ -40,6 +40,8 @@ An era device that root or /usr is on is opened in the initramfs (--stage initra
 The metadata must be that of this data device ("tidemark era create"), or, with --create SIZE, all zero: then the next boot makes it anew with blocks of SIZE. Metadata tells only of writes through the era device. For --stage initramfs the eras from before the next boot therefore count no more. For --stage system, when the data device was written to past the era device since the metadata was made, fill the first block of the metadata with zeros and use --create.
 
 For --stage initramfs a system is refused that was told to resume from hibernation: resume= is on the kernel's command line, or the initramfs has named a device in /sys/power/resume. A resumed kernel goes on with the metadata that it had in memory, and overwrites what the initramfs has written to it. Give hibernation up, with noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once before you install. Hibernation to a swap file, or to a device that appears later than the era device, is not seen, nor are the settings of a system below --root.
+
+The initramfs gets tidemark-boot, a small program that is installed beside tidemark; one that is missing, or of another build, is refused.
 
 Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs-tools, "dracut --force --regenerate-all" with dracut; --update does it. And let the system mount the era device:
 

@@ -48,7 +48,7 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	})
 	host(t, "tune2fs", "-c", "9", vault.Path)
 	const used = "somebody used the disk after it was shut down: "
-	m.boot("", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ", "secret=")
+	m.boot("", "COST=1", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ", "secret=")
 }
 
 // The disk of root alone, on ext4, in a system with initramfs-tools.

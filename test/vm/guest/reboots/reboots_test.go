@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tidemark/test/vm/guest"
 )
@@ -50,11 +51,19 @@ func TestBoot(t *testing.T) {
 			guest.Run(t, still[0], still[1:]...)
 			mirror(t, d.dev, d.name, "")
 			same(t, d.dev, guest.Disk(t, "copy-"+d.name))
+			if os.Getenv("COST") != "" {
+				took(t, "save", "tidemark", "track", "save", "--", d.dev)
+				took(t, "resume", "tidemark", "track", "resume", "--", d.dev)
+			}
 			guest.Run(t, again[0], again[1:]...)
 			write(t, d.at, "afterwards")
 		})
 	}
 	status(t, tested)
+	if os.Getenv("COST") != "" {
+		guest.Run(t, "tidemark", "track", "stop", "/dev/disk/by-id/virtio-system")
+		took(t, "begin", "tidemark-boot", "boot", "open", "--stage", "initramfs")
+	}
 	guest.Run(t, "umount", "/srv")
 	if os.Getenv("SHUTDOWN_ROOT") != "" {
 		guest.WriteFile(t, "/run/initramfs/.need_shutdown", "")
@@ -133,6 +142,14 @@ func mirror(t *testing.T, dev, name, lost string) {
 	if first := os.Getenv("BOOT") == "1"; lost != "" && !first && !strings.Contains(said.String()+string(out), lost) {
 		t.Errorf("the mirror does not say %q", lost)
 	}
+}
+
+// took logs how long a program takes that a boot or a shutdown waits for, in the guest's time.
+func took(t *testing.T, what, program string, args ...string) {
+	t.Helper()
+	began := time.Now()
+	guest.Run(t, program, args...)
+	t.Logf("cost: %s takes %v", what, time.Since(began).Round(time.Millisecond))
 }
 
 // same fails unless two disks of one size hold the same.
