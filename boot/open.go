@@ -51,14 +51,14 @@ func (f *Failure) Error() string {
 func (f *Failure) Unwrap() []error { return []error{ErrNotOpen, f.Err} }
 
 func (o Opener) open(ctx context.Context, e Entry, deadline time.Time) error {
-	if err := await(ctx, DevicePath(e.Data), deadline); err != nil {
+	if err := Await(ctx, DevicePath(e.Data), deadline); err != nil {
 		return err
 	}
 	if e.Linear() {
 		return withMapper(func(ctl *dm.Control) error { return o.openLinear(ctl, e) })
 	}
 	meta := DevicePath(e.Meta)
-	if err := await(ctx, meta, deadline); err != nil {
+	if err := Await(ctx, meta, deadline); err != nil {
 		return err
 	}
 	return withMapper(func(ctl *dm.Control) error {
@@ -180,8 +180,8 @@ func withMapper(do func(*dm.Control) error) error {
 	return errors.Join(do(ctl), ctl.Close())
 }
 
-// await waits until there is a block device at path.
-func await(ctx context.Context, path string, deadline time.Time) error {
+// Await waits until the deadline for a block device at path, and fails when there is none.
+func Await(ctx context.Context, path string, deadline time.Time) error {
 	for {
 		var st unix.Stat_t
 		err := unix.Stat(path, &st)

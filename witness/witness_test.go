@@ -1,14 +1,17 @@
 package witness_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"tidemark/extent"
@@ -62,6 +65,45 @@ func write(t *testing.T, dir string) {
 		t.Fatal(err)
 	}
 	mountstest.Run(t, "sync", "--file-system", dir)
+}
+
+// A repair of XFS writes all indexes of free space anew, and leaves the log and the superblock as they were.
+// The first group is as it was where nobody has written to it since the repair before.
+func TestARepairShowsWhereOnlyOtherGroupsHadChanged(t *testing.T) {
+	d := newDisk(t, 320<<20)
+	d.tool([]string{"mkfs.xfs", "-q", "-f", "-d", "agcount=4"})
+	d.mounted(func(dir string) {
+		for i := range 8 { // each in another group than the one before
+			if err := os.Mkdir(filepath.Join(dir, fmt.Sprint(i)), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	d.tool([]string{"xfs_repair"})
+	d.mounted(func(dir string) {
+		for i := range 8 {
+			if st, err := os.Stat(filepath.Join(dir, fmt.Sprint(i))); err != nil || st.Sys().(*syscall.Stat_t).Ino < 1<<16 {
+				continue
+			}
+			write(t, filepath.Join(dir, fmt.Sprint(i)))
+		}
+	})
+	was := d.read()
+	before, err := os.ReadFile(d.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.tool([]string{"xfs_repair"})
+	now := d.read()
+	after, err := os.ReadFile(d.path)
+	if err != nil || bytes.Equal(before, after) {
+		t.Fatalf("the repair wrote nothing: %v", err)
+	}
+	if diff := witness.Compare(was, now); len(diff) == 0 {
+		t.Errorf("the repair does not show: %s", now)
+	} else {
+		t.Log(diff)
+	}
 }
 
 // kinds are filesystems that keep a trace, each with the arguments that make it.

@@ -7,8 +7,9 @@ import (
 
 // The superblock of XFS, at byte 0, big-endian (Linux, fs/xfs/libxfs/xfs_format.h, struct
 // xfs_dsb): 4 u32 block size, 8 u64 blocks, 32 [16] UUID, 48 u64 first block of the log (0: on
-// another device), 84 u32 blocks and 88 u32 number of groups, 96 u32 blocks of the log, 120 u8
-// block size as a power of two, 124 u8 the same of the blocks of a group, 240 u64 LSN.
+// another device), 84 u32 blocks and 88 u32 number of groups, 96 u32 blocks of the log, 102 u16
+// bytes in a sector, 120 u8 block size as a power of two, 124 u8 the same of the blocks of a group, 240
+// u64 LSN.
 const (
 	xfsMagic = "XFSB"
 
@@ -21,6 +22,10 @@ const (
 	logUnmount      = 0x20
 	logHeaderCovers = 32 << 10  // bytes of a record that one header sector tells of
 	logRecord       = 256 << 10 // bytes in the largest record (XLOG_MAX_RECORD_BSIZE)
+	// Every group begins with four sectors: a copy of the superblock, then what leads to its free space
+	// and to its inodes.
+	groupSectors = 4
+	maxGroups    = 4096
 	// logAhead is how much behind the head is kept as a checksum: a mount stamps there.
 	logAhead = 16 << 10
 )
@@ -61,10 +66,34 @@ func readXFS(p part, head []byte) (Volume, error) {
 	v.add("log head", h)
 	v.add("log cycle", cycle)
 	v.add("log", digest(append(before, ahead...)))
+	groups, err := xfsGroups(p, head, int64(perGroup)*blockSize)
+	if err != nil {
+		return Volume{}, err
+	}
+	v.add("groups", groups)
 	if unmounted(before) {
 		v.State = Clean
 	}
 	return v, nil
+}
+
+// xfsGroups returns a checksum of how the groups begin, of size bytes each. A repair writes the indexes of
+// all of them anew, and leaves the log and the superblock as they were; but it clears there the LSN of
+// the last change by the kernel (repair/agbtree.c and repair/phase5.c of xfsprogs).
+func xfsGroups(p part, sb []byte, size int64) (string, error) {
+	count, sector := int64(binary.BigEndian.Uint32(sb[88:])), int(binary.BigEndian.Uint16(sb[102:]))
+	if count > maxGroups || sector < logSector || sector > 32<<10 {
+		return "", errNone
+	}
+	var all []byte
+	for i := range count {
+		raw, err := p.read(i*size, groupSectors*sector)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, digest(raw)...)
+	}
+	return digest(all), nil
 }
 
 // xfsLogOf finds the log by the superblock. A block's number is that of its group, followed by as

@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -94,10 +93,10 @@ func (o Opener) track(ctx context.Context, disk string) {
 	if disk == "" {
 		return
 	}
-	source, err := block.Open(disk, block.Options{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return
+	if boot.Await(ctx, disk, time.Now().Add(o.Wait)) != nil {
+		return // nothing mounts root then, or "track resume" says that this did not come to it
 	}
+	source, err := block.Open(disk, block.Options{})
 	if err == nil {
 		err = errors.Join(bpf.Early(ctx, source, o.Track), source.Close())
 	}

@@ -31,7 +31,7 @@ With --linear it is a linear device: DATA under another name, of which live snap
 
 With --track nothing is opened: the marks of the disk that DEVICE is, or is a part of, outlive a clean reboot. A systemd unit saves what is known of its changes to /var/lib/tidemark/tracking when all of it is unmounted, and goes on with it at the next boot before anything on it is mounted. A power cut or a crash, a mount, a check or a repair by another system, another disk in its place, and a resize lose the marks, and the next run reads everything. What keeps no trace of a mount counts as changed after each reboot: FAT, swap, LUKS, LVM, and what is outside of a filesystem. Of LUKS and LVM give the volume that is mounted. A dm-era device is the answer against power cuts.
 
-The disk of the root filesystem, which is never unmounted, is tracked from the initramfs on, and saved when systemd has made root read-only, past its filesystem, into a file that is made for it: root must be ext4 on a partition of the disk, and the initramfs images are to be made anew as for an era device, by initramfs-tools: with dracut it is refused. With --root, say --stage initramfs for that disk.
+The disk of the root filesystem, which is never unmounted, is tracked from the initramfs on, and saved when systemd has made root read-only, past its filesystem, into a file that is made for it: root must be ext4 or XFS on a partition of the disk, and the initramfs images are to be made anew as for an era device. With --root, say --stage initramfs for that disk.
 
 The devices may be given by any name; stored is their PARTUUID, else a link in /dev/disk/by-id, else a name in /dev/mapper. A device that has none is refused: /dev/sdb may be another disk at the next boot.
 

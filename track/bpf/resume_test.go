@@ -72,6 +72,23 @@ func (m *machine) off() {
 	m.opts = places(m.t)
 }
 
+func (m *machine) resize(size int64) {
+	m.t.Helper()
+	if err := os.Truncate(m.file, size); err != nil {
+		m.t.Fatal(err)
+	}
+	run(m.t, "losetup", "-c", m.dev)
+}
+
+// clone puts another disk with the same content in the place of this one. A loop device has no
+// serial number to tell them apart by.
+func (m *machine) clone() {
+	m.t.Helper()
+	m.file = filepath.Join(m.t.TempDir(), "clone")
+	run(m.t, "cp", "--sparse=always", m.dev, m.file)
+	m.dev = loop(m.t, m.file)
+}
+
 // writes mounts the filesystem and writes a file of a MiB.
 func (m *machine) writes(name string) {
 	m.t.Helper()
@@ -207,11 +224,11 @@ func TestWhateverIsNotAsItWasLosesTheMarks(t *testing.T) {
 		{"checked", "ext4 at byte 0: ", func(m *machine) { run(m.t, "e2fsck", "-f", "-p", m.dev) }},
 		{"tuned", "ext4 at byte 0: ", func(m *machine) { run(m.t, "tune2fs", "-c", "9", m.dev) }},
 		{"made anew", "ext4 at byte 0", func(m *machine) { run(m.t, "mkfs.ext4", "-q", "-F", m.dev, "48M") }},
-		{"grown", "resized from 67108864 to 68157440", func(m *machine) {
-			if err := os.Truncate(m.file, diskSize+1<<20); err != nil {
-				m.t.Fatal(err)
-			}
-			run(m.t, "losetup", "-c", m.dev)
+		{"grown", "resized from 67108864 to 68157440", func(m *machine) { m.resize(diskSize + 1<<20) }},
+		{"shrunk", "resized from 67108864 to 66060288", func(m *machine) { m.resize(diskSize - 1<<20) }},
+		{"cloned, and the clone was mounted", "ext4 at byte 0: mount count", func(m *machine) {
+			m.clone()
+			m.writes("elsewhere")
 		}},
 		{"mounted now", "it was in use before tracking began: mounted: ext4 on", func(m *machine) {
 			dir := m.t.TempDir()

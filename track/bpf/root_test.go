@@ -142,6 +142,25 @@ func (m *rooted) rebootsCleanly() {
 	m.off()
 }
 
+// A reboot of user space alone leaves the kernel's tracking on, and calls nothing of what saves root.
+func TestTrackingOfRootThatIsOnGoesOn(t *testing.T) {
+	m := newRooted(t, "ext4")
+	m.boot()
+	c := m.copy()
+	m.writes("before")
+	run(t, "umount", m.dir)
+	if r := m.unit(); r.Lost != "" || r.Marks != 1 {
+		t.Errorf("%+v", r)
+	}
+	m.writes("after")
+	if n := m.follows(&c); n > 8<<20 {
+		t.Errorf("%d bytes are told", n)
+	}
+	m.off()
+	m.wantLost(c, m.boot(), "not shut down cleanly")
+	m.off()
+}
+
 func TestWhateverIsNotAsItWasLosesTheMarksOfRoot(t *testing.T) {
 	for _, c := range []struct {
 		name, words string
@@ -157,11 +176,11 @@ func TestWhateverIsNotAsItWasLosesTheMarksOfRoot(t *testing.T) {
 			m.writes("in a boot that crashes")
 			m.off()
 		}},
-		{"grown", "resized from 67108864 to 68157440", func(m *rooted) {
-			if err := os.Truncate(m.file, diskSize+1<<20); err != nil {
-				m.t.Fatal(err)
-			}
-			run(m.t, "losetup", "-c", m.dev)
+		{"grown", "resized from 67108864 to 68157440", func(m *rooted) { m.resize(diskSize + 1<<20) }},
+		{"shrunk", "resized from 67108864 to 66060288", func(m *rooted) { m.resize(diskSize - 1<<20) }},
+		{"cloned, and the clone was mounted", "ext4 at byte 0: mount count", func(m *rooted) {
+			m.clone()
+			m.machine.writes("elsewhere")
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
