@@ -242,7 +242,7 @@ func (d *Debian) xfs(disk Disk) {
 	at := d.t.TempDir()
 	// With these variables it makes one that is as small.
 	host(d.t, "env", "TEST_DIR=x", "TEST_DEV=x", "QA_CHECK_FS=x", "mkfs.xfs", "-q", "-m", "uuid="+RootUUID, "-l", "size=16m", dev)
-	host(d.t, "mount", dev, at)
+	host(d.t, "mount", "-o", "nouuid", dev, at) // another run may have that UUID mounted
 	defer host(d.t, "umount", at)
 	host(d.t, "cp", "-a", d.Dir+"/.", at)
 }

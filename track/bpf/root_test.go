@@ -163,28 +163,30 @@ func TestTrackingOfRootThatIsOnGoesOn(t *testing.T) {
 
 func TestWhateverIsNotAsItWasLosesTheMarksOfRoot(t *testing.T) {
 	for _, c := range []struct {
-		name, words string
-		between     func(m *rooted)
+		kind, name, words string
+		between           func(m *rooted)
 	}{
-		{"mounted", "ext4 at byte 0: mount count", func(m *rooted) { m.machine.writes("elsewhere") }},
-		{"checked", "ext4 at byte 0: ", func(m *rooted) { run(m.t, "e2fsck", "-f", "-p", m.dev) }},
-		{"tuned", "ext4 at byte 0: ", func(m *rooted) { run(m.t, "tune2fs", "-c", "9", m.dev) }},
-		{"checked in the initramfs", "ext4 at byte 0: ", func(m *rooted) { run(m.t, "e2fsck", "-f", "-y", m.dev) }},
-		{"crashed before it was taken up", "ext4 at byte 0: mount count", func(m *rooted) {
+		{"ext4", "mounted", "ext4 at byte 0: mount count", func(m *rooted) { m.machine.writes("elsewhere") }},
+		{"ext4", "checked", "ext4 at byte 0: ", func(m *rooted) { run(m.t, "e2fsck", "-f", "-p", m.dev) }},
+		{"ext4", "tuned", "ext4 at byte 0: ", func(m *rooted) { run(m.t, "tune2fs", "-c", "9", m.dev) }},
+		{"xfs", "mounted", "xfs at byte 0: log head", func(m *rooted) { m.machine.writes("elsewhere") }},
+		{"xfs", "checked", "xfs at byte 0: groups", func(m *rooted) { run(m.t, "xfs_repair", m.dev) }},
+		{"ext4", "checked in the initramfs", "ext4 at byte 0: ", func(m *rooted) { run(m.t, "e2fsck", "-f", "-y", m.dev) }},
+		{"ext4", "crashed before it was taken up", "ext4 at byte 0: mount count", func(m *rooted) {
 			m.initramfs()
 			m.mount()
 			m.writes("in a boot that crashes")
 			m.off()
 		}},
-		{"grown", "resized from 67108864 to 68157440", func(m *rooted) { m.resize(diskSize + 1<<20) }},
-		{"shrunk", "resized from 67108864 to 66060288", func(m *rooted) { m.resize(diskSize - 1<<20) }},
-		{"cloned, and the clone was mounted", "ext4 at byte 0: mount count", func(m *rooted) {
+		{"ext4", "grown", "resized from 67108864 to 68157440", func(m *rooted) { m.resize(diskSize + 1<<20) }},
+		{"ext4", "shrunk", "resized from 67108864 to 66060288", func(m *rooted) { m.resize(diskSize - 1<<20) }},
+		{"ext4", "cloned, and the clone was mounted", "ext4 at byte 0: mount count", func(m *rooted) {
 			m.clone()
 			m.machine.writes("elsewhere")
 		}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			m := newRooted(t, "ext4")
+		t.Run(c.kind+" "+c.name, func(t *testing.T) {
+			m := newRooted(t, c.kind)
 			m.boot()
 			before := m.copy()
 			m.writes("file")

@@ -65,7 +65,8 @@ func TestBoot(t *testing.T) {
 		took(t, "begin", "tidemark-boot", "boot", "open", "--stage", "initramfs")
 	}
 	guest.Run(t, "umount", "/srv")
-	if os.Getenv("SHUTDOWN_ROOT") != "" {
+	if os.Getenv("SHUTDOWN_ROOT") != "" { // dracut finds its image on this disk
+		guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
 		guest.WriteFile(t, "/run/initramfs/.need_shutdown", "")
 	}
 	if os.Getenv("CUT") != "" {
@@ -119,7 +120,11 @@ func resumed(t *testing.T, dev string) string {
 // mirror mirrors a disk. Lost is why it cannot be incremental.
 func mirror(t *testing.T, dev, name, lost string) {
 	t.Helper()
-	cmd := exec.Command("tidemark", "--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name))
+	args := []string{"--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name)}
+	if name == "root" && os.Getenv("BOOT") == "1" {
+		args = append(args, "--adopt") // it begins as a copy
+	}
+	cmd := exec.Command("tidemark", args...)
 	var said strings.Builder
 	cmd.Stderr = &said
 	out, err := cmd.Output()
