@@ -67,7 +67,7 @@ func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	m := d.start("ext4")
 	m.boot(wire.EndKexec, "root=not saved", "secret=not saved")
 	if *rebootRounds == 0 {
-		m.boot("", "root=", "secret=")
+		m.boot("", "root=", "secret=", "COST=1")
 		return
 	}
 	for range *rebootRounds {
@@ -75,7 +75,7 @@ func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	}
 	m.boot(wire.EndReset, "root=", "secret=")
 	m.boot("", "root="+unclean, "secret="+unclean, "CUT=1")
-	m.boot("", "root="+unclean, "secret="+unclean, "COST=1")
+	m.boot("", "root="+unclean, "secret="+unclean)
 }
 
 // rebooting is a machine with disks that are tracked over reboots, and copies of these.
@@ -217,8 +217,9 @@ func (m *rebooting) onHost(disk Disk, use func(dev string)) {
 	use(dev)
 }
 
-// boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept, and
-// CUT=1 that the power is cut at the end.
+// boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept,
+// CUT=1 that the power is cut at the end, and COST=1 that it is told how long a boot and a shutdown wait
+// for tidemark.
 func (m *rebooting) boot(end string, want ...string) Result {
 	t := m.t
 	t.Helper()
