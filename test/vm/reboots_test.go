@@ -4,7 +4,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -58,24 +57,21 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	}
 }
 
-// The disk of root on ext4, in a system with initramfs-tools, and a volume of LVM on LUKS that is mounted
-// at boot.
+// The disk of root on ext4, in a system with initramfs-tools.
 func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	t.Parallel()
-	d := newRebooting(t, Linux61, InitramfsTools)
-	d.encrypted("secret", 32<<20)
-	m := d.start("ext4")
-	m.boot(wire.EndKexec, "root=not saved", "secret=not saved")
+	m := newRebooting(t, Linux61, InitramfsTools).start("ext4")
+	m.boot(wire.EndKexec, "root=not saved")
 	if *rebootRounds == 0 {
-		m.boot("", "root=", "secret=", "COST=1")
+		m.boot("", "root=", "COST=1")
 		return
 	}
 	for range *rebootRounds {
-		m.boot("", "root=", "secret=")
+		m.boot("", "root=")
 	}
-	m.boot(wire.EndReset, "root=", "secret=")
-	m.boot("", "root="+unclean, "secret="+unclean, "CUT=1")
-	m.boot("", "root="+unclean, "secret="+unclean)
+	m.boot(wire.EndReset, "root=")
+	m.boot("", "root="+unclean, "CUT=1")
+	m.boot("", "root="+unclean)
 }
 
 // rebooting is a machine with disks that are tracked over reboots, and copies of these.
@@ -89,7 +85,6 @@ type rebooting struct {
 	fstab     string
 	tracked   []string // names of the data disks
 	folders   []string // on each disk, that are written to early and late
-	tools     bool     // it needs those of LVM and LUKS
 	system    System
 	disks     []Disk // after the start, root's is the first
 	boots     int
@@ -123,36 +118,6 @@ func (m *rebooting) data(name, at, filesystem string, size int64) Disk {
 	return disk
 }
 
-// encrypted adds a disk for a volume of LVM of that size on LUKS, which the first boot makes, has tracked
-// and mounts at boot (see its test).
-func (m *rebooting) encrypted(name string, size int64) {
-	m.t.Helper()
-	m.tools, m.folders = true, append(m.folders, "/"+name)
-	m.disks = append(m.disks, NewDisk(m.t, name, size+24<<20), NewDisk(m.t, "copy-"+name, size))
-	host(m.t, "mkdir", m.in(name))
-}
-
-// lvm2 installs the rig's LVM and cryptsetup as Debian's packages do. An initramfs that was made before
-// has nothing of them.
-func (m *rebooting) lvm2() {
-	m.t.Helper()
-	c, err := openCache()
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	const lib = "usr/lib/x86_64-linux-gnu/"
-	for _, name := range [...]string{
-		"sbin/lvm", "sbin/cryptsetup", "sbin/blkdeactivate", "lib/udev/rules.d/56-lvm.rules", "lib/udev/rules.d/69-lvm.rules",
-		"sbin/dmsetup", "lib/udev/rules.d/55-dm.rules", "lib/udev/rules.d/60-persistent-storage-dm.rules", "lib/udev/rules.d/95-dm-notify.rules",
-		"lib/systemd/system/blk-availability.service", "etc/lvm/lvm.conf",
-		"lib/x86_64-linux-gnu/libdevmapper-event.so.1.02.1", lib + "libedit.so.2", lib + "libbsd.so.0", lib + "libaio.so.1", lib + "libpopt.so.0",
-	} {
-		host(m.t, "mkdir", "-p", filepath.Dir(m.in(name)))
-		host(m.t, "cp", "--dereference", "--preserve=mode", filepath.Join(c.tree(), name), m.in(name))
-	}
-	host(m.t, "ln", "-s", "/lib/systemd/system/blk-availability.service", m.in("etc/systemd/system/sysinit.target.wants/blk-availability.service"))
-}
-
 // start has root's disk and the data disks tracked, and makes root's disk with that filesystem.
 func (m *rebooting) start(filesystem string) *rebooting {
 	m.t.Helper()
@@ -169,9 +134,6 @@ func (m *rebooting) start(filesystem string) *rebooting {
 	if m.generator == Dracut { // for the root that it shuts down from
 		host(m.t, "cp", m.in(initrd), kept+"/initrd")
 		host(m.t, "ln", "-s", "/srv/initrd", m.in("usr/lib/modules/"+m.Release+"/initrd"))
-	}
-	if m.tools {
-		m.lvm2()
 	}
 	fill := m.ext4
 	if filesystem == "xfs" {

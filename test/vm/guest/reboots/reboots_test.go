@@ -22,14 +22,10 @@ func TestMain(m *testing.M) { guest.Main(m) }
 // when it is unmounted, which is compared. Where marks were kept, both are incremental.
 func TestBoot(t *testing.T) {
 	guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
-	if _, there := os.LookupEnv("secret"); there && os.Getenv("BOOT") == "1" {
-		encrypt(t)
-	}
 	tested := 0
 	for _, d := range []struct{ name, dev, at string }{
 		{"btrfs", "/dev/disk/by-id/virtio-btrfs", "/data"},
 		{"vault", "/dev/disk/by-id/virtio-vault", "/vault"},
-		{"secret", volume, "/secret"},
 		{"root", "/dev/disk/by-id/virtio-system", "/"},
 	} {
 		lost, there := os.LookupEnv(d.name)
@@ -73,32 +69,6 @@ func TestBoot(t *testing.T) {
 		guest.Run(t, "sync")
 		guest.Tell(t, "cut")
 	}
-}
-
-// volume is a logical volume on LUKS, of which encrypt makes the key.
-const (
-	volume = "/dev/mapper/rig-secret"
-	key    = "/etc/rig.key"
-)
-
-// encrypt makes a volume of LVM on LUKS, has it mounted at boot, and its tracking go on over reboots.
-func encrypt(t *testing.T) {
-	t.Helper()
-	const disk = "/dev/disk/by-id/virtio-secret"
-	guest.WriteFile(t, key, "a key that is no secret")
-	guest.Run(t, "cryptsetup", "luksFormat", "--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file="+key, disk)
-	guest.WriteFile(t, "/etc/crypttab", "crypt "+disk+" "+key+" luks,nofail\n")
-	fstab := guest.Run(t, "cat", "/etc/fstab")
-	guest.WriteFile(t, "/etc/fstab", fstab+"\n"+volume+" /secret ext4 defaults 0 2\n")
-	guest.Run(t, "systemctl", "daemon-reload")
-	guest.Run(t, "systemctl", "start", "systemd-cryptsetup@crypt.service")
-	guest.Run(t, "lvm", "pvcreate", "/dev/mapper/crypt")
-	guest.Run(t, "lvm", "vgcreate", "rig", "/dev/mapper/crypt")
-	guest.Run(t, "lvm", "lvcreate", "--yes", "--name=secret", "--size=32m", "rig")
-	guest.Run(t, "mkfs.ext4", "-q", volume)
-	guest.Run(t, "systemctl", "start", "secret.mount")
-	t.Log(guest.Run(t, "tidemark", "boot", "install", "--track", volume))
-	guest.Run(t, "sync")
 }
 
 // unitOf returns the unit of a disk.
