@@ -63,7 +63,7 @@ func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	m := newRebooting(t, Linux61, InitramfsTools).start("ext4")
 	m.boot(wire.EndKexec, "root=not saved")
 	if *rebootRounds == 0 {
-		m.boot("", "root=", "COST=1")
+		m.boot("", "root=")
 		return
 	}
 	for range *rebootRounds {
@@ -179,9 +179,8 @@ func (m *rebooting) onHost(disk Disk, use func(dev string)) {
 	use(dev)
 }
 
-// boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept,
-// CUT=1 that the power is cut at the end, and COST=1 that it is told how long a boot and a shutdown wait
-// for tidemark.
+// boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept, and
+// CUT=1 that the power is cut at the end.
 func (m *rebooting) boot(end string, want ...string) Result {
 	t := m.t
 	t.Helper()

@@ -36,7 +36,7 @@ const (
 	MetaPartUUID = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e02"
 	RootUUID     = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e03" // of root's filesystem
 	RootStart    = 1 << 20                                // bytes
-	RootSize     = 224 << 20                              // bytes
+	RootSize     = 208 << 20                              // bytes
 	metaSize     = 4 << 20
 )
 

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"tidemark/test/vm/guest"
 )
@@ -47,19 +46,11 @@ func TestBoot(t *testing.T) {
 			guest.Run(t, still[0], still[1:]...)
 			mirror(t, d.dev, d.name, "")
 			same(t, d.dev, guest.Disk(t, "copy-"+d.name))
-			if os.Getenv("COST") != "" {
-				t.Log("cost: ", guest.Run(t, "systemctl", "show", "-p", "ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic", unitOf(t, d.dev)))
-				took(t, "save", "tidemark", "track", "save", "--", d.dev)
-				took(t, "resume", "tidemark", "track", "resume", "--", d.dev)
-			}
 			guest.Run(t, again[0], again[1:]...)
 			write(t, d.at, "afterwards")
 		})
 	}
 	status(t, tested)
-	if os.Getenv("COST") != "" {
-		cost(t)
-	}
 	guest.Run(t, "umount", "/srv")
 	if os.Getenv("SHUTDOWN_ROOT") != "" { // dracut finds its image on this disk
 		guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
@@ -71,20 +62,14 @@ func TestBoot(t *testing.T) {
 	}
 }
 
-// unitOf returns the unit of a disk.
-func unitOf(t *testing.T, dev string) string {
+// resumed returns what the unit of a disk said, and fails when it failed.
+func resumed(t *testing.T, dev string) string {
 	t.Helper()
 	template := "tidemark-track@"
 	if strings.HasSuffix(dev, "-system") {
 		template = "tidemark-track-root@"
 	}
-	return template + guest.Run(t, "systemd-escape", "--path", dev) + ".service"
-}
-
-// resumed returns what the unit of a disk said, and fails when it failed.
-func resumed(t *testing.T, dev string) string {
-	t.Helper()
-	unit := unitOf(t, dev)
+	unit := template + strings.TrimSpace(guest.Run(t, "systemd-escape", "--path", dev)) + ".service"
 	if state := strings.TrimSpace(guest.Run(t, "systemctl", "show", "-P", "ActiveState", unit)); state != "active" {
 		t.Errorf("%s is %s", unit, state)
 	}
@@ -123,30 +108,6 @@ func mirror(t *testing.T, dev, name, lost string) {
 	if first := os.Getenv("BOOT") == "1"; lost != "" && !first && !strings.Contains(said.String()+string(out), lost) {
 		t.Errorf("the mirror does not say %q", lost)
 	}
-}
-
-// cost logs how long the initramfs takes to begin, with all programs in the kernel to be made anew: the
-// last thing of a boot, as it ends all tracking.
-func cost(t *testing.T) {
-	t.Helper()
-	var all []struct {
-		Disk string `json:"disk"`
-	}
-	if err := json.Unmarshal([]byte(guest.Run(t, "tidemark", "track", "status", "--json")), &all); err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range all {
-		guest.Run(t, "tidemark", "track", "stop", "/dev/"+s.Disk)
-	}
-	took(t, "begin", "tidemark-boot", "boot", "open", "--stage", "initramfs")
-}
-
-// took logs how long a program takes that a boot or a shutdown waits for, in the guest's time.
-func took(t *testing.T, what, program string, args ...string) {
-	t.Helper()
-	began := time.Now()
-	guest.Run(t, program, args...)
-	t.Logf("cost: %s takes %v", what, time.Since(began).Round(time.Millisecond))
 }
 
 // same fails unless two disks of one size hold the same.
