@@ -7,10 +7,11 @@
 //
 // These keep a trace of every mount that may write: ext2, ext3, ext4 (mount count and times in
 // the superblock, the journal's superblock), XFS (the head of the log: an unmount writes a
-// record; the groups' headers: a repair writes those) and Btrfs (the generation). Also the partition table is read. What lies outside of such
-// a filesystem may be written with no trace that can be found in a short time, or without a key:
-// FAT, swap, LUKS, LVM, members of an array, what is not known, what has the signs of two
-// filesystems, gaps. [Witness.Silent] names those ranges; to be safe they count as changed.
+// record; the headers of its groups: a repair writes them) and Btrfs (the generation). Also the
+// partition table is read. What lies outside of such a filesystem may be written with no trace that
+// can be found in a short time, or without a key: FAT, swap, LUKS, LVM, members of an array, what
+// is not known, what has the signs of two filesystems, gaps. [Witness.Silent] names those ranges;
+// to be safe they count as changed.
 //
 // Nobody can tell a program that wrote blocks of a filesystem that was not mounted, and left its
 // first 128 KiB and its log as they were; nor a copy of the disk that was put back.
