@@ -96,13 +96,14 @@ func (s *System) build(program string) string {
 	if err != nil {
 		return "" // no program of Go's: checkProgram judges what it is
 	}
-	text := info.GoVersion
+	var text strings.Builder
+	text.WriteString(info.GoVersion)
 	for _, set := range info.Settings {
 		if strings.HasPrefix(set.Key, "vcs.") {
-			text += " " + set.Key + "=" + set.Value
+			text.WriteString(" " + set.Key + "=" + set.Value)
 		}
 	}
-	return text
+	return text.String()
 }
 
 // earlyState is the state of EarlyProgram.
