@@ -25,8 +25,8 @@ export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := build
 
-build: ## bin/tidemark, one static binary
-	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/tidemark ./cmd/tidemark
+build: ## bin/tidemark, one static binary, and bin/tidemark-boot, what an initramfs has of it
+	go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/tidemark ./cmd/tidemark-boot
 
 install: ## into prefix=/usr/local, after make build (DESTDIR=, sysconfdir=/etc; root)
 	DESTDIR="$(DESTDIR)" prefix="$(prefix)" sysconfdir="$(sysconfdir)" scripts/install

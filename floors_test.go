@@ -40,12 +40,12 @@ var floors = [][]string{
 	{"transfer/browse", "transfer/names", "transfer/traces", "transfer/transaction"},
 	{"transfer", "transfer/inuse", "transfer/origin", "transfer/parts"},
 	{"transfer/mirror", "transfer/backup", "transfer/tracking", "boot"},
-	{"transfer/apply", "transfer/export", "transfer/target", "boot/adopt"},
+	{"transfer/apply", "transfer/export", "transfer/target", "boot/adopt", "boot/early"},
 	{"transfer/merge", "transfer/restore", "transfer/running", "transfer/streams"},
 	{"transfer/cowfiles", "transfer/stores"},
 	{"transfer/copies", "transfer/pairs", "transfer/status", "transfer/survey"},
 	{"agent/..."},
-	{"cmd/tidemark/..."},
+	{"cmd/tidemark/...", "cmd/tidemark-boot"},
 	{"test/...", "bench", "internal/*"}, // for tests and measurements only
 }
 

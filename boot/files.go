@@ -90,7 +90,7 @@ func render(t Tab, program string, generators []Generator) []File {
 		}
 		for _, g := range generators {
 			for _, p := range g.parts() {
-				data := fill(p.template, "@PROGRAM@", program, "@MODULE@", module(early), "@LOAD@", load, "@INSTMODS@", add, "@SOURCES@", strings.Join(sources(program, g), " "))
+				data := fill(p.template, "@EARLY@", EarlyProgram(program), "@MODULE@", module(early), "@LOAD@", load, "@INSTMODS@", add, "@SOURCES@", strings.Join(sources(program, g), " "))
 				files = append(files, File{Path: p.to, Mode: 0o755, Data: data})
 			}
 		}

@@ -22,7 +22,7 @@ const stampName = "etc/tidemark/image-"
 // sources lists the files whose content decides what the images of a generator do, in
 // the order in which the hooks sum them up.
 func sources(program string, g Generator) []string {
-	all := []string{program, TabPath, udevRules}
+	all := []string{EarlyProgram(program), TabPath, udevRules}
 	for _, p := range g.parts() {
 		all = append(all, p.to)
 	}
@@ -105,9 +105,14 @@ func judge(names, stamps []string, module string) (ImageState, string) {
 
 // builtin reports whether the kernel of an image has the code of a module without it.
 func (s *System) builtin(image, module string) bool {
+	list, err := s.root.ReadFile("lib/modules/" + releaseOf(image) + "/modules.builtin")
+	return err == nil && bytes.Contains(list, []byte("/"+module+".ko"))
+}
+
+// releaseOf returns the kernel's release that is in the name of an image.
+func releaseOf(image string) string {
 	for _, prefix := range [...]string{"initrd.img-", "initramfs-", "initrd-"} {
 		image = strings.TrimPrefix(image, prefix)
 	}
-	list, err := s.root.ReadFile("lib/modules/" + strings.TrimSuffix(image, ".img") + "/modules.builtin")
-	return err == nil && bytes.Contains(list, []byte("/"+module+".ko"))
+	return strings.TrimSuffix(image, ".img")
 }

@@ -12,6 +12,7 @@ func installed(t *testing.T) (*System, string) {
 	t.Helper()
 	s, dir := newSystem(t)
 	put(t, dir, "usr/bin/tidemark", "program", 0o755)
+	put(t, dir, "usr/bin/tidemark-boot", "its part for an initramfs", 0o755)
 	if err := install(t, s, false, entry("root")); err != nil {
 		t.Fatal(err)
 	}

@@ -81,6 +81,8 @@ const (
 	Missing  FileState = "missing"
 	Changed  FileState = "changed" // by hand
 	Foreign  FileState = "foreign" // in the way, and not ours
+	// OtherBuild is the state of a program that goes into an initramfs (see EarlyProgram).
+	OtherBuild FileState = "of another build"
 )
 
 // state compares the file at want.Path with want.

@@ -4,17 +4,27 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
 // Status describes what is installed in a system.
 type Status struct {
-	Program    string        `json:"program,omitempty"` // path in the system
-	Generators []Generator   `json:"generators"`
-	Devices    []Entry       `json:"devices"`
-	Tracked    []string      `json:"tracked"` // disks of which the changes are known over reboots
-	Files      []FileStatus  `json:"files"`
-	Images     []ImageStatus `json:"images"`
+	Program    string      `json:"program,omitempty"` // path in the system
+	Generators []Generator `json:"generators"`
+	Devices    []Entry     `json:"devices"`
+	// Tracked are the disks of which the changes are known over reboots.
+	Tracked []TrackedStatus `json:"tracked"`
+	Files   []FileStatus    `json:"files"`
+	Images  []ImageStatus   `json:"images"`
+}
+
+// TrackedStatus is a disk of which the changes are known over clean reboots.
+type TrackedStatus struct {
+	Disk string `json:"disk"` // by its name in the table
+	// LostAtReboot says why the next reboot will lose all marks; empty: a clean one keeps them.
+	// System.Status leaves it empty, System.Lasting tells.
+	LostAtReboot string `json:"lost_at_reboot,omitempty"`
 }
 
 // FileStatus is the state of one file.
@@ -41,8 +51,11 @@ type ImageStatus struct {
 	Reason string     `json:"reason,omitempty"` // why it is not current
 }
 
-// Good reports whether every file and every image is as the table asks.
-func (s Status) Good() bool { return len(s.Bad()) == 0 }
+// Good reports whether every file and every image is as the table asks, and no tracked disk is known
+// to lose its marks.
+func (s Status) Good() bool {
+	return len(s.Bad()) == 0 && !slices.ContainsFunc(s.Tracked, func(d TrackedStatus) bool { return d.LostAtReboot != "" })
+}
 
 // Bad says in words which files and images are not as the table asks.
 func (s Status) Bad() (all []string) {
@@ -53,7 +66,7 @@ func (s Status) Bad() (all []string) {
 	}
 	for _, i := range s.Images {
 		if i.State != ImageCurrent {
-			all = append(all, fmt.Sprintf("%s is %s", i.Path, i.State))
+			all = append(all, fmt.Sprintf("%s is %s: %s", i.Path, i.State, i.Reason))
 		}
 	}
 	return all
@@ -70,7 +83,10 @@ func (s *System) Status() (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	st := Status{Program: known.Program, Generators: s.Generators(), Devices: t.Entries(), Tracked: t.Tracked()}
+	st := Status{Program: known.Program, Generators: s.Generators(), Devices: t.Entries(), Tracked: []TrackedStatus{}}
+	for _, disk := range t.Tracked() {
+		st.Tracked = append(st.Tracked, TrackedStatus{Disk: disk})
+	}
 	plan, err := s.planOf(t, known.Program, known, true)
 	if err != nil {
 		return Status{}, err
@@ -82,6 +98,7 @@ func (s *System) Status() (Status, error) {
 		st.Files = append(st.Files, FileStatus{step.File.Path, step.State})
 	}
 	if t.Early() {
+		st.Files = append(st.Files, FileStatus{EarlyProgram(known.Program), s.earlyState(known.Program)})
 		st.Images, err = s.images(known.Program, module(t.Stage(StageInitramfs)))
 	}
 	return st, err
@@ -125,6 +142,24 @@ func (s *System) images(program, module string) ([]ImageStatus, error) {
 				}
 			}
 			all = append(all, st)
+		}
+	}
+	return s.imageless(all)
+}
+
+// imageless adds the kernels in /boot for which there is no image: a boot of theirs is without ours.
+func (s *System) imageless(all []ImageStatus) ([]ImageStatus, error) {
+	kernels, err := filepath.Glob(filepath.Join(s.dir, "boot/vmlinuz-*"))
+	if err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	for _, path := range kernels {
+		base := filepath.Base(path)
+		of := func(i ImageStatus) bool {
+			return releaseOf(filepath.Base(i.Path)) == strings.TrimPrefix(base, "vmlinuz-")
+		}
+		if !strings.Contains(base, "rescue") && !slices.ContainsFunc(all, of) {
+			all = append(all, ImageStatus{Path: "/boot/" + base, State: ImageWithout, Reason: "there is no initramfs for this kernel"})
 		}
 	}
 	return all, nil

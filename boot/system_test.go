@@ -350,6 +350,7 @@ func TestALinearDeviceNeedsNoMetadata(t *testing.T) {
 func TestStatusTellsWhatBecameOfTheFiles(t *testing.T) {
 	s, dir := newSystem(t)
 	put(t, dir, "usr/bin/tidemark", "program", 0o755)
+	put(t, dir, "usr/bin/tidemark-boot", "its part for an initramfs", 0o755)
 	if st, err := s.Status(); err != nil || !st.Good() || len(st.Files) > 0 {
 		t.Errorf("nothing installed: %+v, %v", st, err)
 	}

@@ -148,8 +148,8 @@ func CheckTracked(disk string) (Stage, error) {
 	if err != nil {
 		return "", fmt.Errorf("boot: %w", err)
 	}
-	for _, fs := range use.Filesystems {
-		if fs.Dev == root.Dev {
+	for _, mounted := range use.Filesystems {
+		if mounted.Dev == root.Dev {
 			return StageInitramfs, checkRoot(id, root)
 		}
 	}
@@ -169,9 +169,6 @@ func checkRoot(id block.Identity, root mounts.Filesystem) error {
 	}
 	return nil
 }
-
-// TrackInstance returns the name, for systemd and for files, of a disk that is tracked.
-func TrackInstance(disk string) string { return escape(disk) }
 
 // TrackUnit returns the unit that tracks a disk of the table over reboots.
 func (t Tab) TrackUnit(disk string) string {

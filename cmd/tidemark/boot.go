@@ -30,7 +30,7 @@ tidemark boot status
 # after the next boot
 tidemark mirror /dev/mapper/root /backup/root.img`,
 		exits: []exitCode{exitRefused},
-	}.build(newBootInstall(g), newBootUninstall(g), newBootStatus(), newBootOpen(g), newBootNote(g))
+	}.build(newBootInstall(g), newBootUninstall(g), newBootStatus(g), newBootOpen(g), newBootNote(g))
 }
 
 // bootSystem is the system that a command changes, with the options for that.
@@ -75,6 +75,11 @@ func (b *bootSystem) change(ctx context.Context, sys *boot.System, table boot.Ta
 		return err
 	}
 	images := before.Early() || table.Early()
+	if table.Early() {
+		if err := sys.CheckEarly(program); err != nil {
+			return err
+		}
+	}
 	plan, err := sys.Plan(table, program, b.force)
 	if err != nil {
 		return err
@@ -157,7 +162,7 @@ What is written without the era device is not in its metadata. Before that metad
 				}
 				err := b.uninstall(cmd.Context(), sys, table, name)
 				if root := table.TrackedRoot(); err == nil && name == "" && root != "" && sys.Running() && !b.dryRun {
-					err = g.placeOf(table, root).Remove()
+					err = table.PlaceOf(g.stateDir, root).Remove()
 				}
 				return err
 			})

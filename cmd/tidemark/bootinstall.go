@@ -41,6 +41,8 @@ The metadata must be that of this data device ("tidemark era create"), or, with 
 
 For --stage initramfs a system is refused that was told to resume from hibernation: resume= is on the kernel's command line, or the initramfs has named a device in /sys/power/resume. A resumed kernel goes on with the metadata that it had in memory, and overwrites what the initramfs has written to it. Give hibernation up, with noresume on the kernel's command line (in /etc/default/grub, then update-grub), and boot once before you install. Hibernation to a swap file, or to a device that appears later than the era device, is not seen, nor are the settings of a system below --root.
 
+The initramfs gets tidemark-boot, a small program that is installed beside tidemark; one that is missing, or of another build, is refused.
+
 Then make the initramfs images anew: "update-initramfs -u -k all" with initramfs-tools, "dracut --force --regenerate-all" with dracut; --update does it. And let the system mount the era device:
 
   boot loader: root=/dev/mapper/NAME. With GRUB set GRUB_DISABLE_LINUX_UUID=true in /etc/default/grub and run update-grub after the first boot from the era device. root=UUID=... works as well, for the data device loses that name. root=PARTUUID=... of the data device works with initramfs-tools only; with a linear device always.

@@ -2,18 +2,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"tidemark/block"
 	"tidemark/boot"
-	"tidemark/snapshot"
-	"tidemark/track/bpf"
+	"tidemark/boot/early"
 )
 
 // bootOpen is the command line of "boot open".
@@ -37,7 +33,7 @@ With --stage initramfs no era device, and nothing beside one, is opened while a 
 
 With --stage initramfs the disk of the root filesystem is tracked from then on, where "tidemark boot install --track" was told so.
 
-This is what the initramfs and the unit tidemark-era@NAME.service call. When it fails it says what to do.`,
+This is what the initramfs and the unit tidemark-era@NAME.service call. When it fails it says what to do. An initramfs has it from tidemark-boot, a small program beside tidemark.`,
 		example: "tidemark boot open root --wait 10s",
 		exits:   []exitCode{exitRefused, exitDamaged},
 		args:    cobra.ArbitraryArgs,
@@ -68,96 +64,26 @@ This is what tidemark-era-note.service calls when the system starts and when it 
 		run: func(cmd *cobra.Command, _ []string) error {
 			b.out, b.talk = cmd.OutOrStdout(), cmd.ErrOrStderr()
 			return withSystem("/", func(_ *boot.System, table boot.Tab) error {
-				return b.opener().Note(cmd.Context(), table.Stage(boot.StageInitramfs))
+				return b.opener().Devices().Note(cmd.Context(), table.Stage(boot.StageInitramfs))
 			})
 		},
 	}.build()
 }
 
-func (b *bootOpen) opener() boot.Opener {
-	return boot.Opener{Options: b.g.eraOptions(), Wait: b.wait, Log: func(e boot.Entry, done string) {
-		fmt.Fprintf(b.talk, "tidemark: %s %s\n", e.Path(), done)
-	}}
+func (b *bootOpen) opener() early.Opener {
+	return early.Opener{Era: b.g.eraOptions(), Track: b.g.trackOptions(), Snapshots: b.g.snapshotOptions(), Wait: b.wait, Talk: b.talk}
 }
 
-func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) error {
+func (b *bootOpen) run(ctx context.Context, table boot.Tab, names []string) (err error) {
 	if b.instead != "" {
-		e, ok := table.Instead(b.instead)
-		if !ok {
-			return nil
+		if path := early.Instead(table, b.instead); path != "" {
+			_, err = fmt.Fprintln(b.out, path)
 		}
-		_, err := fmt.Fprintln(b.out, e.Path())
 		return err
 	}
-	if b.stage == string(boot.StageInitramfs) {
-		b.track(ctx, table.TrackedRoot())
+	err = b.opener().Open(ctx, table, boot.Stage(b.stage), names)
+	if remedy := early.Remedy(err); remedy != "" {
+		return hinted{err, remedy}
 	}
-	entries := table.Entries()
-	if b.stage != "" {
-		entries = table.Stage(boot.Stage(b.stage))
-	}
-	if len(names) > 0 {
-		entries = nil
-		for _, name := range names {
-			e, err := table.Find(name)
-			if err != nil {
-				return err
-			}
-			entries = append(entries, e)
-		}
-	}
-	isEra := func(e boot.Entry) bool { return !e.Linear() }
-	if b.stage == string(boot.StageInitramfs) && slices.ContainsFunc(entries, isEra) {
-		if err := boot.Hibernated(); err != nil {
-			return err
-		}
-	}
-	err := b.opener().Open(ctx, entries)
-	var failure *boot.Failure
-	if errors.As(err, &failure) {
-		return hinted{err, failure.Entry.Remedy()}
-	}
-	if err != nil {
-		return err
-	}
-	return b.snapshots(ctx, entries)
-}
-
-// track begins to track the disk of the root filesystem, once it is there. A boot is not stopped
-// when that fails: marks are lost then, and "track resume" says so.
-func (b *bootOpen) track(ctx context.Context, disk string) {
-	if disk == "" {
-		return
-	}
-	if boot.Await(ctx, disk, time.Now().Add(b.wait)) != nil {
-		return // nothing mounts root then, or "track resume" says that this did not come to it
-	}
-	source, err := block.Open(disk, block.Options{})
-	if err == nil {
-		err = errors.Join(bpf.Early(ctx, source, b.g.trackOptions()), source.Close())
-	}
-	if err != nil {
-		fmt.Fprintf(b.talk, "tidemark: marks of %s from before the boot are lost: %v\n", disk, err)
-	}
-}
-
-// snapshots brings up the persistent snapshots of linear devices, before these are mounted.
-func (b *bootOpen) snapshots(ctx context.Context, entries []boot.Entry) error {
-	var errs []error
-	for _, e := range entries {
-		if !e.Linear() {
-			continue
-		}
-		done, err := snapshot.Assemble(ctx, b.g.snapshotOptions(), e.Name, b.wait)
-		for _, text := range done {
-			fmt.Fprintf(b.talk, "tidemark: %s\n", text)
-		}
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
-		return hinted{err, `do not mount the disk before "tidemark snapshot repair" succeeds`}
-	}
-	return nil
+	return err
 }

@@ -11,12 +11,12 @@ import (
 	"tidemark/boot"
 )
 
-func newBootStatus() *cobra.Command {
+func newBootStatus(g *globals) *cobra.Command {
 	var root string
 	var asJSON bool
 	cmd := command{
 		use: "status", short: "Show which devices the next boot opens",
-		long: `Lists the devices of /etc/tidemark/era.conf, the disks whose tracking outlives a clean reboot, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no device), or unknown (lsinitramfs or lsinitrd of that system could not list it).
+		long: `Lists the devices of /etc/tidemark/era.conf, the disks whose tracking outlives a clean reboot, with why the next one would lose their marks, the files that were made from it (same, outdated, missing, changed by hand, or foreign: in the way), and the initramfs images in /boot: current (made of the table, tidemark and scripts as they are now), stale (made before one of these changed), without (it opens no device), or unknown (lsinitramfs or lsinitrd of that system could not list it). Each kernel in /boot counts, the newest as well: the next boot may be with any.
 
 Ends with 5 when anything is not as it should be; "tidemark boot install" without options writes the files anew.`,
 		example: "tidemark boot status\n# for programs\ntidemark boot status --json",
@@ -24,10 +24,11 @@ Ends with 5 when anything is not as it should be; "tidemark boot install" withou
 		args:    cobra.NoArgs,
 		run: func(cmd *cobra.Command, _ []string) error {
 			return withSystem(root, func(sys *boot.System, _ boot.Tab) error {
-				st, err := sys.Status()
+				found, err := sys.Lasting(g.stateDir)
 				if err != nil {
 					return err
 				}
+				st := found.Status
 				if asJSON {
 					err = printJSON(cmd.OutOrStdout(), st)
 				} else {
@@ -57,8 +58,9 @@ func printBoot(out io.Writer, st boot.Status) error {
 	for _, e := range st.Devices {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", e.Path(), e.Stage, e.Data, cmp.Or(e.Meta, e.Kind()))
 	}
-	for _, disk := range st.Tracked {
-		fmt.Fprintf(table, "%s\ttracked over clean reboots\n", disk)
+	for _, d := range st.Tracked {
+		after := "the marks are kept when it is clean"
+		fmt.Fprintf(table, "%s\ttracked\tthe next reboot: %s\n", d.Disk, cmp.Or(d.LostAtReboot, after))
 	}
 	fmt.Fprintln(table, "\nfile\tstate")
 	for _, f := range st.Files {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"text/tabwriter"
 
@@ -47,6 +48,15 @@ It ends with 0 when a mounted filesystem can be mirrored, if need be by reading 
 func (g *globals) diagnose(ctx context.Context) (found diagnosis, err error) {
 	found.Report = doctor.Run(doctor.Options{BPFFS: g.bpffs, RunDir: g.runDir})
 	o := survey.Options{StateDir: g.stateDir, Track: g.trackOptions()}
+	lasting, err := g.lasting()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		o.LostAtReboot = func(string) string { return "it is not known: " + err.Error() }
+	case err != nil:
+		return found, err
+	default:
+		o.LostAtReboot = lasting.Lost
+	}
 	if found.Live != doctor.Incremental {
 		o.Tracker = track.KindScan
 	}
@@ -129,14 +139,14 @@ func adviceOn(d survey.Device) []string {
 	case survey.Refused:
 		lines = append(lines, "not by itself: "+d.ViewWhy)
 	default:
-		after := `after a reboot a run reads all of it ("tidemark boot install --track" is for that)`
+		after := "after a reboot as well"
 		switch {
 		case d.Tracker == track.KindScan:
 			after = "each run reads all of it"
-		case d.Lasting && d.Tracker == bpf.Kind:
+		case !d.Lasting:
+			after = "the next reboot: " + d.LostAtReboot
+		case d.Tracker == bpf.Kind:
 			after = "after a clean reboot as well, not after a power cut"
-		case d.Lasting:
-			after = "after a reboot as well"
 		}
 		lines = append(lines, d.View+": "+d.ViewWhy, fmt.Sprintf("%s: %s; %s", d.Tracker, d.TrackerWhy, after))
 	}

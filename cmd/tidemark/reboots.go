@@ -5,16 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"tidemark/block"
 	"tidemark/boot"
-	"tidemark/linux/sysfs"
 	"tidemark/track/bpf"
 	"tidemark/transfer"
 	"tidemark/transfer/tracking"
@@ -23,14 +20,10 @@ import (
 // savedPlace is where the tracking of a disk is saved, by the name that the unit gives it.
 func (g *globals) savedPlace(disk string) (at bpf.Place, err error) {
 	err = withSystem("/", func(_ *boot.System, table boot.Tab) error {
-		at = g.placeOf(table, disk)
+		at = table.PlaceOf(g.stateDir, disk)
 		return nil
 	})
 	return at, err
-}
-
-func (g *globals) placeOf(table boot.Tab, disk string) bpf.Place {
-	return bpf.Place{Dir: filepath.Join(g.stateDir, "tracking"), Name: boot.TrackInstance(disk), Root: disk == table.TrackedRoot()}
 }
 
 func newTrackSave(g *globals) *cobra.Command {
@@ -163,7 +156,7 @@ func (b *bootSystem) untrack(ctx context.Context, g *globals, sys *boot.System, 
 	if err := b.change(ctx, sys, table, program); err != nil || b.dryRun || !sys.Running() || !root {
 		return err
 	}
-	return g.placeOf(before, disk).Remove()
+	return before.PlaceOf(g.stateDir, disk).Remove()
 }
 
 // rebootHint says after the first copy of a source, and so once, what a reboot will do to the next
@@ -191,47 +184,11 @@ func rebootHint(rep transfer.Report) string {
 	return fmt.Sprintf("%s: after a reboot the next run reads all of it; \"tidemark boot install --track %s\" changes that for clean ones, a dm-era device for power cuts too", rep.Source, rep.Source)
 }
 
-// tellReboots fills in what the next reboot does to the marks of tracked disks.
-func (g *globals) tellReboots(all []bpf.Status) error {
-	return withSystem("/", func(sys *boot.System, table boot.Tab) error {
-		lasting := map[string]string{} // name in the table by disk
-		for _, name := range table.Tracked() {
-			if id, err := block.Identify(name); err == nil {
-				lasting[id.Disk] = name
-			}
-		}
-		for i := range all {
-			all[i].LostAtReboot = g.lostAtReboot(sys, table, all[i].Disk, lasting[all[i].Disk])
-		}
-		return nil
+// lasting tells what the next reboot does to marks.
+func (g *globals) lasting() (l *boot.Lasting, err error) {
+	err = withSystem("/", func(sys *boot.System, _ boot.Tab) error {
+		l, err = sys.Lasting(g.stateDir)
+		return err
 	})
-}
-
-// lostAtReboot says why a reboot loses the marks of a disk, whose name in the table is given; empty
-// when a clean one does not.
-func (g *globals) lostAtReboot(sys *boot.System, table boot.Tab, disk, name string) string {
-	if name == "" {
-		if _, err := boot.CheckTracked(sysfs.DevPath(disk)); err != nil {
-			return "it loses the marks: " + strings.TrimPrefix(err.Error(), "boot: ")
-		}
-		return fmt.Sprintf("it loses the marks; \"tidemark boot install --track /dev/%s\" keeps them over a clean one", disk)
-	}
-	// Only a unit that is active does something at a shutdown.
-	if unit := table.TrackUnit(name); exec.Command("systemctl", "--quiet", "is-active", unit).Run() != nil {
-		return fmt.Sprintf("it loses the marks: %s is not active (systemctl start '%s')", unit, unit)
-	}
-	if name != table.TrackedRoot() {
-		return ""
-	}
-	if err := g.placeOf(table, name).Check(); err != nil {
-		return fmt.Sprintf("it loses the marks: %v (tidemark track resume %s)", err, name)
-	}
-	st, err := sys.Status()
-	if err != nil {
-		return fmt.Sprintf("it is not known: %v", err)
-	}
-	if bad := st.Bad(); len(bad) > 0 {
-		return fmt.Sprintf("it loses the marks: %s (tidemark boot install --update)", strings.Join(bad, ", "))
-	}
-	return ""
+	return l, err
 }

@@ -148,11 +148,15 @@ func newTrackStatus(g *globals) *cobra.Command {
 		args:    cobra.ArbitraryArgs,
 		run: func(cmd *cobra.Command, args []string) error {
 			all, err := statusOf(cmd.Context(), args, g.trackOptions())
-			if err == nil {
-				err = g.tellReboots(all)
-			}
 			if err != nil {
 				return err
+			}
+			lasting, err := g.lasting()
+			if err != nil {
+				return err
+			}
+			for i := range all {
+				all[i].LostAtReboot = lasting.Lost(all[i].Disk)
 			}
 			if err := noteLeftovers(cmd.Context(), cmd.ErrOrStderr(), g.trackOptions()); err != nil {
 				return err

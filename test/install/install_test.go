@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"tidemark/boot"
 )
 
 const (
@@ -108,7 +110,7 @@ func TestMakeInstall(t *testing.T) {
 	d.write(config, "# mine\n")
 	runMake(t, "install", "DESTDIR="+dir)
 	for _, path := range [...]string{
-		"/usr/local/bin/tidemark", "/usr/local/share/man/man1/tidemark.1.gz",
+		"/usr/local/bin/tidemark", "/usr/local/bin/tidemark-boot", "/usr/local/share/man/man1/tidemark.1.gz",
 		"/usr/local/share/zsh/site-functions/_tidemark", "/usr/local/lib/systemd/system/tidemark-job@.service",
 	} {
 		d.has(path, true)
@@ -127,11 +129,35 @@ func TestMakeInstall(t *testing.T) {
 	d.has(config, true)
 }
 
+// maxEarly is what an initramfs may grow by, compressed, in bytes.
+const maxEarly = 6 << 20
+
+// What goes into an initramfs is small, also with the gzip that is the least of what initramfs-tools
+// and dracut compress with, and is of one build with the whole program.
+func TestWhatAnInitramfsGetsIsSmall(t *testing.T) {
+	t.Parallel()
+	build(t)
+	packed := len(must(t, "gzip", "-6", "--stdout", "../../bin/tidemark-boot"))
+	t.Logf("tidemark-boot is %d bytes compressed", packed)
+	if packed > maxEarly {
+		t.Errorf("tidemark-boot is %d bytes compressed, more than %d", packed, maxEarly)
+	}
+	sys, err := boot.OpenSystem("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sys.Close()
+	if err := sys.CheckEarly("/tidemark"); err != nil {
+		t.Error(err)
+	}
+}
+
 // modes fails the test unless the files that matter have the right owner and mode.
 func (d debian) modes() {
 	d.t.Helper()
 	for path, want := range map[string]string{
 		"/usr/bin/tidemark":                                  "755 root root",
+		"/usr/bin/tidemark-boot":                             "755 root root",
 		"/usr/share/man/man1/tidemark-mirror.1.gz":           "644 root root",
 		"/usr/share/bash-completion/completions/tidemark":    "644 root root",
 		"/usr/share/fish/vendor_completions.d/tidemark.fish": "644 root root",

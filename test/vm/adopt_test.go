@@ -28,7 +28,7 @@ const (
 func TestAdoptedDisks(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/adopt")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	command := BuildTidemark(t)
 	type machine struct {
 		kernel    Kernel
 		generator Generator
@@ -41,7 +41,7 @@ func TestAdoptedDisks(t *testing.T) {
 		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.generator), func(t *testing.T) {
 			t.Parallel()
 			d := NewDebian(t, c.kernel, c.generator, program)
-			d.Install("/usr/bin/tidemark", command)
+			d.InstallTidemark(command)
 			d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\nLABEL=data /srv ext4 noauto 0 2\nUUID="+otherUUID+" /mnt ext4 defaults 0 2\n")
 			d.enable(t, "tidemark-snapshots.service")
 			plain := filepath.Join(t.TempDir(), "plain") // the initramfs of a system without entries
@@ -49,6 +49,11 @@ func TestAdoptedDisks(t *testing.T) {
 			host(t, command, "boot", "install", "--root", d.Dir, "--linear", "root", "--data", "PARTUUID="+RootPartUUID)
 			initrd := d.initramfs(c.generator)
 			imageState(t, command, d.Dir, initrd, "current")
+			if grown := fileSize(t, d.in(initrd)) - fileSize(t, plain); grown > 6<<20 {
+				t.Errorf("the initramfs has grown by %d bytes, more than 6 MiB", grown)
+			} else {
+				t.Logf("the initramfs has grown by %d bytes", grown)
+			}
 			// Making images takes an emulated machine minutes. These hold root's entry alone, which
 			// changes once: when it is undone the other image is what would be made.
 			d.Write(c.making, "#!/bin/sh\nexit 0\n")
@@ -112,6 +117,15 @@ func (d *Debian) initramfs(g Generator) string {
 	}
 	d.Chroot("update-initramfs", "-c", "-k", d.Release)
 	return "/boot/initrd.img-" + d.Release
+}
+
+func fileSize(t *testing.T, path string) int64 {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Size()
 }
 
 // adoptDisk makes the disk of two partitions with ext4.

@@ -24,7 +24,7 @@ const bootTimeout = 8 * time.Minute
 func TestRootOnEra(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/boot")
-	command := BuildCommand(t, "tidemark/cmd/tidemark")
+	command := BuildTidemark(t)
 	type machine struct {
 		kernel    Kernel
 		generator Generator
@@ -55,7 +55,7 @@ type rootOnEra struct {
 
 func newRootOnEra(t *testing.T, k Kernel, g Generator, program Program, command string) *rootOnEra {
 	d := NewDebian(t, k, g, program)
-	d.Install("/usr/bin/tidemark", command)
+	d.InstallTidemark(command)
 	d.Write("/etc/fstab", "UUID="+RootUUID+" / ext4 defaults 0 1\n")
 	host(t, command, "boot", "install", "--root", d.Dir, "--era", "root",
 		"--data", "PARTUUID="+RootPartUUID, "--meta", "PARTUUID="+MetaPartUUID, "--create", "64K")

@@ -45,6 +45,15 @@ func BuildCommand(t testing.TB, pkg string) string {
 	return bin
 }
 
+// BuildTidemark compiles tidemark, and what an initramfs has of it, and returns the path of the first
+// on the host. Debian.InstallTidemark installs both.
+func BuildTidemark(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	goTool(t, "build", "-ldflags=-s -w", "-o", dir+"/", "tidemark/cmd/tidemark", "tidemark/cmd/tidemark-boot")
+	return filepath.Join(dir, "tidemark")
+}
+
 // goTool runs the go command without cgo and returns its output.
 func goTool(t testing.TB, args ...string) string {
 	t.Helper()

@@ -57,7 +57,7 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	}
 }
 
-// The disk of root alone, on ext4, in a system with initramfs-tools.
+// The disk of root on ext4, in a system with initramfs-tools.
 func TestTrackingOfRootOutlivesReboots(t *testing.T) {
 	t.Parallel()
 	m := newRebooting(t, Linux61, InitramfsTools).start("ext4")
@@ -94,13 +94,13 @@ func newRebooting(t *testing.T, k Kernel, g Generator, modules ...string) *reboo
 	t.Helper()
 	m := &rebooting{
 		t: t, kernel: k, generator: g,
-		program: Build(t, "tidemark/test/vm/guest/reboots"), command: BuildCommand(t, "tidemark/cmd/tidemark"),
+		program: Build(t, "tidemark/test/vm/guest/reboots"), command: BuildTidemark(t),
 	}
 	m.Debian = NewDebian(t, k, g, m.program)
 	if len(modules) > 0 {
 		m.modulesOf(k, modules...)
 	}
-	m.Install("/usr/bin/tidemark", m.command)
+	m.InstallTidemark(m.command)
 	// Where the kernel has nothing to jump into, systemd calls it all the same.
 	m.Write("/sbin/kexec", "#!/bin/sh\necho rig: kexec \"$@\" >/dev/console\nexec reboot -f -f\n")
 	host(t, "chmod", "755", m.in("sbin/kexec"))

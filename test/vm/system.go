@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"tidemark/boot"
 	"tidemark/test/vm/wire"
 )
 
@@ -35,7 +36,7 @@ const (
 	MetaPartUUID = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e02"
 	RootUUID     = "7d1a9c52-5f0e-4a51-9d1b-1f6d3c2a7e03" // of root's filesystem
 	RootStart    = 1 << 20                                // bytes
-	RootSize     = 192 << 20                              // bytes
+	RootSize     = 208 << 20                              // bytes
 	metaSize     = 4 << 20
 )
 
@@ -181,6 +182,14 @@ func (d *Debian) in(path string) string { return filepath.Join(d.Dir, path) }
 func (d *Debian) Install(path, from string) {
 	d.t.Helper()
 	host(d.t, "install", "-D", "-m", "755", from, d.in(path))
+}
+
+// InstallTidemark installs what BuildTidemark built.
+func (d *Debian) InstallTidemark(command string) {
+	d.t.Helper()
+	const path = "/usr/bin/tidemark"
+	d.Install(path, command)
+	d.Install(boot.EarlyProgram(path), boot.EarlyProgram(command))
 }
 
 // Write writes a file of the system.

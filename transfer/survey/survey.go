@@ -15,7 +15,6 @@ import (
 	"strings"
 
 	"tidemark/block"
-	"tidemark/boot"
 	"tidemark/linux/blkid"
 	"tidemark/linux/mounts"
 	"tidemark/linux/sysfs"
@@ -52,8 +51,10 @@ type Device struct {
 	ViewWhy    string `json:"view_why,omitempty"`
 	// Lasting says that marks outlive a reboot, with eBPF a clean one: the run after it reads only
 	// what changed.
-	Lasting bool     `json:"marks_outlive_reboot"`
-	Notes   []string `json:"notes"`
+	Lasting bool `json:"marks_outlive_reboot"`
+	// LostAtReboot says why not, where it is tracked by eBPF.
+	LostAtReboot string   `json:"lost_at_reboot,omitempty"`
+	Notes        []string `json:"notes"`
 }
 
 // Options say how a mirror would be made. The zero value works.
@@ -61,6 +62,9 @@ type Options struct {
 	StateDir string      // target.DefaultStateDir when empty
 	Track    bpf.Options // where and how to track
 	Tracker  string      // track.KindScan where nothing can be tracked
+	// LostAtReboot says why the next reboot loses the marks of a disk that is tracked by eBPF, empty
+	// where a clean one keeps them. Without it they count as lost.
+	LostAtReboot func(disk string) string
 }
 
 // Survey tells of all block devices with a size, as a mirror would judge them. It changes
@@ -72,9 +76,6 @@ func Survey(ctx context.Context, o Options) ([]Device, error) {
 		return nil, fmt.Errorf("survey: %w", err)
 	}
 	if s.tracked, err = bpf.List(ctx, o.Track); err != nil && !errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("survey: %w", err)
-	}
-	if s.lasting, err = saved(); err != nil {
 		return nil, fmt.Errorf("survey: %w", err)
 	}
 	listed, err := blkid.List(ctx)
@@ -104,26 +105,6 @@ func Survey(ctx context.Context, o Options) ([]Device, error) {
 	return devices, nil
 }
 
-// saved returns the disks whose tracking is saved when the machine is shut down.
-func saved() (map[string]bool, error) {
-	sys, err := boot.OpenSystem("/")
-	if err != nil {
-		return nil, err
-	}
-	defer sys.Close()
-	table, err := sys.Tab()
-	if err != nil {
-		return nil, err
-	}
-	disks := map[string]bool{}
-	for _, name := range table.Tracked() {
-		if id, err := block.Identify(name); err == nil { // else it is not there
-			disks[id.Disk] = true
-		}
-	}
-	return disks, nil
-}
-
 // survey is one look at the machine.
 type survey struct {
 	o       Options
@@ -131,7 +112,6 @@ type survey struct {
 	tracked []bpf.Status
 	known   map[string]blkid.Device // by path
 	missing string                  // why nothing is known
-	lasting map[string]bool         // disks whose tracking by eBPF is saved at a shutdown
 }
 
 func (s *survey) device(ctx context.Context, name string) (Device, error) {
@@ -294,7 +274,11 @@ func (s *survey) judgeTracker(ctx context.Context, d *Device, src *block.Device)
 		d.Tracker, d.TrackerWhy = track.KindScan, err.Error()
 		return
 	}
-	d.Tracker, d.Lasting = bpf.Kind, s.lasting[src.Identity().Disk]
+	d.Tracker = bpf.Kind
+	if s.o.LostAtReboot != nil {
+		d.LostAtReboot = s.o.LostAtReboot(src.Identity().Disk)
+		d.Lasting = d.LostAtReboot == ""
+	}
 	i := slices.IndexFunc(s.tracked, func(t bpf.Status) bool { return t.Disk == src.Identity().Disk })
 	switch {
 	case i < 0:

@@ -18,7 +18,7 @@ installkernel() {
 }
 
 install() {
-    inst_simple @PROGRAM@ /usr/bin/tidemark
+    inst_simple @EARLY@ /usr/bin/tidemark
     inst_simple /etc/tidemark/era.conf
     inst_simple /etc/udev/rules.d/61-tidemark-era.rules
     # By this name "tidemark boot status" sees what the image was made of.
