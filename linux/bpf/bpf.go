@@ -20,7 +20,7 @@
 // merged bios; it also sees bios that never pass block_bio_queue because a driver
 // above (md raid0) sends its own bio on. A queue is never run in an interrupt and, before
 // Linux 7.0, tracepoints are not preempted, so an issue is not skipped for interrupting
-// another; from then on it may be, and the skip is counted. Disks without a request queue (dm, md, zram) are watched at
+// another. Disks without a request queue (dm, md, zram) are watched at
 // block_bio_queue and block_bio_complete; a completed bio no longer knows its
 // range, so it is remembered by the bio's address in between. A bio that comes from a
 // device above as it is passes no block_bio_queue; block_bio_remap tells what dm and
@@ -59,9 +59,9 @@
 //
 // The kernel skips a program that would interrupt itself on the same CPU; the
 // skips are counted, see [Facility.Misses]. From Linux 7.0 on it may also preempt a
-// program (include/linux/tracepoint.h), and then skips those of other tasks on that CPU:
-// there every completion is marked, which mostly runs in an interrupt and is not preempted,
-// and a change is lost only when both its programs were skipped. Everything that the programs notice
+// program (include/linux/tracepoint.h), and then skips it for other tasks on that CPU:
+// there the programs that mark first are loaded three times, and a change goes unmarked
+// only if all three were skipped for it. Everything that the programs notice
 // but cannot express as blocks is left as flags in the bitmap's header, see
 // [Lost]. Kernels without BTF, tp_btf programs or memory-mapped maps, which is those
 // before 5.10, are refused with [ErrNotSupported].
@@ -114,13 +114,16 @@ const (
 	progRemap   = "complete_remapped"
 	progSwap    = "swap_table"
 	progBegan   = "began"
-	beganPlain  = "began_plain" // in the place of progBegan, where there are bytes for bits
-	beganNever  = "began_never" // the same, where the kernel preempts programs: it is not called, and all completions are marked
+	beganPlain  = "began_plain"  // in the place of progBegan, where there are bytes for bits
+	beganCopies = "began_copies" // the same, where the kernel preempts programs: those of copied have copies
 	mapDisks    = "disks"
 	mapFlights  = "flights"
 	mapActive   = "active"
 	mapSince    = "since"
-	pinnedLink  = "link_" // a dot is not allowed in bpffs
+	mapNotes    = "notes"      // with copies; not pinned, only the programs use it
+	mapCaught   = "caught"     // with copies
+	caughtBio   = "caught_bio" // the same, of bioProgs
+	pinnedLink  = "link_"      // a dot is not allowed in bpffs
 	stagingEnd  = "-new"
 	dirMode     = 0o700
 )
@@ -128,11 +131,20 @@ const (
 // reqProgs are always attached, bioProgs while a bio-based disk is tracked; progSwap, which is in
 // none of the lists, from the first disk of device-mapper on, where the kernel can. The last of all
 // programs is called, by Swap.
-func reqProgs() []string { return []string{progIssue, progReqDone} }
-func bioProgs() []string { return []string{progQueue, progOwnMap, progBioDone, progRemap} }
+func reqProgs(began string) []string { return withCopies(began, progIssue, progReqDone) }
+func bioProgs(began string) []string {
+	return withCopies(began, progQueue, progOwnMap, progBioDone, progRemap)
+}
 
-func tracing() []string  { return append(reqProgs(), bioProgs()...) }
-func mapNames() []string { return []string{mapDisks, mapFlights, mapActive, mapSince} }
+func tracing(began string) []string { return append(reqProgs(began), bioProgs(began)...) }
+
+func mapNames(began string) []string {
+	names := []string{mapDisks, mapFlights, mapActive, mapSince}
+	if began == beganCopies {
+		names = append(names, mapCaught, caughtBio)
+	}
+	return names
+}
 
 // variant returns which name the last of the programs is pinned by, on this kernel.
 func variant() (string, error) {
@@ -143,7 +155,7 @@ func variant() (string, error) {
 	if err != nil || before {
 		return progBegan, err
 	}
-	return beganNever, nil
+	return beganCopies, nil
 }
 
 // Facility is the set of programs and maps of this machine.
@@ -154,13 +166,6 @@ type Facility struct {
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
 	ids   map[string]uint32 // of what was pinned when we opened it
-}
-
-// Misses counts how often the kernel skipped a program. The counters only grow
-// while the programs stay installed.
-type Misses struct {
-	Queue    uint64 // changes that may not have been marked at all
-	Complete uint64 // completions that may not have been marked
 }
 
 // Load opens what is pinned in dir. The error wraps ErrNotInstalled when there
@@ -188,39 +193,60 @@ func gone(err error) error {
 
 func (f *Facility) load() error {
 	f.began = progBegan
-	for _, name := range []string{beganPlain, beganNever} {
+	for _, name := range []string{beganPlain, beganCopies} {
 		if _, err := os.Stat(filepath.Join(f.dir, name)); err == nil {
 			f.began = name
 		}
 	}
 	f.plain = f.began == beganPlain
-	for _, name := range mapNames() {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
-		if err != nil {
-			return gone(err)
-		}
-		f.maps[name] = m
-		if f.ids[name], err = mapID(m); err != nil {
+	for _, name := range mapNames(f.began) {
+		if err := f.loadMap(name); err != nil {
 			return err
 		}
 	}
-	for _, name := range append(tracing(), f.began) {
-		p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, name), nil)
-		if err != nil {
-			return gone(err)
-		}
-		f.progs[name] = p
-		info, err := p.Info()
-		if err != nil {
+	for _, name := range append(tracing(f.began), f.began) {
+		if err := f.loadProgram(name); err != nil {
 			return err
 		}
-		id, _ := info.ID()
-		f.ids[name] = uint32(id)
 	}
 	if err := f.loadSwap(); err != nil {
 		return err
 	}
-	return f.checkLinks(reqProgs())
+	return f.checkLinks(reqProgs(f.began))
+}
+
+// loadMap opens a pinned map, in the place of what was open by that name.
+func (f *Facility) loadMap(name string) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(f.dir, name), nil)
+	if err != nil {
+		return gone(err)
+	}
+	err = f.maps[name].Close()
+	f.maps[name] = m
+	if err == nil {
+		f.ids[name], err = mapID(m)
+	}
+	return err
+}
+
+// loadProgram does the same with a program.
+func (f *Facility) loadProgram(name string) error {
+	p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, name), nil)
+	if err != nil {
+		return gone(err)
+	}
+	err = f.progs[name].Close()
+	f.progs[name] = p
+	if err != nil {
+		return err
+	}
+	info, err := p.Info()
+	if err != nil {
+		return err
+	}
+	id, _ := info.ID()
+	f.ids[name] = uint32(id)
+	return nil
 }
 
 // Install loads the programs, attaches them and pins everything in dir, which
@@ -231,7 +257,19 @@ func Install(dir string) (*Facility, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bpf: install: %w", err)
 	}
-	return install(dir, began)
+	for try := 1; ; try++ {
+		f, err := install(dir, began)
+		if err != nil || began != beganCopies || try == attachTries {
+			return f, err
+		}
+		m, err := f.Misses(false)
+		if err == nil && m.Queue == 0 {
+			return f, nil
+		}
+		if err := errors.Join(err, f.Close(), Remove(dir)); err != nil {
+			return nil, err
+		}
+	}
 }
 
 func install(dir, began string) (*Facility, error) {
@@ -256,26 +294,22 @@ func install(dir, began string) (*Facility, error) {
 }
 
 func pinAll(dir, began string) error {
-	coll, err := newCollection(began == beganPlain)
+	coll, err := newCollection(began)
 	if err != nil {
 		return err
 	}
 	defer coll.Close()
-	for _, name := range mapNames() {
+	for _, name := range mapNames(began) {
 		if err := coll.Maps[name].Pin(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin map %s: %w", name, err)
 		}
 	}
-	if began == beganNever {
-		coll.Programs[beganNever] = coll.Programs[progBegan]
-		delete(coll.Programs, progBegan)
-	}
-	for _, name := range append(tracing(), began) {
+	for _, name := range append(tracing(began), began) {
 		if err := coll.Programs[name].Pin(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin program %s: %w", name, err)
 		}
 	}
-	for _, name := range reqProgs() {
+	for _, name := range reqProgs(began) {
 		if err := attach(dir, name, coll.Programs[name]); err != nil {
 			return err
 		}
@@ -283,13 +317,20 @@ func pinAll(dir, began string) error {
 	return nil
 }
 
-// newCollection makes the maps, and the programs but for progSwap.
-func newCollection(plain bool) (*ebpf.Collection, error) {
-	spec, err := specOf(plain)
+// newCollection makes the maps and the programs of a variant, but for progSwap.
+func newCollection(began string) (*ebpf.Collection, error) {
+	spec, err := specOf(began == beganPlain)
 	if err != nil {
 		return nil, err
 	}
-	delete(spec.Programs, progSwap)
+	if began == beganCopies {
+		spec.Programs[began] = spec.Programs[progBegan]
+	}
+	spec.Programs = only(spec.Programs, append(tracing(began), began))
+	if began != beganCopies {
+		delete(spec.Maps, mapNotes)
+		delete(spec.Maps, mapCaught)
+	}
 	if err := countNoMemory(); err != nil {
 		return nil, err
 	}
@@ -297,7 +338,10 @@ func newCollection(plain bool) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	return coll, nil
+	if began == beganCopies {
+		coll.Maps[caughtBio], err = coll.Maps[mapCaught].Clone() // until there are programs that have their own
+	}
+	return coll, err
 }
 
 // specOf returns one of the two objects; that for older kernels fitted to this one.
@@ -375,9 +419,9 @@ func (f *Facility) Dir() string { return f.dir }
 // still those that were opened; the error wraps ErrBroken when not. Bio says
 // whether those for bio-based disks have to be, swaps whether that of [Facility.WatchSwaps].
 func (f *Facility) Check(bio, swaps bool) error {
-	names := reqProgs()
+	names := reqProgs(f.began)
 	if bio {
-		names = tracing()
+		names = tracing(f.began)
 	}
 	if swaps {
 		names = append(names, progSwap)
@@ -412,34 +456,6 @@ func (f *Facility) checkLinks(names []string) error {
 		}
 	}
 	return nil
-}
-
-// Misses reads how often the kernel skipped the programs of a disk so far; bio says whether
-// the disk completes bios.
-func (f *Facility) Misses(bio bool) (Misses, error) {
-	n := map[string]uint64{}
-	for name, p := range f.progs {
-		s, err := p.Stats()
-		if err != nil {
-			return Misses{}, fmt.Errorf("bpf: counters of %s: %w", name, err)
-		}
-		n[name] = s.RecursionMisses
-	}
-	return f.misses(n, bio), nil
-}
-
-// misses is Misses, of the counters of all programs. Where all completions are marked, a change
-// may be unmarked only when its completion was skipped, and an issue was skipped then or before.
-func (f *Facility) misses(n map[string]uint64, bio bool) Misses {
-	switch {
-	case bio:
-		return Misses{Queue: n[progQueue] + n[progOwnMap] + n[progSwap], Complete: n[progBioDone] + n[progRemap]}
-	case f.began != beganNever:
-		return Misses{Queue: n[progIssue] + n[progSwap], Complete: n[progReqDone]}
-	case n[progIssue] == 0:
-		return Misses{Queue: n[progSwap], Complete: n[progReqDone]}
-	}
-	return Misses{Queue: n[progReqDone] + n[progSwap], Complete: n[progReqDone]}
 }
 
 // Programs returns the loaded programs by name, for their run-time statistics.

@@ -111,7 +111,14 @@ func (f *Facility) attachFor(d Disk) error {
 	if d.Flags&DiskBio == 0 {
 		return nil
 	}
-	for _, name := range bioProgs() {
+	if f.began == beganCopies {
+		return f.attachCopies()
+	}
+	return f.attachAll(bioProgs(f.began))
+}
+
+func (f *Facility) attachAll(names []string) error {
+	for _, name := range names {
 		if err := attach(f.dir, name, f.progs[name]); err != nil {
 			return err
 		}
@@ -253,8 +260,12 @@ func (f *Facility) detachBio() error {
 			return nil
 		}
 	}
-	errs := []error{f.dropSwap()}
-	for _, name := range bioProgs() {
+	return errors.Join(f.dropSwap(), f.detachAll(bioProgs(f.began)))
+}
+
+func (f *Facility) detachAll(names []string) error {
+	var errs []error
+	for _, name := range names {
 		errs = append(errs, detach(f.dir, name))
 	}
 	return errors.Join(errs...)
@@ -314,12 +325,8 @@ func (f *Facility) activate(slot uint32, b *Bitmap) error {
 	return nil
 }
 
-// begun says that from now on each issue is marked in the slot's active bitmap. That cannot be
-// said where the kernel preempts programs.
+// begun says that from now on each issue is marked in the slot's active bitmap.
 func (f *Facility) begun(slot uint32) error {
-	if f.began == beganNever {
-		return nil
-	}
 	failed, err := f.progs[f.began].Run(&ebpf.RunOptions{Context: uint64(slot)})
 	if err == nil && failed != 0 {
 		err = fmt.Errorf("it returned %d", failed)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,7 +40,7 @@ func mount(t testing.TB) string {
 // objects calls f with each variant installed, which all work on this kernel.
 func objects(t *testing.T, f func(t *testing.T, fac *Facility)) {
 	t.Helper()
-	for name, began := range map[string]string{"bits": progBegan, "bytes": beganPlain, "preempted": beganNever} {
+	for name, began := range map[string]string{"bits": progBegan, "bytes": beganPlain, "preempted": beganCopies} {
 		t.Run(name, func(t *testing.T) { f(t, installed(t, began)) })
 	}
 }
@@ -127,12 +128,16 @@ func halfAnInstallationIsBroken(t *testing.T, f *Facility) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(entries) != 13 {
-		t.Fatalf("%d pins, want 4 maps, 7 programs, 2 links", len(entries))
+	if want := len(mapNames(f.began)) + len(tracing(f.began)) + 1 + len(reqProgs(f.began)); len(entries) != want {
+		t.Fatalf("%d pins, want %d: maps, programs, links of two", len(entries), want)
+	}
+	asWithBits := append(mapNames(progBegan), tracing(progBegan)...)
+	for _, name := range reqProgs(progBegan) {
+		asWithBits = append(asWithBits, pinnedLink+name)
 	}
 	for _, e := range entries {
-		if f.began != progBegan && e.Name() != f.began {
-			continue // as with bits
+		if f.began != progBegan && slices.Contains(asWithBits, e.Name()) {
+			continue
 		}
 		if err := Remove(f.Dir()); err != nil {
 			t.Fatal(err)
@@ -210,7 +215,7 @@ func nothingIsLeftOfADiskThatWasNotAdded(t *testing.T, f *Facility) {
 	wantNothing := func(what string) {
 		t.Helper()
 		links, err := filepath.Glob(filepath.Join(f.Dir(), pinnedLink+"*"))
-		if err != nil || len(links) != len(reqProgs()) {
+		if err != nil || len(links) != len(reqProgs(f.began)) {
 			t.Errorf("%s: attached: %v, %v", what, links, err)
 		}
 		if _, active, err := f.Active(d.Slot); active || err != nil {
@@ -223,12 +228,15 @@ func nothingIsLeftOfADiskThatWasNotAdded(t *testing.T, f *Facility) {
 			t.Errorf("%s: the slot of another disk is empty: %v", what, err)
 		}
 	}
-	// What is in the way of one link fails the step half-way.
+	// What is in the way of one link fails the step half-way, unless all are attached anew.
 	if err := os.Symlink("nowhere", filepath.Join(f.Dir(), pinnedLink+progBioDone)); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Put(d, b); err == nil {
-		t.Fatal("a program was attached although its pin was in the way")
+	if err := f.Put(d, b); (err == nil) != (f.began == beganCopies) {
+		t.Fatalf("with something in the way of a pin: %v", err)
+	}
+	if err := f.Drop(d.Dev); err != nil {
+		t.Fatal(err)
 	}
 	wantNothing("failed")
 	// All steps but the last two: from then on there is an entry, which Drop finds.
@@ -281,59 +289,100 @@ func sinceWhenABitmapIsActiveIsNeverTooEarly(t *testing.T, f *Facility) {
 				t.Fatal(err)
 			}
 		}
-		if f.began == beganNever {
-			if since() != sinceNever {
-				t.Errorf("%s: completions may be left out since %d", name, since())
-			}
-			continue
-		}
 		if at, now := since(), kernelTime(t); at > now+1e6 || at+1e9 < now {
 			t.Errorf("%s: active since %d, now is %d", name, at, now)
 		}
 	}
 }
 
-// Where the kernel preempts programs, an issue that was skipped costs nothing as long as no
-// completion is: what is lost needs both, in this order.
+// What is skipped of a program may be unmarked, unless another copy of it has caught all that.
 func TestWhatASkippedProgramLoses(t *testing.T) {
 	for _, c := range []struct {
-		began   string
-		bio     bool
-		steps   string // programs that are skipped one after the other: i, d for requests, q, b for bios
-		unknown int    // the step from which on a change may be unmarked, 0 for none
+		bio                              bool
+		issued, queued, remapped, caught uint64 // caught: of what was issued, or queued
+		want                             uint64
 	}{
-		{progBegan, false, "di", 2},
-		{beganPlain, false, "i", 1},
-		{beganNever, false, "iii", 0},
-		{beganNever, false, "ddd", 0},
-		{beganNever, false, "id", 2},
-		{beganNever, false, "iid", 3},
-		{beganNever, false, "qqb", 0},
-		{beganNever, true, "q", 1},
-		{beganNever, true, "idb", 0},
+		{false, 0, 7, 0, 0, 0},
+		{false, 7, 0, 0, 0, 7},
+		{false, 7, 0, 0, 6, 7},
+		{false, 7, 0, 0, 7, 0},
+		{true, 7, 7, 0, 7, 0},
+		{true, 0, 7, 1, 7, 8},
+		{true, 0, 7, 1, 6, 8},
 	} {
-		f, n := &Facility{began: c.began}, map[string]uint64{}
-		found := 0
-		for at, step := range c.steps {
-			before := f.misses(n, c.bio)
-			n[map[rune]string{'i': progIssue, 'd': progReqDone, 'q': progQueue, 'b': progBioDone}[step]]++
-			if f.misses(n, c.bio).Queue != before.Queue && found == 0 {
-				found = at + 1
-			}
+		n := counts{
+			skipped: map[string]uint64{progIssue: c.issued, progQueue: c.queued, progOwnMap: c.remapped, progReqDone: 3, progBioDone: 2, progRemap: 1},
+			caught:  map[string]uint64{progIssue: c.caught, progQueue: c.caught},
 		}
-		if found != c.unknown {
-			t.Errorf("%s, bios %v, %s: changes may be unmarked from step %d on, want %d", c.began, c.bio, c.steps, found, c.unknown)
+		if got := n.misses(c.bio); got.Queue != c.want || got.Complete != 3 {
+			t.Errorf("%+v: %+v", c, got)
 		}
 	}
 }
 
-// With no issue marked at all, each completion marks what it changed. Where completions are left
-// out, this test would find nothing.
-func TestCompletionsAloneMarkWhereProgramsArePreempted(t *testing.T) {
-	f := installed(t, beganNever)
-	if err := detach(f.Dir(), progIssue); err != nil {
-		t.Fatal(err)
+// Of the copies of a program, each marks what those before it were skipped for, and counts it; no
+// two of them mark the same.
+func TestEachCopyCatchesWhatTheOthersWereSkippedFor(t *testing.T) {
+	for without, want := range map[string]uint64{"": 0, copyFirst: 1, copyFirst + copyAgain: 1, copyLast: 0, copyAgain: 0} {
+		t.Run("without "+without, func(t *testing.T) {
+			f := installed(t, beganCopies)
+			dev, d := smallLoop(t)
+			b := emptyBitmap(t, f, 256)
+			if err := f.Put(d, b); err != nil {
+				t.Fatal(err)
+			}
+			for _, which := range []string{copyFirst, copyAgain, copyLast} {
+				if strings.Contains(without, which) {
+					if err := detach(f.Dir(), progIssue+which); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			disk, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer disk.Close()
+			before := afterDetaching(t, f, disk, want != 0)
+			const writes = 5
+			for range writes { // of which each may be the same request
+				writePages(t, disk, 16<<12)
+			}
+			got, err := b.Set(4096, 1<<20)
+			if want := extent.NewSet(extent.Extent{Off: 16 << 12, Len: 8192}); err != nil || !got.Equal(want) || b.Lost() != 0 {
+				t.Fatalf("marked %v, lost %v, %v; want %v", got, b.Lost(), err, want)
+			}
+			// Reads and the writes of others on this machine count as well.
+			after, err := f.counts()
+			n := after.caught[progIssue] - before.caught[progIssue]
+			if err != nil || n < want*writes || want == 0 && n != after.skipped[progIssue]-before.skipped[progIssue] {
+				t.Errorf("caught %d, want %d a write, %v", n, want, err)
+			}
+		})
 	}
+}
+
+// afterDetaching writes until what was detached is: the kernel takes its time. It returns the
+// counters of then.
+func afterDetaching(t *testing.T, f *Facility, disk *os.File, catches bool) counts {
+	t.Helper()
+	for first := uint64(0); ; {
+		writePages(t, disk, 16<<12)
+		c, err := f.counts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := c.caught[progIssue]; !catches || first != 0 && n > first {
+			return c
+		} else {
+			first = n
+		}
+	}
+}
+
+// smallLoop makes a loop device of 1 MiB, and its entry.
+func smallLoop(t testing.TB) (string, Disk) {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -359,32 +408,19 @@ func TestCompletionsAloneMarkWhereProgramsArePreempted(t *testing.T) {
 	if d.DiskSeq, err = strconv.ParseUint(strings.TrimSpace(string(seq)), 10, 64); err != nil {
 		t.Fatal(err)
 	}
-	b := emptyBitmap(t, f, 256)
-	if err := f.Put(d, b); err != nil {
-		t.Fatal(err)
-	}
-	disk, err := os.OpenFile(dev, os.O_RDWR|unix.O_DIRECT, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer disk.Close()
+	return dev, d
+}
+
+// writePages writes two pages at an offset, past the page cache.
+func writePages(t testing.TB, disk *os.File, off int64) {
+	t.Helper()
 	data, err := unix.Mmap(-1, 0, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Munmap(data)
-	for range 2 { // the second time in a bitmap that was swapped in
-		if _, err := disk.WriteAt(data, 16<<12); err != nil {
-			t.Fatal(err)
-		}
-		got, err := b.Set(4096, 1<<20)
-		if want := extent.NewSet(extent.Extent{Off: 16 << 12, Len: 8192}); err != nil || !got.Equal(want) || b.Lost() != 0 {
-			t.Fatalf("marked %v, lost %v, %v; want %v", got, b.Lost(), err, want)
-		}
-		b = emptyBitmap(t, f, 256)
-		if err := f.Swap(d.Slot, b); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := disk.WriteAt(data, off); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -48,20 +48,23 @@ func Plain() error {
 // a bitmap of the given number of blocks. Nothing of it stays. The error wraps ErrNotSupported
 // where the kernel lacks something.
 func Try(blocks uint64) (err error) {
-	plain := Plain() != nil
-	coll, err := newCollection(plain)
+	began, err := variant()
+	if err != nil {
+		return err
+	}
+	coll, err := newCollection(began)
 	if err != nil {
 		return err
 	}
 	defer coll.Close()
-	for _, name := range tracing() {
+	for _, name := range tracing(began) {
 		l, err := link.AttachTracing(link.TracingOptions{Program: coll.Programs[name]})
 		if err != nil {
 			return explain(fmt.Errorf("attach %s: %w", name, err))
 		}
 		defer l.Close()
 	}
-	b, err := newBitmap(blocks, plain)
+	b, err := newBitmap(blocks, began == beganPlain)
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func (f *Facility) pinSwap() error {
 	}
 	spec.Programs = map[string]*ebpf.ProgramSpec{progSwap: spec.Programs[progSwap]}
 	for name := range spec.Maps {
-		if name == mapFlights || name == mapSince {
+		if name != mapActive && name != mapDisks {
 			delete(spec.Maps, name)
 		}
 	}
@@ -76,19 +76,9 @@ func (f *Facility) dropSwap() error {
 
 // loadSwap opens the program, if it is there.
 func (f *Facility) loadSwap() error {
-	p, err := ebpf.LoadPinnedProgram(filepath.Join(f.dir, progSwap), nil)
+	err := f.loadProgram(progSwap)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	f.progs[progSwap] = p
-	info, err := p.Info()
-	if err != nil {
-		return err
-	}
-	id, _ := info.ID()
-	f.ids[progSwap] = uint32(id)
-	return nil
+	return err
 }

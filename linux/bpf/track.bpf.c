@@ -92,6 +92,10 @@ struct request {
 	__u64 start_time_ns;
 } VIEW;
 
+struct task_struct {
+	void *stack;
+} VIEW;
+
 // From drivers/md/dm-core.h and include/linux/device-mapper.h.
 struct mapped_device {
 	struct gendisk *disk;
@@ -691,8 +695,157 @@ static __always_inline int changes(__u32 op)
 #define AFTER(n, at) ctx[at]
 #endif
 
-SEC("tp_btf/block_bio_queue")
-int queue_bio(__u64 *ctx)
+// Where the kernel preempts programs (Linux 7.0 on), it skips a program for whatever comes to it
+// on a CPU on which a task was preempted in it. So those that mark before the driver acts are
+// loaded three times there, and attached in this order: name_first, name_again, name_last. The
+// first of them that is not skipped does the work, and leaves word of it in its task to the
+// others. What follows from the counts is told in docs/design/0005.
+#ifndef PLAIN
+enum kind {
+	QUEUE,
+	REMAP,
+	ISSUE,
+	KINDS,
+};
+
+#define NOTE_BUCKETS 256 // 1 << (64 - NOTE_SHIFT)
+#define NOTE_SHIFT 56
+#define BUCKET_NOTES 4
+
+// What a task is about. Only the task that a note belongs to changes it, until it is released:
+// hence volatile.
+struct note {
+	volatile __u64 whose; // the address of the task, and the kind
+	volatile __u64 about; // the bio or the request
+};
+
+// The kernel's own storage of tasks (BPF_MAP_TYPE_TASK_STORAGE) often fails to get memory here.
+struct bucket {
+	struct note notes[BUCKET_NOTES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, NOTE_BUCKETS);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} notes SEC(".maps");
+
+// The events that surely were skipped by the first program of their kind and not by another one.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, KINDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} caught SEC(".maps");
+
+static __attribute__((noinline)) void count_caught(__u32 kind, __u64 n)
+{
+	__u64 *counted = bpf_map_lookup_elem(&caught, &kind);
+
+	if (counted)
+		__sync_fetch_and_add(counted, n);
+}
+
+#define STACK_SIZE 16384 // of a task, at least (THREAD_SIZE of 64-bit processors)
+
+// The task, which owns notes, that the program runs for, or 0 in an interrupt: the arguments of a task are
+// on its stack, and an interrupt has a stack of its own, but for one that found the task in user
+// space, and that does no harm.
+static __always_inline __u64 owner(__u64 *ctx)
+{
+	__u64 stack = (__u64)bpf_get_current_task_btf()->stack, end = stack + STACK_SIZE;
+
+	asm volatile("" : "+r"(end)); // two comparisons: the verifier knows no difference of these
+	return (__u64)ctx >= stack && (__u64)ctx < end ? bpf_get_current_task() : 0;
+}
+
+static __always_inline struct bucket *bucket_of(__u64 task)
+{
+	__u32 key = task * 0x9e3779b97f4a7c15ULL >> NOTE_SHIFT; // Knuth's multiplicative hash
+
+	return bpf_map_lookup_elem(&notes, &key);
+}
+
+static __always_inline struct note *note_of(struct bucket *b, __u64 whose)
+{
+	for (int i = 0; i < BUCKET_NOTES; i++)
+		if (b->notes[i].whose == whose)
+			return &b->notes[i];
+	return 0;
+}
+
+// Leaves word that an event was seen: in the note n, or in another one if that is null.
+static __always_inline void leave(struct bucket *b, struct note *n, __u64 *ctx, __u64 whose, __u32 kind)
+{
+	for (int i = 0; i < BUCKET_NOTES && !n; i++)
+		if (!b->notes[i].whose && !__sync_val_compare_and_swap(&b->notes[i].whose, 0, whose))
+			n = &b->notes[i];
+	if (n)
+		n->about = ctx[0];
+	else
+		count_caught(kind, -1); // the next program counts what was not skipped
+}
+
+// What the first program of a kind does.
+static __always_inline void begin(__u64 *ctx, __u32 kind)
+{
+	__u64 task = owner(ctx);
+	struct bucket *b = task ? bucket_of(task) : 0;
+
+	if (b)
+		leave(b, note_of(b, task + kind), ctx, task + kind, kind);
+}
+
+// What the others do: whether an event was seen already.
+static __always_inline int seen(__u64 *ctx, __u32 kind, int last)
+{
+	__u64 task = owner(ctx);
+	struct bucket *b = task ? bucket_of(task) : 0;
+	struct note *n;
+	int is;
+
+	if (!b)
+		return 0; // marked again, which changes nothing
+	n = note_of(b, task + kind);
+	is = n && n->about == ctx[0];
+	if (!is)
+		count_caught(kind, 1);
+	if (last && n)
+		n->whose = 0; // what comes next may have the same address
+	if (!last && !is)
+		leave(b, n, ctx, task + kind, kind);
+	return is;
+}
+
+#define COPY(tracepoint, name, which, before) \
+	SEC("tp_btf/" tracepoint)             \
+	int name##which(__u64 *ctx)           \
+	{                                     \
+		before;                       \
+		return name##_called(ctx);    \
+	}
+#define COPIES(tracepoint, name, kind)                                             \
+	static __attribute__((noinline)) int name##_called(__u64 *ctx)             \
+	{                                                                          \
+		return name##_(ctx);                                               \
+	}                                                                          \
+	COPY(tracepoint, name, _first, begin(ctx, kind))                           \
+	COPY(tracepoint, name, _again, if (seen(ctx, kind, 0)) return 0)           \
+	COPY(tracepoint, name, _last, if (seen(ctx, kind, 1)) return 0)
+#else
+#define COPIES(tracepoint, name, kind)
+#endif
+
+#define PROGRAM(tracepoint, name, kind)   \
+	SEC("tp_btf/" tracepoint)         \
+	int name(__u64 *ctx)              \
+	{                                 \
+		return name##_(ctx);      \
+	}                                 \
+	COPIES(tracepoint, name, kind)
+
+static __always_inline int queue_bio_(__u64 *ctx)
 {
 	struct bio *bio = (struct bio *)AFTER(before_bio, 0);
 	struct gendisk *g;
@@ -714,6 +867,7 @@ int queue_bio(__u64 *ctx)
 		doubt(f.slot);
 	return 0;
 }
+PROGRAM("block_bio_queue", queue_bio, QUEUE)
 
 // A bio that was queued on a device above and is sent on as it is (md raid0, linear)
 // is not announced again by block_bio_queue. What a driver of device-mapper or md makes
@@ -721,8 +875,7 @@ int queue_bio(__u64 *ctx)
 // marks nothing new. RAID 4, 5 and 6 also announce what they write to members of
 // themselves (parity, recovery) as if it came from somewhere on the array; their disks
 // are left out.
-SEC("tp_btf/block_bio_remap")
-int remap_bio(__u64 *ctx)
+static __always_inline int remap_bio_(__u64 *ctx)
 {
 	struct bio *bio = (struct bio *)AFTER(before_bio, 0);
 	__u64 sector = AFTER(before_bio, 2), sectors = bio->bi_iter.bi_size >> 9;
@@ -741,6 +894,7 @@ int remap_bio(__u64 *ctx)
 	mark_blocks(f.slot, f.first, f.last);
 	return 0;
 }
+PROGRAM("block_bio_remap", remap_bio, REMAP)
 
 // A bio whose start nobody saw ends on a tracked disk: it was queued before
 // tracking began, or its record did not fit. A fragment split off a bio that
@@ -959,8 +1113,7 @@ static __always_inline struct disk *target(struct request *rq)
 }
 
 // In blk_mq_start_request, which every driver calls before it acts on the request.
-SEC("tp_btf/block_rq_issue")
-int issue_request(__u64 *ctx)
+static __always_inline int issue_request_(__u64 *ctx)
 {
 	struct request *rq = (struct request *)AFTER(before_request, 0);
 	struct disk *d = target(rq);
@@ -969,6 +1122,7 @@ int issue_request(__u64 *ctx)
 		mark_request(d, rq, rq->__data_len);
 	return 0;
 }
+PROGRAM("block_rq_issue", issue_request, ISSUE)
 
 // A request, or bytes of it, are completed; before the request moves on. One that was
 // started since the active bitmap is active is marked there already: the kernel writes

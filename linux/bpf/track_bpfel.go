@@ -16,18 +16,29 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	trackMapActive            = "active"
-	trackMapDisks             = "disks"
-	trackMapFlights           = "flights"
-	trackMapSince             = "since"
-	trackProgBegan            = "began"
-	trackProgCompleteBio      = "complete_bio"
-	trackProgCompleteRemapped = "complete_remapped"
-	trackProgCompleteRequest  = "complete_request"
-	trackProgIssueRequest     = "issue_request"
-	trackProgQueueBio         = "queue_bio"
-	trackProgRemapBio         = "remap_bio"
-	trackProgSwapTable        = "swap_table"
+	trackMapActive             = "active"
+	trackMapCaught             = "caught"
+	trackMapDisks              = "disks"
+	trackMapFlights            = "flights"
+	trackMapNotes              = "notes"
+	trackMapSince              = "since"
+	trackProgBegan             = "began"
+	trackProgCompleteBio       = "complete_bio"
+	trackProgCompleteRemapped  = "complete_remapped"
+	trackProgCompleteRequest   = "complete_request"
+	trackProgIssueRequest      = "issue_request"
+	trackProgIssueRequestAgain = "issue_request_again"
+	trackProgIssueRequestFirst = "issue_request_first"
+	trackProgIssueRequestLast  = "issue_request_last"
+	trackProgQueueBio          = "queue_bio"
+	trackProgQueueBioAgain     = "queue_bio_again"
+	trackProgQueueBioFirst     = "queue_bio_first"
+	trackProgQueueBioLast      = "queue_bio_last"
+	trackProgRemapBio          = "remap_bio"
+	trackProgRemapBioAgain     = "remap_bio_again"
+	trackProgRemapBioFirst     = "remap_bio_first"
+	trackProgRemapBioLast      = "remap_bio_last"
+	trackProgSwapTable         = "swap_table"
 )
 
 // loadTrack returns the embedded CollectionSpec for track.
@@ -72,14 +83,23 @@ type trackSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackProgramSpecs struct {
-	Began            *ebpf.ProgramSpec `ebpf:"began"`
-	CompleteBio      *ebpf.ProgramSpec `ebpf:"complete_bio"`
-	CompleteRemapped *ebpf.ProgramSpec `ebpf:"complete_remapped"`
-	CompleteRequest  *ebpf.ProgramSpec `ebpf:"complete_request"`
-	IssueRequest     *ebpf.ProgramSpec `ebpf:"issue_request"`
-	QueueBio         *ebpf.ProgramSpec `ebpf:"queue_bio"`
-	RemapBio         *ebpf.ProgramSpec `ebpf:"remap_bio"`
-	SwapTable        *ebpf.ProgramSpec `ebpf:"swap_table"`
+	Began             *ebpf.ProgramSpec `ebpf:"began"`
+	CompleteBio       *ebpf.ProgramSpec `ebpf:"complete_bio"`
+	CompleteRemapped  *ebpf.ProgramSpec `ebpf:"complete_remapped"`
+	CompleteRequest   *ebpf.ProgramSpec `ebpf:"complete_request"`
+	IssueRequest      *ebpf.ProgramSpec `ebpf:"issue_request"`
+	IssueRequestAgain *ebpf.ProgramSpec `ebpf:"issue_request_again"`
+	IssueRequestFirst *ebpf.ProgramSpec `ebpf:"issue_request_first"`
+	IssueRequestLast  *ebpf.ProgramSpec `ebpf:"issue_request_last"`
+	QueueBio          *ebpf.ProgramSpec `ebpf:"queue_bio"`
+	QueueBioAgain     *ebpf.ProgramSpec `ebpf:"queue_bio_again"`
+	QueueBioFirst     *ebpf.ProgramSpec `ebpf:"queue_bio_first"`
+	QueueBioLast      *ebpf.ProgramSpec `ebpf:"queue_bio_last"`
+	RemapBio          *ebpf.ProgramSpec `ebpf:"remap_bio"`
+	RemapBioAgain     *ebpf.ProgramSpec `ebpf:"remap_bio_again"`
+	RemapBioFirst     *ebpf.ProgramSpec `ebpf:"remap_bio_first"`
+	RemapBioLast      *ebpf.ProgramSpec `ebpf:"remap_bio_last"`
+	SwapTable         *ebpf.ProgramSpec `ebpf:"swap_table"`
 }
 
 // trackMapSpecs contains maps before they are loaded into the kernel.
@@ -87,8 +107,10 @@ type trackProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackMapSpecs struct {
 	Active  *ebpf.MapSpec `ebpf:"active"`
+	Caught  *ebpf.MapSpec `ebpf:"caught"`
 	Disks   *ebpf.MapSpec `ebpf:"disks"`
 	Flights *ebpf.MapSpec `ebpf:"flights"`
+	Notes   *ebpf.MapSpec `ebpf:"notes"`
 	Since   *ebpf.MapSpec `ebpf:"since"`
 }
 
@@ -119,16 +141,20 @@ func (o *trackObjects) Close() error {
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackMaps struct {
 	Active  *ebpf.Map `ebpf:"active"`
+	Caught  *ebpf.Map `ebpf:"caught"`
 	Disks   *ebpf.Map `ebpf:"disks"`
 	Flights *ebpf.Map `ebpf:"flights"`
+	Notes   *ebpf.Map `ebpf:"notes"`
 	Since   *ebpf.Map `ebpf:"since"`
 }
 
 func (m *trackMaps) Close() error {
 	return _TrackClose(
 		m.Active,
+		m.Caught,
 		m.Disks,
 		m.Flights,
+		m.Notes,
 		m.Since,
 	)
 }
@@ -143,14 +169,23 @@ type trackVariables struct {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackPrograms struct {
-	Began            *ebpf.Program `ebpf:"began"`
-	CompleteBio      *ebpf.Program `ebpf:"complete_bio"`
-	CompleteRemapped *ebpf.Program `ebpf:"complete_remapped"`
-	CompleteRequest  *ebpf.Program `ebpf:"complete_request"`
-	IssueRequest     *ebpf.Program `ebpf:"issue_request"`
-	QueueBio         *ebpf.Program `ebpf:"queue_bio"`
-	RemapBio         *ebpf.Program `ebpf:"remap_bio"`
-	SwapTable        *ebpf.Program `ebpf:"swap_table"`
+	Began             *ebpf.Program `ebpf:"began"`
+	CompleteBio       *ebpf.Program `ebpf:"complete_bio"`
+	CompleteRemapped  *ebpf.Program `ebpf:"complete_remapped"`
+	CompleteRequest   *ebpf.Program `ebpf:"complete_request"`
+	IssueRequest      *ebpf.Program `ebpf:"issue_request"`
+	IssueRequestAgain *ebpf.Program `ebpf:"issue_request_again"`
+	IssueRequestFirst *ebpf.Program `ebpf:"issue_request_first"`
+	IssueRequestLast  *ebpf.Program `ebpf:"issue_request_last"`
+	QueueBio          *ebpf.Program `ebpf:"queue_bio"`
+	QueueBioAgain     *ebpf.Program `ebpf:"queue_bio_again"`
+	QueueBioFirst     *ebpf.Program `ebpf:"queue_bio_first"`
+	QueueBioLast      *ebpf.Program `ebpf:"queue_bio_last"`
+	RemapBio          *ebpf.Program `ebpf:"remap_bio"`
+	RemapBioAgain     *ebpf.Program `ebpf:"remap_bio_again"`
+	RemapBioFirst     *ebpf.Program `ebpf:"remap_bio_first"`
+	RemapBioLast      *ebpf.Program `ebpf:"remap_bio_last"`
+	SwapTable         *ebpf.Program `ebpf:"swap_table"`
 }
 
 func (p *trackPrograms) Close() error {
@@ -160,8 +195,17 @@ func (p *trackPrograms) Close() error {
 		p.CompleteRemapped,
 		p.CompleteRequest,
 		p.IssueRequest,
+		p.IssueRequestAgain,
+		p.IssueRequestFirst,
+		p.IssueRequestLast,
 		p.QueueBio,
+		p.QueueBioAgain,
+		p.QueueBioFirst,
+		p.QueueBioLast,
 		p.RemapBio,
+		p.RemapBioAgain,
+		p.RemapBioFirst,
+		p.RemapBioLast,
 		p.SwapTable,
 	)
 }

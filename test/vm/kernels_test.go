@@ -12,10 +12,9 @@ func oldestAndNewest() []Kernel {
 	return []Kernel{Linux510, Newest}
 }
 
-// forTracking are the kernels for what tracks: the oldest, and the newest that does not preempt
-// tracing programs. From 7.0 on tracepoints leave preemption on (include/linux/tracepoint.h), and
-// what another task writes on the same processor meanwhile is skipped, which loses the marks: on a
-// host that is busy, tests that want them fail.
+// forTracking are the kernels for what tracks under load: the oldest, and the newest that does not
+// preempt tracing programs. Where it does, a very busy machine may still lose the marks of bio-based
+// disks, and tests that want them fail.
 func forTracking() []Kernel {
 	if *allKernels {
 		return Kernels()

@@ -24,7 +24,7 @@ func TestMirror(t *testing.T) {
 	if out, err := exec.Command("mkfs.vfat", "-C", vfat, "2048").CombinedOutput(); err != nil {
 		t.Fatalf("%v (scripts/setup installs it): %s", err, out)
 	}
-	for _, kernel := range forTracking() {
+	for _, kernel := range oldestAndNewest() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			disks := []Disk{

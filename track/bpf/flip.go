@@ -164,9 +164,9 @@ func (s *session) spare(epoch uint64) (*bpf.Bitmap, error) {
 // went unseen are a doubt.
 func judged(b *bpf.Bitmap, now bpf.Misses, h bpf.Header, next uint64) bpf.Header {
 	was := b.Header()
-	lost, misses := b.Lost()&^bpf.LostAll, now.Queue-was.BaseQueue
+	lost, misses := b.Lost()&^bpf.LostAll, int64(now.Queue-was.BaseQueue) // below 0 where it fell to 0
 	if lost != 0 || misses != 0 {
-		h.Floor, h.FloorWhy, h.FloorMisses = next, uint64(lost), misses
+		h.Floor, h.FloorWhy, h.FloorMisses = next, uint64(lost), uint64(max(misses, -misses))
 	}
 	if now.Complete != was.BaseComplete || b.Doubts() != 0 {
 		h.Doubted = was.Epoch
