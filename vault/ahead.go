@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
@@ -49,7 +50,11 @@ func (a *ahead) read(ctx context.Context, k known, off, n int64) ([]byte, error)
 		break
 	}
 	a.mu.Unlock()
-	data, err := a.s.Get(ctx, k.name.String(), off, min(more, max(n, k.size-off)))
+	more = min(more, max(n, k.size-off))
+	data, err := a.s.Get(ctx, k.name.String(), off, more)
+	if errors.Is(err, store.ErrUnreadable) && more > n { // what was asked for may be sound
+		data, err = a.s.Get(ctx, k.name.String(), off, n)
+	}
 	if err != nil {
 		return nil, err
 	}

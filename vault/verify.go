@@ -202,12 +202,18 @@ func (c *verifier) pack(ctx context.Context, k known) error {
 	return nil
 }
 
-// data reads a whole pack.
+// data reads a whole pack, and where its disk cannot do that what can be read of it.
 func (c *verifier) data(ctx context.Context, t *table) error {
 	name := t.name.String()
 	b, err := c.v.store.Get(ctx, name, 0, t.size+1)
 	if errors.Is(err, store.ErrNotExist) { // removed or rewritten meanwhile
 		return nil
+	}
+	if errors.Is(err, store.ErrUnreadable) {
+		var other error
+		if b, other = c.v.readable(ctx, name); other != nil {
+			return other
+		}
 	}
 	if err != nil && !ours(err) {
 		return err
