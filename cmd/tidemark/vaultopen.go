@@ -128,7 +128,7 @@ func (f *vaultFlags) unlock(ctx context.Context, s store.Store) (*vault.Vault, e
 	if err != nil {
 		return nil, err
 	}
-	o := vault.Options{Cache: cacheFolder()}
+	o := vault.Options{Cache: cacheFolder(), Note: func(text string) { fmt.Fprintf(os.Stderr, "%v: %s\n", s, text) }}
 	switch {
 	case f.noEncryption:
 		err = f.refuseKeys()
