@@ -8,10 +8,13 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 TOOL    := go tool -modfile=tools/go.mod
 FUZZTIME ?= 2s
 
-# Folders whose tests run once, as built for users, and not with -race: ALONE, one after the other,
-# as they time things or start commands by the hundred; PLAIN, as nothing in them runs at once.
+# Folders whose tests run as built for users, one after the other, as they share mounts and start
+# commands by the hundred, beside the guests of test/vm.
 ALONE := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
-PLAIN := tidemark/format/|tidemark/transfer/(stores|cowfiles)$$|tidemark/linux/(fiemap|layout)$$|tidemark/witness$$|tidemark/track/history$$
+# Folders in which things run at once: their tests run with the race detector, and those with models,
+# which it makes ten times slower, in short there and whole without it.
+RACE   = $$(grep -rlE --include='*.go' '\bgo (func|[a-zA-Z.]+\()|\.Go\(|"sync"|errgroup' . | xargs -n1 dirname | sort -u | xargs go list | grep -vE '$(ALONE)')
+MODELS := ./transfer ./transfer/transaction ./transfer/merge
 
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0
@@ -106,14 +109,14 @@ check-tidy:
 	cd tools/nfpm && go mod tidy -diff
 
 test-race:
-	scripts/as-root env CGO_ENABLED=1 go test -race -timeout 30m $$(go list ./... | grep -vE '$(ALONE)|$(PLAIN)')
+	scripts/as-root env CGO_ENABLED=1 go test -race -short -p 3 -timeout 30m $(RACE)
 
 test-plain:
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -timeout 30m $$(go list ./... | grep -E '$(PLAIN)')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 3 -timeout 30m $(MODELS) $$(comm -23 <(go list ./... | grep -vE '$(ALONE)' | sort) <(printf '%s\n' $(RACE) | sort))
 
 test-fuzz:
 	scripts/fuzz $(FUZZTIME)
 
-# Last, and the last lines are go test's own summary.
+# Last, and the last lines are go test's own summary. What takes longest begins first.
 test-slow: build
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(ALONE)')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 2 -count=1 -timeout 70m ./test/vm $$(go list ./... | grep -E '$(ALONE)' | grep -v '/test/vm$$')

@@ -148,7 +148,8 @@ func (l *lab) do(name string, args ...string) (string, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, stderr.String())
+		said := stderr.String() + string(out) // a test's failures are in its output
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, said[max(0, len(said)-4000):])
 	}
 	return strings.TrimSpace(string(out)), nil
 }

@@ -69,6 +69,8 @@ func linear(l *lab) error {
 			{"write-4k-16", "random writes, 4 KiB, depth 16"},
 			{"read-4k-16", "random reads, 4 KiB, depth 16"},
 			{"write-64k-1", "writes in order, 64 KiB, depth 1"},
+			{"slow-write-4k-1", "a disk that takes 1 ms (null_blk): random writes, 4 KiB, depth 1"},
+			{"slow-write-4k-4", "a disk that takes 1 ms: random writes, 4 KiB, depth 4"},
 		} {
 			plain, over := figures[kernel+" "+load.name+" plain"], figures[kernel+" "+load.name+" linear"]
 			if len(plain) != linearRounds || len(over) != linearRounds {

@@ -501,6 +501,9 @@ func TestTheTargetIsOldOrNewInRealFiles(t *testing.T) {
 func play(t *testing.T, sequences int, newWorld func(*rand.Rand) world) {
 	t.Helper()
 	t.Logf("first seed %d", *firstSeed)
+	if testing.Short() {
+		sequences /= 10
+	}
 	var cuts, commits, failures, pending int
 	for i := range sequences {
 		seed := *firstSeed + uint64(i)

@@ -25,14 +25,15 @@ func TestRootOnEra(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/boot")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, c := range []struct {
+	type machine struct {
 		kernel    Kernel
 		generator Generator
 		root      string // for the kernel
-	}{
+	}
+	for _, c := range oneOf([]machine{ // TestAdoptedDisks has the other generator
 		{Linux61, InitramfsTools, "root=UUID=" + RootUUID},
 		{Linux612, Dracut, "root=/dev/mapper/root rd.shell=0 rd.emergency=reboot rd.retry=5"},
-	} {
+	}) {
 		t.Run(fmt.Sprintf("%s, %s", c.kernel, c.generator), func(t *testing.T) {
 			t.Parallel()
 			m := newRootOnEra(t, c.kernel, c.generator, program, command)

@@ -20,9 +20,9 @@ func TestFaults(t *testing.T) {
 	for _, kernel := range forTracking() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
-			kind, skip := "image", "^TestLogged$/^device$|^TestUnwritableFolder$"
+			kind, skip := "image", "^TestLogged$/^device$|^TestUnwritableFolder$|^TestUnwritableDevice$|^TestUnreadableDevice$"
 			if !kernel.old() {
-				kind, skip = "device", "^TestLogged$/^image$"
+				kind, skip = "device", "^TestLogged$/^image$|^TestUnreadableSource$|^TestUnwritableImage$"
 			}
 			log := NewDisk(t, "log-"+kind, 256<<20)
 			disks := []Disk{

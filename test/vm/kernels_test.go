@@ -31,8 +31,9 @@ func forMapper() []Kernel {
 	return []Kernel{Linux61, Linux612}
 }
 
-// oneOf is the newest of some kernels, for what takes several boots and hardly depends on the kernel.
-func oneOf(kernels []Kernel) []Kernel {
+// oneOf is the last of some kernels, or of some pairs of a kernel and something else, for what takes
+// several boots and hardly depends on the kernel.
+func oneOf[T any](kernels []T) []T {
 	if *allKernels {
 		return kernels
 	}

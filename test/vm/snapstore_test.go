@@ -25,8 +25,8 @@ func TestSnapstore(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			skip := "^Test(Cut|Measure)$"
-			if kernel.old() && !*allKernels { // what does not depend on the kernel
-				skip += "|Refuse|TestCommandsAskTheStore"
+			if more := kernel.skipped("Refuse|TestCommandsAskTheStore|TestAVolumeIsRolledBack|TestAKilledRun", "TestMirrorsOfABusyOrigin"); more != "" && *storeTests == "" {
+				skip += "|" + more
 			}
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout + time.Duration(*storeRounds)*10*time.Second, Tests: *storeTests, Skip: skip,

@@ -23,8 +23,14 @@ func TestThinPool(t *testing.T) {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			meta := NewDisk(t, "meta", 8<<20)
+			skip := kernel.skipped(
+				"^TestMirrorsOfABusyThinVolume$/^LVM$|^TestThinRunsThatAreKilled$/^plain$|^TestThinMarksThatAreLost$",
+				"^TestMirrorsOfABusyThinVolume$/^plain$|^TestThinRunsThatAreKilled$/^LVM$")
+			if *thinTests != "" {
+				skip = ""
+			}
 			r := Run(t, Config{
-				Kernel: kernel, Timeout: busyTimeout, Modules: []string{"dm-thin-pool"}, Tests: *thinTests,
+				Kernel: kernel, Timeout: busyTimeout, Modules: []string{"dm-thin-pool"}, Tests: *thinTests, Skip: skip,
 				Programs: append([]string{"fio", "fstrim", "e2fsck", "thin_check"}, lvm2...),
 				Files:    map[string]string{"/bin/tidemark": command},
 				Disks:    []Disk{NewDisk(t, "data", 256<<20), meta, NewDisk(t, "origin", 32<<20)},

@@ -132,8 +132,12 @@ func disk(t *testing.T, rng *rand.Rand, content []byte) *faultdisk.World {
 
 func TestWhateverCrashesTheTargetIsOldOrNew(t *testing.T) {
 	seed := rand.Uint64()
+	size := 1 << 15
+	if testing.Short() {
+		size = 1 << 12
+	}
 	for round := range uint64(2) {
-		p := newPlan(rand.New(rand.NewPCG(seed, round)), 1<<15, 512)
+		p := newPlan(rand.New(rand.NewPCG(seed, round)), size, 512)
 		faultdisk.Change{
 			World:   func(rng *rand.Rand) *faultdisk.World { return disk(t, rng, p.old) },
 			Run:     func(w *faultdisk.World) error { return p.run(w.Target(), w.Folder(), owned()) },
