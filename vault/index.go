@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -139,24 +140,37 @@ func openBolt(path string, id format.ID, wait time.Duration) (*bbolt.DB, error) 
 	if err != nil {
 		return nil, err
 	}
-	err = guard(path, func() error {
-		return db.Update(func(tx *bbolt.Tx) error {
-			for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
-				if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-					return err
-				}
-			}
-			meta := tx.Bucket(metaBucket)
-			if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
-				return errors.New("it is of another vault")
-			}
-			return meta.Put(vaultKey, id[:])
-		})
-	})
-	if err != nil {
+	if err = guard(path, func() error { return prepare(db, id) }); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
+}
+
+// prepare makes the buckets of a new file, and refuses that of another vault. It writes nothing to
+// one that has them.
+func prepare(db *bbolt.DB, id format.ID) error {
+	var fits bool
+	err := db.View(func(tx *bbolt.Tx) error {
+		if meta := tx.Bucket(metaBucket); meta != nil && tx.Bucket(packsBucket) != nil && tx.Bucket(chunksBucket) != nil {
+			fits = bytes.Equal(meta.Get(vaultKey), id[:])
+		}
+		return nil
+	})
+	if err != nil || fits {
+		return err
+	}
+	return db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(metaBucket)
+		if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
+			return errors.New("it is of another vault")
+		}
+		return meta.Put(vaultKey, id[:])
+	})
 }
 
 func (x *index) close() error {
