@@ -43,11 +43,12 @@ func measurements() []measurement {
 		{"store", store},
 		{"thin", thinTools},
 		{"vault", vaults},
+		{"many", many},
 	}
 }
 
 func main() {
-	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin, vault")
+	only := flag.String("only", "", "comma-separated `names` of measurements: overhead, idle, change, first, frozen, restore, sparse, era, stream, rig, linear, merge, snapshot, store, thin, vault, many")
 	binary := flag.String("tidemark", "bin/tidemark", "the `program` to measure")
 	var p peers
 	flag.StringVar(&p.eraCopy, "era-copy", "", "the `program` era_copy in C, for stream")

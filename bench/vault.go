@@ -21,7 +21,7 @@ type depot struct {
 	name string
 	repo string
 	// Commands of a shell: with the device %[1]s, and an image file %[2]s.
-	init, backup, restore, verify string
+	init, backup, restore, verify, prune string
 }
 
 // vaults measures points in a vault beside other programs that keep versions. All of them
@@ -41,7 +41,7 @@ func vaults(l *lab) error {
 		return err
 	}
 	fmt.Printf("## Points in a vault\n\nA loop device of %d MiB with ext4 and files of /usr; processor time is user and system time of the whole program; bytes are those that its folder grew by. 1 %% is %d blocks of 4 KiB.\n\n", l.vaultSize>>20, l.vaultBlocks())
-	fmt.Print("| | program | processor, s | wall, s | peak memory, MiB | bytes added, MB |\n|---|---|---|---|---|---|\n")
+	printVaultHead()
 	if err := l.vaultBackups(dev, depots); err != nil {
 		return err
 	}
@@ -70,18 +70,21 @@ func (l *lab) depots(dev, dir string) ([]depot, error) {
 		backup:  fmt.Sprintf(ours, "backup --quiet --disk disk") + dev + " " + v,
 		restore: fmt.Sprintf(ours, "restore") + v + " latest ",
 		verify:  fmt.Sprintf(ours, "vault verify --data all") + v,
+		prune:   fmt.Sprintf(ours, fmt.Sprintf("prune --now --keep-last %d", keptPoints)) + v,
 	}, {
 		name: "restic", repo: r,
 		init:    "restic -q -r " + r + " init",
 		backup:  "exec restic -q -r " + r + " backup --stdin --stdin-filename disk.img < " + dev,
 		restore: "exec restic -q -r " + r + " dump latest disk.img > ",
 		verify:  "exec restic -q -r " + r + " check --read-data",
+		prune:   fmt.Sprintf("exec restic -q -r %s forget --prune --keep-last %d", r, keptPoints),
 	}, {
 		name: "borg", repo: b,
 		init:    "borg init -e repokey-blake2 " + b,
 		backup:  "exec borg create " + b + "::'{now:%s%f}' - < " + dev,
 		restore: "exec borg extract --stdout " + b + "::$(borg list --last 1 --short " + b + ") > ",
 		verify:  "exec borg check --verify-data " + b,
+		prune:   fmt.Sprintf("borg prune --keep-last %d %s && borg compact %[2]s", keptPoints, b),
 	}}, nil
 }
 
@@ -174,6 +177,10 @@ func (l *lab) vaultRestores(dev, dir string, depots []depot) error {
 	}
 	printVault("restore in place after 1 % at random", depots[0].name, u, "")
 	return nil
+}
+
+func printVaultHead() {
+	fmt.Print("| | program | processor, s | wall, s | peak memory, MiB | bytes added, MB |\n|---|---|---|---|---|---|\n")
 }
 
 func printVault(words, name string, u used, bytes string) {

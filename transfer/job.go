@@ -206,10 +206,10 @@ func (j *job) put(chunks []Chunk) error {
 	return err
 }
 
-func (j *job) seal(rep Report) error {
+func (j *job) seal(rep Report, postHook error) error {
 	mark := j.vouchable()
 	j.report.Mark = string(mark)
-	return j.txn.Seal(Commit{Mark: mark, Time: j.moment, Run: recordOf(rep, j.moment)})
+	return j.txn.Seal(Commit{Mark: mark, Time: j.moment, Run: recordOf(rep, j.moment), PostHook: postHook})
 }
 
 // abort forgets the change, but keeps what a first copy has copied.

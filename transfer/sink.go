@@ -92,6 +92,8 @@ type Commit struct {
 	Mark track.Mark // the source's moment that the copy is of; "" where no tracker vouches for one
 	Time time.Time  // of that moment
 	Run  RunRecord
+	// PostHook is the error of the post-hook of the view; nil also where there was none.
+	PostHook error
 }
 
 // RunRecord is one line of a sink's history.

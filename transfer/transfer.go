@@ -232,7 +232,7 @@ func (r *runner) commit(ctx context.Context) error {
 	// long work of finishing begins: what can fail has failed by then. From the publishing on
 	// nothing goes back, so that the marks are kept before the copies are finished.
 	for _, step := range []func(*job) error{
-		func(j *job) error { return j.seal(r.report(j, nil)) },
+		func(j *job) error { return j.seal(r.report(j, nil), r.postHook) },
 		func(j *job) error { return j.txn.Publish() },
 		func(j *job) error { r.keep(ctx, j); return nil },
 		func(j *job) error { return j.txn.Finish() },

@@ -332,7 +332,7 @@ func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
 		if entries < 2 || len(b) == 0 {
 			continue
 		}
-		err := fill(page, b, at, func(e format.Entry) ([]byte, error) { return w.packs.read(e.Ref, false) })
+		err := fill(page, b, at, func(e format.Entry, _ []byte) ([]byte, error) { return w.packs.read(e.Ref, false) })
 		if err != nil {
 			return nil, err
 		}

@@ -20,9 +20,11 @@ func (w *Writer) differing(off int64, data []byte) (parts []extent.Extent, ok bo
 	}
 	w.tried.Add(1)
 	leaf, err := w.base.leafAt(w.ctx, off)
-	old := make([]byte, len(data))
+	buf := w.pool.Get().(*scratch)
+	defer w.pool.Put(buf)
+	old := buf[:len(data)]
 	if err == nil {
-		err = fill(leaf, old, off%format.LeafSize, func(e format.Entry) ([]byte, error) { return w.v.segment(w.ctx, e.Ref, false) })
+		err = fill(leaf, old, off%format.LeafSize, w.v.getter(w.ctx))
 	}
 	if err != nil {
 		if ours(err) { // what the vault lost is stored anew

@@ -1,6 +1,7 @@
 package vault
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -34,36 +35,75 @@ var (
 
 const packValueHead = 12 // generation and size
 
-// openIndex opens the index of a vault in a folder. One that cannot be read is made anew, and one
-// that another process uses is left alone.
-func openIndex(id format.ID, folder string) (*index, error) {
-	if folder != "" {
-		if err := os.MkdirAll(folder, 0o700); err != nil {
-			return nil, fmt.Errorf("vault: cache: %w", err)
-		}
-		path := filepath.Join(folder, id.String()+".index")
-		db, err := openBolt(path, id)
-		if err != nil && !errors.Is(err, bolterrors.ErrTimeout) {
-			if err = os.Remove(path); err == nil {
-				db, err = openBolt(path, id)
+const (
+	// indexFiles is how many processes of a machine keep an index of one vault: a backup that goes on
+	// for ever, a prune beside it, and some more.
+	indexFiles = 4
+	// briefly is how long the others are waited for before one more is made.
+	briefly = 500 * time.Millisecond
+	noWait  = time.Millisecond // 0 stands for ever with bbolt
+)
+
+// openIndex opens an index of a vault in a folder: one that no other process uses, of those that are
+// there. Where there is none, and others do not end soon, one more is made, and stays for the next
+// time; note is told, as all tables are then read from the store.
+func openIndex(id format.ID, folder string, note func(string)) (*index, error) {
+	if folder == "" {
+		return ownIndex(id)
+	}
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, fmt.Errorf("vault: cache: %w", err)
+	}
+	for i := range indexFiles {
+		path := indexPath(folder, id, i)
+		if _, missing := os.Lstat(path); missing != nil && i > 0 {
+			if x, err := openIndexAt(indexPath(folder, id, 0), id, briefly); !errors.Is(err, bolterrors.ErrTimeout) {
+				return x, err
 			}
+			note(fmt.Sprintf("another process uses what is cached of the vault: making %s from all that is stored", path))
 		}
-		if err == nil {
-			return &index{db: db, tables: newTables()}, nil
-		}
-		if !errors.Is(err, bolterrors.ErrTimeout) {
-			return nil, fmt.Errorf("vault: cache %s: %w", path, err)
+		if x, err := openIndexAt(path, id, noWait); !errors.Is(err, bolterrors.ErrTimeout) {
+			return x, err
 		}
 	}
+	note(fmt.Sprintf("%d other processes use what is cached of the vault in %s: reading it anew for this one alone", indexFiles, folder))
+	return ownIndex(id)
+}
+
+func indexPath(folder string, id format.ID, i int) string {
+	if i == 0 {
+		return filepath.Join(folder, id.String()+".index")
+	}
+	return filepath.Join(folder, fmt.Sprintf("%v-%d.index", id, i+1))
+}
+
+// openIndexAt opens an index, or makes it. One that cannot be read is made anew. The error wraps
+// ErrTimeout of bbolt while another process uses it.
+func openIndexAt(path string, id format.ID, wait time.Duration) (*index, error) {
+	db, err := openBolt(path, id, wait)
+	if err != nil && !errors.Is(err, bolterrors.ErrTimeout) {
+		if err = os.Remove(path); err == nil {
+			db, err = openBolt(path, id, wait)
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("vault: cache %s: %w", path, err)
+	}
+	return &index{db: db, tables: newTables()}, nil
+}
+
+// ownIndex makes an index that close removes.
+func ownIndex(id format.ID) (*index, error) {
 	own, err := os.MkdirTemp("", "tidemark-vault-")
 	if err != nil {
 		return nil, fmt.Errorf("vault: cache: %w", err)
 	}
-	db, err := openBolt(filepath.Join(own, "index"), id)
+	x, err := openIndexAt(filepath.Join(own, "index"), id, noWait)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("vault: cache: %w", err), os.RemoveAll(own))
+		return nil, errors.Join(err, os.RemoveAll(own))
 	}
-	return &index{db: db, remove: own, tables: newTables()}, nil
+	x.remove = own
+	return x, nil
 }
 
 func newTables() *lru[format.ID, *table] {
@@ -91,33 +131,46 @@ func (x *index) update(f func(*bbolt.Tx) error) error {
 	return guard(x.db.Path(), func() error { return x.db.Update(f) })
 }
 
-func openBolt(path string, id format.ID) (*bbolt.DB, error) {
+func openBolt(path string, id format.ID, wait time.Duration) (*bbolt.DB, error) {
 	var db *bbolt.DB
 	err := guard(path, func() (err error) {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Millisecond, FreelistType: bbolt.FreelistMapType})
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: wait, FreelistType: bbolt.FreelistMapType})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = guard(path, func() error {
-		return db.Update(func(tx *bbolt.Tx) error {
-			for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
-				if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-					return err
-				}
-			}
-			meta := tx.Bucket(metaBucket)
-			if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
-				return errors.New("it is of another vault")
-			}
-			return meta.Put(vaultKey, id[:])
-		})
-	})
-	if err != nil {
+	if err = guard(path, func() error { return prepare(db, id) }); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
+}
+
+// prepare makes the buckets of a new file, and refuses that of another vault. It writes nothing to
+// one that has them.
+func prepare(db *bbolt.DB, id format.ID) error {
+	var fits bool
+	err := db.View(func(tx *bbolt.Tx) error {
+		if meta := tx.Bucket(metaBucket); meta != nil && tx.Bucket(packsBucket) != nil && tx.Bucket(chunksBucket) != nil {
+			fits = bytes.Equal(meta.Get(vaultKey), id[:])
+		}
+		return nil
+	})
+	if err != nil || fits {
+		return err
+	}
+	return db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{metaBucket, packsBucket, chunksBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		meta := tx.Bucket(metaBucket)
+		if old := meta.Get(vaultKey); old != nil && format.ID(old) != id {
+			return errors.New("it is of another vault")
+		}
+		return meta.Put(vaultKey, id[:])
+	})
 }
 
 func (x *index) close() error {

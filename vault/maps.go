@@ -138,7 +138,7 @@ func (v *Vault) leaf(ctx context.Context, ref format.Ref) (format.Leaf, error) {
 	if l, ok := v.leaves.get(ref); ok {
 		return l, nil
 	}
-	b, err := v.segment(ctx, ref, true)
+	b, err := v.segment(ctx, ref, true, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (v *Vault) inner(ctx context.Context, ref format.Ref, level int) (*format.I
 	if p, ok := v.inners.get(ref); ok {
 		return p, nil
 	}
-	b, err := v.segment(ctx, ref, true)
+	b, err := v.segment(ctx, ref, true, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -77,7 +77,7 @@ func (p *packer) read(ref format.Ref, isPage bool) ([]byte, error) {
 		}
 	}
 	p.mu.Unlock()
-	return p.v.segment(p.ctx, ref, isPage)
+	return p.v.segment(p.ctx, ref, isPage, nil)
 }
 
 // send begins to put the open pack; or, where another is being put, waits for that. p.mu is held;

@@ -170,29 +170,30 @@ func (v *Vault) learn(ctx context.Context, packs map[format.ID]known) error {
 	return nil
 }
 
-// segment returns the plain bytes of a segment of that kind; they must not be changed.
-func (v *Vault) segment(ctx context.Context, ref format.Ref, isPage bool) ([]byte, error) {
+// segment returns the plain bytes of a segment of that kind; they must not be changed. They lie in
+// room where that is as large as they are, or else are kept for the next one who asks.
+func (v *Vault) segment(ctx context.Context, ref format.Ref, isPage bool, room []byte) ([]byte, error) {
 	if b, ok := v.segments.get(ref); ok && !isPage {
 		return b, nil
 	}
-	b, err := v.readSegment(ctx, ref, isPage)
+	b, err := v.readSegment(ctx, ref, isPage, room)
 	if errors.Is(err, store.ErrNotExist) { // the pack has a newer generation
 		v.index.tables.drop(ref.Pack)
 		v.others.drop(ref.Pack)
 		if err := v.index.drop(ref.Pack); err != nil {
 			return nil, err
 		}
-		if b, err = v.readSegment(ctx, ref, isPage); errors.Is(err, store.ErrNotExist) {
+		if b, err = v.readSegment(ctx, ref, isPage, room); errors.Is(err, store.ErrNotExist) {
 			err = fmt.Errorf("vault: %v: %w: %w", ref, format.ErrDamaged, err)
 		}
 	}
-	if err == nil && !isPage {
+	if err == nil && !isPage && !lies(b, room) {
 		v.segments.put(ref, b)
 	}
 	return b, err
 }
 
-func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool) ([]byte, error) {
+func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool, room []byte) ([]byte, error) {
 	t, err := v.table(ctx, ref.Pack)
 	if err != nil {
 		return nil, err
@@ -211,7 +212,7 @@ func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool) ([
 	if err != nil {
 		return nil, err
 	}
-	return v.keys.Opener(ref.Pack).Open(v.codec, s, stored)
+	return v.keys.Opener(ref.Pack).Open(v.codec, s, stored, room)
 }
 
 // otherTable returns that of another generation of a pack, one that has the segment: Prune may have

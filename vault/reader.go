@@ -56,31 +56,49 @@ func (r *Reader) readLeaf(p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	return fill(l, p, off%format.LeafSize, func(e format.Entry) ([]byte, error) { return r.v.segment(r.ctx, e.Ref, false) })
+	return fill(l, p, off%format.LeafSize, r.v.getter(r.ctx))
+}
+
+// getter returns what fill gets segments from.
+func (v *Vault) getter(ctx context.Context) func(format.Entry, []byte) ([]byte, error) {
+	return func(e format.Entry, room []byte) ([]byte, error) { return v.segment(ctx, e.Ref, false, room) }
 }
 
 // fill fills p with what the entries of a leaf page say of the bytes from off on, from the start
-// of the page. Segments come from get.
-func fill(l format.Leaf, p []byte, off int64, get func(format.Entry) ([]byte, error)) error {
-	clear(p)
-	end := off + int64(len(p))
+// of the page. Segments come from get, which may put one into room: where it belongs, if all of
+// the entry is wanted.
+func fill(l format.Leaf, p []byte, off int64, get func(e format.Entry, room []byte) ([]byte, error)) error {
+	at, end := off, off+int64(len(p))
 	first := sort.Search(len(l), func(i int) bool { return l[i].Off+l[i].Len > off })
 	for _, e := range l[first:] {
 		if e.Off >= end {
 			break
 		}
-		plain, err := get(e)
+		from, to := max(e.Off, off), min(e.Off+e.Len, end)
+		clear(p[at-off : from-off])
+		at = to
+		part := p[from-off : to-off : to-off]
+		var room []byte
+		if e.At == 0 && e.Len == int64(len(part)) {
+			room = part
+		}
+		plain, err := get(e, room)
 		if err != nil {
 			return err
 		}
 		if e.At+e.Len > int64(len(plain)) {
 			return fmt.Errorf("vault: %v has %d bytes, and the map wants %d from %d on: %w", e.Ref, len(plain), e.Len, e.At, format.ErrDamaged)
 		}
-		from, to := max(e.Off, off), min(e.Off+e.Len, end)
-		copy(p[from-off:to-off], plain[e.At+from-e.Off:])
+		if !lies(plain, room) {
+			copy(part, plain[e.At+from-e.Off:])
+		}
 	}
+	clear(p[at-off:])
 	return nil
 }
+
+// lies reports whether b lies at the start of room.
+func lies(b, room []byte) bool { return len(b) > 0 && len(room) > 0 && &b[0] == &room[0] }
 
 // Data returns the parts of e that may hold anything but zeros.
 func (r *Reader) Data(e extent.Extent) (extent.Set, error) {

@@ -142,6 +142,9 @@ func (m *mender) aside(ctx context.Context, name string) error {
 	}
 	s := m.c.v.store
 	b, err := s.Get(ctx, name, 0, format.MaxPack+1)
+	if errors.Is(err, store.ErrUnreadable) {
+		b, err = m.c.v.readable(ctx, name)
+	}
 	if err == nil {
 		err = s.Put(ctx, format.AsidePrefix+name, b)
 	}

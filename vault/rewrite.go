@@ -121,6 +121,7 @@ func (v *Vault) putPack(ctx context.Context, p *format.Pack) error {
 // sound calls each for the stored bytes of segments of a pack, in their order. Their seals hold.
 func (v *Vault) sound(ctx context.Context, t *table, all []format.Segment, each func(format.Segment, []byte)) error {
 	opener := v.keys.Opener(t.name.ID)
+	room := make([]byte, format.MaxSegment)
 	for len(all) > 0 {
 		start, n := all[0].Place, 1
 		end := start + all[0].Stored
@@ -135,7 +136,7 @@ func (v *Vault) sound(ctx context.Context, t *table, all []format.Segment, each 
 		for _, s := range all[:n] {
 			from := min(s.Place-start, int64(len(b)))
 			stored := b[from:min(from+s.Stored, int64(len(b)))]
-			if _, err := opener.Open(v.codec, s, stored); err != nil {
+			if _, err := opener.Open(v.codec, s, stored, room); err != nil {
 				return err
 			}
 			each(s, stored)

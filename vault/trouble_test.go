@@ -4,10 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"filippo.io/age"
+	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
 	format "tidemark/format/vault"
@@ -137,4 +140,158 @@ func TestPruneRewritesWhatIsMostlyNotNeeded(t *testing.T) {
 		}
 		world.Pass(c.passes)
 	}
+}
+
+// The clock of the store jumps by a year, ahead or back, while a point is written of whose packs a prune
+// knows no need: the point appears whole, or not at all.
+func TestAClockThatJumpsByAYear(t *testing.T) {
+	for _, jump := range []time.Duration{365 * 24 * time.Hour, -365 * 24 * time.Hour} {
+		world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
+		s := store.OnFiles("world", world)
+		if err := Init(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		v := open(t, s, Options{})
+		old := point(t, v, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
+		w, err := v.Begin(t.Context(), From{Disk: format.ID{8}, Size: 1 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		if _, err := w.Put(0, noise(1, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Forget(t.Context(), old.Name); err != nil {
+			t.Fatal(err)
+		}
+		held, err := v.Leases(t.Context())
+		if err != nil || len(held) != 1 {
+			t.Fatal(held, err)
+		}
+		if err := v.Unlock(t.Context(), held[0]); err != nil { // by somebody who took it for dead
+			t.Fatal(err)
+		}
+		other := open(t, s, Options{})
+		for range 2 { // declares, and after the jump ahead removes
+			if _, err := other.Prune(t.Context(), PruneOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			world.Pass(jump)
+		}
+		p, err := w.Commit(format.Point{Moment: time.Now()})
+		if err != nil && !errors.Is(err, ErrOvertaken) {
+			t.Fatal(err)
+		}
+		all, listing := v.Points(t.Context(), format.ID{})
+		if listing != nil || len(all) != map[bool]int{true: 1}[err == nil] {
+			t.Errorf("%v: %d points, %v, %v", jump, len(all), listing, err)
+		}
+		if err == nil && !bytes.Equal(at(t, open(t, s, Options{}), p, 0, 1<<20), noise(1, 1<<20)) {
+			t.Errorf("%v: it has other bytes", jump)
+		}
+		next := point(t, other, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
+		if got := at(t, open(t, s, Options{}), next, 0, 1<<20); !bytes.Equal(got, noise(1, 1<<20)) {
+			t.Errorf("%v: the next has other bytes", jump)
+		}
+	}
+}
+
+// The clock of the machine that backs up is a year ahead, and then a year behind: the next point is made
+// from the one that was written last, and rules keep what they should.
+func TestAMachineWhoseClockIsWrong(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
+	s := store.OnFiles("world", world)
+	if err := Init(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	v := open(t, s, Options{})
+	now := time.Now()
+	var base *Point
+	for i, wrong := range []time.Duration{0, year, 0, -year, 0} {
+		w, err := v.Begin(t.Context(), From{Disk: format.ID{9}, Size: 1 << 20, Base: base})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Put(0, noise(byte(i), 4096)); err != nil {
+			t.Fatal(err)
+		}
+		p, err := w.Commit(format.Point{Moment: now.Add(wrong + time.Duration(i)*time.Hour)})
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		world.Pass(time.Hour)
+		if base, err = v.Newest(t.Context(), format.ID{9}); err != nil || base == nil || base.Name != p.Name {
+			t.Fatalf("the newest is %+v, want %v: %v", base, p.Name, err)
+		}
+	}
+	all, err := v.Points(t.Context(), format.ID{9})
+	if err != nil || len(all) != 5 {
+		t.Fatal(len(all), err)
+	}
+	kept, err := Retention{Within: Span{Days: 1}}.Keep(all, now.Add(5*time.Hour))
+	if err != nil || len(kept) != 4 { // all but the one of a year ago: the future is not over
+		t.Errorf("%d are kept: %v", len(kept), err)
+	}
+}
+
+// later makes an object one of the next version, or of this one again.
+func later(t *testing.T, path string, by int8) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[8] += byte(by)
+	sum := blake3.Sum256(b[:len(b)-32])
+	copy(b[len(b)-32:], sum[:])
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A vault, or a point, that a later version wrote is refused as that, and Prune leaves what it needs.
+func TestAVaultOfALaterVersion(t *testing.T) {
+	s, root := folder(t)
+	v := open(t, s, Options{})
+	p := point(t, v, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
+	header, manifest := filepath.Join(root, format.HeaderName), filepath.Join(root, p.Name.String())
+	later(t, header, 1)
+	if _, err := Open(t.Context(), s, Options{}); !errors.Is(err, format.ErrNewer) {
+		t.Error(err)
+	}
+	later(t, header, -1)
+	later(t, manifest, 1)
+	if _, err := v.Points(t.Context(), format.ID{}); !errors.Is(err, format.ErrNewer) {
+		t.Error(err)
+	}
+	for _, now := range []bool{false, true} {
+		if did, err := v.Prune(t.Context(), PruneOptions{Now: now}); !errors.Is(err, format.ErrNewer) || did.Removed+did.Declared > 0 {
+			t.Errorf("%+v, %v", did, err)
+		}
+	}
+	later(t, manifest, -1)
+	if got := at(t, open(t, s, Options{}), p, 0, 1<<20); !bytes.Equal(got, noise(1, 1<<20)) {
+		t.Error("it has other bytes")
+	}
+}
+
+// A vault whose key files are lost is one that no key opens.
+func TestAVaultWhoseKeysAreLost(t *testing.T) {
+	me := identity(t)
+	s, root := folder(t, me.Recipient())
+	keys, err := filepath.Glob(filepath.Join(root, "keys", "*"))
+	if err != nil || len(keys) != 1 {
+		t.Fatal(keys, err)
+	}
+	if err := os.Rename(keys[0], filepath.Join(root, "lost.key")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), s, Options{Identities: []age.Identity{me}}); !errors.Is(err, format.ErrKey) {
+		t.Errorf("without a key file: %v", err)
+	}
+	if err := os.Rename(filepath.Join(root, "lost.key"), keys[0]); err != nil {
+		t.Fatal(err)
+	}
+	open(t, s, Options{Identities: []age.Identity{me}})
 }

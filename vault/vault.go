@@ -116,7 +116,8 @@ func Init(ctx context.Context, s store.Store, recipients ...age.Recipient) error
 	return nil
 }
 
-// probe refuses a store that replaces objects: two writers could damage each other's.
+// probe refuses a store that replaces objects, as two writers could damage each other's, and one whose
+// lists lag, as a writer could use what a prune has declared dead.
 func probe(ctx context.Context, s store.Store) error {
 	name := store.TempPrefix + newID().String()
 	if err := s.Put(ctx, name, []byte{1}); err != nil {
@@ -126,9 +127,22 @@ func probe(ctx context.Context, s store.Store) error {
 	if err == nil {
 		err = fmt.Errorf("vault: %v replaces an object that exists: it cannot hold a vault", s)
 	} else if errors.Is(err, store.ErrExists) {
-		err = nil
+		err = listed(ctx, s, name)
 	}
 	return errors.Join(err, s.Remove(ctx, name))
+}
+
+// listed fails when a store does not list an object that was put.
+func listed(ctx context.Context, s store.Store, name string) error {
+	there := false
+	err := s.List(ctx, name, func(i store.Info) error {
+		there = there || i.Name == name
+		return nil
+	})
+	if err == nil && !there {
+		err = fmt.Errorf("vault: %v does not list what was just put: it cannot hold a vault", s)
+	}
+	return err
 }
 
 // Options say how a vault is opened.
@@ -136,8 +150,11 @@ type Options struct {
 	// Identities open one of its key files. None stands for a vault that is not encrypted.
 	Identities []age.Identity
 	// Cache is the folder for what can be made again. "" stands for one that is removed
-	// by Close. When another process uses it, this one makes its own.
+	// by Close. Each process of several at once has a file of its own there.
 	Cache string
+	// Note is told when all that is there is in use, so that another file is made from the tables of all
+	// packs. It may be nil.
+	Note func(text string)
 }
 
 // Open opens the vault in a store. The error wraps ErrNoVault, ErrNotEncrypted, or format.ErrKey,
@@ -147,7 +164,7 @@ func Open(ctx context.Context, s store.Store, o Options) (*Vault, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Vault{store: s, header: h, raw: raw}
+	v := &Vault{store: sectors{s}, header: h, raw: raw}
 	v.forgetPages()
 	if err := v.unlock(ctx, o.Identities); err != nil {
 		return nil, err
@@ -156,7 +173,10 @@ func Open(ctx context.Context, s store.Store, o Options) (*Vault, error) {
 	if v.codec, err = format.NewCodec(); err != nil {
 		return nil, err
 	}
-	if v.index, err = openIndex(v.header.ID, o.Cache); err != nil {
+	if o.Note == nil {
+		o.Note = func(string) {}
+	}
+	if v.index, err = openIndex(v.header.ID, o.Cache, o.Note); err != nil {
 		return nil, errors.Join(err, v.codec.Close())
 	}
 	return v, nil

@@ -612,6 +612,46 @@ func TestTheCacheCanBeAnything(t *testing.T) {
 	}
 }
 
+// Several processes at once have an index each, which the next ones use again; who has to make one says so.
+func TestEachOfSeveralProcessesHasACache(t *testing.T) {
+	s, _ := folder(t)
+	cache := t.TempDir()
+	v := open(t, s, Options{Cache: cache})
+	point(t, v, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
+	for round := range 2 {
+		var others []*Vault
+		for i := range indexFiles {
+			said := ""
+			v, err := Open(t.Context(), s, Options{Cache: cache, Note: func(text string) { said += text }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			others = append(others, v)
+			if shared := v.Cache() == cache; shared != (i < indexFiles-1) {
+				t.Errorf("%d: its cache is in %s", i, v.Cache())
+			}
+			if quiet := round == 1 && i < indexFiles-1; (said == "") != quiet {
+				t.Errorf("round %d, process %d: it said %q", round, i, said)
+			}
+			before, err := v.index.packs()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if known := len(before) > 0; known != (round == 1 && i < indexFiles-1) {
+				t.Errorf("round %d, process %d: it knows %d packs", round, i, len(before))
+			}
+			if p := point(t, v, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)}); p.Stored > 10_000 {
+				t.Errorf("%d bytes stored of what is there", p.Stored)
+			}
+		}
+		for _, v := range others {
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // Whichever page of the cache has rotted, it serves, or an error says to remove it.
 func TestACacheThatRotsPanicsNowhere(t *testing.T) {
 	s, _ := folder(t)

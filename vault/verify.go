@@ -202,12 +202,18 @@ func (c *verifier) pack(ctx context.Context, k known) error {
 	return nil
 }
 
-// data reads a whole pack.
+// data reads a whole pack, and where its disk cannot do that what can be read of it.
 func (c *verifier) data(ctx context.Context, t *table) error {
 	name := t.name.String()
 	b, err := c.v.store.Get(ctx, name, 0, t.size+1)
 	if errors.Is(err, store.ErrNotExist) { // removed or rewritten meanwhile
 		return nil
+	}
+	if errors.Is(err, store.ErrUnreadable) {
+		var other error
+		if b, other = c.v.readable(ctx, name); other != nil {
+			return other
+		}
 	}
 	if err != nil && !ours(err) {
 		return err
@@ -220,10 +226,10 @@ func (c *verifier) data(ctx context.Context, t *table) error {
 	if err != nil {
 		reason = err.Error()
 	}
-	opener := c.v.keys.Opener(t.name.ID)
+	opener, room := c.v.keys.Opener(t.name.ID), make([]byte, format.MaxSegment)
 	for _, s := range t.Segments { // a checksum can be forged, a seal cannot
 		stored := b[min(s.Place, int64(len(b))):min(s.Place+s.Stored, int64(len(b)))]
-		plain, err := opener.Open(c.v.codec, s, stored)
+		plain, err := opener.Open(c.v.codec, s, stored, room)
 		if err == nil && s.Kind == format.Chunk && c.v.keys.Hash(plain) != s.Hash {
 			err = fmt.Errorf("segment %d: %w: it has another hash", s.Number, format.ErrDamaged)
 		}

@@ -70,13 +70,16 @@ type Writer struct {
 
 	tried, helped atomic.Int64 // chunks that were compared with the base, and of how many it has most
 
-	scratch sync.Pool // of *[format.ChunkSize]byte, for what is compressed
+	pool sync.Pool // of *scratch
 
 	broken atomic.Pointer[error] // the first error, after which nothing may be relied on
 
 	usedMu sync.Mutex
 	used   refSet // segments that were there before, and that new entries name
 }
+
+// scratch has room for a chunk that does not get smaller when it is compressed.
+type scratch [format.ChunkSize + 64]byte
 
 // Begin starts a new point. It lets Prune know, and learns which packs there are. The writer must be
 // closed.
@@ -86,8 +89,8 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 	}
 	w := &Writer{
 		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{}, used: refSet{},
-		pages:   make([]map[int64]format.Ref, format.Level(from.Size)+1),
-		scratch: sync.Pool{New: func() any { return new([format.ChunkSize]byte) }},
+		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
+		pool:  sync.Pool{New: func() any { return new(scratch) }},
 	}
 	if from.Base != nil {
 		w.base = v.treeOf(from.Base.Point)
@@ -180,16 +183,16 @@ func (w *Writer) Put(off int64, data []byte) (fresh int64, err error) {
 		return 0, err
 	}
 	defer w.fail(&err)
-	var scratch *[format.ChunkSize]byte
+	var buf *scratch
 	for len(data) > 0 {
 		n := min(format.ChunkSize-off%format.ChunkSize, int64(len(data)))
 		piece, isNew := data[:n], int64(0)
 		if off%format.ChunkSize == 0 && (n == format.ChunkSize || off+n == w.from.Size) {
-			if scratch == nil {
-				scratch = w.scratch.Get().(*[format.ChunkSize]byte)
-				defer w.scratch.Put(scratch)
+			if buf == nil {
+				buf = w.pool.Get().(*scratch)
+				defer w.pool.Put(buf)
 			}
-			isNew, err = w.putChunk(off, piece, scratch[:0])
+			isNew, err = w.putChunk(off, piece, buf[:0])
 		} else {
 			isNew, err = w.putRun(off, piece)
 		}

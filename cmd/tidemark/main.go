@@ -37,6 +37,14 @@ func waitForDisks() {
 	}
 }
 
+// compute takes back what waitForDisks did, for a command that seldom waits for a disk: a share that
+// is busy costs memory, and all of them work for the garbage collector.
+func compute() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(min(max(4, runtime.NumCPU()), runtime.GOMAXPROCS(0)))
+	}
+}
+
 // run executes one command line and returns the exit code.
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := withSignals(context.Background())

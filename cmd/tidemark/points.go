@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -11,7 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidemark/extent"
 	format "tidemark/format/vault"
+	"tidemark/linux/atomicfile"
 	"tidemark/vault"
 )
 
@@ -28,6 +33,7 @@ type pointInfo struct {
 	Read    int64     `json:"bytes_read"`
 	Stored  int64     `json:"bytes_stored"`
 	Frozen  bool      `json:"frozen"`
+	Hooks   string    `json:"hooks,omitempty"` // how they ended; none: there were none
 	Tags    []string  `json:"tags"`
 	Run     string    `json:"run,omitempty"` // common to the points of one instant
 	Host    string    `json:"host"`
@@ -39,7 +45,7 @@ type pointInfo struct {
 func infoOf(p vault.Point, disk string) pointInfo {
 	return pointInfo{
 		ID: p.Name.ID.String(), Disk: disk, Moment: p.Moment, Size: p.Size, Changed: p.Changed, Read: p.Read, Stored: p.Stored,
-		Frozen: p.Frozen, Tags: append([]string{}, p.Tags...), Run: p.Run, Host: p.Host, Tracker: p.Tracker, View: p.View, Mark: p.Mark,
+		Frozen: p.Frozen, Hooks: p.Hooks, Tags: append([]string{}, p.Tags...), Run: p.Run, Host: p.Host, Tracker: p.Tracker, View: p.View, Mark: p.Mark,
 	}
 }
 
@@ -49,7 +55,7 @@ func newPoints() *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "points [VAULT]", short: "List the points of a vault",
-		long: `Lists the points of a vault, the oldest first: id, disk, the moment of its content, size of the disk, how much of it had changed, how much the vault stored for it, whether filesystems were frozen at that moment, and tags.
+		long: `Lists the points of a vault, the oldest first: id, disk, the moment of its content, size of the disk, how much of it had changed, how much the vault stored for it, whether filesystems were frozen at that moment, how the hooks of the run ended, and tags.
 
 ` + vaultAddress + `.`,
 		example: `tidemark points /backup/vault
@@ -110,13 +116,13 @@ func printPoints(w io.Writer, all []pointInfo, asJSON bool) error {
 		return nil
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "POINT\tDISK\tOF\tSIZE\tCHANGED\tSTORED\tFROZEN\tTAGS")
+	fmt.Fprintln(table, "POINT\tDISK\tOF\tSIZE\tCHANGED\tSTORED\tFROZEN\tHOOKS\tTAGS")
 	for _, p := range all {
-		frozen := "no"
+		frozen, hooks := "no", cmp.Or(p.Hooks, "none")
 		if p.Frozen {
 			frozen = "yes"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", shortID(p.ID), p.Disk, stamp(p.Moment), size(p.Size), size(p.Changed), size(p.Stored), frozen, strings.Join(p.Tags, " "))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", shortID(p.ID), p.Disk, stamp(p.Moment), size(p.Size), size(p.Changed), size(p.Stored), frozen, hooks, strings.Join(p.Tags, " "))
 	}
 	return table.Flush()
 }
@@ -124,41 +130,74 @@ func printPoints(w io.Writer, all []pointInfo, asJSON bool) error {
 func newDiff() *cobra.Command {
 	var f vaultFlags
 	var asJSON bool
+	var bitmap string
 	cmd := command{
 		use: "diff VAULT POINT POINT", short: "Print where two points of a vault differ",
-		long: `Prints the parts of the disk in which two points of VAULT may differ, one a line: offset and length in bytes. Only maps are read and no content. What is not among them is the same. What lies behind the end of the smaller one differs. Points of two disks may be compared.
+		long: `Prints the parts of the disk in which two points of VAULT may differ, one a line: offset and length in bytes. Only maps are read and no content. What is not among them is the same. What lies behind the end of the smaller one differs. Points of two disks may be compared. --bitmap writes them to a file instead, one bit for each block of 4 KiB, that of the first block in the lowest bit of the first byte; the last byte is filled up with zeros.
 
 ` + pointWords + `.
 
 ` + vaultAddress + `.`,
 		example: `tidemark diff /backup/vault vdb1@-1d vdb1@latest
-tidemark diff --json /backup/vault 3f2c9a10 82be5571`,
+tidemark diff --json /backup/vault 3f2c9a10 82be5571
+tidemark diff --bitmap changed.map /backup/vault 3f2c9a10 82be5571`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.ExactArgs(3),
 		run: func(cmd *cobra.Command, args []string) error {
 			return f.with(cmd.Context(), args[:1], func(v *openVault) error {
-				return v.diff(cmd.Context(), cmd.OutOrStdout(), args[1:], asJSON)
+				set, bytes, err := v.diff(cmd.Context(), args[1:])
+				if err != nil {
+					return err
+				}
+				if bitmap != "" {
+					return writeBitmap(bitmap, set, bytes)
+				}
+				return printSet(cmd.OutOrStdout(), set, asJSON)
 			})
 		},
 	}.build()
 	f.add(cmd)
+	cmd.Flags().StringVar(&bitmap, "bitmap", "", "write a bitmap to a `file`, and print nothing")
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
 }
 
-func (v *openVault) diff(ctx context.Context, w io.Writer, names []string, asJSON bool) error {
+// diff returns where two points differ, and the size of the larger one in bytes.
+func (v *openVault) diff(ctx context.Context, names []string) (set extent.Set, size int64, err error) {
 	var both [2]vault.Point
-	var err error
 	for i, name := range names {
 		if both[i], _, err = v.Find(ctx, name, time.Now()); err != nil {
-			return err
+			return set, 0, err
 		}
+		size = max(size, both[i].Size)
 	}
-	set, err := v.Diff(ctx, both[0], both[1])
-	if err != nil {
-		return err
-	}
-	return printSet(w, set, asJSON)
+	set, err = v.Diff(ctx, both[0], both[1])
+	return set, size, err
+}
+
+// bitmapBlock is what a bit of a bitmap stands for, in bytes.
+const bitmapBlock = 4096
+
+// writeBitmap writes a bit for each block of size bytes that set has some of.
+func writeBitmap(path string, set extent.Set, size int64) error {
+	return atomicfile.Write(path, atomicfile.Options{Mode: 0o600}, func(f *os.File) error {
+		w := bufio.NewWriter(f)
+		bits, at := byte(0), int64(0)
+		upTo := func(n int64) { // the error of a bufio.Writer stays until Flush
+			for ; at < n; at++ {
+				w.WriteByte(bits)
+				bits = 0
+			}
+		}
+		for _, e := range set.Align(bitmapBlock, size).Extents() {
+			for block := e.Off / bitmapBlock; block*bitmapBlock < e.End(); block++ {
+				upTo(block / 8)
+				bits |= 1 << (block % 8)
+			}
+		}
+		upTo((size + 8*bitmapBlock - 1) / (8 * bitmapBlock))
+		return w.Flush()
+	})
 }
 
 func newForget() *cobra.Command {

@@ -135,6 +135,7 @@ func (f *restoreFlags) restore(ctx context.Context, args []string, o restore.Opt
 		return restore.Restore(ctx, args[0], args[1], o)
 	}
 	rep := restore.Result{Source: args[0], Target: args[2], Damaged: []restore.Damage{}}
+	compute()
 	v, err := f.vault.open(ctx, args[0])
 	if err != nil {
 		return rep, err

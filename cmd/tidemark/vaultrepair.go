@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -44,30 +43,19 @@ tidemark vault repair --data /backup/vault`,
 
 // repair repairs a vault, and tells of each damage when it is found.
 func (v *openVault) repair(ctx context.Context, w io.Writer, o vault.RepairOptions, asJSON bool) error {
-	var unread error
-	o.Damage = func(d vault.Damage) {
-		if unread == nil {
-			unread = printDamage(w, d, asJSON)
-		}
-	}
-	did, err := v.Repair(ctx, o)
-	if err = errors.Join(err, unread); err != nil {
-		return err
-	}
-	if asJSON {
-		err = printJSON(w, did)
-	} else {
-		text := "%d points; %d damages; set aside %d objects; kept what is sound of %d packs; %d points lost something, %d are whole again\n"
+	return v.damages(w, asJSON, func(damage func(vault.Damage)) (outcome, error) {
+		o.Damage = damage
+		did, err := v.Repair(ctx, o)
+		set, keep := "set aside", "kept"
 		if o.DryRun {
-			text = "%d points; %d damages; would set aside %d objects; would keep what is sound of %d packs; %d points lost something, %d are whole again\n"
+			set, keep = "would set aside", "would keep"
 		}
-		_, err = fmt.Fprintf(w, text, did.Points, did.Damages, did.Aside, did.Rewritten, did.Lost, did.Whole)
-	}
-	if err == nil && did.Lost > 0 {
-		err = fmt.Errorf("%v: %w: %d points lost something", v.store, errDamages, did.Lost)
-		if asJSON {
-			err = told{err}
+		out := outcome{json: did}
+		out.text = fmt.Sprintf("%d points; %d damages; %s %d objects; %s what is sound of %d packs; %d points lost something, %d are whole again",
+			did.Points, did.Damages, set, did.Aside, keep, did.Rewritten, did.Lost, did.Whole)
+		if did.Lost > 0 {
+			out.bad = fmt.Sprintf(": %d points lost something", did.Lost)
 		}
-	}
-	return err
+		return out, err
+	})
 }

@@ -66,25 +66,43 @@ tidemark vault verify --data 5% /backup/vault`,
 
 // verify checks a vault, and tells of each damage when it is found.
 func (v *openVault) verify(ctx context.Context, w io.Writer, data share, asJSON bool) error {
-	o := vault.VerifyOptions{Data: data > 0, Share: float64(data)}
+	return v.damages(w, asJSON, func(damage func(vault.Damage)) (outcome, error) {
+		sum, err := v.Verify(ctx, vault.VerifyOptions{Data: data > 0, Share: float64(data), Damage: damage})
+		o := outcome{json: sum}
+		o.text = fmt.Sprintf("%d points need %d packs; read %s of them; %d damages; %d packs are needed by none",
+			sum.Points, sum.Packs, size(sum.Bytes), sum.Damages, sum.Unneeded)
+		if sum.Damages > 0 {
+			o.bad = fmt.Sprintf(" in %d places", sum.Damages)
+		}
+		return o, err
+	})
+}
+
+// outcome is what a look for damage came to.
+type outcome struct {
+	json any
+	text string // for people
+	bad  string // how the vault is damaged in the end; "": it is not
+}
+
+// damages tells of each damage that look finds, when it is found, and then of the outcome.
+func (v *openVault) damages(w io.Writer, asJSON bool, look func(damage func(vault.Damage)) (outcome, error)) error {
 	var unread error
-	o.Damage = func(d vault.Damage) {
+	o, err := look(func(d vault.Damage) {
 		if unread == nil {
 			unread = printDamage(w, d, asJSON)
 		}
-	}
-	sum, err := v.Verify(ctx, o)
+	})
 	if err = errors.Join(err, unread); err != nil {
 		return err
 	}
 	if asJSON {
-		err = printJSON(w, sum)
+		err = printJSON(w, o.json)
 	} else {
-		_, err = fmt.Fprintf(w, "%d points need %d packs; read %s of them; %d damages; %d packs are needed by none\n",
-			sum.Points, sum.Packs, size(sum.Bytes), sum.Damages, sum.Unneeded)
+		_, err = fmt.Fprintln(w, o.text)
 	}
-	if err == nil && sum.Damages > 0 {
-		err = fmt.Errorf("%v: %w in %d places", v.store, errDamages, sum.Damages)
+	if err == nil && o.bad != "" {
+		err = fmt.Errorf("%v: %w%s", v.store, errDamages, o.bad)
 		if asJSON {
 			err = told{err}
 		}

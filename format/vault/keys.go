@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"filippo.io/age"
 	"github.com/zeebo/blake3"
@@ -31,23 +32,28 @@ type Hash [32]byte
 // Keys are what a master key opens.
 type Keys struct {
 	master Master
-	chunks *blake3.Hasher // never written to: it is cloned
+	chunks sync.Pool // of *blake3.Hasher with the key of chunks: each has 11 KiB
 }
 
 // NewKeys derives the keys that do not depend on an object.
 func NewKeys(m Master) *Keys {
 	k := &Keys{master: m}
-	hasher, err := blake3.NewKeyed(k.derive(nil, "chunk hash"))
-	if err != nil {
-		panic("vault: keyed BLAKE3: " + err.Error()) // of a key that has not 32 bytes
+	key := k.derive(nil, "chunk hash")
+	k.chunks.New = func() any {
+		hasher, err := blake3.NewKeyed(key)
+		if err != nil {
+			panic("vault: keyed BLAKE3: " + err.Error()) // of a key that has not 32 bytes
+		}
+		return hasher
 	}
-	k.chunks = hasher
 	return k
 }
 
 // Hash returns the hash of a chunk.
 func (k *Keys) Hash(chunk []byte) (sum Hash) {
-	h := k.chunks.Clone()
+	h := k.chunks.Get().(*blake3.Hasher)
+	defer k.chunks.Put(h)
+	h.Reset()
 	h.Write(chunk)
 	h.Sum(sum[:0])
 	return sum

@@ -17,24 +17,32 @@ type Disk struct {
 	KnownBy []string `json:"known_by"`
 }
 
+// How hooks ended.
+const (
+	HooksOK        = "ok"
+	PostHookFailed = "post-hook failed"
+)
+
 // Point is the manifest of a point. Its id and that of its disk are in its name.
 type Point struct {
 	Size   int64     `json:"size"`   // of the disk, bytes
 	Moment time.Time `json:"moment"` // of the content, in UTC
 	Mark   string    `json:"mark"`   // of the tracker at that moment; "": nothing vouches for one
 	// Root is the page from which the map hangs; nil where all of the disk is zeros.
-	Root    *Ref   `json:"root"`
-	Parent  string `json:"parent"`  // the name of the point that it was made from; ""
-	Run     string `json:"run"`     // common to the points of several disks at one instant
-	Host    string `json:"host"`    // that made it
-	Tracker string `json:"tracker"` // kind
-	View    string `json:"view"`    // kind
-	// Frozen tells whether filesystems were frozen at the moment, and hooks succeeded.
-	Frozen  bool     `json:"frozen"`
+	Root    *Ref     `json:"root"`
+	Parent  string   `json:"parent"`  // the name of the point that it was made from; ""
+	Run     string   `json:"run"`     // common to the points of several disks at one instant
+	Host    string   `json:"host"`    // that made it
+	Tracker string   `json:"tracker"` // kind
+	View    string   `json:"view"`    // kind
+	Frozen  bool     `json:"frozen"`  // filesystems were, at the moment
 	Changed int64    `json:"changed"` // bytes that the tracker named, or the whole disk
 	Read    int64    `json:"read"`    // bytes of the source
 	Stored  int64    `json:"stored"`  // bytes of packs that were written for it
 	Tags    []string `json:"tags"`    // sorted, each once
+	// Hooks tells how the hooks of the run ended: HooksOK or PostHookFailed; "": there were none. A run
+	// whose pre-hook fails makes no point.
+	Hooks string `json:"hooks,omitempty"`
 }
 
 // MaxLease is how long a lease lasts at most, unless it is renewed.
@@ -83,6 +91,8 @@ func (p Point) check() error {
 		return fmt.Errorf("%w: a map of no bytes, or in no pack", ErrDamaged)
 	case p.Moment.Location() != time.UTC:
 		return fmt.Errorf("%w: its moment %v is not in UTC", ErrDamaged, p.Moment)
+	case p.Hooks != "" && p.Hooks != HooksOK && p.Hooks != PostHookFailed:
+		return fmt.Errorf("%w: hooks %q", ErrDamaged, p.Hooks)
 	case !slices.IsSorted(p.Tags) || len(slices.Compact(slices.Clone(p.Tags))) != len(p.Tags):
 		return fmt.Errorf("%w: tags %q are not sorted", ErrDamaged, p.Tags)
 	}

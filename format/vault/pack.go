@@ -77,7 +77,7 @@ func (p *Pack) Open(c *Codec, number uint32) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("vault: %v: %w: there is no such segment", Ref{p.name.ID, number}, ErrDamaged)
 	}
-	return p.opener.Open(c, s, p.b[s.Place:s.Place+s.Stored])
+	return p.opener.Open(c, s, p.b[s.Place:s.Place+s.Stored], nil)
 }
 
 // Segments returns the table of what was added. It must not be changed.

@@ -4,6 +4,7 @@ import (
 	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -126,20 +127,24 @@ func (k *Keys) Opener(pack ID) *Opener {
 }
 
 // Open returns the plain bytes of a segment, of which the table says s, from its stored bytes.
-// These are not changed.
-func (o *Opener) Open(c *Codec, s Segment, stored []byte) ([]byte, error) {
-	plain, err := o.open(c, s, stored)
+// These are not changed. The result lies in room where that has enough of it; nil will do. After
+// an error room may hold anything.
+func (o *Opener) Open(c *Codec, s Segment, stored, room []byte) ([]byte, error) {
+	plain, err := o.open(c, s, stored, room)
 	if err != nil {
 		return nil, fmt.Errorf("vault: %v at byte %d: %w", Ref{o.pack, s.Number}, s.Place, err)
 	}
 	return plain, nil
 }
 
-func (o *Opener) open(c *Codec, s Segment, stored []byte) ([]byte, error) {
+func (o *Opener) open(c *Codec, s Segment, stored, room []byte) ([]byte, error) {
 	if int64(len(stored)) != s.Stored {
 		return nil, fmt.Errorf("%w: %d bytes, want %d", ErrDamaged, len(stored), s.Stored)
 	}
-	room := make([]byte, 0, s.Plain)
+	if int64(cap(room)) < s.Plain {
+		room = make([]byte, s.Plain)
+	}
+	room = room[:0:s.Plain]
 	into := room
 	if s.Coding != Plain {
 		scratch := c.scratch.Get().(*[]byte)
@@ -168,14 +173,15 @@ type Codec struct {
 	scratch sync.Pool // of *[]byte
 }
 
-// NewCodec makes a Codec; Close frees what it holds.
+// NewCodec makes a Codec; Close frees what it holds. It works for as many goroutines at once as
+// there are processors: each has tables that fill the processor's cache.
 func NewCodec() (*Codec, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
-		zstd.WithWindowSize(MaxSegment))
+		zstd.WithWindowSize(MaxSegment), zstd.WithEncoderConcurrency(runtime.NumCPU()))
 	if err != nil {
 		return nil, fmt.Errorf("vault: zstd: %w", err)
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true),
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.NumCPU()), zstd.WithDecodeAllCapLimit(true),
 		zstd.WithDecoderMaxMemory(MaxSegment), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("vault: zstd: %w", err)

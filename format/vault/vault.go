@@ -89,7 +89,7 @@
 //
 // The name is in the key, so that no object stands in for another. The content of disks,
 // points and leases is JSON: the fields of Disk, Point and Lease in their order, without
-// white space, as Go's encoding/json writes them. Another field is refused as damage: a version that
+// white space, as Go's encoding/json writes them; hooks is left out where it is empty. Another field is refused as damage: a version that
 // has one has another number. That of dead and lost is empty, and nobody needs its seal: who can write an
 // object there can remove the pack, or the point, as well.
 //

@@ -158,7 +158,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 	b := p.End(testSalt)
 	table := readPack(t, k, b, p.Name())
 	for i, s := range table.Segments {
-		plain, err := k.Opener(testID).Open(c, s, b[s.Place:s.Place+s.Stored])
+		plain, err := k.Opener(testID).Open(c, s, b[s.Place:s.Place+s.Stored], nil)
 		if err != nil || !bytes.Equal(plain, plains[i]) {
 			t.Errorf("segment %d: %q, %v", i, plain, err)
 		}
@@ -207,7 +207,7 @@ func TestANewGenerationKeepsNumbersAndBytes(t *testing.T) {
 		if !ok {
 			t.Fatal(n)
 		}
-		plain, err := k.Opener(testID).Open(c, s, b[s.Place:s.Place+s.Stored])
+		plain, err := k.Opener(testID).Open(c, s, b[s.Place:s.Place+s.Stored], nil)
 		if err != nil || !bytes.Equal(plain, plains[n]) {
 			t.Errorf("segment %d: %q, %v", n, plain, err)
 		}
@@ -262,7 +262,7 @@ func openAll(k *Keys, c *Codec, b []byte) error {
 		return err
 	}
 	for _, s := range table.Segments {
-		if _, err := k.Opener(testID).Open(c, s, b[s.Place:s.Place+s.Stored]); err != nil {
+		if _, err := k.Opener(testID).Open(c, s, b[s.Place:s.Place+s.Stored], nil); err != nil {
 			return err
 		}
 	}
@@ -290,15 +290,15 @@ func TestNothingStandsInForAnother(t *testing.T) {
 	}
 	s := p.Segments()
 	stored := p.b[s[0].Place:][:s[0].Stored]
-	if _, err := k.Opener(testID).Open(c, s[1], stored); !errors.Is(err, ErrDamaged) {
+	if _, err := k.Opener(testID).Open(c, s[1], stored, nil); !errors.Is(err, ErrDamaged) {
 		t.Errorf("another number: %v", err)
 	}
-	if _, err := k.Opener(otherID).Open(c, s[0], stored); !errors.Is(err, ErrDamaged) {
+	if _, err := k.Opener(otherID).Open(c, s[0], stored, nil); !errors.Is(err, ErrDamaged) {
 		t.Errorf("another pack: %v", err)
 	}
 	page := s[0]
 	page.Kind = Page
-	if _, err := k.Opener(testID).Open(c, page, stored); !errors.Is(err, ErrDamaged) {
+	if _, err := k.Opener(testID).Open(c, page, stored, nil); !errors.Is(err, ErrDamaged) {
 		t.Errorf("another kind: %v", err)
 	}
 }

@@ -130,6 +130,7 @@ func TestWithoutPrivilegesItSaysWhatIsMissing(t *testing.T) {
 	must(t, "chown", "65534:65534", filepath.Join(own, "source.img"))
 	nobody.exits(t, exitOK, nil, "mirror", "source.img", "copy.img")
 	nobody.exits(t, exitOK, nil, "verify", "copy.img", "--against", "source.img")
+	vaultOfNobody(t, root, nobody)
 
 	half := root.through("setpriv", "--bounding-set=-sys_admin,-bpf,-perfmon", "--inh-caps=-all")
 	was, err := lookAt(filepath.Join(dir, "mirror.img"))

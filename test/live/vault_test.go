@@ -2,7 +2,7 @@ package live_test
 
 import (
 	"context"
-	"fmt"
+	"flag"
 	"path/filepath"
 	"testing"
 
@@ -16,15 +16,23 @@ import (
 	"tidemark/vault/store"
 )
 
-// vaultSourceSize is that of a disk whose points are kept.
-const vaultSourceSize = 128 << 20
+// livePoints is how many points are made of each busy filesystem. CI makes few.
+var livePoints = flag.Int("points", 2, "of each busy filesystem")
 
-// livePoints is how many points are made of it.
-const livePoints = 3
+func TestPointsOfBusyFilesystemsEqualOneInstantEach(t *testing.T) {
+	for _, tt := range []struct {
+		fs   string
+		size int64 // bytes: as small as its mkfs lets it be
+	}{{"ext4", 128 << 20}, {"xfs", 304 << 20}, {"btrfs", 128 << 20}} {
+		t.Run(tt.fs, func(t *testing.T) {
+			pointsOfABusyFilesystem(t, tt.fs, tt.size)
+		})
+	}
+}
 
-func TestPointsOfABusyFilesystemEqualOneInstantEach(t *testing.T) {
+func pointsOfABusyFilesystem(t *testing.T, fs string, size int64) {
 	dir := scratch(t)
-	dev := loop(t, dir, vaultSourceSize)
+	dev := loop(t, dir, size)
 	r := &rig{source: dev, image: "the vault", track: tracking(t, dir)}
 	t.Cleanup(func() {
 		if err := bpf.Stop(context.WithoutCancel(t.Context()), dev, r.track); err != nil {
@@ -36,9 +44,8 @@ func TestPointsOfABusyFilesystemEqualOneInstantEach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	churn(t, mount(t, "ext4", dev, dir))
-	var saw [livePoints]fingerprint
-	var made [livePoints]vault.Point
+	churn(t, mount(t, fs, dev, dir))
+	saw, made := make([]fingerprint, *livePoints), make([]vault.Point, *livePoints)
 	for i := range saw {
 		sink, err := backup.Open(t.Context(), v, disk, backup.Options{})
 		if err != nil {
@@ -51,9 +58,11 @@ func TestPointsOfABusyFilesystemEqualOneInstantEach(t *testing.T) {
 			t.Fatalf("point %d: mode %s, want %s", i, mode, want)
 		}
 	}
+	// The last one is left to be mounted once its original no longer is.
+	image := filepath.Join(dir, "mirror.img")
 	for i, p := range made {
-		image := filepath.Join(dir, fmt.Sprintf("point%d.img", i))
-		_, err := restore.RestorePoint(t.Context(), restore.Point{Vault: v, Address: "vault", Disk: disk, Point: p}, image, restore.Options{StateDir: filepath.Join(dir, "state")})
+		_, err := restore.RestorePoint(t.Context(), restore.Point{Vault: v, Address: "vault", Disk: disk, Point: p}, image,
+			restore.Options{StateDir: filepath.Join(dir, "state"), Overwrite: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,9 +71,9 @@ func TestPointsOfABusyFilesystemEqualOneInstantEach(t *testing.T) {
 			t.Fatal(err)
 		}
 		saw[i].compare(t, copied)
-		must(t, "e2fsck", "-fn", image)
+		checkFilesystem(t, fs, image, dir)
 	}
-	if sum, err := v.Verify(t.Context(), vault.VerifyOptions{Data: true}); err != nil || sum.Damages > 0 || sum.Points != livePoints {
+	if sum, err := v.Verify(t.Context(), vault.VerifyOptions{Data: true}); err != nil || sum.Damages > 0 || sum.Points != *livePoints {
 		t.Errorf("%+v, %v", sum, err)
 	}
 }
@@ -97,4 +106,25 @@ func liveVault(t *testing.T, path string) *vault.Vault {
 	}
 	t.Cleanup(func() { v.Close() })
 	return v
+}
+
+// vaultOfNobody has a vault in a folder that is not root's: he uses it by himself, and root does, too.
+func vaultOfNobody(t *testing.T, root, nobody *program) {
+	t.Helper()
+	pass, source, at := filepath.Join(nobody.dir, "pass"), filepath.Join(nobody.dir, "source.img"), filepath.Join(nobody.dir, "vault")
+	must(t, "sh", "-c", "echo secret >"+pass+"; chmod 644 "+pass)
+	do := func(who *program, code int, words []string, args ...string) {
+		t.Helper()
+		who.exits(t, code, words, append(args, "--passphrase-file", pass)...)
+	}
+	do(nobody, exitOK, nil, "vault", "init", at)
+	do(nobody, exitOK, nil, "backup", source, at)
+	do(nobody, exitOK, nil, "restore", at, "latest", "back.img")
+	sameContent(t, source, filepath.Join(nobody.dir, "back.img"))
+	do(nobody, exitOK, nil, "vault", "prune", "--now", at)
+	// What root writes there is root's: the other is told so, and root goes on.
+	do(root, exitOK, nil, "backup", "--disk", "of-root", source, at)
+	do(nobody, exitError, []string{"permission denied"}, "points", at)
+	do(root, exitOK, nil, "vault", "verify", "--data", "all", at)
+	do(root, exitOK, nil, "prune", "--now", "--keep-last", "1", at)
 }

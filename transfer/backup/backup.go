@@ -26,8 +26,9 @@ const blockSize = 4096
 
 // Options say what is remembered along with a point.
 type Options struct {
-	Run  string   // common to the points of several disks at one instant
-	Tags []string // in any order
+	Run   string   // common to the points of several disks at one instant
+	Tags  []string // in any order
+	Hooks bool     // the run has hooks, and notes how they ended
 }
 
 // Sink makes a point of a disk.
@@ -128,9 +129,16 @@ func (t *txn) Seal(c transfer.Commit) error {
 	if err != nil {
 		return fmt.Errorf("backup: %s: %w", t.s.disk.Name, err)
 	}
+	hooks := ""
+	switch {
+	case c.PostHook != nil:
+		hooks = format.PostHookFailed
+	case t.s.o.Hooks:
+		hooks = format.HooksOK
+	}
 	return t.w.Seal(format.Point{
 		Moment: c.Time, Mark: string(c.Mark), Run: t.s.o.Run, Host: host, Tracker: c.Run.Tracker, View: c.Run.View,
-		Frozen: c.Run.Frozen > 0, Changed: c.Run.Changed, Read: c.Run.Read, Tags: t.s.o.Tags,
+		Frozen: c.Run.Frozen > 0, Changed: c.Run.Changed, Read: c.Run.Read, Tags: t.s.o.Tags, Hooks: hooks,
 	})
 }
 

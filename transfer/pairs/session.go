@@ -323,7 +323,10 @@ func (s *session) tracker(ctx context.Context, e *ends) (t track.Tracker, err er
 	if s.thin != nil {
 		return s.thin.Tracker(slices.Index(s.ends, e)), nil
 	}
-	t, e.untracked, err = s.choose.Open(ctx, e.source, e.to.mark())
+	t, err = s.imageTracker(ctx, e.source)
+	if err == nil && t == nil {
+		t, e.untracked, err = s.choose.Open(ctx, e.source, e.to.mark())
+	}
 	if err == nil {
 		s.later(t.Close)
 	}

@@ -67,6 +67,7 @@ type disk struct {
 	disk     vault.Disk // without an id where it is to be made
 	newest   *vault.Point
 	instant  string // common to the points of one run
+	hooks    bool   // the run has some
 	inFreeze bool   // the cache lies on a filesystem of the sources
 	sink     *backup.Sink
 }
@@ -81,7 +82,7 @@ func (s *session) disk(ctx context.Context, name string, src *block.Device) (*di
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{v: s.vault, disk: vault.Disk{Disk: format.Disk{Name: name, Host: host, KnownBy: knownBy(src)}}, instant: s.instant}
+	d := &disk{v: s.vault, disk: vault.Disk{Disk: format.Disk{Name: name, Host: host, KnownBy: knownBy(src)}}, instant: s.instant, hooks: s.o.Hooks.Pre != "" || s.o.Hooks.Post != ""}
 	if strings.ContainsAny(name, "/@") {
 		return nil, fmt.Errorf("%q: %w", name, ErrDiskName)
 	}
@@ -200,7 +201,7 @@ func (d *disk) open(ctx context.Context, _ *block.Device, _ int64, _ Options) (t
 		return nil, err
 	}
 	d.disk = made
-	d.sink, err = backup.Open(ctx, d.v.Vault, made, backup.Options{Run: d.instant, Tags: d.v.Tags})
+	d.sink, err = backup.Open(ctx, d.v.Vault, made, backup.Options{Run: d.instant, Tags: d.v.Tags, Hooks: d.hooks})
 	return d.sink, err
 }
 

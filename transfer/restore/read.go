@@ -123,28 +123,41 @@ const window = 4 << 30
 // eachHeld is each for the pieces of set that hold anything but holes, in x or by their
 // checksums.
 func (s *store) eachHeld(ctx context.Context, set extent.Set, x any, f func(e extent.Extent, buf []byte) error) error {
+	var todo extent.Builder // small runs go together, so that several are worked on at a time
+	looked := int64(0)
 	for _, run := range set.Extents() {
 		for ; !run.Empty(); run.Off, run.Len = run.Off+window, run.Len-window {
 			w := extent.Extent{Off: run.Off, Len: min(window, run.Len)}
-			held, err := sums.DataOf(x, w)
-			if err == nil && s.copy.Sums != nil {
-				var should extent.Set
-				should, err = s.copy.Sums.Data(w)
-				held = held.Union(should)
-			}
+			held, err := s.held(x, w)
 			if err != nil {
 				return err
 			}
-			held = held.Align(s.copy.State.BlockSize, w.End()).Clip(w)
 			if s.Progress != nil {
 				s.Progress(w.Len - held.Bytes())
 			}
-			if err := s.each(ctx, held, f); err != nil {
-				return err
+			for _, e := range held.Extents() {
+				todo.Add(e)
+			}
+			if looked += w.Len; looked >= window {
+				if err := s.each(ctx, todo.Set(), f); err != nil {
+					return err
+				}
+				looked = 0
 			}
 		}
 	}
-	return nil
+	return s.each(ctx, todo.Set(), f)
+}
+
+// held returns the blocks of w that hold anything but holes, in x or by their checksums.
+func (s *store) held(x any, w extent.Extent) (extent.Set, error) {
+	held, err := sums.DataOf(x, w)
+	if err == nil && s.copy.Sums != nil {
+		var should extent.Set
+		should, err = s.copy.Sums.Data(w)
+		held = held.Union(should)
+	}
+	return held.Align(s.copy.State.BlockSize, w.End()).Clip(w), err
 }
 
 // each calls f for the pieces of set, several at a time, with a buffer for each.

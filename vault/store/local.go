@@ -6,7 +6,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,15 +24,15 @@ func Local(folder string) Files { return &local{folder: folder} }
 type local struct {
 	folder string
 	mu     sync.Mutex
-	root   *os.Root // nil until the folder is there
+	root   *os.File // nil until the folder is there
 }
 
 // open returns the folder. Each call is of the same one, whatever is mounted over it meanwhile.
-func (l *local) open() (*os.Root, error) {
+func (l *local) open() (*os.File, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.root == nil {
-		root, err := os.OpenRoot(l.folder)
+		root, err := os.OpenFile(l.folder, os.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -39,20 +41,41 @@ func (l *local) open() (*os.Root, error) {
 	return l.root, nil
 }
 
-// inside opens a folder below, link by link of its path.
-func (l *local) inside(name string) (*os.File, error) {
-	root, err := l.open()
-	if err != nil {
-		return nil, err
-	}
-	for at := name; at != "."; at = path.Dir(at) {
-		if info, err := root.Lstat(at); err != nil {
-			return nil, err
-		} else if !info.IsDir() {
-			return nil, &fs.PathError{Op: "open", Path: filepath.Join(l.folder, at), Err: unix.ENOTDIR}
+// openat opens a name in an open folder. It follows no link.
+func openat(dir int, name string, flags int) (fd int, err error) {
+	for {
+		fd, err = unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
 		}
 	}
-	return root.Open(name)
+}
+
+// inside opens a folder below, name by name of its path. The caller closes it.
+func (l *local) inside(name string) (fd int, err error) {
+	root, err := l.open()
+	if err != nil {
+		return -1, err
+	}
+	at := "."
+	fd, err = openat(int(root.Fd()), at, unix.O_DIRECTORY)
+	for part := range strings.SplitSeq(name, "/") {
+		if err != nil {
+			break
+		}
+		parent := fd
+		at = path.Join(at, part)
+		if part == ".." {
+			err = unix.EINVAL // it may lead out of the folder
+		} else {
+			fd, err = openat(parent, part, unix.O_DIRECTORY)
+		}
+		unix.Close(parent)
+	}
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: filepath.Join(l.folder, at), Err: err}
+	}
+	return fd, nil
 }
 
 func (l *local) Create(name string) (File, error) {
@@ -67,8 +90,8 @@ func (l *local) file(name string, flags int) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	fd, err := unix.Openat(int(dir.Fd()), path.Base(name), flags|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o600)
+	defer unix.Close(dir)
+	fd, err := openat(dir, path.Base(name), flags|unix.O_NONBLOCK)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: filepath.Join(l.folder, name), Err: err}
 	}
@@ -82,17 +105,17 @@ func (l *local) Rename(from, to string) error {
 	if err != nil {
 		return err
 	}
-	defer old.Close()
+	defer unix.Close(old)
 	dir, err := l.inside(path.Dir(to))
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer unix.Close(dir)
 	a, b := path.Base(from), path.Base(to)
-	err = unix.Renameat2(int(old.Fd()), a, int(dir.Fd()), b, unix.RENAME_NOREPLACE)
+	err = unix.Renameat2(old, a, dir, b, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		if err = unix.Linkat(int(old.Fd()), a, int(dir.Fd()), b, 0); err == nil {
-			err = unix.Unlinkat(int(old.Fd()), a, 0)
+		if err = unix.Linkat(old, a, dir, b, 0); err == nil {
+			err = unix.Unlinkat(old, a, 0)
 		}
 	}
 	if err != nil {
@@ -106,8 +129,8 @@ func (l *local) Remove(name string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	if err := unix.Unlinkat(int(dir.Fd()), path.Base(name), 0); err != nil {
+	defer unix.Close(dir)
+	if err := unix.Unlinkat(dir, path.Base(name), 0); err != nil {
 		return &fs.PathError{Op: "remove", Path: filepath.Join(l.folder, name), Err: err}
 	}
 	return nil
@@ -121,8 +144,8 @@ func (l *local) Mkdir(name string) error {
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
-	if err := unix.Mkdirat(int(dir.Fd()), path.Base(name), 0o700); err != nil {
+	defer unix.Close(dir)
+	if err := unix.Mkdirat(dir, path.Base(name), 0o700); err != nil {
 		return &fs.PathError{Op: "mkdir", Path: filepath.Join(l.folder, name), Err: err}
 	}
 	return nil
@@ -136,34 +159,57 @@ func (l *local) SyncDir(name string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	f := os.NewFile(uintptr(dir), filepath.Join(l.folder, name))
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func (l *local) ReadDir(name string) ([]fs.FileInfo, error) {
-	dir, err := l.inside(name)
+	fd, err := l.inside(name)
 	if err != nil {
 		return nil, err
 	}
+	dir := os.NewFile(uintptr(fd), filepath.Join(l.folder, name))
 	defer dir.Close()
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return nil, err
 	}
-	root, err := l.open()
-	if err != nil {
-		return nil, err
-	}
-	var infos []fs.FileInfo
+	infos := make([]fs.FileInfo, 0, len(names))
 	for _, e := range names {
-		info, err := root.Lstat(path.Join(name, e))
-		if errors.Is(err, fs.ErrNotExist) {
+		i := info{name: e}
+		err := unix.Fstatat(fd, e, &i.stat, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, unix.ENOENT) {
 			continue
 		} else if err != nil {
-			return nil, err
+			return nil, &fs.PathError{Op: "stat", Path: filepath.Join(l.folder, name, e), Err: err}
 		}
-		infos = append(infos, info)
+		infos = append(infos, i)
 	}
 	return infos, nil
+}
+
+// info is what a folder's filesystem says of a name in it.
+type info struct {
+	name string
+	stat unix.Stat_t
+}
+
+func (i info) Name() string       { return i.name }
+func (i info) Size() int64        { return i.stat.Size }
+func (i info) ModTime() time.Time { return time.Unix(i.stat.Mtim.Unix()) }
+func (i info) IsDir() bool        { return i.Mode().IsDir() }
+func (i info) Sys() any           { return nil }
+
+// Mode tells folders and files from all else.
+func (i info) Mode() fs.FileMode {
+	mode := fs.FileMode(i.stat.Mode & 0o777)
+	switch i.stat.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return mode
+	case unix.S_IFDIR:
+		return mode | fs.ModeDir
+	}
+	return mode | fs.ModeIrregular
 }
 
 func (l *local) Close() error {

@@ -142,21 +142,23 @@ func patient(s Store, back func()) Store {
 func TestSFTPServersThatAreKilled(t *testing.T) {
 	pid := sftpServer(t)
 	s := patient(openSFTPAt(t, filepath.Join(t.TempDir(), "vault")), func() {})
-	kill := func() {
-		text, err := os.ReadFile(pid)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		p, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		if err != nil {
-			return // a server is just starting
-		}
-		if err := syscall.Kill(p, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			t.Error(err)
-		}
+	putMany(t, s, func() { killSFTP(t, pid) }, 50)
+}
+
+// killSFTP kills the SFTP server whose process id a file has.
+func killSFTP(t *testing.T, pid string) {
+	text, err := os.ReadFile(pid)
+	if err != nil {
+		t.Error(err)
+		return
 	}
-	putMany(t, s, kill, 50)
+	p, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return // a server is just starting
+	}
+	if err := syscall.Kill(p, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		t.Error(err)
+	}
 }
 
 // putMany puts objects while the other side is killed that many times.

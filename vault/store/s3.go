@@ -125,6 +125,8 @@ func (b *bucket) fault(what, name string, err error) error {
 		err = fmt.Errorf("%w: %w", ErrNotExist, err)
 	case code == http.StatusPreconditionFailed:
 		err = fmt.Errorf("%w: %w", ErrExists, err)
+	case code == http.StatusNotImplemented:
+		err = fmt.Errorf("the server cannot do what a vault needs (If-None-Match): %w", err)
 	case code == 0 || code >= 500 || code == http.StatusTooManyRequests || code == http.StatusConflict:
 		// A conflict is another put of the same name under way: who asks again is told who won.
 		err = fmt.Errorf("%w: %w", ErrLost, err)

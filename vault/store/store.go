@@ -33,6 +33,8 @@ var (
 	// ErrLost says that the store did not answer, or no more: later it may. What was asked
 	// for may have been done.
 	ErrLost = errors.New("the connection to the store was lost")
+	// ErrUnreadable says that the disk below the store cannot read an object, or that part of it.
+	ErrUnreadable = errors.New("the disk below the store cannot read it")
 )
 
 // Info is what a store knows of an object.
@@ -49,7 +51,7 @@ type Store interface {
 	// Otherwise the error wraps ErrExists, and what is there stays. It does not keep data.
 	Put(ctx context.Context, name string, data []byte) error
 	// Get returns n bytes of an object from off on, or fewer where it ends; it makes room for
-	// n. The error wraps ErrNotExist.
+	// n. The error wraps ErrNotExist or ErrUnreadable.
 	Get(ctx context.Context, name string, off, n int64) ([]byte, error)
 	// List calls each for the objects whose names begin with prefix, in any order, until it
 	// returns an error. An object is among them once Put has returned nil, until Remove has.

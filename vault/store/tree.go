@@ -10,6 +10,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // Files is a tree of files that objects can lie in. Names have slashes between, and are
@@ -230,8 +231,11 @@ func (t *tree) Remove(ctx context.Context, name string) error {
 }
 
 func (t *tree) fault(what, name string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		err = fmt.Errorf("%w: %w", ErrNotExist, err)
+	case what == "read" && errors.Is(err, syscall.EIO):
+		err = fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
 	return fmt.Errorf("store: %s %s in %s: %w", what, name, t.address, err)
 }
