@@ -218,12 +218,27 @@ func (w *Writer) Zero(e extent.Extent) (err error) {
 	defer w.mu.Unlock()
 	for e.Len > 0 {
 		n := min(format.LeafSize-e.Off%format.LeafSize, e.Len)
-		if err := w.enter(e.Off, format.Entry{Len: n}); err != nil {
-			return err
+		if !w.isHole(extent.Extent{Off: e.Off, Len: n}) {
+			if err := w.enter(e.Off, format.Entry{Len: n}); err != nil {
+				return err
+			}
 		}
 		e.Off, e.Len = e.Off+n, e.Len-n
 	}
 	return nil
+}
+
+// isHole reports whether a part of one leaf page is zeros already: no page is there, and none will be
+// made. It costs less than to note zeros that the page of a sparse disk has. w.mu is held.
+func (w *Writer) isHole(e extent.Extent) bool {
+	leaf := e.Off / format.LeafSize
+	_, edited := w.edits[leaf]
+	_, written := w.pages[0][leaf]
+	if edited || written || w.overlaps(e) {
+		return false
+	}
+	n, err := w.base.at(w.ctx, 0, leaf*format.LeafSize)
+	return err == nil && n.ref.IsZero()
 }
 
 func (w *Writer) putChunk(off int64, data, scratch []byte) (fresh int64, err error) {
