@@ -9,7 +9,7 @@ TOOL    := go tool -modfile=tools/go.mod
 FUZZTIME ?= 2s
 
 # Folders whose tests run as built for users, one after the other, as they share mounts and start
-# commands by the hundred, beside the guests of test/vm.
+# commands by the hundred.
 ALONE := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
 # Folders in which things run at once: their tests run with the race detector, and those with models,
 # which it makes ten times slower, in short there and whole without it.
@@ -117,6 +117,6 @@ test-plain:
 test-fuzz:
 	scripts/fuzz $(FUZZTIME)
 
-# Last, and the last lines are go test's own summary. What takes longest begins first.
+# Last, and the last lines are go test's own summary.
 test-slow: build
-	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 2 -count=1 -timeout 70m ./test/vm $$(go list ./... | grep -E '$(ALONE)' | grep -v '/test/vm$$')
+	tool=$$(scripts/bench-tools); scripts/as-root env ERA_TOOLS_1="$${tool%/*}" go test -p 1 -count=1 -timeout 70m $$(go list ./... | grep -E '$(ALONE)')

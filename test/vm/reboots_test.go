@@ -26,9 +26,7 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	host(t, "mkfs.ext4", "-q", vault.Path)
 	m := d.start("xfs")
 	const first = "not saved"
-	m.boot(wire.EndPanic, "root="+first, "btrfs="+first, "vault="+first)
-	// Of data disks there was nothing that a clean shutdown had saved, as root's file is there.
-	r := m.boot("", "root="+unclean, "btrfs="+first, "vault="+first, "SHUTDOWN_ROOT=1")
+	r := m.boot("", "root="+first, "btrfs="+first, "vault="+first, "SHUTDOWN_ROOT=1")
 	if !strings.Contains(r.Console, "Unmounted /oldroot") {
 		t.Error("the shutdown did not go through dracut's root")
 	}
@@ -36,8 +34,10 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	for range *rebootRounds {
 		m.boot("", kept...)
 	}
-	m.boot(wire.EndKexec, kept...)
-	m.onHost(btrfs, func(dev string) { // a rescue system
+	if *rebootRounds > 0 {
+		m.boot(wire.EndKexec, kept...) // every run has one in the test below
+	}
+	m.onHost(vault, func(dev string) { // a rescue system
 		at := t.TempDir()
 		host(t, "mount", dev, at)
 		err := os.WriteFile(at+"/rescued", []byte("by another system"), 0o600)
@@ -46,15 +46,13 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	host(t, "tune2fs", "-c", "9", vault.Path)
-	const used = "somebody used the disk after it was shut down: "
-	m.boot("", "root=", "btrfs="+used+"btrfs at byte 0: generation", "vault="+used+"ext4 at byte 0: ")
+	m.boot(wire.EndPanic, "root=", "btrfs=", "vault=somebody used the disk after it was shut down: ext4 at byte 0: ")
+	lost := []string{"root=" + unclean, "btrfs=" + unclean, "vault=" + unclean}
 	if *rebootRounds > 0 {
-		lost := []string{"root=" + unclean, "btrfs=" + unclean, "vault=" + unclean}
-		m.boot(wire.EndReset, kept...)
+		m.boot(wire.EndReset, lost...)
 		m.boot("", slices.Concat(lost, []string{"CUT=1"})...)
-		m.boot("", lost...)
 	}
+	m.boot("", lost...)
 }
 
 // The disk of root on ext4, in a system with initramfs-tools.
