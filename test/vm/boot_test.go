@@ -16,7 +16,7 @@ import (
 )
 
 // bootTimeout is for a Debian that is emulated while the machine does other things.
-const bootTimeout = 8 * time.Minute
+const bootTimeout = 12 * time.Minute
 
 // A Debian with root on an era device boots through the initramfs that its own programs
 // made, after a clean reboot and after a power cut; each time an incremental mirror

@@ -6,7 +6,7 @@ import (
 )
 
 // busyTimeout is for guests that take about a minute each when the machine does nothing else.
-const busyTimeout = 9 * time.Minute
+const busyTimeout = 15 * time.Minute
 
 // The tracker sees every change of block devices of real kernels.
 func TestTracker(t *testing.T) {
