@@ -132,6 +132,7 @@ const (
 // none of the lists, from the first disk of device-mapper on, where the kernel can. The last of all
 // programs is called, by Swap.
 func reqProgs(began string) []string { return withCopies(began, progIssue, progReqDone) }
+
 func bioProgs(began string) []string {
 	return withCopies(began, progQueue, progOwnMap, progBioDone, progRemap)
 }
