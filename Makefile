@@ -14,7 +14,7 @@ ALONE := tidemark/test/|tidemark/bench|tidemark/vault$$|tidemark/cmd/tidemark$$
 # Folders in which things run at once: their tests run with the race detector, and those with models,
 # which it makes ten times slower, in short there and whole without it.
 RACE   = $$(grep -rlE --include='*.go' '\bgo (func|[a-zA-Z.]+\()|\.Go\(|"sync"|errgroup' . | xargs -n1 dirname | sort -u | xargs go list | grep -vE '$(ALONE)')
-MODELS := ./transfer ./transfer/transaction ./transfer/merge
+MODELS := ./transfer ./transfer/apply ./transfer/merge ./transfer/transaction
 
 # The race detector alone needs cgo; everything else is built without.
 export CGO_ENABLED := 0

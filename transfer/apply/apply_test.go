@@ -113,8 +113,12 @@ func each(f func(n int) bool) {
 func TestWhateverCrashesTheTargetIsOldOrNew(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 0))
+	size := 1 << 14
+	if testing.Short() {
+		size = 1 << 12
+	}
 	for round := range uint64(3) {
-		j := newJob(t, rng, 1<<12+rng.IntN(1<<16), rng.IntN(2)*rng.IntN(1<<15))
+		j := newJob(t, rng, 1<<12+rng.IntN(2*size), rng.IntN(2)*rng.IntN(size))
 		faultdisk.Change{
 			World: func(rng *rand.Rand) *faultdisk.World { return j.world(t, rng) },
 			Run:   j.run, Old: j.old, New: j.new,
