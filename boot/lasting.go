@@ -25,13 +25,13 @@ type Lasting struct {
 	sys      *System
 	table    Tab
 	stateDir string
-	names    map[string]string // in the table, by disk
+	why      map[string]string // of LostAtReboot, by disk
 	blind    string            // why a kernel that is installed cannot track
 }
 
 // Lasting looks at the system, whose state folder is that.
 func (s *System) Lasting(stateDir string) (l *Lasting, err error) {
-	l = &Lasting{sys: s, stateDir: stateDir, names: map[string]string{}}
+	l = &Lasting{sys: s, stateDir: stateDir, why: map[string]string{}}
 	if l.table, err = s.Tab(); err != nil {
 		return nil, err
 	}
@@ -42,10 +42,11 @@ func (s *System) Lasting(stateDir string) (l *Lasting, err error) {
 		return nil, err
 	}
 	for i, d := range l.Tracked {
+		why := l.lost(d.Disk)
 		if id, err := block.Identify(d.Disk); err == nil && s.Running() { // else it is not there
-			l.names[id.Disk] = d.Disk
+			l.why[id.Disk] = why
 		}
-		l.Tracked[i].LostAtReboot = l.lost(d.Disk)
+		l.Tracked[i].LostAtReboot = why
 	}
 	return l, nil
 }
@@ -53,8 +54,8 @@ func (s *System) Lasting(stateDir string) (l *Lasting, err error) {
 // Lost says why the next reboot of the running system loses the marks of a disk, named as the kernel
 // does; empty when a clean one keeps them.
 func (l *Lasting) Lost(disk string) string {
-	if name := l.names[disk]; name != "" {
-		return l.lost(name)
+	if why, ok := l.why[disk]; ok {
+		return why
 	}
 	if _, err := CheckTracked(sysfs.DevPath(disk)); err != nil {
 		return losesBecause(err.Error())
