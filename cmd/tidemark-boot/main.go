@@ -153,12 +153,9 @@ func check(args []string, stdout io.Writer) error {
 	return err
 }
 
-// eraBlock is the default of "tidemark era create", in bytes.
-const eraBlock = 2 << 20
-
 func create(ctx context.Context, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("era create", flag.ContinueOnError)
-	o := dmera.CreateOptions{Options: dmera.Options{StateDir: stateDir}, BlockSize: eraBlock}
+	o := dmera.CreateOptions{Options: dmera.Options{StateDir: stateDir}, BlockSize: dmera.DefaultBlockSize}
 	flags.StringVar(&o.Data, "data", "", "")
 	flags.StringVar(&o.Meta, "meta", "", "")
 	names, err := parse(flags, args)

@@ -62,7 +62,7 @@ func (v *eraDevice) args(cmd *cobra.Command, args []string) error {
 }
 
 func newEraCreate(g *globals) *cobra.Command {
-	v := &eraDevice{block: planBlockSize}
+	v := &eraDevice{block: dmera.DefaultBlockSize}
 	cmd := command{
 		use: "create NAME --data DEVICE --meta DEVICE", short: "Make an era device",
 		long: `Writes fresh metadata to the metadata device and makes /dev/mapper/NAME of all of the data device. What is on the data device stays, and is found on /dev/mapper/NAME: from now on mount and use only that, for writes that go past it are not seen.

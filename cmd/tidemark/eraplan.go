@@ -9,10 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidemark/format/era"
+	"tidemark/linux/dmera"
 )
-
-// planBlockSize is the default of --block-size, the usual one: 4096 sectors.
-const planBlockSize = 2 << 20
 
 // eraPlan is the command line of "era plan".
 type eraPlan struct {
@@ -22,7 +20,7 @@ type eraPlan struct {
 }
 
 func newEraPlan() *cobra.Command {
-	p := &eraPlan{block: planBlockSize}
+	p := &eraPlan{block: dmera.DefaultBlockSize}
 	cmd := command{
 		use: "plan --size SIZE", short: "Compute how large the metadata of a device must be",
 		long: `Computes how much metadata a device of SIZE needs, from how Linux 6.1 allocates it. Nothing is read or written.

@@ -15,6 +15,9 @@ import (
 	"tidemark/linux/sysfs"
 )
 
+// DefaultBlockSize is the usual block size of era devices, in bytes: 4096 sectors.
+const DefaultBlockSize = 2 << 20
+
 // CreateOptions describe a new era device. All but Force must be given.
 type CreateOptions struct {
 	Options
