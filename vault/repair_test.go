@@ -252,11 +252,7 @@ func TestCopiesAreWholeWhereverTheyAreCutOff(t *testing.T) {
 }
 
 func TestWhoDiedAtWorkIsToldAndLetGoOf(t *testing.T) {
-	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-	s := store.OnFiles("world", world)
-	if err := Init(t.Context(), s); err != nil {
-		t.Fatal(err)
-	}
+	world, s := simulated(t)
 	v := open(t, s, Options{})
 	w, err := v.Begin(t.Context(), From{Disk: format.ID{9}, Size: 1 << 20})
 	if err != nil {

@@ -3,7 +3,6 @@ package vault
 import (
 	"bytes"
 	"errors"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	format "tidemark/format/vault"
-	"tidemark/internal/faulttree"
 	"tidemark/vault/store"
 )
 
@@ -66,11 +64,7 @@ func TestAFullDiskBelowTheVault(t *testing.T) {
 // The clock of the store was a year ahead, and is set right, in the middle of everything.
 func TestAStoreWhoseClockWasAYearAhead(t *testing.T) {
 	const year = 365 * 24 * time.Hour
-	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-	s := store.OnFiles("world", world)
-	if err := Init(t.Context(), s); err != nil {
-		t.Fatal(err)
-	}
+	world, s := simulated(t)
 	v := open(t, s, Options{})
 	kept := point(t, v, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
 	world.Pass(year)
@@ -97,11 +91,7 @@ func TestAStoreWhoseClockWasAYearAhead(t *testing.T) {
 // A pack that is mostly not needed gets a generation without that: half of it and more is freed, and a
 // reader that knew the old one goes on.
 func TestPruneRewritesWhatIsMostlyNotNeeded(t *testing.T) {
-	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-	s := store.OnFiles("world", world)
-	if err := Init(t.Context(), s); err != nil {
-		t.Fatal(err)
-	}
+	world, s := simulated(t)
 	v, reader := open(t, s, Options{}), open(t, s, Options{})
 	old := point(t, v, From{Size: 8 << 20}, map[int64][]byte{0: noise(1, 8<<20)})
 	fresh := point(t, v, From{Size: 8 << 20, Base: &old}, map[int64][]byte{1 << 20: noise(2, 7<<20)})
@@ -146,11 +136,7 @@ func TestPruneRewritesWhatIsMostlyNotNeeded(t *testing.T) {
 // knows no need: the point appears whole, or not at all.
 func TestAClockThatJumpsByAYear(t *testing.T) {
 	for _, jump := range []time.Duration{365 * 24 * time.Hour, -365 * 24 * time.Hour} {
-		world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-		s := store.OnFiles("world", world)
-		if err := Init(t.Context(), s); err != nil {
-			t.Fatal(err)
-		}
+		world, s := simulated(t)
 		v := open(t, s, Options{})
 		old := point(t, v, From{Size: 1 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
 		w, err := v.Begin(t.Context(), From{Disk: format.ID{8}, Size: 1 << 20})
@@ -200,11 +186,7 @@ func TestAClockThatJumpsByAYear(t *testing.T) {
 // from the one that was written last, and rules keep what they should.
 func TestAMachineWhoseClockIsWrong(t *testing.T) {
 	const year = 365 * 24 * time.Hour
-	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-	s := store.OnFiles("world", world)
-	if err := Init(t.Context(), s); err != nil {
-		t.Fatal(err)
-	}
+	world, s := simulated(t)
 	v := open(t, s, Options{})
 	now := time.Now()
 	var base *Point

@@ -46,6 +46,17 @@ func folder(t *testing.T, recipients ...age.Recipient) (store.Store, string) {
 	return s, root
 }
 
+// simulated makes an empty vault, without a key, in a tree whose clock and faults a test has in its hand.
+func simulated(t *testing.T) (*faulttree.World, store.Store) {
+	t.Helper()
+	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
+	s := store.OnFiles("world", world)
+	if err := Init(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	return world, s
+}
+
 func open(t *testing.T, s store.Store, o Options) *Vault {
 	t.Helper()
 	v, err := Open(t.Context(), s, o)
@@ -324,11 +335,7 @@ func TestScatteredPagesAreGathered(t *testing.T) {
 
 // A bit of every byte or second of a small vault is flipped: it is noticed, and no read gives other bytes.
 func TestEachFlippedBitIsNoticed(t *testing.T) {
-	world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-	s := store.OnFiles("world", world)
-	if err := Init(t.Context(), s); err != nil {
-		t.Fatal(err)
-	}
+	world, s := simulated(t)
 	v := open(t, s, Options{})
 	if _, err := v.AddDisk(t.Context(), format.Disk{Name: "disk"}); err != nil {
 		t.Fatal(err)
@@ -480,11 +487,7 @@ func TestPruneAndABackupThatTakesLong(t *testing.T) {
 		{"its base is gone", true, true, 25 * time.Hour, 2, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			world := faulttree.New(rand.New(rand.NewPCG(1, 1)))
-			s := store.OnFiles("world", world)
-			if err := Init(t.Context(), s); err != nil {
-				t.Fatal(err)
-			}
+			world, s := simulated(t)
 			v, other := open(t, s, Options{}), open(t, s, Options{})
 			base := point(t, v, From{Size: 3 << 20}, map[int64][]byte{0: noise(1, 1<<20)})
 			w, err := v.Begin(t.Context(), From{Disk: format.ID{9}, Size: 3 << 20, Base: &base})
