@@ -488,12 +488,25 @@ static __always_inline __u8 *blocks_of(void *map, __u64 page)
 	return page / SUMMARY_BYTE_PAGES < SUMMARY_WORDS * 8 ? bpf_map_lookup_elem(map, &key) : 0;
 }
 
+// Marks those of blocks first to last of a page that are in a word of it. The verifier is to see two
+// ways at each block, not what they say of first and last: it would follow every combination.
+static __always_inline void mark_in_word(volatile __u8 *page, __u32 word, __u32 first, __u32 last)
+{
+	for (__u32 i = 0; i < 8; i++) {
+		__u32 at = word * 8 + i, outside = (at - first) | (last - at);
+
+		asm volatile("" : "+r"(outside));
+		if ((__s32)outside >= 0)
+			page[at % PAGE_BLOCKS] = 1;
+	}
+}
+
 // Marks blocks first to last, both included, which are on one page. Global, as what follows,
 // so that the verifier looks at it once and not once for every caller.
 __attribute__((noinline)) int mark_on_page(__u32 slot, __u64 first, __u64 last)
 {
 	void *map = bpf_map_lookup_elem(&active, &slot);
-	__u32 at = first % PAGE_BLOCKS, end = last % PAGE_BLOCKS;
+	__u32 from = first % PAGE_BLOCKS, to = last % PAGE_BLOCKS, word = from / 8;
 	volatile __u8 *blocks;
 
 	if (!map)
@@ -503,13 +516,11 @@ __attribute__((noinline)) int mark_on_page(__u32 slot, __u64 first, __u64 last)
 		lose(slot, LOST_RANGE);
 		return 0;
 	}
-	for (__u32 i = 0; i < 8 && at <= end && at % 8; i++, at++)
-		blocks[at % PAGE_BLOCKS] = 1;
-	for (__u32 i = 0; i < PAGE_WORDS && at + 7 <= end; i++, at += 8)
-		*(volatile __u64 *)(blocks + at % PAGE_BLOCKS / 8 * 8) = ONES;
-	for (__u32 i = 0; i < 8 && at <= end; i++, at++)
-		blocks[at % PAGE_BLOCKS] = 1;
+	mark_in_word(blocks, word, from, to);
+	mark_in_word(blocks, to / 8, from, to);
 	mark_page(map, first / PAGE_BLOCKS);
+	for (__u32 i = 0; i < PAGE_WORDS && ++word < to / 8; i++)
+		*(volatile __u64 *)(blocks + word * 8 % PAGE_BLOCKS) = ONES;
 	return 0;
 }
 
@@ -1006,32 +1017,41 @@ struct walk {
 	struct disk *d;
 };
 
-static long mark_next_bio(__u64 i, struct walk *w)
+// Marks what a bio changes, and returns the next one, or 0. Global, as what else is done in loops
+// that are bounded: the verifier looks at it once, and not at every turn.
+__attribute__((noinline)) __u64 mark_bio(__u32 slot, __u32 shift, __u64 nr_sectors, __u64 addr)
 {
-	struct bio *bio = (struct bio *)w->bio;
+	struct disk d = { .slot = slot, .shift = shift, .nr_sectors = nr_sectors };
+	struct bio *bio = (struct bio *)addr;
 	struct flight f = {};
 	__u64 sector = 0, next = 0;
 	__u32 size = 0;
 
-	if (!bio)
-		return 1;
 	if (bpf_core_read(&sector, sizeof(sector), &bio->bi_iter.bi_sector) ||
 	    bpf_core_read(&size, sizeof(size), &bio->bi_iter.bi_size) ||
 	    bpf_core_read(&next, sizeof(next), &bio->bi_next)) {
-		doubt(w->d->slot);
-		w->bio = 0;
-		return 1;
+		doubt(slot);
+		return 0;
 	}
-	blocks_at(w->d, sector, size >> 9, &f);
+	blocks_at(&d, sector, size >> 9, &f);
 	mark_blocks(f.slot, f.first, f.last);
-	w->bio = next;
+	return next;
+}
+
+static long mark_next_bio(__u64 i, struct walk *w)
+{
+	if (!w->bio)
+		return 1;
+	w->bio = mark_bio(w->d->slot, w->d->shift, w->d->nr_sectors, w->bio);
 	return 0;
 }
 
 static __always_inline void mark_discard(struct disk *d, struct request *rq)
 {
-	struct walk w = { .bio = (__u64)rq->bio, .d = d };
+	struct walk w = { .d = d };
 
+	if (bpf_core_read(&w.bio, sizeof(w.bio), &rq->bio)) // as a number, which global functions take
+		doubt(d->slot);
 	EACH(MAX_MERGED_BIOS, MAX_MERGED_BIOS, mark_next_bio, &w);
 	if (w.bio)
 		lose(d->slot, LOST_ALL); // more than can be walked: all counts as changed
@@ -1145,14 +1165,18 @@ int complete_request(__u64 *ctx)
 	return 0;
 }
 
-static long doubt_entry(__u64 i, void *unused)
+__attribute__((noinline)) int doubt_disk(__u32 key)
 {
-	__u32 key = i;
 	struct disk *d = bpf_map_lookup_elem(&disks, &key);
 
 	if (d && d->dev != DEV_FREE && d->dev != DEV_GONE && (d->flags & DISK_BIO))
 		doubt(d->slot);
 	return 0;
+}
+
+static long doubt_entry(__u64 i, void *unused)
+{
+	return doubt_disk(i);
 }
 
 static __always_inline void doubt_bio_disks(void)
@@ -1171,12 +1195,25 @@ struct settle {
 	__u64 left; // bytes completed
 };
 
+__attribute__((noinline)) int settle_bio(__u64 bio)
+{
+	__u64 root = on_record(bio);
+	struct flight *f = root ? bpf_map_lookup_elem(&flights, &root) : 0;
+	int remaining = 0;
+
+	if (!f)
+		return 0;
+	mark_blocks(f->slot, f->first, f->last);
+	bpf_core_read(&remaining, sizeof(remaining), &((struct bio *)root)->__bi_remaining.counter);
+	if (remaining <= 1)
+		bpf_map_delete_elem(&flights, &root);
+	return 0;
+}
+
 static long settle_next_bio(__u64 i, struct settle *s)
 {
 	struct bio *bio = (struct bio *)s->bio;
-	__u64 next = 0, root;
-	struct flight *f;
-	int remaining = 0;
+	__u64 next = 0;
 	__u32 size = 0;
 
 	if (!bio || bpf_core_read(&size, sizeof(size), &bio->bi_iter.bi_size) || size > s->left ||
@@ -1185,14 +1222,7 @@ static long settle_next_bio(__u64 i, struct settle *s)
 		return 1;
 	}
 	s->left -= size;
-	root = on_record(s->bio);
-	f = root ? bpf_map_lookup_elem(&flights, &root) : 0;
-	if (f) {
-		mark_blocks(f->slot, f->first, f->last);
-		bpf_core_read(&remaining, sizeof(remaining), &((struct bio *)root)->__bi_remaining.counter);
-		if (remaining <= 1)
-			bpf_map_delete_elem(&flights, &root);
-	}
+	settle_bio(s->bio);
 	s->bio = next;
 	return 0;
 }
@@ -1201,10 +1231,14 @@ SEC("tp_btf/block_rq_complete")
 int complete_remapped(__u64 *ctx)
 {
 	struct request *rq = (struct request *)ctx[0];
-	struct settle s = { .bio = (__u64)rq->bio, .left = (__u32)ctx[2] };
+	struct settle s = { .left = (__u32)ctx[2] };
 
-	if (!changes(rq->cmd_flags & REQ_OP_MASK) || !s.bio)
+	if (!changes(rq->cmd_flags & REQ_OP_MASK))
 		return 0;
+	if (bpf_core_read(&s.bio, sizeof(s.bio), &rq->bio)) {
+		doubt_bio_disks();
+		return 0;
+	}
 	EACH(MAX_MERGED_BIOS, MAX_MERGED_BIOS, settle_next_bio, &s);
 	if (s.bio)
 		doubt_bio_disks();
