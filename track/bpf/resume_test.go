@@ -33,6 +33,10 @@ const (
 )
 
 func newMachine(t *testing.T) *machine {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("nothing of a boot runs at once, which the race detector is for: make test-plain runs it")
+	}
 	m := &machine{t: t, file: sparse(t, diskSize), at: bpf.Place{Dir: filepath.Join(t.TempDir(), "state"), Name: "disk"}}
 	m.dev = loop(t, m.file)
 	run(t, "mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", m.dev, "48M")
