@@ -488,40 +488,62 @@ static __always_inline __u8 *blocks_of(void *map, __u64 page)
 	return page / SUMMARY_BYTE_PAGES < SUMMARY_WORDS * 8 ? bpf_map_lookup_elem(map, &key) : 0;
 }
 
-// Marks those of blocks first to last of a page that are in a word of it. The verifier is to see two
-// ways at each block, not what they say of first and last: it would follow every combination.
-static __always_inline void mark_in_word(volatile __u8 *page, __u32 word, __u32 first, __u32 last)
-{
-	for (__u32 i = 0; i < 8; i++) {
-		__u32 at = word * 8 + i, outside = (at - first) | (last - at);
-
-		asm volatile("" : "+r"(outside));
-		if ((__s32)outside >= 0)
-			page[at % PAGE_BLOCKS] = 1;
-	}
-}
-
-// Marks blocks first to last, both included, which are on one page. Global, as what follows,
-// so that the verifier looks at it once and not once for every caller.
-__attribute__((noinline)) int mark_on_page(__u32 slot, __u64 first, __u64 last)
+// The bytes of the page that a block is on, or null.
+static __always_inline volatile __u8 *page_of(__u32 slot, __u64 block)
 {
 	void *map = bpf_map_lookup_elem(&active, &slot);
-	__u32 from = first % PAGE_BLOCKS, to = last % PAGE_BLOCKS, word = from / 8;
-	volatile __u8 *blocks;
+	__u8 *blocks;
 
 	if (!map)
 		return 0;
-	blocks = blocks_of(map, first / PAGE_BLOCKS);
-	if (!blocks) {
+	blocks = blocks_of(map, block / PAGE_BLOCKS);
+	if (blocks)
+		mark_page(map, block / PAGE_BLOCKS);
+	else
 		lose(slot, LOST_RANGE);
+	return blocks;
+}
+
+// Marks blocks first to last, both included, of which there are no more than eight, on one page.
+// Global, as what follows: the verifier looks at it once, and not for every caller, nor for each
+// way that a loop before it may have ended.
+__attribute__((noinline)) int mark_few(__u32 slot, __u64 first, __u64 last)
+{
+	volatile __u8 *blocks = page_of(slot, first);
+
+	if (!blocks)
 		return 0;
+	for (__u32 i = 0; i < 8; i++) {
+		if (first + i > last)
+			return 0;
+		blocks[(first + i) % PAGE_BLOCKS] = 1;
 	}
-	mark_in_word(blocks, word, from, to);
-	mark_in_word(blocks, to / 8, from, to);
-	mark_page(map, first / PAGE_BLOCKS);
-	for (__u32 i = 0; i < PAGE_WORDS && ++word < to / 8; i++)
-		*(volatile __u64 *)(blocks + word * 8 % PAGE_BLOCKS) = ONES;
 	return 0;
+}
+
+// Marks blocks from first, a multiple of eight, to before end, another one, on one page.
+__attribute__((noinline)) int mark_eights(__u32 slot, __u64 first, __u64 end)
+{
+	volatile __u8 *blocks = page_of(slot, first);
+
+	if (!blocks)
+		return 0;
+	for (__u32 i = 0; i < PAGE_WORDS; i++, first += 8) {
+		if (first >= end)
+			return 0;
+		*(volatile __u64 *)(blocks + first / 8 % PAGE_WORDS * 8) = ONES;
+	}
+	return 0;
+}
+
+// Marks blocks first to last, both included, which are on one page.
+__attribute__((noinline)) int mark_on_page(__u32 slot, __u64 first, __u64 last)
+{
+	if (last - first < 8)
+		return mark_few(slot, first, last);
+	mark_few(slot, first, first | 7);
+	mark_eights(slot, (first | 7) + 1, last & ~7ULL);
+	return mark_few(slot, last & ~7ULL, last);
 }
 
 // Marks all blocks of a page. The kernel copies the ones, which are all that it writes, so
