@@ -16,7 +16,7 @@ func rig(l *lab) error {
 	if err != nil {
 		return err
 	}
-	for _, kernel := range []string{"6.1", "6.12"} {
+	for _, kernel := range []string{"6.1", "6.12", "newest"} {
 		neither := figures[kernel+" neither"]
 		fmt.Printf("| Linux %s | IOPS, median (min to max) | it / neither |\n|---|---|---|\n", kernel)
 		for _, k := range []struct{ name, words string }{

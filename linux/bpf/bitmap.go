@@ -177,7 +177,7 @@ func (b *Bitmap) Pin(path string) error {
 // lives on. It is no error when there is none.
 func Unpin(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("bpf: unpin bitmap: %w", err)
+		return fmt.Errorf("bpf: unpin: %w", err)
 	}
 	return nil
 }

@@ -60,8 +60,8 @@
 // The kernel skips a program that would interrupt itself on the same CPU; the
 // skips are counted, see [Facility.Misses]. From Linux 7.0 on it may also preempt a
 // program (include/linux/tracepoint.h), and then skips it for other tasks on that CPU:
-// there the programs that mark first are loaded three times, and a change goes unmarked
-// only if all three were skipped for it. Everything that the programs notice
+// there the programs that mark first are loaded five times, and a change goes unmarked
+// only if all five were skipped for it. Everything that the programs notice
 // but cannot express as blocks is left as flags in the bitmap's header, see
 // [Lost]. Kernels without BTF, tp_btf programs or memory-mapped maps, which is those
 // before 5.10, are refused with [ErrNotSupported].
@@ -86,6 +86,7 @@ import (
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
 
@@ -128,9 +129,9 @@ const (
 	dirMode     = 0o700
 )
 
-// reqProgs are always attached, bioProgs while a bio-based disk is tracked; progSwap, which is in
-// none of the lists, from the first disk of device-mapper on, where the kernel can. The last of all
-// programs is called, by Swap.
+// reqProgs are always attached; bioProgs are loaded when the first bio-based disk is tracked, and
+// attached while one is; progSwap, which is in none of the lists, from the first disk of
+// device-mapper on, where the kernel can. The last of all programs is called, by Swap.
 func reqProgs(began string) []string { return withCopies(began, progIssue, progReqDone) }
 
 func bioProgs(began string) []string {
@@ -142,14 +143,14 @@ func tracing(began string) []string { return append(reqProgs(began), bioProgs(be
 func mapNames(began string) []string {
 	names := []string{mapDisks, mapFlights, mapActive, mapSince}
 	if began == beganCopies {
-		names = append(names, mapCaught, caughtBio)
+		names = append(names, mapCaught)
 	}
 	return names
 }
 
 // variant returns which name the last of the programs is pinned by, on this kernel.
-func variant() (string, error) {
-	if Plain() != nil {
+func variant(types *btf.Cache) (string, error) {
+	if plain(types) != nil {
 		return beganPlain, nil
 	}
 	before, err := sysfs.KernelBefore(7, 0)
@@ -167,15 +168,18 @@ type Facility struct {
 	maps  map[string]*ebpf.Map
 	progs map[string]*ebpf.Program
 	ids   map[string]uint32 // of what was pinned when we opened it
+	types *btf.Cache        // the kernel's
 }
 
 // Load opens what is pinned in dir. The error wraps ErrNotInstalled when there
 // is nothing, ErrBroken when something is missing.
-func Load(dir string) (*Facility, error) {
+func Load(dir string) (*Facility, error) { return loadFrom(dir, btf.NewCache()) }
+
+func loadFrom(dir string, types *btf.Cache) (*Facility, error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("bpf: %s: %w", dir, ErrNotInstalled)
 	}
-	f := &Facility{dir: dir, maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}, ids: map[string]uint32{}}
+	f := &Facility{dir: dir, maps: map[string]*ebpf.Map{}, progs: map[string]*ebpf.Program{}, ids: map[string]uint32{}, types: types}
 	if err := f.load(); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("bpf: %s: %w", dir, err)
@@ -205,15 +209,28 @@ func (f *Facility) load() error {
 			return err
 		}
 	}
-	for _, name := range append(tracing(f.began), f.began) {
+	for _, name := range append(reqProgs(f.began), f.began) {
 		if err := f.loadProgram(name); err != nil {
 			return err
 		}
 	}
-	if err := f.loadSwap(); err != nil {
+	for _, name := range append(bioProgs(f.began), progSwap) {
+		if err := ifThere(f.loadProgram(name)); err != nil {
+			return err
+		}
+	}
+	if err := ifThere(f.loadMap(caughtBio)); err != nil {
 		return err
 	}
 	return f.checkLinks(reqProgs(f.began))
+}
+
+// ifThere forgives the error of loadMap or loadProgram where nothing is pinned.
+func ifThere(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // loadMap opens a pinned map, in the place of what was open by that name.
@@ -254,12 +271,13 @@ func (f *Facility) loadProgram(name string) error {
 // must not exist; its parents are created. A crash leaves either all or nothing
 // at dir, an error nothing.
 func Install(dir string) (*Facility, error) {
-	began, err := variant()
+	types := btf.NewCache()
+	began, err := variant(types)
 	if err != nil {
 		return nil, fmt.Errorf("bpf: install: %w", err)
 	}
 	for try := 1; ; try++ {
-		f, err := install(dir, began)
+		f, err := install(dir, began, types)
 		if err != nil || began != beganCopies || try == attachTries {
 			return f, err
 		}
@@ -273,7 +291,7 @@ func Install(dir string) (*Facility, error) {
 	}
 }
 
-func install(dir, began string) (*Facility, error) {
+func install(dir, began string, types *btf.Cache) (*Facility, error) {
 	staging := dir + stagingEnd
 	if err := os.RemoveAll(staging); err != nil {
 		return nil, fmt.Errorf("bpf: remove a half-made installation: %w", err)
@@ -281,21 +299,22 @@ func install(dir, began string) (*Facility, error) {
 	if err := os.MkdirAll(staging, dirMode); err != nil {
 		return nil, fmt.Errorf("bpf: install: %w", err)
 	}
-	if err := pinAll(staging, began); err != nil {
+	if err := pinAll(staging, began, types); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(staging))
 	}
 	if err := os.Rename(staging, dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("bpf: install: %w", err), os.RemoveAll(staging))
 	}
-	f, err := Load(dir)
+	f, err := loadFrom(dir, types)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	return f, nil
 }
 
-func pinAll(dir, began string) error {
-	coll, err := newCollection(began)
+func pinAll(dir, began string, types *btf.Cache) error {
+	names := append(reqProgs(began), began)
+	coll, err := newCollection(began, names, ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return err
 	}
@@ -305,7 +324,7 @@ func pinAll(dir, began string) error {
 			return fmt.Errorf("bpf: pin map %s: %w", name, err)
 		}
 	}
-	for _, name := range append(tracing(began), began) {
+	for _, name := range names {
 		if err := coll.Programs[name].Pin(filepath.Join(dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin program %s: %w", name, err)
 		}
@@ -318,35 +337,32 @@ func pinAll(dir, began string) error {
 	return nil
 }
 
-// newCollection makes the maps and the programs of a variant, but for progSwap.
-func newCollection(began string) (*ebpf.Collection, error) {
-	spec, err := specOf(began == beganPlain)
+// newCollection makes the programs of these names, of a variant, and the maps that opts has no others
+// in the place of.
+func newCollection(began string, names []string, opts ebpf.CollectionOptions) (*ebpf.Collection, error) {
+	spec, err := specOf(began == beganPlain, opts.Cache)
 	if err != nil {
 		return nil, err
 	}
 	if began == beganCopies {
 		spec.Programs[began] = spec.Programs[progBegan]
-	}
-	spec.Programs = only(spec.Programs, append(tracing(began), began))
-	if began != beganCopies {
+	} else {
 		delete(spec.Maps, mapNotes)
 		delete(spec.Maps, mapCaught)
 	}
+	spec.Programs = only(spec.Programs, names)
 	if err := countNoMemory(); err != nil {
 		return nil, err
 	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if err != nil {
 		return nil, explain(err)
 	}
-	if began == beganCopies {
-		coll.Maps[caughtBio], err = coll.Maps[mapCaught].Clone() // until there are programs that have their own
-	}
-	return coll, err
+	return coll, nil
 }
 
 // specOf returns one of the two objects; that for older kernels fitted to this one.
-func specOf(plain bool) (*ebpf.CollectionSpec, error) {
+func specOf(plain bool, types *btf.Cache) (*ebpf.CollectionSpec, error) {
 	if !plain {
 		spec, err := loadTrack()
 		if err != nil {
@@ -359,7 +375,7 @@ func specOf(plain bool) (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("bpf: read the programs: %w", err)
 	}
 	for name, tracepoint := range map[string]string{"before_bio": "block_bio_queue", "before_request": "block_rq_issue"} {
-		n, err := argumentsBefore(tracepoint)
+		n, err := argumentsBefore(tracepoint, types)
 		if err == nil {
 			err = spec.Variables[name].Set(n)
 		}

@@ -12,9 +12,11 @@ import (
 
 // What the names of the copies of a program end with, in the order in which they are attached.
 const (
-	copyFirst = "_first"
-	copyAgain = "_again"
-	copyLast  = "_last"
+	copyFirst  = "_first"
+	copyAgain  = "_again"
+	copyThird  = "_third"
+	copyFourth = "_fourth"
+	copyLast   = "_last"
 )
 
 // attachTries is how often copies are attached anew, because the first was skipped before the
@@ -29,7 +31,7 @@ func copied() []string { return []string{progQueue, progOwnMap, progIssue} }
 func withCopies(began string, names ...string) (all []string) {
 	for _, name := range names {
 		if began == beganCopies && slices.Contains(copied(), name) {
-			all = append(all, name+copyFirst, name+copyAgain, name+copyLast)
+			all = append(all, name+copyFirst, name+copyAgain, name+copyThird, name+copyFourth, name+copyLast)
 		} else {
 			all = append(all, name)
 		}
@@ -37,21 +39,21 @@ func withCopies(began string, names ...string) (all []string) {
 	return all
 }
 
-// attachCopies attaches the programs for bio-based disks, unless they are. They are loaded anew
-// for that: whatever was skipped while not all of them were attached, the last time or this time,
-// must not be in the counts. Who is killed in between leaves an installation that is damaged, or
-// programs that are not attached.
-func (f *Facility) attachCopies() error {
+// attachBio loads and attaches the programs for bio-based disks, unless they are attached. They
+// are loaded anew for that: whatever was skipped while not all copies of them were attached, the last
+// time or this time, must not be in the counts. Who is killed in between leaves programs that are not
+// attached.
+func (f *Facility) attachBio() error {
 	names := bioProgs(f.began)
 	err := f.checkLinks(names)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for try := 1; ; try++ {
-		if err := errors.Join(f.detachAll(names), f.renew(names)); err != nil {
+		if err := errors.Join(f.dropBio(), f.loadBio(names)); err != nil {
 			return err
 		}
-		if err := f.attachAll(names); err != nil {
+		if err := f.attachAll(names); err != nil || f.began != beganCopies {
 			return err
 		}
 		m, err := f.Misses(true)
@@ -61,38 +63,49 @@ func (f *Facility) attachCopies() error {
 	}
 }
 
-// renew puts new programs in the place of the pinned ones, with notes and a count of what they
-// catch of their own: the kernel takes its time to detach the old ones.
-func (f *Facility) renew(names []string) error {
-	spec, err := specOf(f.plain)
+// more makes more programs, with the maps of those that are there, but for notes and counts.
+func (f *Facility) more(names []string) (*ebpf.Collection, error) {
+	maps := map[string]*ebpf.Map{}
+	for _, name := range mapNames(progBegan) {
+		maps[name] = f.maps[name]
+	}
+	return newCollection(f.began, names, ebpf.CollectionOptions{Cache: f.types, MapReplacements: maps})
+}
+
+// loadBio loads and pins the programs for bio-based disks, with notes and a count of what they catch
+// of their own: the kernel takes its time to detach what was there before.
+func (f *Facility) loadBio(names []string) error {
+	coll, err := f.more(names)
 	if err != nil {
 		return err
-	}
-	spec.Programs = only(spec.Programs, names)
-	delete(spec.Maps, mapSince)
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: map[string]*ebpf.Map{mapDisks: f.maps[mapDisks], mapFlights: f.maps[mapFlights], mapActive: f.maps[mapActive]},
-	})
-	if err != nil {
-		return explain(err)
 	}
 	defer coll.Close()
-	pin := func(name string, to func(string) error) error {
-		path := filepath.Join(f.dir, name)
-		if err := errors.Join(Unpin(path), to(path)); err != nil {
-			return fmt.Errorf("bpf: pin %s anew: %w", name, err)
+	if caught := coll.Maps[mapCaught]; caught != nil {
+		if err := caught.Pin(filepath.Join(f.dir, caughtBio)); err != nil {
+			return fmt.Errorf("bpf: pin %s: %w", caughtBio, err)
 		}
-		return nil
-	}
-	if err := errors.Join(pin(caughtBio, coll.Maps[mapCaught].Pin), f.loadMap(caughtBio)); err != nil {
-		return err
+		if err := f.loadMap(caughtBio); err != nil {
+			return err
+		}
 	}
 	for _, name := range names {
-		if err := errors.Join(pin(name, coll.Programs[name].Pin), f.loadProgram(name)); err != nil {
+		if err := coll.Programs[name].Pin(filepath.Join(f.dir, name)); err != nil {
+			return fmt.Errorf("bpf: pin program %s: %w", name, err)
+		}
+		if err := f.loadProgram(name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// dropBio undoes attachBio.
+func (f *Facility) dropBio() error {
+	err := Unpin(filepath.Join(f.dir, caughtBio))
+	for _, name := range bioProgs(f.began) {
+		err = errors.Join(err, f.drop(name))
+	}
+	return err
 }
 
 // only returns the programs of these names.

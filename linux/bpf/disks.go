@@ -111,10 +111,7 @@ func (f *Facility) attachFor(d Disk) error {
 	if d.Flags&DiskBio == 0 {
 		return nil
 	}
-	if f.began == beganCopies {
-		return f.attachCopies()
-	}
-	return f.attachAll(bioProgs(f.began))
+	return f.attachBio()
 }
 
 func (f *Facility) attachAll(names []string) error {
@@ -181,19 +178,25 @@ func (f *Facility) find(dev uint32) (found uint32, d Disk, known bool, err error
 
 // Disks returns all entries by device number.
 func (f *Facility) Disks() (map[uint32]Disk, error) {
+	table, err := f.table()
 	all := map[uint32]Disk{}
-	var at uint32
-	var d Disk
-	it := f.maps[mapDisks].Iterate()
-	for it.Next(&at, &d) {
+	for _, d := range table {
 		if d.Dev != devFree && d.Dev != devGone {
 			all[d.Dev] = d
 		}
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("bpf: list disks: %w", err)
+	return all, err
+}
+
+// table reads the table of disks at once (Linux 5.6): one by one takes as long as a third of a boot's
+// work.
+func (f *Facility) table() ([]Disk, error) {
+	keys, table := make([]uint32, tableSize), make([]Disk, tableSize)
+	n, err := f.maps[mapDisks].BatchLookup(new(ebpf.MapBatchCursor), keys, table, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) || n != tableSize { // there is no next one
+		return nil, fmt.Errorf("bpf: list disks: %d of %d entries: %w", n, tableSize, err)
 	}
-	return all, nil
+	return table, nil
 }
 
 // Drop ends the tracking of the disk dev and empties its slot. It is no error
@@ -226,23 +229,21 @@ func (f *Facility) clear(at uint32, d Disk) error {
 
 // Sweep undoes what a Put that was killed has done. The machine's lock must be held.
 func (f *Facility) Sweep() error {
-	living, err := f.Disks()
+	table, err := f.table()
 	if err != nil {
 		return err
 	}
 	used := map[uint32]bool{}
-	for _, d := range living {
-		used[d.Slot] = true
-	}
-	for at := range uint32(tableSize) {
-		var d Disk
-		if err := f.maps[mapDisks].Lookup(at, &d); err != nil {
-			return fmt.Errorf("bpf: look up disk: %w", err)
+	for _, d := range table {
+		if d.Dev != devFree && d.Dev != devGone {
+			used[d.Slot] = true
 		}
+	}
+	for at, d := range table {
 		if d.Dev != devGone || d.Sectors == 0 || used[d.Slot] {
 			continue
 		}
-		if err := f.clear(at, d); err != nil {
+		if err := f.clear(uint32(at), d); err != nil {
 			return err
 		}
 	}
@@ -260,15 +261,8 @@ func (f *Facility) detachBio() error {
 			return nil
 		}
 	}
-	return errors.Join(f.dropSwap(), f.detachAll(bioProgs(f.began)))
-}
-
-func (f *Facility) detachAll(names []string) error {
-	var errs []error
-	for _, name := range names {
-		errs = append(errs, detach(f.dir, name))
-	}
-	return errors.Join(errs...)
+	// With progSwap, the module could not be removed from the kernel.
+	return errors.Join(f.drop(progSwap), f.dropBio())
 }
 
 // dropFlights forgets the bios in flight of a slot, so that the slot's next

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"tidemark/extent"
@@ -47,7 +48,7 @@ func objects(t *testing.T, f func(t *testing.T, fac *Facility)) {
 
 func installed(t testing.TB, began string) *Facility {
 	t.Helper()
-	f, err := install(filepath.Join(mount(t), "tidemark", "v1"), began)
+	f, err := install(filepath.Join(mount(t), "tidemark", "v1"), began, btf.NewCache())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,6 +59,10 @@ func installed(t testing.TB, began string) *Facility {
 	})
 	return f
 }
+
+// installedPins is how many pins there are without bio-based disks: maps, programs with their links, and
+// the one that is called.
+func installedPins(f *Facility) int { return len(mapNames(f.began)) + 2*len(reqProgs(f.began)) + 1 }
 
 // newBitmap returns an empty bitmap that the test need not close.
 func emptyBitmap(t testing.TB, f *Facility, blocks uint64) *Bitmap {
@@ -128,10 +133,10 @@ func halfAnInstallationIsBroken(t *testing.T, f *Facility) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := len(mapNames(f.began)) + len(tracing(f.began)) + 1 + len(reqProgs(f.began)); len(entries) != want {
-		t.Fatalf("%d pins, want %d: maps, programs, links of two", len(entries), want)
+	if want := installedPins(f); len(entries) != want {
+		t.Fatalf("%d pins, want %d", len(entries), want)
 	}
-	asWithBits := append(mapNames(progBegan), tracing(progBegan)...)
+	asWithBits := append(mapNames(progBegan), reqProgs(progBegan)...)
 	for _, name := range reqProgs(progBegan) {
 		asWithBits = append(asWithBits, pinnedLink+name)
 	}
@@ -142,7 +147,7 @@ func halfAnInstallationIsBroken(t *testing.T, f *Facility) {
 		if err := Remove(f.Dir()); err != nil {
 			t.Fatal(err)
 		}
-		whole, err := install(f.Dir(), f.began)
+		whole, err := install(f.Dir(), f.began, f.types)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -214,9 +219,9 @@ func nothingIsLeftOfADiskThatWasNotAdded(t *testing.T, f *Facility) {
 	}
 	wantNothing := func(what string) {
 		t.Helper()
-		links, err := filepath.Glob(filepath.Join(f.Dir(), pinnedLink+"*"))
-		if err != nil || len(links) != len(reqProgs(f.began)) {
-			t.Errorf("%s: attached: %v, %v", what, links, err)
+		entries, err := os.ReadDir(f.Dir())
+		if err != nil || len(entries) != installedPins(f) {
+			t.Errorf("%s: pinned: %v, %v", what, entries, err)
 		}
 		if _, active, err := f.Active(d.Slot); active || err != nil {
 			t.Errorf("%s: the slot is not empty: %v", what, err)
@@ -228,14 +233,15 @@ func nothingIsLeftOfADiskThatWasNotAdded(t *testing.T, f *Facility) {
 			t.Errorf("%s: the slot of another disk is empty: %v", what, err)
 		}
 	}
-	// What is in the way of one link fails the step half-way, unless all are attached anew.
-	if err := os.Symlink("nowhere", filepath.Join(f.Dir(), pinnedLink+progBioDone)); err != nil {
+	// What is in the way of one pin fails the step half-way.
+	way := filepath.Join(f.Dir(), progBioDone)
+	if err := os.MkdirAll(filepath.Join(way, "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Put(d, b); (err == nil) != (f.began == beganCopies) {
-		t.Fatalf("with something in the way of a pin: %v", err)
+	if err := f.Put(d, b); err == nil {
+		t.Fatal("nothing was in the way")
 	}
-	if err := f.Drop(d.Dev); err != nil {
+	if err := errors.Join(os.RemoveAll(way), f.Sweep()); err != nil {
 		t.Fatal(err)
 	}
 	wantNothing("failed")
@@ -323,7 +329,10 @@ func TestWhatASkippedProgramLoses(t *testing.T) {
 // Of the copies of a program, each marks what those before it were skipped for, and counts it; no
 // two of them mark the same.
 func TestEachCopyCatchesWhatTheOthersWereSkippedFor(t *testing.T) {
-	for without, want := range map[string]uint64{"": 0, copyFirst: 1, copyFirst + copyAgain: 1, copyLast: 0, copyAgain: 0} {
+	for without, want := range map[string]uint64{
+		"": 0, copyFirst: 1, copyFirst + copyAgain: 1, copyFirst + copyAgain + copyThird + copyFourth: 1,
+		copyLast: 0, copyAgain: 0, copyThird + copyFourth: 0,
+	} {
 		t.Run("without "+without, func(t *testing.T) {
 			f := installed(t, beganCopies)
 			dev, d := smallLoop(t)
@@ -331,7 +340,7 @@ func TestEachCopyCatchesWhatTheOthersWereSkippedFor(t *testing.T) {
 			if err := f.Put(d, b); err != nil {
 				t.Fatal(err)
 			}
-			for _, which := range []string{copyFirst, copyAgain, copyLast} {
+			for _, which := range []string{copyFirst, copyAgain, copyThird, copyFourth, copyLast} {
 				if strings.Contains(without, which) {
 					if err := detach(f.Dir(), progIssue+which); err != nil {
 						t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 
 func loadSpec(t *testing.T, plain bool) *ebpf.CollectionSpec {
 	t.Helper()
-	spec, err := specOf(plain)
+	spec, err := specOf(plain, btf.NewCache())
 	if err != nil {
 		t.Fatal(err)
 	}

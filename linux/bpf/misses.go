@@ -52,6 +52,9 @@ func (f *Facility) counts() (counts, error) {
 			if name == progIssue {
 				counter = f.maps[mapCaught]
 			}
+			if counter == nil {
+				continue // of programs that are not loaded
+			}
 			if err := counter.Lookup(uint32(kind), &n); err != nil {
 				return c, fmt.Errorf("bpf: counter of what the copies of %s caught: %w", name, err)
 			}

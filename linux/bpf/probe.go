@@ -21,21 +21,24 @@ type Feature struct {
 
 // Probe tries everything the tracker needs, by itself. It changes nothing on the machine.
 func Probe() []Feature {
+	types := btf.NewCache()
 	return []Feature{
-		{"BTF of the kernel (CONFIG_DEBUG_INFO_BTF)", "Linux 5.4", probeBTF()},
+		{"BTF of the kernel (CONFIG_DEBUG_INFO_BTF)", "Linux 5.4", probeBTF(types)},
 		{"tracing programs on BTF tracepoints (tp_btf)", "Linux 5.5", probeTracing()},
 		{"memory-mapped arrays as inner maps", "Linux 5.10", probeInnerMap()},
-		{"the block layer's tracepoints and structures", "Linux 5.10", probeBlock(older())},
+		{"the block layer's tracepoints and structures", "Linux 5.10", probeBlock(types, older())},
 	}
 }
 
 // Plain says what this kernel lacks for bitmaps of bits, so that theirs are of bytes; nil is
 // nothing. It presumes that nothing is missing of what Probe tries.
-func Plain() error {
+func Plain() error { return plain(btf.NewCache()) }
+
+func plain(types *btf.Cache) error {
 	for _, f := range []Feature{
-		{"bpf_loop", "Linux 5.17", probeLoop()},
+		{"bpf_loop", "Linux 5.17", probeLoop(types)},
 		{"atomic instructions", "Linux 5.12", probeAtomics()},
-		{"the block layer's structures of now", "Linux 6.0", probeBlock(newer())},
+		{"the block layer's structures of now", "Linux 6.0", probeBlock(types, newer())},
 	} {
 		if f.Err != nil {
 			return fmt.Errorf("%s (%s)", f.Name, f.Since)
@@ -48,11 +51,12 @@ func Plain() error {
 // a bitmap of the given number of blocks. Nothing of it stays. The error wraps ErrNotSupported
 // where the kernel lacks something.
 func Try(blocks uint64) (err error) {
-	began, err := variant()
+	types := btf.NewCache()
+	began, err := variant(types)
 	if err != nil {
 		return err
 	}
-	coll, err := newCollection(began)
+	coll, err := newCollection(began, append(tracing(began), began), ebpf.CollectionOptions{Cache: types})
 	if err != nil {
 		return err
 	}
@@ -71,8 +75,8 @@ func Try(blocks uint64) (err error) {
 	return b.Close()
 }
 
-func probeBTF() error {
-	_, err := btf.LoadKernelSpec()
+func probeBTF(types *btf.Cache) error {
+	_, err := types.Kernel()
 	return err
 }
 
@@ -91,8 +95,8 @@ func probeTracing() error {
 }
 
 // probeLoop asks the kernel's own list of helpers.
-func probeLoop() error {
-	spec, err := btf.LoadKernelSpec()
+func probeLoop(types *btf.Cache) error {
+	spec, err := types.Kernel()
 	if err != nil {
 		return err
 	}
@@ -161,8 +165,8 @@ func older() [][]field {
 }
 
 // probeBlock looks for what the programs read, by name.
-func probeBlock(want [][]field) error {
-	spec, err := btf.LoadKernelSpec()
+func probeBlock(types *btf.Cache, want [][]field) error {
+	spec, err := types.Kernel()
 	if err != nil {
 		return err
 	}
@@ -205,8 +209,8 @@ func parameters(spec *btf.Spec, tracepoint string) ([]btf.FuncParam, error) {
 }
 
 // argumentsBefore counts what a tracepoint hands over before the bio, or the request.
-func argumentsBefore(tracepoint string) (uint32, error) {
-	spec, err := btf.LoadKernelSpec()
+func argumentsBefore(tracepoint string, types *btf.Cache) (uint32, error) {
+	spec, err := types.Kernel()
 	if err != nil {
 		return 0, err
 	}

@@ -3,7 +3,6 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
@@ -25,7 +24,7 @@ func (f *Facility) WatchSwaps() (bool, error) {
 		err = attach(f.dir, progSwap, f.progs[progSwap])
 	}
 	if errors.Is(err, btf.ErrNotFound) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, enotsupp) {
-		return false, f.dropSwap()
+		return false, f.drop(progSwap)
 	}
 	if err == nil {
 		err = f.checkLinks([]string{progSwap})
@@ -38,47 +37,23 @@ func (f *Facility) pinSwap() error {
 	if f.progs[progSwap] != nil {
 		return nil
 	}
-	spec, err := specOf(f.plain)
+	coll, err := f.more([]string{progSwap})
 	if err != nil {
-		return err
-	}
-	spec.Programs = map[string]*ebpf.ProgramSpec{progSwap: spec.Programs[progSwap]}
-	for name := range spec.Maps {
-		if name != mapActive && name != mapDisks {
-			delete(spec.Maps, name)
-		}
-	}
-	if err := countNoMemory(); err != nil {
-		return err
-	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
-		MapReplacements: map[string]*ebpf.Map{mapActive: f.maps[mapActive], mapDisks: f.maps[mapDisks]},
-	})
-	if err != nil {
-		return fmt.Errorf("bpf: load %s: %w", progSwap, err)
+		return fmt.Errorf("load %s: %w", progSwap, err)
 	}
 	defer coll.Close()
 	if err := coll.Programs[progSwap].Pin(filepath.Join(f.dir, progSwap)); err != nil {
 		return fmt.Errorf("bpf: pin program %s: %w", progSwap, err)
 	}
-	return f.loadSwap()
+	return f.loadProgram(progSwap)
 }
 
-// dropSwap undoes WatchSwaps. Else the module could not be removed from the kernel.
-func (f *Facility) dropSwap() error {
-	err := errors.Join(detach(f.dir, progSwap), Unpin(filepath.Join(f.dir, progSwap)))
-	if p := f.progs[progSwap]; p != nil {
-		delete(f.progs, progSwap)
+// drop detaches a program and lets go of it. It is no error when it is not there.
+func (f *Facility) drop(name string) error {
+	err := errors.Join(detach(f.dir, name), Unpin(filepath.Join(f.dir, name)))
+	if p := f.progs[name]; p != nil {
+		delete(f.progs, name)
 		err = errors.Join(err, p.Close())
-	}
-	return err
-}
-
-// loadSwap opens the program, if it is there.
-func (f *Facility) loadSwap() error {
-	err := f.loadProgram(progSwap)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
 	}
 	return err
 }

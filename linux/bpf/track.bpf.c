@@ -730,7 +730,7 @@ static __always_inline int changes(__u32 op)
 
 // Where the kernel preempts programs (Linux 7.0 on), it skips a program for whatever comes to it
 // on a CPU on which a task was preempted in it. So those that mark before the driver acts are
-// loaded three times there, and attached in this order: name_first, name_again, name_last. The
+// loaded five times there, and attached in this order: name_first, _again, _third, _fourth, _last. The
 // first of them that is not skipped does the work, and leaves word of it in its task to the
 // others. What follows from the counts is told in docs/design/0005.
 #ifndef PLAIN
@@ -750,6 +750,7 @@ enum kind {
 struct note {
 	volatile __u64 whose; // the address of the task, and the kind
 	volatile __u64 about; // the bio or the request
+	volatile __u64 where; // what else the event is known by
 };
 
 // The kernel's own storage of tasks (BPF_MAP_TYPE_TASK_STORAGE) often fails to get memory here.
@@ -808,16 +809,31 @@ static __always_inline struct note *note_of(struct bucket *b, __u64 whose)
 	return 0;
 }
 
+// What an event is known by beside the address. A task soon gets the address of its last bio again,
+// and word that nobody took back (the last copy was skipped) would pass for word of the next event.
+// Nothing of this changes while the copies are called one after the other.
+static __always_inline __u64 where(__u64 *ctx, __u32 kind)
+{
+	struct bio *bio = (struct bio *)ctx[0];
+	struct request *rq = (struct request *)ctx[0];
+
+	if (kind == ISSUE)
+		return rq->__sector ^ rq->start_time_ns << 16;
+	return bio->bi_iter.bi_sector ^ (__u64)bio->bi_iter.bi_size << 32;
+}
+
 // Leaves word that an event was seen: in the note n, or in another one if that is null.
 static __always_inline void leave(struct bucket *b, struct note *n, __u64 *ctx, __u64 whose, __u32 kind)
 {
 	for (int i = 0; i < BUCKET_NOTES && !n; i++)
 		if (!b->notes[i].whose && !__sync_val_compare_and_swap(&b->notes[i].whose, 0, whose))
 			n = &b->notes[i];
-	if (n)
-		n->about = ctx[0];
-	else
+	if (!n) {
 		count_caught(kind, -1); // the next program counts what was not skipped
+		return;
+	}
+	n->about = ctx[0];
+	n->where = where(ctx, kind);
 }
 
 // What the first program of a kind does.
@@ -835,13 +851,15 @@ static __always_inline int seen(__u64 *ctx, __u32 kind, int last)
 {
 	__u64 task = owner(ctx);
 	struct bucket *b = task ? bucket_of(task) : 0;
+	__u64 at = where(ctx, kind);
 	struct note *n;
 	int is;
 
 	if (!b)
 		return 0; // marked again, which changes nothing
 	n = note_of(b, task + kind);
-	is = n && n->about == ctx[0];
+	asm volatile("" : "+r"(at)); // not read by the number that compares equal to the address: the verifier
+	is = n && n->about == ctx[0] && n->where == at;
 	if (!is)
 		count_caught(kind, 1);
 	if (last && n)
@@ -865,6 +883,8 @@ static __always_inline int seen(__u64 *ctx, __u32 kind, int last)
 	}                                                                          \
 	COPY(tracepoint, name, _first, begin(ctx, kind))                           \
 	COPY(tracepoint, name, _again, if (seen(ctx, kind, 0)) return 0)           \
+	COPY(tracepoint, name, _third, if (seen(ctx, kind, 0)) return 0)           \
+	COPY(tracepoint, name, _fourth, if (seen(ctx, kind, 0)) return 0)          \
 	COPY(tracepoint, name, _last, if (seen(ctx, kind, 1)) return 0)
 #else
 #define COPIES(tracepoint, name, kind)

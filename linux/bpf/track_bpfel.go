@@ -16,29 +16,35 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	trackMapActive             = "active"
-	trackMapCaught             = "caught"
-	trackMapDisks              = "disks"
-	trackMapFlights            = "flights"
-	trackMapNotes              = "notes"
-	trackMapSince              = "since"
-	trackProgBegan             = "began"
-	trackProgCompleteBio       = "complete_bio"
-	trackProgCompleteRemapped  = "complete_remapped"
-	trackProgCompleteRequest   = "complete_request"
-	trackProgIssueRequest      = "issue_request"
-	trackProgIssueRequestAgain = "issue_request_again"
-	trackProgIssueRequestFirst = "issue_request_first"
-	trackProgIssueRequestLast  = "issue_request_last"
-	trackProgQueueBio          = "queue_bio"
-	trackProgQueueBioAgain     = "queue_bio_again"
-	trackProgQueueBioFirst     = "queue_bio_first"
-	trackProgQueueBioLast      = "queue_bio_last"
-	trackProgRemapBio          = "remap_bio"
-	trackProgRemapBioAgain     = "remap_bio_again"
-	trackProgRemapBioFirst     = "remap_bio_first"
-	trackProgRemapBioLast      = "remap_bio_last"
-	trackProgSwapTable         = "swap_table"
+	trackMapActive              = "active"
+	trackMapCaught              = "caught"
+	trackMapDisks               = "disks"
+	trackMapFlights             = "flights"
+	trackMapNotes               = "notes"
+	trackMapSince               = "since"
+	trackProgBegan              = "began"
+	trackProgCompleteBio        = "complete_bio"
+	trackProgCompleteRemapped   = "complete_remapped"
+	trackProgCompleteRequest    = "complete_request"
+	trackProgIssueRequest       = "issue_request"
+	trackProgIssueRequestAgain  = "issue_request_again"
+	trackProgIssueRequestFirst  = "issue_request_first"
+	trackProgIssueRequestFourth = "issue_request_fourth"
+	trackProgIssueRequestLast   = "issue_request_last"
+	trackProgIssueRequestThird  = "issue_request_third"
+	trackProgQueueBio           = "queue_bio"
+	trackProgQueueBioAgain      = "queue_bio_again"
+	trackProgQueueBioFirst      = "queue_bio_first"
+	trackProgQueueBioFourth     = "queue_bio_fourth"
+	trackProgQueueBioLast       = "queue_bio_last"
+	trackProgQueueBioThird      = "queue_bio_third"
+	trackProgRemapBio           = "remap_bio"
+	trackProgRemapBioAgain      = "remap_bio_again"
+	trackProgRemapBioFirst      = "remap_bio_first"
+	trackProgRemapBioFourth     = "remap_bio_fourth"
+	trackProgRemapBioLast       = "remap_bio_last"
+	trackProgRemapBioThird      = "remap_bio_third"
+	trackProgSwapTable          = "swap_table"
 )
 
 // loadTrack returns the embedded CollectionSpec for track.
@@ -83,23 +89,29 @@ type trackSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trackProgramSpecs struct {
-	Began             *ebpf.ProgramSpec `ebpf:"began"`
-	CompleteBio       *ebpf.ProgramSpec `ebpf:"complete_bio"`
-	CompleteRemapped  *ebpf.ProgramSpec `ebpf:"complete_remapped"`
-	CompleteRequest   *ebpf.ProgramSpec `ebpf:"complete_request"`
-	IssueRequest      *ebpf.ProgramSpec `ebpf:"issue_request"`
-	IssueRequestAgain *ebpf.ProgramSpec `ebpf:"issue_request_again"`
-	IssueRequestFirst *ebpf.ProgramSpec `ebpf:"issue_request_first"`
-	IssueRequestLast  *ebpf.ProgramSpec `ebpf:"issue_request_last"`
-	QueueBio          *ebpf.ProgramSpec `ebpf:"queue_bio"`
-	QueueBioAgain     *ebpf.ProgramSpec `ebpf:"queue_bio_again"`
-	QueueBioFirst     *ebpf.ProgramSpec `ebpf:"queue_bio_first"`
-	QueueBioLast      *ebpf.ProgramSpec `ebpf:"queue_bio_last"`
-	RemapBio          *ebpf.ProgramSpec `ebpf:"remap_bio"`
-	RemapBioAgain     *ebpf.ProgramSpec `ebpf:"remap_bio_again"`
-	RemapBioFirst     *ebpf.ProgramSpec `ebpf:"remap_bio_first"`
-	RemapBioLast      *ebpf.ProgramSpec `ebpf:"remap_bio_last"`
-	SwapTable         *ebpf.ProgramSpec `ebpf:"swap_table"`
+	Began              *ebpf.ProgramSpec `ebpf:"began"`
+	CompleteBio        *ebpf.ProgramSpec `ebpf:"complete_bio"`
+	CompleteRemapped   *ebpf.ProgramSpec `ebpf:"complete_remapped"`
+	CompleteRequest    *ebpf.ProgramSpec `ebpf:"complete_request"`
+	IssueRequest       *ebpf.ProgramSpec `ebpf:"issue_request"`
+	IssueRequestAgain  *ebpf.ProgramSpec `ebpf:"issue_request_again"`
+	IssueRequestFirst  *ebpf.ProgramSpec `ebpf:"issue_request_first"`
+	IssueRequestFourth *ebpf.ProgramSpec `ebpf:"issue_request_fourth"`
+	IssueRequestLast   *ebpf.ProgramSpec `ebpf:"issue_request_last"`
+	IssueRequestThird  *ebpf.ProgramSpec `ebpf:"issue_request_third"`
+	QueueBio           *ebpf.ProgramSpec `ebpf:"queue_bio"`
+	QueueBioAgain      *ebpf.ProgramSpec `ebpf:"queue_bio_again"`
+	QueueBioFirst      *ebpf.ProgramSpec `ebpf:"queue_bio_first"`
+	QueueBioFourth     *ebpf.ProgramSpec `ebpf:"queue_bio_fourth"`
+	QueueBioLast       *ebpf.ProgramSpec `ebpf:"queue_bio_last"`
+	QueueBioThird      *ebpf.ProgramSpec `ebpf:"queue_bio_third"`
+	RemapBio           *ebpf.ProgramSpec `ebpf:"remap_bio"`
+	RemapBioAgain      *ebpf.ProgramSpec `ebpf:"remap_bio_again"`
+	RemapBioFirst      *ebpf.ProgramSpec `ebpf:"remap_bio_first"`
+	RemapBioFourth     *ebpf.ProgramSpec `ebpf:"remap_bio_fourth"`
+	RemapBioLast       *ebpf.ProgramSpec `ebpf:"remap_bio_last"`
+	RemapBioThird      *ebpf.ProgramSpec `ebpf:"remap_bio_third"`
+	SwapTable          *ebpf.ProgramSpec `ebpf:"swap_table"`
 }
 
 // trackMapSpecs contains maps before they are loaded into the kernel.
@@ -169,23 +181,29 @@ type trackVariables struct {
 //
 // It can be passed to loadTrackObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trackPrograms struct {
-	Began             *ebpf.Program `ebpf:"began"`
-	CompleteBio       *ebpf.Program `ebpf:"complete_bio"`
-	CompleteRemapped  *ebpf.Program `ebpf:"complete_remapped"`
-	CompleteRequest   *ebpf.Program `ebpf:"complete_request"`
-	IssueRequest      *ebpf.Program `ebpf:"issue_request"`
-	IssueRequestAgain *ebpf.Program `ebpf:"issue_request_again"`
-	IssueRequestFirst *ebpf.Program `ebpf:"issue_request_first"`
-	IssueRequestLast  *ebpf.Program `ebpf:"issue_request_last"`
-	QueueBio          *ebpf.Program `ebpf:"queue_bio"`
-	QueueBioAgain     *ebpf.Program `ebpf:"queue_bio_again"`
-	QueueBioFirst     *ebpf.Program `ebpf:"queue_bio_first"`
-	QueueBioLast      *ebpf.Program `ebpf:"queue_bio_last"`
-	RemapBio          *ebpf.Program `ebpf:"remap_bio"`
-	RemapBioAgain     *ebpf.Program `ebpf:"remap_bio_again"`
-	RemapBioFirst     *ebpf.Program `ebpf:"remap_bio_first"`
-	RemapBioLast      *ebpf.Program `ebpf:"remap_bio_last"`
-	SwapTable         *ebpf.Program `ebpf:"swap_table"`
+	Began              *ebpf.Program `ebpf:"began"`
+	CompleteBio        *ebpf.Program `ebpf:"complete_bio"`
+	CompleteRemapped   *ebpf.Program `ebpf:"complete_remapped"`
+	CompleteRequest    *ebpf.Program `ebpf:"complete_request"`
+	IssueRequest       *ebpf.Program `ebpf:"issue_request"`
+	IssueRequestAgain  *ebpf.Program `ebpf:"issue_request_again"`
+	IssueRequestFirst  *ebpf.Program `ebpf:"issue_request_first"`
+	IssueRequestFourth *ebpf.Program `ebpf:"issue_request_fourth"`
+	IssueRequestLast   *ebpf.Program `ebpf:"issue_request_last"`
+	IssueRequestThird  *ebpf.Program `ebpf:"issue_request_third"`
+	QueueBio           *ebpf.Program `ebpf:"queue_bio"`
+	QueueBioAgain      *ebpf.Program `ebpf:"queue_bio_again"`
+	QueueBioFirst      *ebpf.Program `ebpf:"queue_bio_first"`
+	QueueBioFourth     *ebpf.Program `ebpf:"queue_bio_fourth"`
+	QueueBioLast       *ebpf.Program `ebpf:"queue_bio_last"`
+	QueueBioThird      *ebpf.Program `ebpf:"queue_bio_third"`
+	RemapBio           *ebpf.Program `ebpf:"remap_bio"`
+	RemapBioAgain      *ebpf.Program `ebpf:"remap_bio_again"`
+	RemapBioFirst      *ebpf.Program `ebpf:"remap_bio_first"`
+	RemapBioFourth     *ebpf.Program `ebpf:"remap_bio_fourth"`
+	RemapBioLast       *ebpf.Program `ebpf:"remap_bio_last"`
+	RemapBioThird      *ebpf.Program `ebpf:"remap_bio_third"`
+	SwapTable          *ebpf.Program `ebpf:"swap_table"`
 }
 
 func (p *trackPrograms) Close() error {
@@ -197,15 +215,21 @@ func (p *trackPrograms) Close() error {
 		p.IssueRequest,
 		p.IssueRequestAgain,
 		p.IssueRequestFirst,
+		p.IssueRequestFourth,
 		p.IssueRequestLast,
+		p.IssueRequestThird,
 		p.QueueBio,
 		p.QueueBioAgain,
 		p.QueueBioFirst,
+		p.QueueBioFourth,
 		p.QueueBioLast,
+		p.QueueBioThird,
 		p.RemapBio,
 		p.RemapBioAgain,
 		p.RemapBioFirst,
+		p.RemapBioFourth,
 		p.RemapBioLast,
+		p.RemapBioThird,
 		p.SwapTable,
 	)
 }

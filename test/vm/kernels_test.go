@@ -4,22 +4,12 @@ import "flag"
 
 var allKernels = flag.Bool("all-kernels", false, "run everything on every kernel of the rig; make test-kernels does")
 
-// oldestAndNewest are the kernels for the rig itself.
+// oldestAndNewest are the kernels for the rig itself, and for mirrors and what tracks under load.
 func oldestAndNewest() []Kernel {
 	if *allKernels {
 		return Kernels()
 	}
 	return []Kernel{Linux510, Newest}
-}
-
-// forTracking are the kernels for what tracks under load: the oldest, and the newest that does not
-// preempt tracing programs. Where it does, a very busy machine may still lose the marks of bio-based
-// disks, and tests that want them fail.
-func forTracking() []Kernel {
-	if *allKernels {
-		return Kernels()
-	}
-	return []Kernel{Linux510, Linux612}
 }
 
 // forMapper are the kernels for what depends on device-mapper.

@@ -16,7 +16,7 @@ func TestWriteOverhead(t *testing.T) {
 	}
 	program := Build(t, "tidemark/test/vm/guest/overhead")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range forMapper() {
+	for _, kernel := range []Kernel{Linux61, Linux612, Newest} {
 		t.Run(string(kernel), func(t *testing.T) {
 			Run(t, Config{
 				Kernel: kernel, Timeout: busyTimeout,

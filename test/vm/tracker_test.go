@@ -12,7 +12,7 @@ const busyTimeout = 15 * time.Minute
 func TestTracker(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/tracker")
-	for _, kernel := range forTracking() {
+	for _, kernel := range oldestAndNewest() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			disks := []Disk{

@@ -4,6 +4,7 @@ package guest
 
 import (
 	"fmt"
+	"os"
 	"testing"
 
 	"tidemark/block"
@@ -14,6 +15,11 @@ import (
 func Array(t testing.TB, level string, members ...string) string {
 	t.Helper()
 	Modprobe(t, "md-mod", "md-"+level)
+	// From Linux 6.18 on, what is cleared may stay, and so does its name; as for old versions of mdadm.
+	const stays = "/sys/module/md_mod/parameters/legacy_async_del_gendisk"
+	if _, err := os.Stat(stays); err == nil {
+		WriteFile(t, stays, "N")
+	}
 	WriteFile(t, "/sys/module/md_mod/parameters/new_array", "md_tidemark")
 	dir := "/sys/block/md_tidemark/md/"
 	WriteFile(t, dir+"metadata_version", "none")

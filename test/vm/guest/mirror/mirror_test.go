@@ -172,6 +172,23 @@ func churn(prefix string, i int) error {
 	return os.Rename(name+".new", name)
 }
 
+// Before Linux 5.11 the kernel counts what tracking needs as locked memory: its limit is raised.
+func TestTrackingWhereLittleMemoryMayBeLocked(t *testing.T) {
+	disk, image := guest.Disk(t, "scsi"), filepath.Join(t.TempDir(), "mirror.img")
+	limited := func(command string) string {
+		t.Helper()
+		return guest.Run(t, "sh", "-c", "ulimit -l 64 && tidemark "+command)
+	}
+	if out := limited("doctor"); !strings.Contains(out, "runs read only what changed") {
+		t.Errorf("doctor says: %s", out)
+	}
+	limited("mirror --tracker bpf " + disk + " " + image)
+	t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", disk) })
+	if out := limited("mirror --tracker bpf --json " + disk + " " + image); !strings.Contains(out, `"incremental"`) {
+		t.Errorf("the second run is not incremental: %s", out)
+	}
+}
+
 // The files of an encrypted copy are shown as its refusal says.
 func TestTheCopyOfAnEncryptedDiskIsOpenedWithItsKey(t *testing.T) {
 	guest.Modprobe(t, "dm-crypt")
