@@ -4,12 +4,21 @@ import "flag"
 
 var allKernels = flag.Bool("all-kernels", false, "run everything on every kernel of the rig; make test-kernels does")
 
-// oldestAndNewest are the kernels for the rig itself, and for mirrors and what tracks under load.
+// oldestAndNewest are the kernels for the rig itself, and for mirrors and tracking under load.
 func oldestAndNewest() []Kernel {
 	if *allKernels {
 		return Kernels()
 	}
 	return []Kernel{Linux510, Newest}
+}
+
+// forFaults are the kernels for disks that fail and machines that lose their power: the newest one does
+// so in make test-kernels.
+func forFaults() []Kernel {
+	if *allKernels {
+		return Kernels()
+	}
+	return []Kernel{Linux510, Linux612}
 }
 
 // forMapper are the kernels for what depends on device-mapper.

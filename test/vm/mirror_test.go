@@ -13,7 +13,7 @@ import (
 func otherKernels(k Kernel) string {
 	return k.skipped(
 		"TestAPartOfAStackIsNoSource|TestLiveMirror/(ext4_on_virtio-scsi|xfs_on_virtio-blk|btrfs_on_virtio-blk|ext4_on_dm-linear|ext4_on_dm-crypt)",
-		"TestLiveMirror/(ext4_on_virtio-blk|xfs_on_dm-linear|btrfs_on_dm-crypt|ext4_on_dm-thin)")
+		"TestTrackingWhereLittleMemoryMayBeLocked|TestLiveMirror/(ext4_on_virtio-blk|xfs_on_dm-linear|btrfs_on_dm-crypt|ext4_on_dm-thin)")
 }
 
 // Live mirrors of busy filesystems work in every kernel.

@@ -183,10 +183,7 @@ func TestTrackingWhereLittleMemoryMayBeLocked(t *testing.T) {
 		t.Errorf("doctor says: %s", out)
 	}
 	limited("mirror --tracker bpf " + disk + " " + image)
-	t.Cleanup(func() { guest.Run(t, "tidemark", "track", "stop", disk) })
-	if out := limited("mirror --tracker bpf --json " + disk + " " + image); !strings.Contains(out, `"incremental"`) {
-		t.Errorf("the second run is not incremental: %s", out)
-	}
+	guest.Run(t, "tidemark", "track", "stop", disk)
 }
 
 // The files of an encrypted copy are shown as its refusal says.
