@@ -1,7 +1,10 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -117,17 +120,13 @@ func Disk(device string, missing bool) (string, error) {
 }
 
 // CheckTracked returns when the tracking of a disk of the running system has to begin, or fails when
-// it cannot be saved: a volume of LUKS or LVM, of which it is not shown yet that systemd opens and
-// closes it in the right order; root on something else than ext4 or XFS on a plain disk; a
-// /var/lib that is not on root, and so not there before disks are used. The error wraps ErrUnsuitable.
+// it cannot be saved: root on something else than ext4 or XFS on a plain disk; a
+// /var/lib that is not on root, and so not there before disks are used; a key file that is not, which
+// systemd would wait for in a circle. The error wraps ErrUnsuitable.
 func CheckTracked(disk string) (Stage, error) {
 	id, err := block.Identify(disk)
 	if err != nil {
 		return "", fmt.Errorf("boot: %w", err)
-	}
-	uuid, err := sysfs.Text(filepath.Join(sysfs.DiskDir(id.Disk), "dm/uuid"))
-	if err == nil && (strings.HasPrefix(uuid, "CRYPT-") || strings.HasPrefix(uuid, "LVM-")) {
-		return "", fmt.Errorf("boot: %s: %w: the tracking of a volume of LUKS or LVM cannot be saved yet; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
 	}
 	table, err := mounts.Read()
 	if err != nil {
@@ -144,6 +143,11 @@ func CheckTracked(disk string) (Stage, error) {
 	if state.Dev != root.Dev {
 		return "", fmt.Errorf("boot: %w: %s is a filesystem of its own, so that what is saved in it is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome)
 	}
+	if sysfs.IsMapped(id.Disk) {
+		if err := keysOnRoot(table, root); err != nil {
+			return "", err
+		}
+	}
 	use, err := table.UseOf(disk)
 	if err != nil {
 		return "", fmt.Errorf("boot: %w", err)
@@ -154,6 +158,39 @@ func CheckTracked(disk string) (Stage, error) {
 		}
 	}
 	return StageSystem, nil
+}
+
+// crypttab lists what systemd decrypts at boot.
+const crypttab = "/etc/crypttab"
+
+// keysOnRoot refuses a system with a key file on another filesystem than root. Tracking begins before
+// any of them is mounted, and after what is tracked was decrypted.
+func keysOnRoot(table *mounts.Table, root mounts.Filesystem) error {
+	text, err := os.ReadFile(crypttab)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	for _, key := range keyFiles(string(text)) {
+		if at, err := table.Of(key); err == nil && at.Dev != root.Dev {
+			return fmt.Errorf("boot: %w: the key file %s in %s is on a filesystem that is mounted after tracking must have begun; move it to root's", ErrUnsuitable, key, crypttab)
+		}
+	}
+	return nil
+}
+
+// keyFiles returns the files with keys that a crypttab names (crypttab(5)): no devices, and none on a
+// device that is mounted for that.
+func keyFiles(text string) (keys []string) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) >= 3 && !strings.HasPrefix(f[0], "#") && strings.HasPrefix(f[2], "/") && !strings.HasPrefix(f[2], "/dev/") && !strings.Contains(f[2], ":") {
+			keys = append(keys, f[2])
+		}
+	}
+	return keys
 }
 
 // checkRoot refuses a disk of the root filesystem that cannot be saved when that is read-only.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -35,6 +36,21 @@ func TestAStateFolderOfItsOwnIsRefused(t *testing.T) {
 	}
 	if _, err := CheckTracked(disk); !errors.Is(err, ErrUnsuitable) || !strings.Contains(err.Error(), stateHome+" is a filesystem of its own") || !strings.Contains(err.Error(), "--era") {
 		t.Error(err)
+	}
+}
+
+func TestKeyFilesOfACrypttab(t *testing.T) {
+	const text = `# name device key options
+a /dev/sda1 /etc/keys/a luks
+b UUID=1 none luks
+c UUID=2
+swap /dev/sdb /dev/urandom swap
+#d /dev/sdc /old/key
+e /dev/sdd /key:LABEL=stick luks
+f	/dev/sde	/srv/key
+`
+	if got, want := keyFiles(text), []string{"/etc/keys/a", "/srv/key"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
