@@ -24,8 +24,11 @@ const (
 	// when all is unmounted or read-only (systemd-shutdown(8)).
 	rootUnit     = "tidemark-track-root@.service"
 	shutdownHook = "/usr/lib/systemd/system-shutdown/tidemark-track"
-	// stateHome is where the tracking is saved, by the program, in a folder of its own.
+	// stateHome is where the tracking is saved, by the program, in a folder of its own. Where that is not on
+	// root's filesystem, and so not there before disks are mounted, it is saved to onRoot: as soon as
+	// that folder is there.
 	stateHome = "/var/lib"
+	onRoot    = "/etc/tidemark/tracking"
 )
 
 // Tracked returns the disks that are tracked over clean reboots, by their stable names: paths.
@@ -120,28 +123,20 @@ func Disk(device string, missing bool) (string, error) {
 }
 
 // CheckTracked returns when the tracking of a disk of the running system has to begin, or fails when
-// it cannot be saved: root on something else than ext4 or XFS on a plain disk; a
-// /var/lib that is not on root, and so not there before disks are used; a key file that is not, which
-// systemd would wait for in a circle. The error wraps ErrUnsuitable.
+// it cannot be saved: root on something else than ext4 or XFS on a plain disk; neither /var/lib nor /etc on
+// root, and so there before disks are used; a key file that is not, which systemd would wait for in a
+// circle. The error wraps ErrUnsuitable.
 func CheckTracked(disk string) (Stage, error) {
 	id, err := block.Identify(disk)
 	if err != nil {
 		return "", fmt.Errorf("boot: %w", err)
 	}
-	table, err := mounts.Read()
+	table, root, apart, err := layout()
 	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
+		return "", err
 	}
-	root, err := table.Of("/")
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
-	}
-	state, err := table.Of(stateHome)
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
-	}
-	if state.Dev != root.Dev {
-		return "", fmt.Errorf("boot: %w: %s is a filesystem of its own, so that what is saved in it is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome)
+	if etc, err := table.Of(filepath.Dir(TabPath)); apart && (err != nil || etc.Dev != root.Dev) {
+		return "", fmt.Errorf("boot: %w: neither %s nor %s is on root's filesystem, so that what is saved is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome, filepath.Dir(TabPath))
 	}
 	if sysfs.IsMapped(id.Disk) {
 		if err := keysOnRoot(table, root); err != nil {
@@ -160,11 +155,46 @@ func CheckTracked(disk string) (Stage, error) {
 	return StageSystem, nil
 }
 
+// layout returns what is mounted, what of it is root, and whether the state folder is not on that.
+func layout() (table *mounts.Table, root mounts.Filesystem, apart bool, err error) {
+	var state mounts.Filesystem
+	if table, err = mounts.Read(); err == nil {
+		root, err = table.Of("/")
+	}
+	if err == nil {
+		state, err = table.Of(stateHome)
+	}
+	if err != nil {
+		err = fmt.Errorf("boot: %w", err)
+	}
+	return table, root, state.Dev != root.Dev, err
+}
+
+// lacksPlace reports whether what is tracked on the running system is saved where it is not there before
+// disks are mounted.
+func lacksPlace() (bool, error) {
+	if _, err := os.Stat(onRoot); err == nil {
+		return false, nil
+	}
+	_, _, apart, err := layout()
+	return apart, err
+}
+
+// MakePlace makes the folder that what is tracked on the running system is saved to, where the state
+// folder is not on root's filesystem.
+func MakePlace() error {
+	lacks, err := lacksPlace()
+	if err == nil && lacks {
+		err = os.MkdirAll(onRoot, 0o700)
+	}
+	return err
+}
+
 // crypttab lists what systemd decrypts at boot.
 const crypttab = "/etc/crypttab"
 
-// keysOnRoot refuses a system with a key file on another filesystem than root. Tracking begins before
-// any of them is mounted, and after what is tracked was decrypted.
+// keysOnRoot refuses a system with a key file, or a header, on another filesystem than root. Tracking
+// begins before any of them is mounted, and after what is tracked was decrypted.
 func keysOnRoot(table *mounts.Table, root mounts.Filesystem) error {
 	text, err := os.ReadFile(crypttab)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -175,22 +205,32 @@ func keysOnRoot(table *mounts.Table, root mounts.Filesystem) error {
 	}
 	for _, key := range keyFiles(string(text)) {
 		if at, err := table.Of(key); err == nil && at.Dev != root.Dev {
-			return fmt.Errorf("boot: %w: the key file %s in %s is on a filesystem that is mounted after tracking must have begun; move it to root's", ErrUnsuitable, key, crypttab)
+			return fmt.Errorf("boot: %w: the file %s that %s names is on a filesystem that is mounted after tracking must have begun; move it to root's", ErrUnsuitable, key, crypttab)
 		}
 	}
 	return nil
 }
 
-// keyFiles returns the files with keys that a crypttab names (crypttab(5)): no devices, and none on a
-// device that is mounted for that.
-func keyFiles(text string) (keys []string) {
+// keyFiles returns the files that a crypttab names (crypttab(5)), with keys or headers: no devices, and
+// none on a device that is mounted for that.
+func keyFiles(text string) (files []string) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
-		if len(f) >= 3 && !strings.HasPrefix(f[0], "#") && strings.HasPrefix(f[2], "/") && !strings.HasPrefix(f[2], "/dev/") && !strings.Contains(f[2], ":") {
-			keys = append(keys, f[2])
+		if len(f) < 3 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		named := []string{f[2]}
+		if _, header, ok := strings.Cut(strings.Join(f[3:], ""), "header="); ok {
+			header, _, _ = strings.Cut(header, ",")
+			named = append(named, header)
+		}
+		for _, name := range named {
+			if strings.HasPrefix(name, "/") && !strings.HasPrefix(name, "/dev/") && !strings.Contains(name, ":") {
+				files = append(files, name)
+			}
 		}
 	}
-	return keys
+	return files
 }
 
 // checkRoot refuses a disk of the root filesystem that cannot be saved when that is read-only.

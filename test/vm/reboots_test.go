@@ -20,8 +20,8 @@ const unclean = "not shut down cleanly"
 // A Debian has root on XFS, an initramfs by dracut, and data disks that are mounted at boot: with Btrfs,
 // with ext4, and with LVM on LUKS. What is tracked outlives clean reboots, with writes early in the
 // boot and late in the shutdown, and with dracut's own root at the end of one; and whatever happens
-// between two boots, no write is lost. Then all files of root go to a disk with ext4, and another
-// kernel boots from it, with an initramfs by initramfs-tools.
+// between two boots, no write is lost. Then all files of root go to a disk with ext4, but for /var/lib, and
+// another kernel boots from it, with an initramfs by initramfs-tools.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
 	m := newRebooting(t)
@@ -192,13 +192,15 @@ func (m *rebooting) mounted(name string, use func(at string)) {
 	})
 }
 
-// toExt4 replaces root's disk by one with ext4 and the same files, for the other kernel. The one before was
-// not shut down cleanly, and so has nothing to take up.
+// toExt4 replaces root's disk by one with ext4 and the same files, for the other kernel, and with a /var/lib
+// that is a filesystem of its own. The one before was not shut down cleanly, and so has nothing to
+// take up.
 func (m *rebooting) toExt4() {
 	m.t.Helper()
 	m.mounted("root", func(at string) {
 		m.Dir = at
-		raw, err := filepath.Glob(m.in("var/lib/tidemark/tracking/*.raw"))
+		const saved, onRoot = "var/lib/tidemark/tracking", "etc/tidemark/tracking" // see package boot
+		raw, err := filepath.Glob(m.in(saved + "/*.raw"))
 		if err != nil || len(raw) != 1 {
 			m.t.Fatalf("the files for what is saved of root are %q, %v", raw, err)
 		}
@@ -210,7 +212,8 @@ func (m *rebooting) toExt4() {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1))
+		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1)+"tmpfs /var/lib tmpfs defaults 0 0\n")
+		host(m.t, "cp", "-a", m.in(saved), m.in(onRoot))
 		m.root(m.disk(m.ext4))
 	})
 	m.kernel, m.system.Initrd = Linux61, m.second
