@@ -105,7 +105,7 @@ func resumed(t *testing.T, dev string) string {
 	if state := strings.TrimSpace(guest.Run(t, "systemctl", "show", "-P", "ActiveState", unit)); state != "active" {
 		t.Errorf("%s is %s", unit, state)
 	}
-	said := guest.Run(t, "journalctl", "--boot", "--output=cat", "--unit", unit)
+	said := guest.Run(t, "journalctl", "--boot", "--output=short-monotonic", "--unit", unit)
 	t.Log(said)
 	return said
 }
