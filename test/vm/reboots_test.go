@@ -63,7 +63,7 @@ type rebooting struct {
 	system  System
 	disks   map[string]Disk
 	boots   int
-	second  string // the other initramfs
+	second  struct{ initrd, modules string } // the other kernel's, out of the system
 }
 
 const rootDisk = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
@@ -122,10 +122,11 @@ func (m *rebooting) images(command string) {
 	m.t.Helper()
 	m.Debian.kernel(Linux61, "kernel/fs/btrfs")
 	second := m.initramfs(InitramfsTools)
+	m.second.modules = m.out("usr/lib/modules/" + m.Release)
 	m.Debian.kernel(m.kernel, "kernel/fs/btrfs", "kernel/fs/xfs")
 	first := m.initramfs(Dracut)
 	host(m.t, command, "boot", "status", "--root", m.Dir)
-	m.second, m.system.Initrd = m.out(second), m.out(first)
+	m.second.initrd, m.system.Initrd = m.out(second), m.out(first)
 	m.system.Args = "root=" + rootDisk + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot"
 	kept := m.t.TempDir()
 	host(m.t, "cp", m.system.Initrd, kept+"/initrd")
@@ -214,9 +215,11 @@ func (m *rebooting) toExt4() {
 		}
 		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1)+"tmpfs /var/lib tmpfs defaults 0 0\n")
 		host(m.t, "cp", "-a", m.in(saved), m.in(onRoot))
+		host(m.t, "rm", "-r", m.in("usr/lib/modules/"+m.Release))
+		host(m.t, "cp", "-a", m.second.modules, m.in("usr/lib/modules"))
 		m.root(m.disk(m.ext4))
 	})
-	m.kernel, m.system.Initrd = Linux61, m.second
+	m.kernel, m.system.Initrd = Linux61, m.second.initrd
 }
 
 // boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept, and
