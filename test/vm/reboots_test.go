@@ -42,7 +42,7 @@ func TestTrackingOutlivesReboots(t *testing.T) {
 	m.boot(wire.EndPanic, "root=", "btrfs=", "secret=", "vault=somebody used the disk after it was shut down: ext4 at byte 0: ")
 	m.toExt4()
 	lost := []string{"btrfs=" + unclean, "vault=" + unclean, "secret=" + unclean}
-	m.boot(wire.EndKexec, slices.Concat(lost, []string{"root=it cannot be written past its filesystem"})...)
+	m.boot(wire.EndKexec, slices.Concat(lost, []string{"root=it cannot be written past its filesystem", "NEW_ROOT=1"})...)
 	for range 1 + *rebootRounds {
 		m.boot("", kept...)
 	}
@@ -108,10 +108,11 @@ func (m *rebooting) data(name string, size, tracked int64) Disk {
 	return m.disks[name]
 }
 
-// root replaces root's disk, and the copy, which begins as one: the first mirror is quicker then.
+// root replaces root's disk, and by another disk its copy, which begins as one: the first mirror is quicker
+// then.
 func (m *rebooting) root(disk Disk) {
 	m.t.Helper()
-	copied := NewDisk(m.t, "copy-root", RootStart+RootSize+metaSize+1<<20)
+	copied := NewDisk(m.t, string(m.kernel)+"-copy-root", RootStart+RootSize+metaSize+1<<20)
 	host(m.t, "cp", "--sparse=always", disk.Path, copied.Path)
 	m.disks["root"], m.disks["copy-root"] = disk, copied
 }
@@ -217,9 +218,9 @@ func (m *rebooting) toExt4() {
 		host(m.t, "cp", "-a", m.in(saved), m.in(onRoot))
 		host(m.t, "rm", "-r", m.in("usr/lib/modules/"+m.Release))
 		host(m.t, "cp", "-a", m.second.modules, m.in("usr/lib/modules"))
+		m.kernel, m.system.Initrd = Linux61, m.second.initrd
 		m.root(m.disk(m.ext4))
 	})
-	m.kernel, m.system.Initrd = Linux61, m.second.initrd
 }
 
 // boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept, and

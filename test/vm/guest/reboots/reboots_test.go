@@ -114,8 +114,9 @@ func resumed(t *testing.T, dev string) string {
 func mirror(t *testing.T, dev, name, lost string) {
 	t.Helper()
 	args := []string{"--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name)}
-	if name == "root" && first() {
-		args = append(args, "--adopt") // it begins as a copy
+	begins := first()
+	if name == "root" && (first() || os.Getenv("NEW_ROOT") != "") {
+		args, begins = append(args, "--adopt"), true // it begins as a copy
 	}
 	cmd := exec.Command("tidemark", args...)
 	var said strings.Builder
@@ -137,7 +138,7 @@ func mirror(t *testing.T, dev, name, lost string) {
 	if incremental := r.Mode == "incremental"; r.Tracker != "bpf" || incremental != (lost == "") {
 		t.Errorf("mirrored as %+v; lost: %q", r, lost)
 	}
-	if lost != "" && !first() && !strings.Contains(said.String()+string(out), lost) {
+	if lost != "" && !begins && !strings.Contains(said.String()+string(out), lost) {
 		t.Errorf("the mirror does not say %q", lost)
 	}
 }
