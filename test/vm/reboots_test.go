@@ -78,7 +78,7 @@ func newRebooting(t *testing.T) *rebooting {
 	// A disk that is late because the machine is busy is not missing.
 	m.Write("/etc/systemd/system.conf", "[Manager]\nDefaultDeviceTimeoutSec=infinity\n")
 	// Where something is amiss the console says what, and the machine ends.
-	m.Write("/etc/systemd/system/emergency.service", "[Service]\nStandardOutput=tty\nTTYPath=/dev/console\nExecStart=/bin/sh -c 'journalctl --boot --output=short-monotonic; reboot -f'\n")
+	m.Write("/etc/systemd/system/emergency.service", "[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\n[Service]\nStandardOutput=tty\nTTYPath=/dev/console\nExecStart=/bin/sh -c 'journalctl --boot --output=short-monotonic; reboot -f'\n")
 	host(t, "mkdir", m.in("data"), m.in("vault"), m.in("secret"))
 	m.Write("/etc/fstab", rootDisk+` / xfs defaults 0 1
 /dev/disk/by-id/virtio-btrfs /data btrfs defaults 0 2
