@@ -13,9 +13,14 @@ import (
 	"tidemark/track/bpf"
 )
 
-// PlaceOf returns where the tracking of a disk of the table is saved, below the state folder.
+// PlaceOf returns where the tracking of a disk of the table is saved: below the state folder, or where
+// MakePlace has made a place.
 func (t Tab) PlaceOf(stateDir, disk string) bpf.Place {
-	return bpf.Place{Dir: filepath.Join(stateDir, "tracking"), Name: escape(disk), Root: disk == t.TrackedRoot()}
+	dir := filepath.Join(stateDir, "tracking")
+	if _, err := os.Stat(onRoot); err == nil {
+		dir = onRoot
+	}
+	return bpf.Place{Dir: dir, Name: escape(disk), Root: disk == t.TrackedRoot()}
 }
 
 // Lasting tells whether the next reboot keeps the marks of what is tracked by eBPF, if it is clean,
@@ -85,6 +90,11 @@ func (l *Lasting) lost(name string) string {
 	}
 	if _, err := CheckTracked(name); err != nil { // what it needs may have changed since
 		return losesBecause(err.Error())
+	}
+	if lacks, err := lacksPlace(); err != nil {
+		return losesBecause(err.Error())
+	} else if lacks {
+		return losesBecause(fmt.Sprintf("%s is a filesystem of its own (tidemark boot install --track %s)", stateHome, name))
 	}
 	if at := l.table.PlaceOf(l.stateDir, name); at.Root {
 		if err := at.Check(); err != nil {

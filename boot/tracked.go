@@ -1,7 +1,10 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,8 +24,11 @@ const (
 	// when all is unmounted or read-only (systemd-shutdown(8)).
 	rootUnit     = "tidemark-track-root@.service"
 	shutdownHook = "/usr/lib/systemd/system-shutdown/tidemark-track"
-	// stateHome is where the tracking is saved, by the program, in a folder of its own.
+	// stateHome is where the tracking is saved, by the program, in a folder of its own. Where that is not on
+	// root's filesystem, and so not there before disks are mounted, it is saved to onRoot: as soon as
+	// that folder is there.
 	stateHome = "/var/lib"
+	onRoot    = "/etc/tidemark/tracking"
 )
 
 // Tracked returns the disks that are tracked over clean reboots, by their stable names: paths.
@@ -117,32 +123,25 @@ func Disk(device string, missing bool) (string, error) {
 }
 
 // CheckTracked returns when the tracking of a disk of the running system has to begin, or fails when
-// it cannot be saved: a volume of LUKS or LVM, of which it is not shown yet that systemd opens and
-// closes it in the right order; root on something else than ext4 or XFS on a plain disk; a
-// /var/lib that is not on root, and so not there before disks are used. The error wraps ErrUnsuitable.
+// it cannot be saved: root on something else than ext4 or XFS on a plain disk; neither /var/lib nor /etc on
+// root, and so there before disks are used; a key file that is not, which systemd would wait for in a
+// circle. The error wraps ErrUnsuitable.
 func CheckTracked(disk string) (Stage, error) {
 	id, err := block.Identify(disk)
 	if err != nil {
 		return "", fmt.Errorf("boot: %w", err)
 	}
-	uuid, err := sysfs.Text(filepath.Join(sysfs.DiskDir(id.Disk), "dm/uuid"))
-	if err == nil && (strings.HasPrefix(uuid, "CRYPT-") || strings.HasPrefix(uuid, "LVM-")) {
-		return "", fmt.Errorf("boot: %s: %w: the tracking of a volume of LUKS or LVM cannot be saved yet; a dm-era device (--era) keeps its marks over reboots and power cuts", disk, ErrUnsuitable)
-	}
-	table, err := mounts.Read()
+	table, root, apart, err := layout()
 	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
+		return "", err
 	}
-	root, err := table.Of("/")
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
+	if etc, err := table.Of(filepath.Dir(TabPath)); apart && (err != nil || etc.Dev != root.Dev) {
+		return "", fmt.Errorf("boot: %w: neither %s nor %s is on root's filesystem, so that what is saved is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome, filepath.Dir(TabPath))
 	}
-	state, err := table.Of(stateHome)
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
-	}
-	if state.Dev != root.Dev {
-		return "", fmt.Errorf("boot: %w: %s is a filesystem of its own, so that what is saved in it is not there before disks are mounted; a dm-era device (--era) keeps its marks over reboots", ErrUnsuitable, stateHome)
+	if sysfs.IsMapped(id.Disk) {
+		if err := keysOnRoot(table, root); err != nil {
+			return "", err
+		}
 	}
 	use, err := table.UseOf(disk)
 	if err != nil {
@@ -154,6 +153,84 @@ func CheckTracked(disk string) (Stage, error) {
 		}
 	}
 	return StageSystem, nil
+}
+
+// layout returns what is mounted, what of it is root, and whether the state folder is not on that.
+func layout() (table *mounts.Table, root mounts.Filesystem, apart bool, err error) {
+	var state mounts.Filesystem
+	if table, err = mounts.Read(); err == nil {
+		root, err = table.Of("/")
+	}
+	if err == nil {
+		state, err = table.Of(stateHome)
+	}
+	if err != nil {
+		err = fmt.Errorf("boot: %w", err)
+	}
+	return table, root, state.Dev != root.Dev, err
+}
+
+// lacksPlace reports whether what is tracked on the running system is saved where it is not there before
+// disks are mounted.
+func lacksPlace() (bool, error) {
+	if _, err := os.Stat(onRoot); err == nil {
+		return false, nil
+	}
+	_, _, apart, err := layout()
+	return apart, err
+}
+
+// MakePlace makes the folder that what is tracked on the running system is saved to, where the state
+// folder is not on root's filesystem.
+func MakePlace() error {
+	lacks, err := lacksPlace()
+	if err == nil && lacks {
+		err = os.MkdirAll(onRoot, 0o700)
+	}
+	return err
+}
+
+// crypttab lists what systemd decrypts at boot.
+const crypttab = "/etc/crypttab"
+
+// keysOnRoot refuses a system with a key file, or a header, on another filesystem than root. Tracking
+// begins before any of them is mounted, and after what is tracked was decrypted.
+func keysOnRoot(table *mounts.Table, root mounts.Filesystem) error {
+	text, err := os.ReadFile(crypttab)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	for _, key := range keyFiles(string(text)) {
+		if at, err := table.Of(key); err == nil && at.Dev != root.Dev {
+			return fmt.Errorf("boot: %w: the file %s that %s names is on a filesystem that is mounted after tracking must have begun; move it to root's", ErrUnsuitable, key, crypttab)
+		}
+	}
+	return nil
+}
+
+// keyFiles returns the files that a crypttab names (crypttab(5)), with keys or headers: no devices, and
+// none on a device that is mounted for that.
+func keyFiles(text string) (files []string) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) < 3 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		named := []string{f[2]}
+		if _, header, ok := strings.Cut(strings.Join(f[3:], ""), "header="); ok {
+			header, _, _ = strings.Cut(header, ",")
+			named = append(named, header)
+		}
+		for _, name := range named {
+			if strings.HasPrefix(name, "/") && !strings.HasPrefix(name, "/dev/") && !strings.Contains(name, ":") {
+				files = append(files, name)
+			}
+		}
+	}
+	return files
 }
 
 // checkRoot refuses a disk of the root filesystem that cannot be saved when that is read-only.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,7 +16,7 @@ import (
 
 // What is saved must be there before disks are mounted. The test runs itself again with a /var/lib
 // that is a filesystem of its own.
-func TestAStateFolderOfItsOwnIsRefused(t *testing.T) {
+func TestWhatIsSavedIsOnRoot(t *testing.T) {
 	const inside = "TIDEMARK_TEST_NAMESPACE"
 	if os.Getenv(inside) == "" {
 		again := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
@@ -27,14 +28,58 @@ func TestAStateFolderOfItsOwnIsRefused(t *testing.T) {
 		return
 	}
 	disk := mountstest.Disk(t, 1<<20)
-	if stage, err := CheckTracked(disk); err != nil || stage != StageSystem {
-		t.Fatalf("%s, %v", stage, err)
+	says := func(lacking bool, refused ...string) {
+		t.Helper()
+		if lacks, err := lacksPlace(); err != nil || lacks != lacking {
+			t.Errorf("it lacks a place: %v, %v", lacks, err)
+		}
+		stage, err := CheckTracked(disk)
+		if len(refused) == 0 && (err != nil || stage != StageSystem) {
+			t.Errorf("%s, %v", stage, err)
+		}
+		for _, want := range refused {
+			if !errors.Is(err, ErrUnsuitable) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q", err, want)
+			}
+		}
 	}
-	if err := errors.Join(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""), unix.Mount("tmpfs", stateHome, "tmpfs", 0, "")); err != nil {
+	mount := func(at string) {
+		t.Helper()
+		if err := unix.Mount("tmpfs", at, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	says(false)
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := CheckTracked(disk); !errors.Is(err, ErrUnsuitable) || !strings.Contains(err.Error(), stateHome+" is a filesystem of its own") || !strings.Contains(err.Error(), "--era") {
-		t.Error(err)
+	mount(stateHome)
+	says(true)
+	mount("/etc") // there the folder may be made
+	const neither = "neither " + stateHome + " nor /etc/tidemark is on root's filesystem"
+	says(true, neither, "--era")
+	if err := MakePlace(); err != nil {
+		t.Fatal(err)
+	}
+	says(false, neither, "--era")
+	if at := (Tab{}).PlaceOf("/var/lib/tidemark", "/dev/mapper/x"); at.Dir != onRoot {
+		t.Errorf("it is saved to %s", at.Dir)
+	}
+}
+
+func TestKeyFilesOfACrypttab(t *testing.T) {
+	const text = `# name device key options
+a /dev/sda1 /etc/keys/a luks
+b UUID=1 none luks
+c UUID=2
+swap /dev/sdb /dev/urandom swap
+#d /dev/sdc /old/key
+e /dev/sdd /key:LABEL=stick luks
+f	/dev/sde	/srv/key
+g /dev/sdf - luks,header=/srv/header,nofail
+`
+	if got, want := keyFiles(text), []string{"/etc/keys/a", "/srv/key", "/srv/header"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

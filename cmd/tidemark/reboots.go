@@ -123,6 +123,9 @@ func (b *bootInstall) track(ctx context.Context, sys *boot.System, table boot.Ta
 	if err := b.change(ctx, sys, table, program); err != nil || b.dryRun || !sys.Running() {
 		return err
 	}
+	if err := boot.MakePlace(); err != nil {
+		return err
+	}
 	for _, disk := range disks {
 		// It saves at a shutdown only what it has begun with.
 		unit := table.TrackUnit(disk)

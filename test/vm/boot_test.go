@@ -130,12 +130,18 @@ func (m *rootOnEra) config(cfg Config) Config {
 
 // compare compares root's partition with its mirror; the guest has written out both.
 func (m *rootOnEra) compare() string {
-	a, err := os.Open(m.root.Path)
+	return compareImages(m.root.Path, RootStart, m.copy.Path, RootSize)
+}
+
+// compareImages compares that many bytes of an image, from a byte on, with those of another from its
+// beginning on. It returns "same", or what differs.
+func compareImages(image string, start int64, other string, size int64) string {
+	a, err := os.Open(image)
 	if err != nil {
 		return err.Error()
 	}
 	defer a.Close()
-	b, err := os.Open(m.copy.Path)
+	b, err := os.Open(other)
 	if err != nil {
 		return err.Error()
 	}
@@ -143,8 +149,8 @@ func (m *rootOnEra) compare() string {
 	const piece = 1 << 20
 	have, want := make([]byte, piece), make([]byte, piece)
 	var differ []string
-	for off := int64(0); off < RootSize; off += piece {
-		if _, err := a.ReadAt(want, RootStart+off); err != nil && err != io.EOF {
+	for off := int64(0); off < size; off += piece {
+		if _, err := a.ReadAt(want, start+off); err != nil && err != io.EOF {
 			return err.Error()
 		}
 		if _, err := b.ReadAt(have, off); err != nil && err != io.EOF {

@@ -128,7 +128,7 @@ func (m *nightly) fill(t *testing.T, d *Debian) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
-	m.withRoot(t, m.old, func(dev string) {
+	onHost(t, m.old, RootStart, m.size, func(dev string) {
 		if m.filesystem == "xfs" {
 			host(t, "mkfs.xfs", "-q", "-m", "uuid="+RootUUID, dev)
 		} else {
@@ -139,14 +139,6 @@ func (m *nightly) fill(t *testing.T, d *Debian) {
 		defer host(t, "umount", at)
 		host(t, "cp", "-a", d.Dir+"/.", at)
 	})
-}
-
-// withRoot attaches root's partition of a disk to the host.
-func (m *nightly) withRoot(t *testing.T, disk Disk, use func(dev string)) {
-	t.Helper()
-	dev := strings.TrimSpace(host(t, "losetup", "--find", "--show", "--offset", fmt.Sprint(RootStart), "--sizelimit", fmt.Sprint(m.size), disk.Path))
-	defer host(t, "losetup", "--detach", dev)
-	use(dev)
 }
 
 // boot boots the machine from a disk and runs a script in it.
@@ -178,7 +170,7 @@ func (m *nightly) rescue(t *testing.T, k Kernel) {
 // check checks root's filesystem, which was shut down.
 func (m *nightly) check(t *testing.T) {
 	t.Helper()
-	m.withRoot(t, m.new, func(dev string) {
+	onHost(t, m.new, RootStart, m.size, func(dev string) {
 		if m.filesystem == "xfs" {
 			host(t, "xfs_repair", "-n", dev)
 		} else {

@@ -1,9 +1,11 @@
 package vm
 
 import (
+	"encoding/binary"
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -15,142 +17,149 @@ var rebootRounds = flag.Int("reboot-rounds", 0, "how many clean reboots to make 
 
 const unclean = "not shut down cleanly"
 
-// A Debian has root on XFS, and data disks with Btrfs and ext4 that are mounted at boot. What is tracked
-// outlives clean reboots, with writes early in the boot and late in the shutdown, and with dracut's own
-// root at the end of one; and whatever happens between two boots, no write is lost.
+// A Debian has root on XFS, an initramfs by dracut, and data disks that are mounted at boot: with Btrfs,
+// with ext4, and with LVM on LUKS. What is tracked outlives clean reboots, with writes early in the
+// boot and late in the shutdown, and with dracut's own root at the end of one; and whatever happens
+// between two boots, no write is lost. Then all files of root go to a disk with ext4, but for /var/lib, and
+// another kernel boots from it, with an initramfs by initramfs-tools.
 func TestTrackingOutlivesReboots(t *testing.T) {
 	t.Parallel()
-	d := newRebooting(t, Linux612, Dracut, "kernel/fs/btrfs", "kernel/fs/xfs")
-	btrfs, vault := d.data("btrfs", "/data", "btrfs", 128<<20), d.data("vault", "/vault", "ext4", 64<<20)
-	host(t, "mkfs.btrfs", "-q", btrfs.Path)
-	host(t, "mkfs.ext4", "-q", vault.Path)
-	m := d.start("xfs")
+	m := newRebooting(t)
 	const first = "not saved"
-	r := m.boot("", "root="+first, "btrfs="+first, "vault="+first, "SHUTDOWN_ROOT=1")
+	r := m.boot("", "root="+first, "btrfs="+first, "vault="+first, "secret="+first, "SHUTDOWN_ROOT=1")
 	if !strings.Contains(r.Console, "Unmounted /oldroot") {
 		t.Error("the shutdown did not go through dracut's root")
 	}
-	kept := []string{"root=", "btrfs=", "vault="}
+	kept := []string{"root=", "btrfs=", "vault=", "secret="}
 	for range *rebootRounds {
 		m.boot("", kept...)
 	}
-	if *rebootRounds > 0 {
-		m.boot(wire.EndKexec, kept...) // every run has one in the test below
-	}
-	m.onHost(vault, func(dev string) { // a rescue system
-		at := t.TempDir()
-		host(t, "mount", dev, at)
-		err := os.WriteFile(at+"/rescued", []byte("by another system"), 0o600)
-		host(t, "umount", at)
-		if err != nil {
-			t.Fatal(err)
+	m.mounted("vault", func(at string) { // by a rescue system
+		if err := os.WriteFile(at+"/rescued", []byte("by another system"), 0o600); err != nil {
+			t.Error(err)
 		}
 	})
-	m.boot(wire.EndPanic, "root=", "btrfs=", "vault=somebody used the disk after it was shut down: ext4 at byte 0: ")
-	lost := []string{"root=" + unclean, "btrfs=" + unclean, "vault=" + unclean}
+	m.boot(wire.EndPanic, "root=", "btrfs=", "secret=", "vault=somebody used the disk after it was shut down: ext4 at byte 0: ")
+	m.toExt4()
+	lost := []string{"btrfs=" + unclean, "vault=" + unclean, "secret=" + unclean}
+	m.boot(wire.EndKexec, slices.Concat(lost, []string{"root=it cannot be written past its filesystem", "NEW_ROOT=1"})...)
+	for range 1 + *rebootRounds {
+		m.boot("", kept...)
+	}
 	if *rebootRounds > 0 {
-		m.boot(wire.EndReset, lost...)
+		lost = append(lost, "root="+unclean)
+		m.boot(wire.EndReset, kept...)
 		m.boot("", slices.Concat(lost, []string{"CUT=1"})...)
+		m.boot("", lost...)
 	}
-	m.boot("", lost...)
-}
-
-// The disk of root on ext4, in a system with initramfs-tools.
-func TestTrackingOfRootOutlivesReboots(t *testing.T) {
-	t.Parallel()
-	m := newRebooting(t, Linux61, InitramfsTools).start("ext4")
-	m.boot(wire.EndKexec, "root=not saved")
-	if *rebootRounds == 0 {
-		m.boot("", "root=")
-		return
-	}
-	for range *rebootRounds {
-		m.boot("", "root=")
-	}
-	m.boot(wire.EndReset, "root=")
-	m.boot("", "root="+unclean, "CUT=1")
-	m.boot("", "root="+unclean)
 }
 
 // rebooting is a machine with disks that are tracked over reboots, and copies of these.
 type rebooting struct {
 	*Debian
-	t         *testing.T
-	kernel    Kernel
-	generator Generator
-	program   Program
-	command   string
-	fstab     string
-	tracked   []string // names of the data disks
-	folders   []string // on each disk, that are written to early and late
-	system    System
-	disks     []Disk // after the start, root's is the first
-	boots     int
+	t       *testing.T
+	program Program
+	kernel  Kernel
+	system  System
+	disks   map[string]Disk
+	boots   int
+	second  struct{ initrd, modules string } // the other kernel's, out of the system
 }
 
-func newRebooting(t *testing.T, k Kernel, g Generator, modules ...string) *rebooting {
+const rootDisk = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
+
+func newRebooting(t *testing.T) *rebooting {
 	t.Helper()
-	m := &rebooting{
-		t: t, kernel: k, generator: g,
-		program: Build(t, "tidemark/test/vm/guest/reboots"), command: BuildTidemark(t),
-	}
-	m.Debian = NewDebian(t, k, g, m.program)
-	if len(modules) > 0 {
-		m.modulesOf(k, modules...)
-	}
-	m.InstallTidemark(m.command)
+	m := &rebooting{t: t, program: Build(t, "tidemark/test/vm/guest/reboots"), kernel: Linux612, disks: map[string]Disk{}}
+	m.Debian = newDebian(t, m.program)
 	// Where the kernel has nothing to jump into, systemd calls it all the same.
 	m.Write("/sbin/kexec", "#!/bin/sh\necho rig: kexec \"$@\" >/dev/console\nexec reboot -f -f\n")
 	host(t, "chmod", "755", m.in("sbin/kexec"))
+	// A disk that is late because the machine is busy is not missing.
+	m.Write("/etc/systemd/system.conf", "[Manager]\nDefaultDeviceTimeoutSec=infinity\n")
+	// Where something is amiss the console says what, and the machine ends.
+	m.Write("/etc/systemd/system/emergency.service", "[Unit]\nDefaultDependencies=no\nConflicts=shutdown.target\n[Service]\nStandardOutput=tty\nTTYPath=/dev/console\nExecStart=/bin/sh -c 'journalctl --boot --output=short-monotonic; reboot -f'\n")
+	host(t, "mkdir", m.in("data"), m.in("vault"), m.in("secret"))
+	m.Write("/etc/fstab", rootDisk+` / xfs defaults 0 1
+/dev/disk/by-id/virtio-btrfs /data btrfs defaults 0 2
+/dev/disk/by-id/virtio-vault /vault ext4 defaults 0 2
+`)
+	m.writesAtBoth("/data", "/vault", "/secret", "/root")
+
+	const volume = 32 << 20
+	host(t, "mkfs.btrfs", "-q", m.data("btrfs", 128<<20, 128<<20).Path)
+	host(t, "mkfs.ext4", "-q", m.data("vault", 64<<20, 64<<20).Path)
+	m.data("secret", volume+24<<20, volume) // the first boot makes LUKS, LVM and a filesystem
+	command := BuildTidemark(t)
+	m.InstallTidemark(command)
+	for _, args := range [][]string{{"btrfs"}, {"vault"}, {"system", "--stage", "initramfs"}} {
+		host(t, command, append([]string{"boot", "install", "--root", m.Dir, "--track", "/dev/disk/by-id/virtio-" + args[0]}, args[1:]...)...)
+	}
+	m.images(command)
+	m.lvm2()
+	m.root(m.disk(m.xfs))
 	return m
 }
 
-// data adds a data disk that is tracked and mounted.
-func (m *rebooting) data(name, at, filesystem string, size int64) Disk {
+// data adds a data disk, and one for a copy of what is tracked on it.
+func (m *rebooting) data(name string, size, tracked int64) Disk {
 	m.t.Helper()
-	disk := NewDisk(m.t, name, size)
-	m.tracked, m.folders = append(m.tracked, name), append(m.folders, at)
-	m.disks = append(m.disks, disk, NewDisk(m.t, "copy-"+name, size))
-	host(m.t, "mkdir", m.in(at))
-	m.fstab += fmt.Sprintf("/dev/disk/by-id/virtio-%s %s %s defaults 0 2\n", name, at, filesystem)
-	return disk
+	m.disks[name], m.disks["copy-"+name] = NewDisk(m.t, name, size), NewDisk(m.t, "copy-"+name, tracked)
+	return m.disks[name]
 }
 
-// start has root's disk and the data disks tracked, and makes root's disk with that filesystem.
-func (m *rebooting) start(filesystem string) *rebooting {
+// root replaces root's disk, and by another disk its copy, which begins as one: the first mirror is quicker
+// then.
+func (m *rebooting) root(disk Disk) {
 	m.t.Helper()
-	const root = "/dev/disk/by-id/virtio-system-part1" // its copy has the same UUIDs
-	m.Write("/etc/fstab", root+" / "+filesystem+" defaults 0 1\n"+m.fstab)
-	m.writesAtBoth()
-	for _, name := range m.tracked {
-		host(m.t, m.command, "boot", "install", "--root", m.Dir, "--track", "/dev/disk/by-id/virtio-"+name)
-	}
-	host(m.t, m.command, "boot", "install", "--root", m.Dir, "--track", "/dev/disk/by-id/virtio-system", "--stage", "initramfs")
-	initrd := m.initramfs(m.generator)
-	host(m.t, m.command, "boot", "status", "--root", m.Dir)
+	copied := NewDisk(m.t, string(m.kernel)+"-copy-root", RootStart+RootSize+metaSize+1<<20)
+	host(m.t, "cp", "--sparse=always", disk.Path, copied.Path)
+	m.disks["root"], m.disks["copy-root"] = disk, copied
+}
+
+// images installs two kernels, and makes the initramfs of each by its own generator. That of dracut is
+// also the root that a shutdown goes to.
+func (m *rebooting) images(command string) {
+	m.t.Helper()
+	m.Debian.kernel(Linux61, "kernel/fs/btrfs")
+	second := m.initramfs(InitramfsTools)
+	m.second.modules = m.out("usr/lib/modules/" + m.Release)
+	m.Debian.kernel(m.kernel, "kernel/fs/btrfs", "kernel/fs/xfs")
+	first := m.initramfs(Dracut)
+	host(m.t, command, "boot", "status", "--root", m.Dir)
+	m.second.initrd, m.system.Initrd = m.out(second), m.out(first)
+	m.system.Args = "root=" + rootDisk + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot"
 	kept := m.t.TempDir()
-	if m.generator == Dracut { // for the root that it shuts down from
-		host(m.t, "cp", m.in(initrd), kept+"/initrd")
-		host(m.t, "ln", "-s", "/srv/initrd", m.in("usr/lib/modules/"+m.Release+"/initrd"))
-	}
-	fill := m.ext4
-	if filesystem == "xfs" {
-		fill = m.xfs
-	}
-	var disk Disk
-	m.system, disk = m.diskOf(initrd, fill)
-	m.system.Args = "root=" + root + " ro systemd.show_status=0 rd.shell=0 rd.emergency=reboot"
+	host(m.t, "cp", m.system.Initrd, kept+"/initrd")
+	host(m.t, "ln", "-s", "/srv/initrd", m.in("usr/lib/modules/"+m.Release+"/initrd"))
 	state := NewDisk(m.t, "state", 128<<20)
 	host(m.t, "mkfs.ext4", "-q", "-d", kept, state.Path)
-	copied := NewDisk(m.t, "copy-root", RootStart+RootSize+metaSize+1<<20)
-	host(m.t, "cp", "--sparse=always", disk.Path, copied.Path) // the first mirror is quicker
-	m.disks = append([]Disk{disk, copied, state}, m.disks...)
-	return m
+	m.disks["state"] = state
 }
 
-// writesAtBoth makes a service that writes to all disks as early in a boot and as late in a shutdown as
-// anybody can who needs them mounted.
-func (m *rebooting) writesAtBoth() {
+// lvm2 installs the rig's LVM and cryptsetup as Debian's packages do. An initramfs that was made before
+// has nothing of them.
+func (m *rebooting) lvm2() {
+	m.t.Helper()
+	c, err := openCache()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	const lib = "usr/lib/x86_64-linux-gnu/"
+	for _, name := range [...]string{
+		"sbin/lvm", "sbin/cryptsetup", "sbin/blkdeactivate", "lib/udev/rules.d/56-lvm.rules", "lib/udev/rules.d/69-lvm.rules",
+		"lib/systemd/system/blk-availability.service", "etc/lvm/lvm.conf",
+		"lib/x86_64-linux-gnu/libdevmapper-event.so.1.02.1", lib + "libedit.so.2", lib + "libbsd.so.0", lib + "libaio.so.1", lib + "libpopt.so.0",
+	} {
+		host(m.t, "mkdir", "-p", filepath.Dir(m.in(name)))
+		host(m.t, "cp", "--dereference", "--preserve=mode", filepath.Join(c.tree(), name), m.in(name))
+	}
+	host(m.t, "ln", "-s", "/lib/systemd/system/blk-availability.service", m.in("etc/systemd/system/sysinit.target.wants/blk-availability.service"))
+}
+
+// writesAtBoth makes a service that writes to all disks, in these folders, as early in a boot and as late
+// in a shutdown as anybody can who needs them mounted.
+func (m *rebooting) writesAtBoth(folders ...string) {
 	m.t.Helper()
 	const text = `[Unit]
 DefaultDependencies=no
@@ -164,17 +173,54 @@ RemainAfterExit=yes
 ExecStart=/bin/sh -c 'for d in @; do dd if=/dev/urandom of=$d/early bs=64k count=4 status=none; done; sync'
 ExecStop=/bin/sh -c 'for d in @; do dd if=/dev/urandom of=$d/late bs=64k count=4 status=none; done'
 `
-	m.Write("/etc/systemd/system/writes.service", strings.ReplaceAll(text, "@", strings.Join(append(m.folders, "/root"), " ")))
+	m.Write("/etc/systemd/system/writes.service", strings.ReplaceAll(text, "@", strings.Join(folders, " ")))
 	host(m.t, "mkdir", "-p", m.in("etc/systemd/system/sysinit.target.wants"))
 	host(m.t, "ln", "-s", "../writes.service", m.in("etc/systemd/system/sysinit.target.wants/writes.service"))
 }
 
-// onHost attaches a disk to the host.
-func (m *rebooting) onHost(disk Disk, use func(dev string)) {
+// mounted mounts a disk with one filesystem, or root's, on the host.
+func (m *rebooting) mounted(name string, use func(at string)) {
 	m.t.Helper()
-	dev := strings.TrimSpace(host(m.t, "losetup", "--find", "--show", disk.Path))
-	defer host(m.t, "losetup", "--detach", dev)
-	use(dev)
+	disk, start, options := m.disks[name], int64(0), "rw"
+	size := fileSize(m.t, disk.Path)
+	if name == "root" {
+		start, size, options = RootStart, RootSize, "nouuid" // as in Debian.xfs
+	}
+	onHost(m.t, disk, start, size, func(dev string) {
+		at := m.t.TempDir()
+		host(m.t, "mount", "-o", options, dev, at)
+		defer host(m.t, "umount", at)
+		use(at)
+	})
+}
+
+// toExt4 replaces root's disk by one with ext4 and the same files, for the other kernel, and with a /var/lib
+// that is a filesystem of its own. The one before was not shut down cleanly, and so has nothing to
+// take up.
+func (m *rebooting) toExt4() {
+	m.t.Helper()
+	m.mounted("root", func(at string) {
+		m.Dir = at
+		const saved, onRoot = "var/lib/tidemark/tracking", "etc/tidemark/tracking" // see package boot
+		raw, err := filepath.Glob(m.in(saved + "/*.raw"))
+		if err != nil || len(raw) != 1 {
+			m.t.Fatalf("the files for what is saved of root are %q, %v", raw, err)
+		}
+		content, err := os.ReadFile(raw[0])
+		if err != nil || binary.LittleEndian.Uint64(content[40:]) != 0 { // see package rawfile
+			m.t.Errorf("after a panic there is a record of root, %v", err)
+		}
+		fstab, err := os.ReadFile(m.in("etc/fstab"))
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1)+"tmpfs /var/lib tmpfs defaults 0 0\n")
+		host(m.t, "cp", "-a", m.in(saved), m.in(onRoot))
+		host(m.t, "rm", "-r", m.in("usr/lib/modules/"+m.Release))
+		host(m.t, "cp", "-a", m.second.modules, m.in("usr/lib/modules"))
+		m.kernel, m.system.Initrd = Linux61, m.second.initrd
+		m.root(m.disk(m.ext4))
+	})
 }
 
 // boot boots once, and ends so (wire.Job). Want says of each disk why its marks are lost, "" for kept, and
@@ -183,13 +229,18 @@ func (m *rebooting) boot(end string, want ...string) Result {
 	t := m.t
 	t.Helper()
 	m.boots++
+	disks := []Disk{m.disks["root"]}
+	for _, name := range [...]string{"copy-root", "state", "btrfs", "copy-btrfs", "vault", "copy-vault", "secret", "copy-secret"} {
+		disks = append(disks, m.disks[name])
+	}
 	r := Run(t, Config{
-		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: m.disks, End: end,
+		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: disks, End: end,
 		Env: slices.Concat(want, []string{fmt.Sprint("BOOT=", m.boots)}),
 		OnEvent: func(guest *Machine, event string) string {
-			if event == "cut" {
-				guest.PowerCut()
+			if name, ok := strings.CutPrefix(event, "compare "); ok {
+				return compareImages(m.disks[name].Path, 0, m.disks["copy-"+name].Path, fileSize(t, m.disks[name].Path))
 			}
+			guest.PowerCut()
 			return ""
 		},
 	}, m.program)

@@ -103,7 +103,7 @@ func copyRoot(t testing.TB, name string) string {
 // initramfs-tools, all of dmsetup are taken away.
 func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
 	t.Helper()
-	d := &Debian{Dir: copyRoot(t, "root"), t: t}
+	d := newDebian(t, p)
 	d.kernel(k)
 	if g == Dracut {
 		host(t, "rm", d.in("usr/sbin/mkinitramfs"), d.in("usr/sbin/update-initramfs"))
@@ -112,6 +112,13 @@ func NewDebian(t testing.TB, k Kernel, g Generator, p Program) *Debian {
 			d.in("usr/share/initramfs-tools/hooks/dmsetup"))
 		host(t, "sh", "-c", "rm "+d.in("usr/lib/udev/rules.d")+"/*dm*.rules")
 	}
+	return d
+}
+
+// newDebian copies the rig's Debian with both generators, without a kernel.
+func newDebian(t testing.TB, p Program) *Debian {
+	t.Helper()
+	d := &Debian{Dir: copyRoot(t, "root"), t: t}
 	d.rig(p)
 	return d
 }
@@ -142,17 +149,6 @@ func (d *Debian) kernel(k Kernel, also ...string) {
 	}
 	d.modules(filepath.Join(c.kernel(k), "lib/modules", d.Release), append(kept[:], also...))
 	host(d.t, "cp", filepath.Join(c.kernel(k), "config"), d.in("boot/config-"+d.Release))
-	d.Chroot("depmod", d.Release)
-}
-
-// modulesOf adds modules of a kernel, those in these folders.
-func (d *Debian) modulesOf(k Kernel, folders ...string) {
-	d.t.Helper()
-	c, err := openCache()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	d.modules(filepath.Join(c.kernel(k), "lib/modules", d.Release), folders)
 	d.Chroot("depmod", d.Release)
 }
 
@@ -208,13 +204,22 @@ func (d *Debian) Chroot(args ...string) string {
 
 // Disk moves the initramfs, whose path in the system is given, out of the system, and
 // makes the disk that it boots from.
-func (d *Debian) Disk(initrd string) (System, Disk) { return d.diskOf(initrd, d.ext4) }
-
-// diskOf is Disk with the filesystem that fill makes on it.
-func (d *Debian) diskOf(initrd string, fill func(Disk)) (System, Disk) {
+func (d *Debian) Disk(initrd string) (System, Disk) {
 	d.t.Helper()
-	kept := filepath.Join(d.t.TempDir(), "initrd")
-	host(d.t, "mv", d.in(initrd), kept)
+	return System{Initrd: d.out(initrd)}, d.disk(d.ext4)
+}
+
+// out moves a file out of the system, and returns where it is then.
+func (d *Debian) out(path string) string {
+	d.t.Helper()
+	kept := filepath.Join(d.t.TempDir(), filepath.Base(path))
+	host(d.t, "mv", d.in(path), kept)
+	return kept
+}
+
+// disk makes the disk of the system, with the filesystem that fill makes on it.
+func (d *Debian) disk(fill func(Disk)) Disk {
+	d.t.Helper()
 	disk := NewDisk(d.t, "system", RootStart+RootSize+metaSize+1<<20)
 	label := fmt.Sprintf("label: gpt\nstart=%d, size=%d, uuid=%s\nsize=%d, uuid=%s\n",
 		RootStart/512, RootSize/512, RootPartUUID, metaSize/512, MetaPartUUID)
@@ -224,7 +229,7 @@ func (d *Debian) diskOf(initrd string, fill func(Disk)) (System, Disk) {
 		d.t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
 	fill(disk)
-	return System{Initrd: kept}, disk
+	return disk
 }
 
 // ext4 makes root's filesystem on the disk.
@@ -237,14 +242,22 @@ func (d *Debian) ext4(disk Disk) {
 // xfs does the same with XFS, and a log that leaves room for the rest.
 func (d *Debian) xfs(disk Disk) {
 	d.t.Helper()
-	dev := strings.TrimSpace(host(d.t, "losetup", "--find", "--show", fmt.Sprintf("--offset=%d", RootStart), fmt.Sprintf("--sizelimit=%d", RootSize), disk.Path))
-	defer host(d.t, "losetup", "--detach", dev)
-	at := d.t.TempDir()
-	// With these variables it makes one that is as small.
-	host(d.t, "env", "TEST_DIR=x", "TEST_DEV=x", "QA_CHECK_FS=x", "mkfs.xfs", "-q", "-m", "uuid="+RootUUID, "-l", "size=16m", dev)
-	host(d.t, "mount", "-o", "nouuid", dev, at) // another run may have that UUID mounted
-	defer host(d.t, "umount", at)
-	host(d.t, "cp", "-a", d.Dir+"/.", at)
+	onHost(d.t, disk, RootStart, RootSize, func(dev string) {
+		// With these variables it makes one that is as small.
+		host(d.t, "env", "TEST_DIR=x", "TEST_DEV=x", "QA_CHECK_FS=x", "mkfs.xfs", "-q", "-m", "uuid="+RootUUID, "-l", "size=16m", dev)
+		at := d.t.TempDir()
+		host(d.t, "mount", "-o", "nouuid", dev, at) // another run may have that UUID mounted
+		defer host(d.t, "umount", at)
+		host(d.t, "cp", "-a", d.Dir+"/.", at)
+	})
+}
+
+// onHost attaches that many bytes of a disk, from a byte on, to the host.
+func onHost(t testing.TB, disk Disk, start, size int64, use func(dev string)) {
+	t.Helper()
+	dev := strings.TrimSpace(host(t, "losetup", "--find", "--show", fmt.Sprintf("--offset=%d", start), fmt.Sprintf("--sizelimit=%d", size), disk.Path))
+	defer host(t, "losetup", "--detach", dev)
+	use(dev)
 }
 
 // host runs a program on the host and returns its output.

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package reboots_test runs in a Debian guest with data disks that are tracked over reboots (see
-// package guest), as root's may be: one test a boot, which mirrors the disks and writes to them.
+// package guest), as root's is: one test a boot, which mirrors the disks and writes to them.
 package reboots_test
 
 import (
@@ -21,10 +21,14 @@ func TestMain(m *testing.M) { guest.Main(m) }
 // when it is unmounted, which is compared. Where marks were kept, both are incremental.
 func TestBoot(t *testing.T) {
 	guest.Run(t, "mount", "/dev/disk/by-id/virtio-state", "/srv")
+	if first() {
+		encrypt(t)
+	}
 	tested := 0
 	for _, d := range []struct{ name, dev, at string }{
 		{"btrfs", "/dev/disk/by-id/virtio-btrfs", "/data"},
 		{"vault", "/dev/disk/by-id/virtio-vault", "/vault"},
+		{"secret", volume, "/secret"},
 		{"root", "/dev/disk/by-id/virtio-system", "/"},
 	} {
 		lost, there := os.LookupEnv(d.name)
@@ -45,7 +49,7 @@ func TestBoot(t *testing.T) {
 			}
 			guest.Run(t, still[0], still[1:]...)
 			mirror(t, d.dev, d.name, "")
-			same(t, d.dev, guest.Disk(t, "copy-"+d.name))
+			same(t, d.dev, d.name)
 			guest.Run(t, again[0], again[1:]...)
 			write(t, d.at, "afterwards")
 		})
@@ -62,6 +66,34 @@ func TestBoot(t *testing.T) {
 	}
 }
 
+func first() bool { return os.Getenv("BOOT") == "1" }
+
+// volume is a logical volume on LUKS, of which encrypt makes the key.
+const (
+	volume = "/dev/mapper/rig-secret"
+	key    = "/etc/rig.key"
+)
+
+// encrypt makes a volume of LVM on LUKS, has it mounted at boot, and its tracking go on over reboots.
+func encrypt(t *testing.T) {
+	t.Helper()
+	const disk = "/dev/disk/by-id/virtio-secret"
+	guest.WriteFile(t, key, "a key that is no secret")
+	guest.Run(t, "cryptsetup", "luksFormat", "--batch-mode", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--key-file="+key, disk)
+	guest.WriteFile(t, "/etc/crypttab", "crypt "+disk+" "+key+" luks,nofail\n")
+	fstab := guest.Run(t, "cat", "/etc/fstab")
+	guest.WriteFile(t, "/etc/fstab", fstab+"\n"+volume+" /secret ext4 defaults 0 2\n")
+	guest.Run(t, "systemctl", "daemon-reload")
+	guest.Run(t, "systemctl", "start", "systemd-cryptsetup@crypt.service")
+	guest.Run(t, "lvm", "pvcreate", "/dev/mapper/crypt")
+	guest.Run(t, "lvm", "vgcreate", "rig", "/dev/mapper/crypt")
+	guest.Run(t, "lvm", "lvcreate", "--yes", "--name=secret", "--size=32m", "rig")
+	guest.Run(t, "mkfs.ext4", "-q", volume)
+	guest.Run(t, "systemctl", "start", "secret.mount")
+	t.Log(guest.Run(t, "tidemark", "boot", "install", "--track", volume))
+	guest.Run(t, "sync")
+}
+
 // resumed returns what the unit of a disk said, and fails when it failed.
 func resumed(t *testing.T, dev string) string {
 	t.Helper()
@@ -73,7 +105,7 @@ func resumed(t *testing.T, dev string) string {
 	if state := strings.TrimSpace(guest.Run(t, "systemctl", "show", "-P", "ActiveState", unit)); state != "active" {
 		t.Errorf("%s is %s", unit, state)
 	}
-	said := guest.Run(t, "journalctl", "--boot", "--output=cat", "--unit", unit)
+	said := guest.Run(t, "journalctl", "--boot", "--output=short-monotonic", "--unit", unit)
 	t.Log(said)
 	return said
 }
@@ -82,8 +114,9 @@ func resumed(t *testing.T, dev string) string {
 func mirror(t *testing.T, dev, name, lost string) {
 	t.Helper()
 	args := []string{"--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name)}
-	if name == "root" && os.Getenv("BOOT") == "1" {
-		args = append(args, "--adopt") // it begins as a copy
+	begins := first()
+	if name == "root" && (first() || os.Getenv("NEW_ROOT") != "") {
+		args, begins = append(args, "--adopt"), true // it begins as a copy
 	}
 	cmd := exec.Command("tidemark", args...)
 	var said strings.Builder
@@ -105,17 +138,23 @@ func mirror(t *testing.T, dev, name, lost string) {
 	if incremental := r.Mode == "incremental"; r.Tracker != "bpf" || incremental != (lost == "") {
 		t.Errorf("mirrored as %+v; lost: %q", r, lost)
 	}
-	if first := os.Getenv("BOOT") == "1"; lost != "" && !first && !strings.Contains(said.String()+string(out), lost) {
+	if lost != "" && !begins && !strings.Contains(said.String()+string(out), lost) {
 		t.Errorf("the mirror does not say %q", lost)
 	}
 }
 
-// same fails unless two disks of one size hold the same.
-func same(t *testing.T, a, b string) {
+// same fails unless a disk and its copy hold the same. The host compares them quicker, but for what is
+// encrypted.
+func same(t *testing.T, dev, name string) {
 	t.Helper()
-	guest.Run(t, "blockdev", "--flushbufs", a)
-	guest.Run(t, "blockdev", "--flushbufs", b)
-	guest.Run(t, "cmp", a, b)
+	copied := guest.Disk(t, "copy-"+name)
+	guest.Run(t, "blockdev", "--flushbufs", dev)
+	guest.Run(t, "blockdev", "--flushbufs", copied)
+	if dev == volume {
+		guest.Run(t, "cmp", dev, copied)
+	} else if answer := guest.Tell(t, "compare "+name); answer != "same" {
+		t.Errorf("the disk and its copy: %s", answer)
+	}
 }
 
 func write(t *testing.T, dir, what string) {
