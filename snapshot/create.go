@@ -179,9 +179,6 @@ func (s *Snapshot) judgeTracked(req Request) error {
 	if req.Track && req.Writable {
 		return fmt.Errorf("snapshot: an image that is written to holds what no list of changes has: take a second snapshot that is writable, and not tracked")
 	}
-	if req.Track && req.Persistent {
-		return fmt.Errorf("snapshot: %w: its changes are to be tracked, and the tracking does not outlive every reboot: take a second snapshot that is persistent, and not tracked", ErrNotKept)
-	}
 	if _, err := os.Lstat(req.Link); req.Link != "" && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(err, fmt.Errorf("snapshot: %w: there is a %s", ErrExists, req.Link))
 	}

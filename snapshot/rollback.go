@@ -54,6 +54,8 @@ func (s *Snapshot) mayRollBack(ctl *dm.Control, v *Volume) (int64, error) {
 	switch {
 	case !s.Persistent:
 		return 0, fmt.Errorf("%w: its store cannot be put back; one that is taken with --persistent can", ErrNoRollback)
+	case s.Incremental:
+		return 0, fmt.Errorf("%w: it is incremental, and has no data", ErrNoRollback)
 	case s.Writable:
 		return 0, fmt.Errorf("%w: its store holds what was written to the image, too", ErrNoRollback)
 	case s.Rollback:
