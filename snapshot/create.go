@@ -139,7 +139,9 @@ func (s *Snapshot) plans(ctx context.Context, ctl *dm.Control, req Request, d De
 		return fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
 	}
 	if !s.Transient && d.Size == 0 {
-		v.share, err = s.o.choose(ctx, v)
+		if v.share, err = s.o.choose(ctx, v); err == nil {
+			err = v.lazily()
+		}
 	}
 	if err == nil {
 		err = s.plan(v, d, req.Reserve)

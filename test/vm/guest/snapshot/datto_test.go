@@ -40,16 +40,10 @@ func adopted(t *testing.T, kind string, sectors int) (plain, dev, at string) {
 	plain, dev, at = guest.Disk(t, "data"), "/dev/mapper/sda1", t.TempDir()
 	guest.Run(t, "dmsetup", "create", "sda1", "--uuid", "TIDEMARK-LINEAR-sda1", "--table", fmt.Sprintf("0 %d linear %s 0", sectors, plain))
 	t.Cleanup(func() { guest.Run(t, "dmsetup", "remove", "--retry", "sda1") })
-	for _, name := range []string{"TEST_DIR", "TEST_DEV", "QA_CHECK_FS"} {
-		t.Setenv(name, "x") // by which mkfs.xfs makes small ones
-	}
-	if kind == "xfs" {
-		guest.Run(t, "mkfs.xfs", "-q", "-f", dev)
-	} else {
-		guest.Run(t, "mkfs.ext4", "-q", "-F", dev)
-	}
+	mkfs(t, kind, dev)
 	guest.Run(t, "mount", dev, at)
 	t.Cleanup(func() {
+		sweep(t)
 		bare(t, at)
 		if left, _ := filepath.Glob("/dev/datto*"); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
