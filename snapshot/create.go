@@ -449,7 +449,11 @@ func (s *Snapshot) openAll(open func(*Volume) (*block.Device, error)) (all []*bl
 
 // show makes the image of a volume: the snapshot, with zeros where the store's own file lies.
 func (s *Snapshot) show(ctl *dm.Control, v *Volume) error {
-	var table []dm.Target
+	return add(ctl, s.image(v), s.shows(v), dm.LoadOptions{ReadOnly: !s.Writable})
+}
+
+// shows is the table of the image of a volume.
+func (s *Snapshot) shows(v *Volume) (table []dm.Target) {
 	at := int64(0)
 	part := func(kind string, end int64) {
 		if end <= at {
@@ -466,7 +470,7 @@ func (s *Snapshot) show(ctl *dm.Control, v *Volume) error {
 		part("zero", e.End())
 	}
 	part("linear", v.Size)
-	return add(ctl, s.image(v), table, dm.LoadOptions{ReadOnly: !s.Writable})
+	return table
 }
 
 // usage asks the kernel how full the store of a volume is.

@@ -246,6 +246,9 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 	}
 	defer ctl.Close()
 	for _, s := range list {
+		if s.Up && !s.Incremental {
+			err = errors.Join(err, s.guard(ctl))
+		}
 		if s.lasting() {
 			told, perr := s.keep(ctx, ctl)
 			done, err = append(done, told...), errors.Join(err, perr)

@@ -42,7 +42,7 @@ This is tidemark, with the kernel's dm-snapshot in the place of the driver datto
 is one of device-mapper, or a partition that "tidemark adopt" has put a table over.
 
 -f, and the sizes of expand-cow-file and reconfigure-auto-expand, are in MiB. -c is taken, and has no
-effect: there is no cache. A COW file has its full size from the beginning, and does not grow.
+effect: there is no cache.
 `
 
 const (
@@ -79,7 +79,7 @@ func dbdctlCommands() map[string]dbdctlCommand {
 		"transition-to-snapshot":    {"f", 2, 0, (*dbdctl).toSnapshot},
 		"reconfigure":               {"c", 1, 0, (*dbdctl).reconfigure},
 		"expand-cow-file":           {"", 2, 1, (*dbdctl).expand},
-		"reconfigure-auto-expand":   {"r", 2, 1, (*dbdctl).expand},
+		"reconfigure-auto-expand":   {"r", 2, 1, (*dbdctl).autoExpand},
 		"info":                      {"", 1, 0, (*dbdctl).info},
 	}
 }
@@ -436,13 +436,27 @@ func (d *dbdctl) reconfigure(ctx context.Context, _ []string, minor int) error {
 	return nil
 }
 
-// expand is expand-cow-file and reconfigure-auto-expand: blocks that the file got after the instant
-// may be of files of then, and to copy those first costs as much of it as is won.
-func (d *dbdctl) expand(ctx context.Context, _ []string, minor int) error {
-	if _, err := d.healthy(ctx, minor, false); err != nil {
+// expand is expand-cow-file, by a size in MiB.
+func (d *dbdctl) expand(ctx context.Context, args []string, minor int) error {
+	s, err := d.healthy(ctx, minor, false)
+	if err != nil {
 		return err
 	}
-	return fails(syscall.EOPNOTSUPP, `a COW file on the disk itself has had all of its blocks since before the instant: give -f when the snapshot is made, or use "tidemark snapshot create --store" with a file on another disk, which grows`)
+	more, err := digits(args[0])
+	if err != nil {
+		return err
+	}
+	v := s.Volumes[0]
+	return s.Grow(ctx, v, v.Store.Size+int64(min(more, 1<<30))<<20)
+}
+
+// autoExpand is reconfigure-auto-expand. The kernel does not do that by itself.
+func (d *dbdctl) autoExpand(ctx context.Context, args []string, minor int) error {
+	s, err := d.healthy(ctx, minor, false)
+	if err != nil {
+		return err
+	}
+	return fails(syscall.EOPNOTSUPP, `no driver is there to watch the COW file: have a service run "tidemark snapshot events %s --follow --auto-grow %sM --limit SIZE"`, s.Name, args[0])
 }
 
 // knownSnapshot tells what is known of a snapshot device of ours, for cowfiles.Options.

@@ -298,7 +298,7 @@ func newSnapshotGrow(g *globals) *cobra.Command {
 	var to byteSize
 	cmd := command{
 		use: "grow NAME [DEVICE]", short: "Make a store larger while it is in use",
-		long:    `Makes the store of NAME larger: of DEVICE, as "tidemark snapshot status" names it, where NAME is of several. The store has to be a file elsewhere (--store): one on the filesystem of DEVICE itself has had all of its blocks since before the instant, which is what makes it sound.`,
+		long:    `Makes the store of NAME larger: of DEVICE, as "tidemark snapshot status" names it, where NAME is of several. The store has to be a file. One on the filesystem of DEVICE itself gets only blocks that belonged to no file at the instant, where there are such, and the error says how large it is then; it is refused while there is another snapshot of DEVICE, and for a writable one.`,
 		example: "tidemark snapshot grow nightly db2 --size 20G",
 		exits:   []exitCode{exitRefused},
 		args:    cobra.RangeArgs(1, 2),
