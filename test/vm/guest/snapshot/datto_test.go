@@ -227,7 +227,9 @@ func TestErrorsOfDbdctl(t *testing.T) {
 	}
 	sh(t, "mount %s %s", dev, at)
 	// To expand, and then anything.
-	refused("Operation not supported", "dbdctl expand-cow-file 4 3")
+	sh(t, "dbdctl expand-cow-file 4 3")
+	sh(t, "e2fsck -fn /dev/datto3")
+	refused("No space left on device", "dbdctl expand-cow-file 100 3")
 	refused("Operation not supported", "dbdctl reconfigure-auto-expand -r 1 4 3")
 	sh(t, "dbdctl transition-to-incremental 3")
 	if got := dattoInfo(t, ""); got.Minor != 3 || got.State != 2 || got.Sequence != 1 || len(got.UUID) != 32 {

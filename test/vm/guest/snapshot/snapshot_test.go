@@ -288,6 +288,9 @@ func TestSeveralDevicesAndSeveralSnapshots(t *testing.T) {
 		}
 		instant.Compare(t, heldSecond[i], got)
 	}
+	if err := first.Grow(t.Context(), first.Volumes[0], 12<<20); !errors.Is(err, snapshot.ErrStore) {
+		t.Errorf("a store inside grows beside another snapshot: %v", err)
+	}
 	destroy(t, first)
 	if out, err := exec.Command("tidemark", "snapshot", "create", "--name", "second", devices[0].Path).CombinedOutput(); err == nil || !strings.Contains(string(out), "there is a snapshot of that name") {
 		t.Errorf("%v: %s", err, out)
