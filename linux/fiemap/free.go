@@ -37,7 +37,7 @@ func Free(f *os.File) ([]Extent, error) {
 		clear(buf)
 		le.PutUint32(buf[8:], mapBatch)
 		copy(buf[mapHead:], from)
-		for i := range 40 { // device, flags, physical, owner, offset and length; the rest has to be zero
+		for i := range 32 { // device, flags, physical, owner and offset; the rest has to be zero
 			buf[mapHead+mapRecord+i] = 0xff
 		}
 		if errno := ioctl(f, fsIocGetFSMap, buf); errno != 0 {
