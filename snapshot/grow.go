@@ -51,26 +51,25 @@ func (s *Snapshot) growInside(ctx context.Context, ctl *dm.Control, v *Volume, s
 	if ours, err := v.Store.is(f); !ours {
 		return errors.Join(err, fmt.Errorf("%w: %s is another file by now", ErrStore, path))
 	}
-	before := v.Store.Size
-	err = enlarge(f, path, size-before)
-	if err == nil {
-		err = s.takeFree(v, f)
-	}
-	if err != nil {
-		return err
+	before, had := v.Store.Size, int64(0)
+	for had < v.Store.Size && v.Store.Size < size && err == nil {
+		had = v.Store.Size
+		if err = enlarge(f, path, size-had+2*s.Chunk); err == nil { // the ends are no whole chunks
+			err = s.takeFree(v, f)
+		}
 	}
 	if v.Store.Size > before {
-		if err := s.write(); err != nil { // before anything lies there
-			return err
+		if werr := s.write(); werr != nil { // before anything lies there
+			return errors.Join(err, werr)
 		}
-		if err := s.useMore(ctx, ctl, v); err != nil {
-			return err
+		if uerr := s.useMore(ctx, ctl, v); uerr != nil {
+			return errors.Join(err, uerr)
 		}
 	}
-	if v.Store.Size < size {
-		return fmt.Errorf("%w: it has %s now; the other blocks that its file could get were a file's at the instant, or lie in pieces smaller than a chunk: a store in a file elsewhere (--store) grows as far as there is room there", ErrNoRoom, words.Size(v.Store.Size))
+	if err == nil && v.Store.Size < size {
+		err = fmt.Errorf("%w: it has %s now; the other blocks that its file could get were a file's at the instant, or lie in pieces smaller than a chunk: a store in a file elsewhere (--store) grows as far as there is room there", ErrNoRoom, words.Size(v.Store.Size))
 	}
-	return nil
+	return err
 }
 
 // enlarge gives the file of a store more blocks. Until it is immutable again, which repair sees to, too,
