@@ -8,9 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tidemark/block"
 	"tidemark/extent"
-	"tidemark/format/snapstore"
 	"tidemark/linux/dm"
 	"tidemark/linux/dmsnap"
 	"tidemark/linux/fiemap"
@@ -154,27 +152,6 @@ func onDevice(extents []fiemap.Extent) extent.Set {
 		on = append(on, extent.Extent{Off: e.Physical, Len: e.Len})
 	}
 	return extent.NewSet(on...)
-}
-
-// copiedChunks returns the chunks of a volume that a persistent store has.
-func (s *Snapshot) copiedChunks(v *Volume) (extent.Set, error) {
-	d, err := block.Open("/dev/mapper/"+s.cow(v), block.Options{Direct: true})
-	if err != nil {
-		return extent.Set{}, err
-	}
-	defer d.Close()
-	var chunks []extent.Extent
-	store, err := snapstore.Open(aligned{d}, d.Size())
-	if err != nil {
-		return extent.Set{}, err
-	}
-	for e, err := range store.Exceptions() {
-		if err != nil {
-			return extent.Set{}, err
-		}
-		chunks = append(chunks, extent.Extent{Off: int64(e.Old) * s.Chunk, Len: s.Chunk})
-	}
-	return extent.NewSet(chunks...), nil
 }
 
 // useMore has the image read as zeros where the store lies, and then the store use all that the record
