@@ -22,7 +22,7 @@ import (
 // tells, of the filesystem on the image (FS_IOC_GETFSMAP). The image reads as zeros there before the
 // store begins to use them. Others that the file got stay unused in it, and show what they held.
 
-// growInside is grow of a store that is inside, whose size is less.
+// growInside is grow of a store that is inside.
 func (s *Snapshot) growInside(ctx context.Context, ctl *dm.Control, v *Volume, size int64) error {
 	if s.Writable {
 		return fmt.Errorf("%w: what is free on an image that is written to may be in use there any time", ErrStore)
@@ -34,8 +34,13 @@ func (s *Snapshot) growInside(ctx context.Context, ctl *dm.Control, v *Volume, s
 	if err != nil || u.State != dmsnap.Valid {
 		return errors.Join(err, fmt.Errorf("%w: the snapshot is lost", ErrStore))
 	}
-	if u.Total < v.Store.Size { // one that was cut off has noted them
-		return s.useMore(ctx, ctl, v)
+	if u.Total < v.Store.Size { // a growth that was cut off has noted what the kernel does not use yet
+		if err := s.useMore(ctx, ctl, v); err != nil || size <= v.Store.Size {
+			return err
+		}
+	}
+	if size <= v.Store.Size {
+		return fmt.Errorf("%w: it has %s already", ErrStore, words.Size(v.Store.Size))
 	}
 	path, _, err := v.place(ctl)
 	if err != nil {

@@ -148,7 +148,7 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 		return fmt.Errorf("%w: it is incremental, and has no store", ErrMode)
 	case v.Store.Kind == Block || v.Store.Kind == Zram:
 		return fmt.Errorf("%w: a device does not grow; only a store in a file does", ErrStore)
-	case size <= v.Store.Size:
+	case size <= v.Store.Size && v.Store.Kind != Inside:
 		return fmt.Errorf("%w: it has %s already", ErrStore, words.Size(v.Store.Size))
 	}
 	ctl, err := dm.Open()

@@ -45,8 +45,20 @@ func TestAStoreInsideGrows(t *testing.T) {
 				}
 				return err
 			}
+			cow := name + "+" + s.Name + "+cow"
+			table := guest.Run(t, "dmsetup", "table", cow)
 			if err := grow(3 << 20); err != nil {
 				t.Fatal(err)
+			}
+			// As if it was cut off before the kernel knew of more.
+			sh(t, "dmsetup suspend --nolockfs %s", cow)
+			guest.Run(t, "dmsetup", "load", cow, "--table", table)
+			sh(t, "dmsetup resume %s", cow)
+			if err := s.Grow(t.Context(), s.Volumes[0], s.Volumes[0].Store.Size); err != nil {
+				t.Error(err)
+			}
+			if err := s.Grow(t.Context(), s.Volumes[0], s.Volumes[0].Store.Size); !errors.Is(err, snapshot.ErrStore) {
+				t.Errorf("by nothing: %v", err)
 			}
 			write("more", 2)
 			write("kept", 4) // in the place of what was there
