@@ -139,7 +139,9 @@ func (s *Snapshot) plans(ctx context.Context, ctl *dm.Control, req Request, d De
 		return fmt.Errorf("snapshot: %s: %w: its name is too long for those of the devices that are made from it", d.Path, ErrUnfit)
 	}
 	if !s.Transient && d.Size == 0 {
-		v.share, err = s.o.choose(ctx, v)
+		if v.share, err = s.o.choose(ctx, v); err == nil {
+			err = v.lazily()
+		}
 	}
 	if err == nil {
 		err = s.plan(v, d, req.Reserve)
@@ -178,9 +180,6 @@ func (v *Volume) first(ctl *dm.Control) error {
 func (s *Snapshot) judgeTracked(req Request) error {
 	if req.Track && req.Writable {
 		return fmt.Errorf("snapshot: an image that is written to holds what no list of changes has: take a second snapshot that is writable, and not tracked")
-	}
-	if req.Track && req.Persistent {
-		return fmt.Errorf("snapshot: %w: its changes are to be tracked, and the tracking does not outlive every reboot: take a second snapshot that is persistent, and not tracked", ErrNotKept)
 	}
 	if _, err := os.Lstat(req.Link); req.Link != "" && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(err, fmt.Errorf("snapshot: %w: there is a %s", ErrExists, req.Link))
@@ -450,7 +449,11 @@ func (s *Snapshot) openAll(open func(*Volume) (*block.Device, error)) (all []*bl
 
 // show makes the image of a volume: the snapshot, with zeros where the store's own file lies.
 func (s *Snapshot) show(ctl *dm.Control, v *Volume) error {
-	var table []dm.Target
+	return add(ctl, s.image(v), s.shows(v), dm.LoadOptions{ReadOnly: !s.Writable})
+}
+
+// shows is the table of the image of a volume.
+func (s *Snapshot) shows(v *Volume) (table []dm.Target) {
 	at := int64(0)
 	part := func(kind string, end int64) {
 		if end <= at {
@@ -467,7 +470,7 @@ func (s *Snapshot) show(ctl *dm.Control, v *Volume) error {
 		part("zero", e.End())
 	}
 	part("linear", v.Size)
-	return add(ctl, s.image(v), table, dm.LoadOptions{ReadOnly: !s.Writable})
+	return table
 }
 
 // usage asks the kernel how full the store of a volume is.

@@ -64,6 +64,9 @@ func (s *Snapshot) ToIncremental(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
 	}
+	if s.Boot, err = sysfs.BootID(); err != nil { // a persistent one may be of an earlier boot
+		return err
+	}
 	// From here on a crash leaves an incremental one, of which Repair removes the rest.
 	s.Incremental, s.Up = true, false
 	if err := s.write(); err != nil {
@@ -88,6 +91,9 @@ func (s *Snapshot) vouched(ctx context.Context) error {
 func (s *Snapshot) bare(ctx context.Context, ctl *dm.Control) error {
 	if err := s.takeVolumes(ctx, ctl, true); err != nil {
 		return fmt.Errorf("snapshot: %s: %w", s.Name, err)
+	}
+	for _, v := range s.Volumes {
+		v.Dropped, v.Note = "", nil // what its image was like
 	}
 	s.Up = true
 	return s.write()
@@ -196,7 +202,7 @@ func (s *Snapshot) ToSnapshot(ctx context.Context, n Next) error {
 // request is what to take the next snapshot of.
 func (s *Snapshot) request(n Next) Request {
 	req := Request{
-		Name: s.Name, Chunk: s.Chunk, Reserve: n.Reserve, MaxFreeze: n.MaxFreeze,
+		Name: s.Name, Chunk: s.Chunk, Persistent: s.Persistent, Reserve: n.Reserve, MaxFreeze: n.MaxFreeze,
 		Link: s.Link, Labels: s.Labels,
 	}
 	for i, v := range s.Volumes {
@@ -274,28 +280,52 @@ func (s *Snapshot) succeed(ctx context.Context, all trackers, marks []track.Mark
 	if n.Labels != nil {
 		s.Labels = n.Labels
 	}
+	if _, err := s.note(); err != nil {
+		return err
+	}
 	s.Incremental, s.Up = false, true
 	return s.write()
 }
 
-// Reload makes an incremental snapshot of before a boot one of now, when its trackers vouch for all
-// marks. The error wraps ErrMode or track.ErrMarkLost.
-func (s *Snapshot) Reload(ctx context.Context) error {
+// Reload makes a snapshot of before a boot one of now: an incremental one, when its trackers vouch for
+// all marks, or a persistent one that was brought up at the boot, whose link is made again. The error
+// wraps ErrMode or track.ErrMarkLost.
+func (s *Snapshot) Reload(ctx context.Context, incremental bool) error {
 	unlock, err := s.o.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := s.inMode(true); err != nil {
+	if err := s.inMode(incremental); err != nil {
 		return err
 	}
-	if err := s.vouched(ctx); err != nil {
+	if incremental {
+		err = s.vouched(ctx)
+	} else {
+		err = s.shown()
+	}
+	if err != nil {
 		return err
 	}
 	if s.Boot, err = sysfs.BootID(); err != nil {
 		return err
 	}
 	return s.write()
+}
+
+// shown makes the link to the image, which /dev has lost with a boot, unless the snapshot is lost.
+func (s *Snapshot) shown() error {
+	st, err := s.Status()
+	if err == nil && st.Lost != "" {
+		err = fmt.Errorf("snapshot: %s: %w: it is lost: %s", s.Name, ErrMode, st.Lost)
+	}
+	if err == nil {
+		err = s.unlink()
+	}
+	if err == nil {
+		err = s.link()
+	}
+	return err
 }
 
 // lookIncremental fills in how a volume of an incremental snapshot is: what changes of it can be

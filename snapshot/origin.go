@@ -54,7 +54,7 @@ func origin(ctl *dm.Control, path string) (*Volume, error) {
 	}
 	for _, t := range table {
 		if t.Type == "multipath" {
-			return nil, unfit("multipathd looks after its paths by its table, without asking: take one of a partition of it (kpartx), or of what lies on it")
+			return nil, unfit("the kernel lets no table of another kind take the place of its own (DM_TARGET_IMMUTABLE): take one of a partition of it (kpartx), or of what lies on it")
 		}
 		if !slices.Contains(twice, t.Type) {
 			return nil, unfit("its target %q cannot be loaded twice", t.Type)

@@ -43,11 +43,15 @@ func (s *Snapshot) lasts(v *Volume) error {
 	return err
 }
 
+// lasting reports whether there is something to bring up at a boot. An incremental snapshot has no
+// store, whatever was cut off.
+func (s *Snapshot) lasting() bool { return s.Persistent && s.Up && !s.Incremental }
+
 // PersistentOf returns the names of the persistent snapshots of a device.
 func PersistentOf(device string) (names []string, err error) {
 	list, err := listIn(Options{}, EarlyDir)
 	for _, s := range list {
-		if slices.ContainsFunc(s.Volumes, func(v *Volume) bool { return v.Name == device }) {
+		if s.lasting() && slices.ContainsFunc(s.Volumes, func(v *Volume) bool { return v.Name == device }) {
 			names = append(names, s.Name)
 		}
 	}
@@ -79,7 +83,7 @@ func Assemble(ctx context.Context, o Options, device string, wait time.Duration)
 	}
 	for _, s := range list {
 		for _, v := range s.Volumes {
-			if v.Name != device || !s.Up {
+			if v.Name != device || !s.lasting() {
 				continue
 			}
 			told, aerr := s.assemble(ctx, ctl, v, wait)

@@ -25,7 +25,7 @@ type Snapshot struct {
 	Version  int       `json:"version"`
 	Name     string    `json:"name"`
 	Created  time.Time `json:"created"`
-	Boot     string    `json:"boot"` // at whose end it ends
+	Boot     string    `json:"boot"` // at whose end it ends, unless it is persistent
 	Chunk    int64     `json:"chunk"`
 	Writable bool      `json:"writable"`
 	// Up says that all of it is there. Without it a run that made or destroyed it was cut off,
@@ -35,7 +35,7 @@ type Snapshot struct {
 	// Transient is for one that ends with the process that made it, which holds a lock as long as
 	// it lives.
 	Transient bool `json:"transient,omitempty"`
-	// Persistent is for one that outlives reboots, by [Assemble].
+	// Persistent is for one that outlives reboots, by [Assemble], unless it is incremental.
 	Persistent bool `json:"persistent,omitempty"`
 	// Rollback says that what it holds is being put back into the origins.
 	Rollback bool `json:"rollback,omitempty"`
@@ -208,9 +208,14 @@ func listIn(o Options, dir string) (list []*Snapshot, err error) {
 
 // Ended reports whether the boot in which the snapshot was made has ended, and the snapshot with it.
 func (s *Snapshot) Ended() (bool, error) {
-	if s.Persistent || s.ofLVM() {
+	if s.Persistent && !s.Incremental || s.ofLVM() {
 		return false, nil
 	}
+	return s.OfBefore()
+}
+
+// OfBefore reports whether the snapshot was made, or taken up by [Snapshot.Reload], before the last boot.
+func (s *Snapshot) OfBefore() (bool, error) {
 	boot, err := sysfs.BootID()
 	return err == nil && boot != s.Boot, err
 }
@@ -241,7 +246,10 @@ func (o Options) repair(ctx context.Context) (done []string, err error) {
 	}
 	defer ctl.Close()
 	for _, s := range list {
-		if s.Persistent && s.Up {
+		if s.Up && !s.Incremental {
+			err = errors.Join(err, s.guard(ctl))
+		}
+		if s.lasting() {
 			told, perr := s.keep(ctx, ctl)
 			done, err = append(done, told...), errors.Join(err, perr)
 			continue

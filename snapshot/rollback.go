@@ -54,6 +54,8 @@ func (s *Snapshot) mayRollBack(ctl *dm.Control, v *Volume) (int64, error) {
 	switch {
 	case !s.Persistent:
 		return 0, fmt.Errorf("%w: its store cannot be put back; one that is taken with --persistent can", ErrNoRollback)
+	case s.Incremental:
+		return 0, fmt.Errorf("%w: it is incremental, and has no data", ErrNoRollback)
 	case s.Writable:
 		return 0, fmt.Errorf("%w: its store holds what was written to the image, too", ErrNoRollback)
 	case s.Rollback:
@@ -91,28 +93,37 @@ func (v *Volume) claim() (*block.Device, error) {
 // changed sums up the chunks in the store. One of the store itself would be overwritten while it is
 // read.
 func (s *Snapshot) changed(v *Volume) (int64, error) {
+	copied, err := s.copiedChunks(v)
+	if err == nil && v.Store.Kind == Inside && !copied.Intersect(extent.NewSet(v.Store.Pieces...)).Empty() {
+		err = fmt.Errorf("%w: what lies in the blocks of its own store was written to, after its file was removed; copy from the image instead", ErrNoRollback)
+	}
+	return copied.Bytes(), err
+}
+
+// copiedChunks returns the chunks of a volume that a persistent store has.
+func (s *Snapshot) copiedChunks(v *Volume) (set extent.Set, err error) {
 	d, err := block.Open("/dev/mapper/"+s.cow(v), block.Options{Direct: true})
 	if err != nil {
-		return 0, err
+		return set, err
 	}
 	defer d.Close()
-	store, err := snapstore.Open(aligned{d}, v.Store.Size)
+	store, err := snapstore.Open(aligned{d}, d.Size())
 	if err = errors.Join(err, v.Store.marked(aligned{d})); err != nil {
-		return 0, err
+		return set, err
 	}
-	own := extent.NewSet(v.Store.Pieces...)
-	n := int64(0)
+	var chunks []extent.Extent
 	for e, err := range store.Exceptions() {
 		if err != nil {
-			return 0, err
+			return set, err
 		}
-		at := extent.Extent{Off: int64(e.Old) * s.Chunk, Len: s.Chunk}
-		if v.Store.Kind == Inside && !own.Intersect(extent.NewSet(at)).Empty() {
-			return 0, fmt.Errorf("%w: what lies in the blocks of its own store was written to, after its file was removed; copy from the image instead", ErrNoRollback)
+		at := int64(e.Old) * s.Chunk
+		if n := len(chunks); n > 0 && chunks[n-1].End() == at {
+			chunks[n-1].Len += s.Chunk
+		} else {
+			chunks = append(chunks, extent.Extent{Off: at, Len: s.Chunk})
 		}
-		n += s.Chunk
 	}
-	return n, nil
+	return extent.NewSet(chunks...), nil
 }
 
 // RollBack puts all volumes back to what they were when the snapshot was taken, and returns when

@@ -34,9 +34,9 @@
 //
 // # A store on the origin's own filesystem
 //
-// The file is allocated before the instant, at its full size, and not by a byte afterwards: blocks
-// that it would get later may hold what a deleted file had at the instant, and writes to the store
-// pass below X, so that nobody would copy that. It is immutable as long as the snapshot lives, by
+// The file is allocated before the instant, at its full size: blocks that it gets later may hold what
+// a deleted file had at the instant, and writes to the store pass below X, so that nobody would copy
+// that. So it grows only into blocks that belonged to nobody then (grow.go). It is immutable as long as the snapshot lives, by
 // which ext4 and XFS leave its extents where they are; other filesystems are refused. Its extents
 // are cut to whole chunks. In the image they read as zeros. To trackers of X they count as changed
 // when the snapshot is gone ([Volume.Inside]), because they changed without passing X.
@@ -53,7 +53,7 @@
 // A volatile snapshot ends with the boot. The file that a reboot leaves is removed by Repair, and by
 // the next command. A persistent one is brought up by [Assemble], and [Snapshot.RollBack] puts its
 // origins back to it. An incremental one has no store, and lasts as long as its tracker can vouch for
-// its mark.
+// its mark; so does what is told of the changes since a persistent one.
 package snapshot
 
 import (

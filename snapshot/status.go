@@ -116,9 +116,10 @@ func (s *Snapshot) look(ctl *dm.Control, v *Volume, st *VolumeStatus) error {
 	return nil
 }
 
-// Grow makes the store of a volume larger while it is in use, to size bytes. It is for a store
-// that is a file elsewhere: one inside has had all of its blocks since before the instant, and a
-// device is as large as it is. The error wraps ErrStore or ErrNoRoom.
+// Grow makes the store of a volume larger while it is in use, to size bytes. It is for a store that
+// is a file: a device is as large as it is. One inside gets only blocks that belonged to nobody at the
+// instant; where they are less than size asks for, the error wraps ErrNoRoom, and it has got those.
+// The error wraps ErrStore or ErrNoRoom.
 func (s *Snapshot) Grow(ctx context.Context, v *Volume, size int64) error {
 	unlock, err := s.o.lock(ctx)
 	if err != nil {
@@ -145,11 +146,9 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	switch {
 	case s.Incremental:
 		return fmt.Errorf("%w: it is incremental, and has no store", ErrMode)
-	case v.Store.Kind == Inside:
-		return fmt.Errorf("%w: a store on the origin's own filesystem has had all of its blocks since before the instant; only one in a file elsewhere grows", ErrStore)
 	case v.Store.Kind == Block || v.Store.Kind == Zram:
-		return fmt.Errorf("%w: a device does not grow; only a store in a file elsewhere does", ErrStore)
-	case size <= v.Store.Size:
+		return fmt.Errorf("%w: a device does not grow; only a store in a file does", ErrStore)
+	case size <= v.Store.Size && v.Store.Kind != Inside:
 		return fmt.Errorf("%w: it has %s already", ErrStore, words.Size(v.Store.Size))
 	}
 	ctl, err := dm.Open()
@@ -159,6 +158,9 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 	defer ctl.Close()
 	if v.ofLVM() {
 		return s.growLVM(ctx, ctl, v, size)
+	}
+	if v.Store.Kind == Inside {
+		return s.growInside(ctx, ctl, v, size)
 	}
 	f, err := os.OpenFile(v.Store.Path, os.O_RDWR, 0)
 	if err != nil {
@@ -192,17 +194,22 @@ func (s *Snapshot) grow(ctx context.Context, v *Volume, size int64) error {
 		return s.write()
 	}
 	table[0].Len = uint64(size / dm.SectorSize)
-	if _, err := ctl.Load(s.cow(v), table[:1], dm.LoadOptions{}); err != nil {
-		return err
-	}
-	_, err = dmhold.Hold(ctx, dmhold.Plan{
-		Devices: []dmhold.Device{{Name: s.cow(v), Dev: info.Dev(), NoLockFS: true, Swap: true}}, Limit: swapLimit,
-	}, nil)
-	if err != nil {
+	if err := swap(ctx, ctl, info, table[:1]); err != nil {
 		return err
 	}
 	v.Store.Size = size
 	return s.write()
+}
+
+// swap gives a device of ours another table while it is in use.
+func swap(ctx context.Context, ctl *dm.Control, info dm.Info, table []dm.Target) error {
+	if _, err := ctl.Load(info.Name, table, dm.LoadOptions{ReadOnly: info.ReadOnly}); err != nil {
+		return err
+	}
+	_, err := dmhold.Hold(ctx, dmhold.Plan{
+		Devices: []dmhold.Device{{Name: info.Name, Dev: info.Dev(), NoLockFS: true, Hidden: true, Swap: true}}, Limit: swapLimit,
+	}, nil)
+	return err
 }
 
 // Watch waits until a volume of the snapshot has had an event, as that it was lost, or until the

@@ -42,7 +42,7 @@ This is tidemark, with the kernel's dm-snapshot in the place of the driver datto
 is one of device-mapper, or a partition that "tidemark adopt" has put a table over.
 
 -f, and the sizes of expand-cow-file and reconfigure-auto-expand, are in MiB. -c is taken, and has no
-effect: there is no cache. A COW file has its full size from the beginning, and does not grow.
+effect: there is no cache.
 `
 
 const (
@@ -79,7 +79,7 @@ func dbdctlCommands() map[string]dbdctlCommand {
 		"transition-to-snapshot":    {"f", 2, 0, (*dbdctl).toSnapshot},
 		"reconfigure":               {"c", 1, 0, (*dbdctl).reconfigure},
 		"expand-cow-file":           {"", 2, 1, (*dbdctl).expand},
-		"reconfigure-auto-expand":   {"r", 2, 1, (*dbdctl).expand},
+		"reconfigure-auto-expand":   {"r", 2, 1, (*dbdctl).autoExpand},
 		"info":                      {"", 1, 0, (*dbdctl).info},
 	}
 }
@@ -195,7 +195,7 @@ func fails(errno syscall.Errno, format string, args ...any) error {
 
 var errForeign = fmt.Errorf("was not made by setup-snapshot: %w", syscall.EBUSY)
 
-// record returns the snapshot of a minor, nil for none; up says that it is of this boot. What a command
+// record returns the snapshot of a minor, nil for none; up says that it was made, or reloaded, in this boot. What a command
 // that was cut off has left is repaired first.
 func (d *dbdctl) record(ctx context.Context, minor int) (s *snapshot.Snapshot, up bool, err error) {
 	if minor >= dattoMinors {
@@ -218,8 +218,8 @@ func (d *dbdctl) record(ctx context.Context, minor int) (s *snapshot.Snapshot, u
 	if s.Link != link(minor) || len(s.Volumes) != 1 || s.Volumes[0].Chain == nil {
 		return nil, false, fmt.Errorf(`the snapshot %s %w: "tidemark snapshot destroy %s" removes it`, s.Name, errForeign, s.Name)
 	}
-	ended, err := s.Ended()
-	return s, !ended, err
+	before, err := s.OfBefore()
+	return s, !before, err
 }
 
 func link(minor int) string { return "/dev/datto" + strconv.Itoa(minor) }
@@ -275,13 +275,17 @@ func (d *dbdctl) setup(ctx context.Context, args []string, minor int) error {
 	if err != nil {
 		return err
 	}
+	lasts := outlives([]snapshot.Device{{Path: device}})
+	if lasts != nil && !errors.Is(lasts, snapshot.ErrNotKept) {
+		return lasts
+	}
 	if old != nil { // of before a boot, and not reloaded
 		if err := old.Destroy(ctx, true); err != nil {
 			return err
 		}
 	}
 	_, err = snapshot.Create(ctx, d.g.snapshotOptions(), snapshot.Request{
-		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, MaxFreeze: dbdctlFreeze, Reserve: d.reserve(),
+		Name: "datto" + strconv.Itoa(minor), Link: link(minor), Track: true, Persistent: lasts == nil, MaxFreeze: dbdctlFreeze, Reserve: d.reserve(),
 		Devices: []snapshot.Device{{Path: device, Store: cow, Replace: true, Size: d.storeSize()}},
 		Labels:  map[string]string{labelDevice: args[0], labelCOW: cow},
 	})
@@ -390,32 +394,34 @@ func (d *dbdctl) toSnapshot(ctx context.Context, args []string, minor int) error
 	})
 }
 
-func (d *dbdctl) reloadSnapshot(ctx context.Context, _ []string, minor int) error {
-	_, up, err := d.record(ctx, minor)
-	switch {
-	case err != nil:
-		return err
-	case up:
-		return fails(syscall.EBUSY, "there is a snapshot with the minor %d", minor)
-	}
-	return fails(syscall.EINVAL, "a snapshot of setup-snapshot ends with the boot: make a new one")
+// reloadSnapshot takes up what the boot has brought up.
+func (d *dbdctl) reloadSnapshot(ctx context.Context, args []string, minor int) error {
+	return d.reload(ctx, args, minor, false)
 }
 
 // reloadIncremental takes up what the tracker vouches for.
 func (d *dbdctl) reloadIncremental(ctx context.Context, args []string, minor int) error {
+	return d.reload(ctx, args, minor, true)
+}
+
+func (d *dbdctl) reload(ctx context.Context, args []string, minor int, incremental bool) error {
 	s, device, err := d.idle(ctx, minor, args[0])
 	if err != nil {
 		return err
 	}
 	switch {
-	case s == nil:
-		return fails(syscall.EINVAL, "there was no incremental with the minor %d: make a new snapshot", minor)
+	case s == nil || !incremental && !s.Persistent && !s.Incremental:
+		why := "none was made"
+		if lasts := outlives([]snapshot.Device{{Path: device}}); !incremental && lasts != nil {
+			why = "a snapshot ends with the boot: " + lasts.Error()
+		}
+		return fails(syscall.EINVAL, "there is nothing to reload for the minor %d: %s: make a new snapshot", minor, why)
 	case filepath.Base(device) != s.Volumes[0].Name && args[0] != s.Labels[labelDevice]:
 		return fails(syscall.EINVAL, "the minor %d was of %s", minor, s.Labels[labelDevice])
 	case !strings.HasSuffix(s.Labels[labelCOW], filepath.Clean("/"+args[1])):
 		return fails(syscall.EINVAL, "the minor %d had the COW file %s", minor, s.Labels[labelCOW])
 	}
-	return s.Reload(ctx)
+	return s.Reload(ctx, incremental)
 }
 
 // reconfigure has no cache to change the size of.
@@ -430,13 +436,27 @@ func (d *dbdctl) reconfigure(ctx context.Context, _ []string, minor int) error {
 	return nil
 }
 
-// expand is expand-cow-file and reconfigure-auto-expand: blocks that the file got after the instant
-// may be of files of then, and to copy those first costs as much of it as is won.
-func (d *dbdctl) expand(ctx context.Context, _ []string, minor int) error {
-	if _, err := d.healthy(ctx, minor, false); err != nil {
+// expand is expand-cow-file, by a size in MiB.
+func (d *dbdctl) expand(ctx context.Context, args []string, minor int) error {
+	s, err := d.healthy(ctx, minor, false)
+	if err != nil {
 		return err
 	}
-	return fails(syscall.EOPNOTSUPP, `a COW file on the disk itself has had all of its blocks since before the instant: give -f when the snapshot is made, or use "tidemark snapshot create --store" with a file on another disk, which grows`)
+	more, err := digits(args[0])
+	if err != nil {
+		return err
+	}
+	v := s.Volumes[0]
+	return s.Grow(ctx, v, v.Store.Size+int64(min(more, 1<<30))<<20)
+}
+
+// autoExpand is reconfigure-auto-expand. The kernel does not do that by itself.
+func (d *dbdctl) autoExpand(ctx context.Context, args []string, minor int) error {
+	s, err := d.healthy(ctx, minor, false)
+	if err != nil {
+		return err
+	}
+	return fails(syscall.EOPNOTSUPP, `no driver is there to watch the COW file: have a service run "tidemark snapshot events %s --follow --auto-grow %sM --limit SIZE"`, s.Name, args[0])
 }
 
 // knownSnapshot tells what is known of a snapshot device of ours, for cowfiles.Options.

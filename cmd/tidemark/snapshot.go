@@ -46,7 +46,7 @@ func newSnapshotCreate(g *globals) *cobra.Command {
 
 The first write to a chunk of DEVICE copies its old content to the store, and every snapshot has its own: with several snapshots of one disk each first write is slower still.
 
-Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it cannot grow; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten, or parts of devices that nobody uses, DEVICE:START+LENGTH,... --store zram is memory, compressed: for little only, since what is written back from memory takes memory then. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for logical volumes, all DEVICEs or none: lvm2 makes the snapshot VG/NAME, or VG/VOLUME+NAME of each of several, which grow by "grow" or lvextend and outlive the boot. Of several the filesystems are frozen until the last has its snapshot, which Linux before 6.8 refuses.
+Without --store the store is a file .tidemark-NAME on the filesystem of DEVICE itself, ext4 or XFS, or the new file PATH there with --store PATH. It has its full size from the beginning, since it grows only into what belonged to no file at the instant; it is immutable, and in the image it reads as zeros. Else --store PATH is a new file on another filesystem (also one in memory), which can grow, or a block device, all of which is overwritten, or parts of devices that nobody uses, DEVICE:START+LENGTH,... --store zram is memory, compressed: for little only, since what is written back from memory takes memory then. With several DEVICEs it is DEVICE=PATH, for each that is to have another place. --store lvm is for logical volumes, all DEVICEs or none: lvm2 makes the snapshot VG/NAME, or VG/VOLUME+NAME of each of several, which grow by "grow" or lvextend and outlive the boot. Of several the filesystems are frozen until the last has its snapshot, which Linux before 6.8 refuses.
 
 With --track what changes since the instant is followed by eBPF, as "tidemark mirror" does: "tidemark snapshot to-incremental" needs that.
 
@@ -298,7 +298,7 @@ func newSnapshotGrow(g *globals) *cobra.Command {
 	var to byteSize
 	cmd := command{
 		use: "grow NAME [DEVICE]", short: "Make a store larger while it is in use",
-		long:    `Makes the store of NAME larger: of DEVICE, as "tidemark snapshot status" names it, where NAME is of several. The store has to be a file elsewhere (--store): one on the filesystem of DEVICE itself has had all of its blocks since before the instant, which is what makes it sound.`,
+		long:    `Makes the store of NAME larger: of DEVICE, as "tidemark snapshot status" names it, where NAME is of several. The store has to be a file. One on the filesystem of DEVICE itself gets only blocks that belonged to no file at the instant, where there are such, and the error says how large it is then; it is refused while there is another snapshot of DEVICE, and for a writable one.`,
 		example: "tidemark snapshot grow nightly db2 --size 20G",
 		exits:   []exitCode{exitRefused},
 		args:    cobra.RangeArgs(1, 2),

@@ -71,6 +71,11 @@ tidemark datto merge /dev/mapper/data+nightly /backup/data.changes /backup/data.
 				if d.Ranges, err = storeRanges(path); err != nil {
 					return usageError{fmt.Errorf("--store %q: %w", path, err)}
 				}
+				if s.Persistent {
+					if d.Store, err = lastingStore(path); err != nil {
+						return err
+					}
+				}
 				next.Stores = append(next.Stores, d)
 			}
 			next.Reserve = int64(reserve)

@@ -104,14 +104,6 @@ func waitRolledBack(cmd *cobra.Command, s *snapshot.Snapshot) error {
 // stores names that are the same at every boot.
 func outlives(devices []snapshot.Device) error {
 	return withSystem("/", func(sys *boot.System, table boot.Tab) error {
-		program, err := sys.Program("")
-		if err != nil {
-			return err
-		}
-		plan, err := sys.Plan(table, program, false)
-		if err != nil {
-			return err
-		}
 		for i, d := range devices {
 			e, ok := table.LinearOver(d.Path)
 			switch {
@@ -119,14 +111,21 @@ func outlives(devices []snapshot.Device) error {
 				return fmt.Errorf("%s: %w: the boot opens no device of that name: \"tidemark adopt\" of its partition or disk has it do so; of a logical volume, also one in LUKS, LVM makes one that lasts, with --store lvm", d.Path, snapshot.ErrNotKept)
 			case e.Stage != boot.StageSystem:
 				return fmt.Errorf("%s: %w: it is opened in the initramfs, for root, where the record of the snapshot cannot be read: of a logical volume LVM makes one that lasts, with --store lvm; \"tidemark mirror\" and \"tidemark backup\" keep root as it is now", d.Path, snapshot.ErrNotKept)
-			case plan.Changes() || plan.Refused() != nil:
-				return fmt.Errorf("%s: %w: the files of the boot are of another version: run \"tidemark boot install\"", d.Path, snapshot.ErrNotKept)
 			}
+			var err error
 			if devices[i].Store, err = lastingStore(d.Store); err != nil {
 				return err
 			}
 		}
-		return nil
+		program, err := sys.Program("")
+		if err != nil {
+			return err
+		}
+		plan, err := sys.Plan(table, program, false)
+		if err == nil && (plan.Changes() || plan.Refused() != nil) {
+			err = fmt.Errorf("%w: the files of the boot are of another version: run \"tidemark boot install\"", snapshot.ErrNotKept)
+		}
+		return err
 	})
 }
 

@@ -68,6 +68,8 @@ type Device struct {
 	Dev  sysfs.Dev // the number that the device of that name has to have
 	// NoLockFS leaves the filesystem on it as it is.
 	NoLockFS bool
+	// Hidden has udev go on to pass the device by when it is resumed (dm.ResumeOptions).
+	Hidden bool
 	// Swap has the table that waits for the device take the place of its own, when nothing
 	// fails. Without it no table may be waiting.
 	Swap bool

@@ -107,13 +107,22 @@ func Hold(ctx context.Context, p Plan, instant func(context.Context) error) (tim
 
 var errHolderDied = errors.New("the process that holds the devices died")
 
+func (d Device) resume(ctl *dm.Control) (err error) {
+	if d.Hidden {
+		_, err = ctl.ResumeHidden(d.Name)
+	} else {
+		_, err = ctl.Resume(d.Name)
+	}
+	return err
+}
+
 // letGo has the devices go on that a dead holder has left suspended.
 func (p Plan) letGo(ctl *dm.Control) error {
 	var errs []error
 	for _, d := range p.Devices {
 		suspended, err := d.settle(ctl)
 		if err == nil && suspended {
-			_, err = ctl.Resume(d.Name)
+			err = d.resume(ctl)
 		}
 		errs = append(errs, err)
 	}

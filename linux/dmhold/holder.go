@@ -202,7 +202,7 @@ func (h *holder) change() error {
 		done = true
 	}
 	// A device whose new table fails is resumed by letGo; another may have got its own.
-	return partly(done || len(h.plan.Devices) > 1, h.each(func(d Device) error { return h.resume(d.Name, false) }))
+	return partly(done || len(h.plan.Devices) > 1, h.each(func(d Device) error { return h.resume(d.Name, d.Hidden) }))
 }
 
 // allStand finds a device that another program has resumed.
@@ -230,7 +230,7 @@ func (h *holder) letGo() error {
 		if suspended, err := d.settle(h.ctl); !suspended || err != nil {
 			return err
 		}
-		return h.resume(d.Name, false)
+		return h.resume(d.Name, d.Hidden)
 	})
 }
 

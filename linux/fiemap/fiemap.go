@@ -1,9 +1,9 @@
 // Package fiemap tells where the bytes of a file lie on the device of its filesystem, and keeps them
-// there.
+// there, and which bytes of a filesystem belong to nobody.
 //
 // For most uses, call [Of] with an open file, and [SetImmutable] before relying on the answer.
 //
-// The package owns the calls FS_IOC_FIEMAP (include/uapi/linux/fiemap.h) and FS_IOC_SETFLAGS. It
+// The package owns the calls FS_IOC_FIEMAP (include/uapi/linux/fiemap.h), FS_IOC_GETFSMAP and FS_IOC_SETFLAGS. It
 // refuses files whose extents are not simply theirs: shared, compressed, encrypted, inline, or not
 // placed yet. A filesystem may move extents of a file at any time; ext4 and XFS do not while a
 // file is immutable, which the caller has to see to. The functions hold no state.

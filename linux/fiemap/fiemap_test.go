@@ -100,3 +100,65 @@ func TestSharedExtentsAreRefused(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// What is free is about what the filesystem counts as free, and nothing of it is a file's.
+func TestFreeBytesAreNobodys(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		t.Run(kind, func(t *testing.T) {
+			disk := mountstest.Disk(t, 320<<20)
+			mountstest.Mkfs(t, kind, disk)
+			at := mountstest.Mount(t, disk)
+			var taken []fiemap.Extent
+			for i := range 8 {
+				f, err := os.Create(filepath.Join(at, string(rune('a'+i))))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if _, err := f.Write(bytes.Repeat([]byte("tide"), 1<<20)); err != nil {
+					t.Fatal(err)
+				}
+				if i%2 == 1 {
+					if err := os.Remove(f.Name()); err != nil { // in use as long as it is open
+						t.Fatal(err)
+					}
+				}
+				extents, err := fiemap.Of(f)
+				if err != nil {
+					t.Fatal(err)
+				}
+				taken = append(taken, extents...)
+			}
+			unix.Sync()
+			top, err := os.Open(at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer top.Close()
+			free, err := fiemap.Free(top)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum, last := int64(0), int64(0)
+			for _, e := range free {
+				if e.Physical < last {
+					t.Errorf("%+v begins before byte %d", e, last)
+				}
+				last = e.Physical + e.Len
+				sum += e.Len
+				for _, x := range taken {
+					if x.Physical < last && e.Physical < x.Physical+x.Len {
+						t.Errorf("%+v is free, and a file's: %+v", e, x)
+					}
+				}
+			}
+			var st unix.Statfs_t
+			if err := unix.Statfs(at, &st); err != nil {
+				t.Fatal(err)
+			}
+			if counted := int64(st.Bfree) * st.Bsize; sum < counted*9/10 || sum > counted*12/10 {
+				t.Errorf("%d bytes are free, and %d by statfs", sum, counted)
+			}
+		})
+	}
+}

@@ -14,7 +14,7 @@
 //
 // It refuses to guess: a device whose holder it cannot see (a lazily unmounted filesystem,
 // a ZFS pool) is reported as claimed, without a name. It writes to no device and changes
-// no mount.
+// no mount; [Detached] makes one that nobody sees.
 //
 // A Table is a snapshot and never changes; it may be used by several goroutines
 // at once. It grows old as soon as something is mounted: read a new one.

@@ -140,7 +140,7 @@ func adoptDisk(t *testing.T) Disk {
 		t.Fatalf("sfdisk: %v\n%s", err, out)
 	}
 	for i, p := range []struct{ uuid, label string }{{dataUUID, "data"}, {otherUUID, "other"}} {
-		host(t, "mkfs.ext4", "-q", "-b", "4096", "-U", p.uuid, "-L", p.label, "-E", fmt.Sprintf("offset=%d", start+i*size),
+		host(t, "mkfs.ext4", "-q", "-b", "4096", "-U", p.uuid, "-L", p.label, "-E", fmt.Sprintf("offset=%d,lazy_itable_init=0", start+i*size),
 			disk.Path, fmt.Sprintf("%dk", size>>10))
 	}
 	return disk

@@ -47,7 +47,7 @@ var modules = [...]string{
 	"virtio_pci", "virtio_blk", "virtio_scsi", "virtio_console", "sd_mod", "sg", "nvme",
 	"loop", "nbd", "zram", "brd", "null_blk", "scsi_debug",
 	"dm-mod", "dm-era", "dm-snapshot", "dm-thin-pool", "dm-log-writes", "dm-flakey", "dm-crypt",
-	"dm-mirror", "dm-delay", "dm-raid", "dm-zero", "dm-verity", "dm-integrity", "md-mod", "raid0", "raid1", "raid456",
+	"dm-mirror", "dm-multipath", "dm-round-robin", "dm-delay", "dm-raid", "dm-zero", "dm-verity", "dm-integrity", "md-mod", "raid0", "raid1", "raid456",
 	"ext4", "xfs", "btrfs", "vfat", "nls_cp437", "nls_ascii", "nls_iso8859-1", "fuse", "overlay", "crc32c_generic", "crc32c-intel", "xts", "essiv", "cbc", "ctr",
 	"algif_skcipher", "algif_hash", "aesni-intel", "sha256_generic", "lzo", "lzo-rle",
 }

@@ -40,16 +40,10 @@ func adopted(t *testing.T, kind string, sectors int) (plain, dev, at string) {
 	plain, dev, at = guest.Disk(t, "data"), "/dev/mapper/sda1", t.TempDir()
 	guest.Run(t, "dmsetup", "create", "sda1", "--uuid", "TIDEMARK-LINEAR-sda1", "--table", fmt.Sprintf("0 %d linear %s 0", sectors, plain))
 	t.Cleanup(func() { guest.Run(t, "dmsetup", "remove", "--retry", "sda1") })
-	for _, name := range []string{"TEST_DIR", "TEST_DEV", "QA_CHECK_FS"} {
-		t.Setenv(name, "x") // by which mkfs.xfs makes small ones
-	}
-	if kind == "xfs" {
-		guest.Run(t, "mkfs.xfs", "-q", "-f", dev)
-	} else {
-		guest.Run(t, "mkfs.ext4", "-q", "-F", dev)
-	}
+	mkfs(t, kind, dev)
 	guest.Run(t, "mount", dev, at)
 	t.Cleanup(func() {
+		sweep(t)
 		bare(t, at)
 		if left, _ := filepath.Glob("/dev/datto*"); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
@@ -233,7 +227,9 @@ func TestErrorsOfDbdctl(t *testing.T) {
 	}
 	sh(t, "mount %s %s", dev, at)
 	// To expand, and then anything.
-	refused("Operation not supported", "dbdctl expand-cow-file 4 3")
+	sh(t, "dbdctl expand-cow-file 4 3")
+	sh(t, "e2fsck -fn /dev/datto3")
+	refused("No space left on device", "dbdctl expand-cow-file 100 3")
 	refused("Operation not supported", "dbdctl reconfigure-auto-expand -r 1 4 3")
 	sh(t, "dbdctl transition-to-incremental 3")
 	if got := dattoInfo(t, ""); got.Minor != 3 || got.State != 2 || got.Sequence != 1 || len(got.UUID) != 32 {

@@ -227,3 +227,21 @@ func TestAnOriginInPart(t *testing.T) {
 	bare(t)
 	guest.Run(t, "umount", at)
 }
+
+// A multipath device is refused, whichever way it takes requests: the kernel itself does not let a table
+// of snapshots take the place of its own.
+func TestAMultipathDevice(t *testing.T) {
+	guest.Modprobe(t, "dm-multipath", "dm-round-robin")
+	path := guest.Disk(t, "store")
+	for _, mode := range []string{"mq", "bio"} {
+		size := guest.Sectors(t, path)
+		guest.Run(t, "dmsetup", "create", "paths", "--table", fmt.Sprintf("0 %s multipath 2 queue_mode %s 0 1 1 round-robin 0 1 1 %s 1000", size, mode, path))
+		refused(t, "kpartx", "--store", "/stores-paths", "/dev/mapper/paths")
+		err := exec.Command("dmsetup", "load", "paths", "--table", fmt.Sprintf("0 %s snapshot-origin %s", size, path)).Run()
+		if err == nil {
+			t.Error("the kernel lets a table of snapshots take its place")
+		}
+		guest.Run(t, "dmsetup", "remove", "--retry", "paths")
+	}
+	bare(t)
+}

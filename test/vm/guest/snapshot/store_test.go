@@ -125,7 +125,7 @@ func TestASmallStoreInPieces(t *testing.T) {
 	name, at := origin(t, 0, "ext4")
 	dev := "/dev/mapper/" + name
 	guest.Run(t, "umount", at)
-	guest.Run(t, "mkfs.ext4", "-q", "-F", "-b", "1024", dev)
+	guest.Run(t, "mkfs.ext4", "-q", "-F", "-b", "1024", "-E", "lazy_itable_init=0", dev)
 	guest.Run(t, "mount", dev, at)
 	refused(t, "less than 8 chunks", "--size", "48K", dev)
 	s, held := take(t, snapshot.Request{Devices: []snapshot.Device{{Path: dev, Size: 2 << 20}}})
