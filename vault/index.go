@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -23,7 +25,15 @@ type index struct {
 	db     *bbolt.DB
 	remove string // a folder that close removes
 	tables *lru[format.ID, *table]
+
+	mu      sync.Mutex
+	waiting map[format.ID]*table       // of new packs, which are not in the file yet
+	fresh   map[format.Hash]format.Ref // their chunks
 }
+
+// waitingChunks is how many chunks wait until they are written to the file. Their hashes lie all over
+// it, so that each write of it is one of most of it.
+const waitingChunks = 1 << 15
 
 // The buckets of the file.
 var (
@@ -89,7 +99,9 @@ func openIndexAt(path string, id format.ID, wait time.Duration) (*index, error) 
 	if err != nil {
 		return nil, fmt.Errorf("vault: cache %s: %w", path, err)
 	}
-	return &index{db: db, tables: newTables()}, nil
+	x := &index{db: db, tables: newTables()}
+	x.nothingWaits()
+	return x, nil
 }
 
 // ownIndex makes an index that close removes.
@@ -127,8 +139,57 @@ func (x *index) view(f func(*bbolt.Tx) error) error {
 	return guard(x.db.Path(), func() error { return x.db.View(f) })
 }
 
+// update changes the file, and writes what waits before.
 func (x *index) update(f func(*bbolt.Tx) error) error {
-	return guard(x.db.Path(), func() error { return x.db.Update(f) })
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.updateLocked(f)
+}
+
+func (x *index) updateLocked(f func(*bbolt.Tx) error) error {
+	err := guard(x.db.Path(), func() error {
+		return x.db.Update(func(tx *bbolt.Tx) error {
+			if err := putTables(tx, slices.Collect(maps.Values(x.waiting))); err != nil {
+				return err
+			}
+			return f(tx)
+		})
+	})
+	if err == nil {
+		x.nothingWaits()
+	}
+	return err
+}
+
+func (x *index) nothingWaits() {
+	x.waiting, x.fresh = map[format.ID]*table{}, map[format.Hash]format.Ref{}
+}
+
+// flush writes what waits.
+func (x *index) flush() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.waiting) == 0 {
+		return nil
+	}
+	return x.updateLocked(func(*bbolt.Tx) error { return nil })
+}
+
+// later puts the table of a new pack into the index, and into the file when many wait for that. Where
+// that does not come to pass the pack is one that the index does not know.
+func (x *index) later(t *table) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.waiting[t.name.ID] = t
+	for _, s := range t.Segments {
+		if s.Kind == format.Chunk {
+			x.fresh[s.Hash] = format.Ref{Pack: t.name.ID, Segment: s.Number}
+		}
+	}
+	if len(x.fresh) < waitingChunks && len(x.waiting) < waitingChunks/64 {
+		return nil
+	}
+	return x.updateLocked(func(*bbolt.Tx) error { return nil })
 }
 
 func openBolt(path string, id format.ID, wait time.Duration) (*bbolt.DB, error) {
@@ -174,7 +235,7 @@ func prepare(db *bbolt.DB, id format.ID) error {
 }
 
 func (x *index) close() error {
-	err := x.db.Close()
+	err := errors.Join(x.flush(), x.db.Close())
 	if x.remove != "" {
 		err = errors.Join(err, os.RemoveAll(x.remove))
 	}
@@ -189,30 +250,44 @@ type known struct {
 
 // add puts tables into the index. Those of an older generation of their packs are forgotten.
 func (x *index) add(tables ...*table) error {
-	return x.update(func(tx *bbolt.Tx) error {
-		for _, t := range tables {
-			if err := forget(tx, t.name.ID); err != nil {
-				return err
-			}
-			id := t.name.ID
-			value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
-			value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
-			value = append(value, format.EncodeSegments(t.Segments)...)
-			if err := tx.Bucket(packsBucket).Put(id[:], value); err != nil {
-				return err
-			}
-			for _, s := range t.Segments {
-				if s.Kind != format.Chunk {
-					continue
-				}
-				place := binary.LittleEndian.AppendUint32(id[:len(id):len(id)], s.Number)
-				if err := tx.Bucket(chunksBucket).Put(s.Hash[:], place); err != nil {
-					return err
-				}
-			}
+	return x.update(func(tx *bbolt.Tx) error { return putTables(tx, tables) })
+}
+
+// putTables puts tables into the file, and their chunks in the order in which these lie there.
+func putTables(tx *bbolt.Tx, tables []*table) error {
+	type place struct {
+		hash format.Hash
+		at   [20]byte // id of the pack, number of the segment
+	}
+	var chunks []place
+	for _, t := range tables {
+		id := t.name.ID
+		if err := forget(tx, id); err != nil {
+			return err
 		}
-		return nil
-	})
+		value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
+		value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
+		value = append(value, format.EncodeSegments(t.Segments)...)
+		if err := tx.Bucket(packsBucket).Put(id[:], value); err != nil {
+			return err
+		}
+		for _, s := range t.Segments {
+			if s.Kind != format.Chunk {
+				continue
+			}
+			p := place{hash: s.Hash}
+			copy(p.at[:], id[:])
+			binary.LittleEndian.PutUint32(p.at[len(id):], s.Number)
+			chunks = append(chunks, p)
+		}
+	}
+	slices.SortFunc(chunks, func(a, b place) int { return bytes.Compare(a.hash[:], b.hash[:]) })
+	for i := range chunks {
+		if err := tx.Bucket(chunksBucket).Put(chunks[i].hash[:], chunks[i].at[:]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // renew puts the table of a pack, as the store has it, into the index, when that has another.
@@ -271,6 +346,12 @@ func forget(tx *bbolt.Tx, id format.ID) error {
 
 // find returns in which segment a chunk lies.
 func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
+	x.mu.Lock()
+	ref, ok = x.fresh[h]
+	x.mu.Unlock()
+	if ok {
+		return ref, true, nil
+	}
 	err = x.view(func(tx *bbolt.Tx) error {
 		if place := tx.Bucket(chunksBucket).Get(h[:]); len(place) == len(ref.Pack)+4 {
 			ref, ok = format.Ref{Pack: format.ID(place), Segment: binary.LittleEndian.Uint32(place[len(ref.Pack):])}, true
@@ -282,6 +363,12 @@ func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
 
 // table returns the table of a pack, nil where it is not known.
 func (x *index) table(id format.ID) (t *table, err error) {
+	x.mu.Lock()
+	t = x.waiting[id]
+	x.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
 	err = x.view(func(tx *bbolt.Tx) (err error) {
 		t, err = decodeTable(id, tx.Bucket(packsBucket).Get(id[:]))
 		return err
@@ -307,6 +394,9 @@ func decodeTable(id format.ID, value []byte) (*table, error) {
 // packs returns all packs that the index knows.
 func (x *index) packs() (all map[format.ID]known, err error) {
 	all = map[format.ID]known{}
+	if err := x.flush(); err != nil {
+		return nil, err
+	}
 	err = x.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(packsBucket).ForEach(func(k, v []byte) error {
 			if len(k) != 16 || len(v) < packValueHead {

@@ -81,7 +81,7 @@ type Vault struct {
 
 	leaves   *lru[format.Ref, format.Leaf]
 	inners   *lru[format.Ref, *format.Inner]
-	segments *lru[format.Ref, []byte]
+	segments *segments
 	others   *lru[format.ID, *table] // of older generations
 }
 
@@ -187,7 +187,7 @@ func (v *Vault) forgetPages() {
 	v.ahead = newAhead(v.store)
 	v.leaves = newLRU[format.Ref, format.Leaf](leavesKept)
 	v.inners = newLRU[format.Ref, *format.Inner](innersKept)
-	v.segments = newLRU[format.Ref, []byte](segmentsKept)
+	v.segments = new(segments)
 	v.others = newTables()
 }
 
