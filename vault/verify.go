@@ -297,7 +297,7 @@ func (c *verifier) page(ctx context.Context, t tree, point string, n node) (bool
 
 func (c *verifier) below(ctx context.Context, t tree, point string, n node, well *bool) error {
 	if n.level > 0 {
-		return t.children(ctx, n, func(_ int, child node) error {
+		return t.children(ctx, n, everywhere, func(_ int, child node) error {
 			ok, err := c.page(ctx, t, point, child)
 			*well = *well && ok
 			return err
