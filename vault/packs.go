@@ -43,11 +43,11 @@ const tailSize = 64 << 10 // the table of a full pack of chunks is smaller
 func (o *object) ReadAt(p []byte, off int64) (int, error) {
 	from := max(0, o.size-tailSize)
 	if off < from {
-		b, err := o.s.Get(o.ctx, o.name, off, int64(len(p)))
+		b, err := o.s.Get(o.ctx, o.name, off, int64(len(p)), nil)
 		return short(copy(p, b), p, err)
 	}
 	if o.tail == nil {
-		b, err := o.s.Get(o.ctx, o.name, from, o.size-from)
+		b, err := o.s.Get(o.ctx, o.name, from, o.size-from, nil)
 		if err != nil {
 			return 0, err
 		}
@@ -211,11 +211,12 @@ func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool, ro
 	if (s.Kind == format.Page) != isPage {
 		return nil, fmt.Errorf("vault: %v: %w: it is a %v", ref, format.ErrDamaged, s.Kind)
 	}
-	stored, err := v.ahead.read(ctx, t.known, s.Place, s.Stored)
-	if err != nil {
-		return nil, err
-	}
-	return v.opener(t).Open(v.codec, s, stored, room)
+	var plain []byte
+	err = v.ahead.read(ctx, t.known, s.Place, s.Stored, func(stored []byte) (err error) {
+		plain, err = v.opener(t).Open(v.codec, s, stored, room)
+		return err
+	})
+	return plain, err
 }
 
 // otherTable returns that of another generation of a pack, one that has the segment: Prune may have

@@ -88,7 +88,7 @@ type Vault struct {
 // Init makes a vault in a store in which there is none. Its master key goes to the recipients;
 // without any the vault is not encrypted.
 func Init(ctx context.Context, s store.Store, recipients ...age.Recipient) error {
-	if _, err := s.Get(ctx, format.HeaderName, 0, 1); err == nil {
+	if _, err := s.Get(ctx, format.HeaderName, 0, 1, nil); err == nil {
 		return fmt.Errorf("vault: %v: %w: a vault is there already", s, store.ErrExists)
 	} else if !errors.Is(err, store.ErrNotExist) {
 		return err
@@ -221,13 +221,19 @@ func (v *Vault) seal(ctx context.Context, name string, content []byte) error {
 	return v.store.Put(ctx, name, b)
 }
 
+// object gets an object, or so many bytes of it. Nearly all are small.
+func (v *Vault) object(ctx context.Context, name string, limit int64) ([]byte, error) {
+	const most = 16 << 10 // bytes, of nearly all
+	b, err := v.store.Get(ctx, name, 0, most, nil)
+	if err == nil && len(b) == most {
+		b, err = v.store.Get(ctx, name, 0, limit, nil)
+	}
+	return b, err
+}
+
 // unseal gets the content of a sealed object.
 func (v *Vault) unseal(ctx context.Context, name string) ([]byte, error) {
-	const most = 16 << 10 // bytes, of nearly all
-	b, err := v.store.Get(ctx, name, 0, most)
-	if err == nil && len(b) == most {
-		b, err = v.store.Get(ctx, name, 0, format.MaxSealed+1)
-	}
+	b, err := v.object(ctx, name, format.MaxSealed+1)
 	if err != nil {
 		return nil, err
 	}
