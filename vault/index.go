@@ -33,7 +33,7 @@ type index struct {
 
 // waitingChunks is how many chunks wait until they are written to the file. Their hashes lie all over
 // it, so that each write of it is one of most of it.
-const waitingChunks = 1 << 15
+const waitingChunks = 1 << 12
 
 // The buckets of the file.
 var (

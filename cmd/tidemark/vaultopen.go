@@ -78,11 +78,11 @@ type openVault struct {
 	calm  []byte // see calm
 }
 
-// calm has the garbage collector wait for about 7 MiB, and for 15 % of a large heap, of which most
+// calm has the garbage collector wait for about 5 MiB, and for 10 % of a large heap, of which most
 // is buffers that stay. What it returns counts as in use while it is referred to, and takes no
 // memory: nobody touches it. It comes before all else, as the runtime clears what was in use before.
 func calm() []byte {
-	debug.SetGCPercent(15)
+	debug.SetGCPercent(10)
 	return make([]byte, 48<<20)
 }
 
