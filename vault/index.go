@@ -26,6 +26,7 @@ type index struct {
 	remove string // a folder that close removes
 	tables *lru[format.ID, *table]
 
+	writing sync.Mutex // while what waits is written
 	mu      sync.Mutex
 	waiting map[format.ID]*table       // of new packs, which are not in the file yet
 	fresh   map[format.Hash]format.Ref // their chunks
@@ -34,6 +35,9 @@ type index struct {
 // waitingChunks is how many chunks wait until they are written to the file. Their hashes lie all over
 // it, so that each write of it is one of most of it.
 const waitingChunks = 1 << 12
+
+// piecesWritten is how many of them one change of the file writes.
+const piecesWritten = waitingChunks / 8
 
 // The buckets of the file.
 var (
@@ -99,9 +103,7 @@ func openIndexAt(path string, id format.ID, wait time.Duration) (*index, error) 
 	if err != nil {
 		return nil, fmt.Errorf("vault: cache %s: %w", path, err)
 	}
-	x := &index{db: db, tables: newTables()}
-	x.nothingWaits()
-	return x, nil
+	return &index{db: db, tables: newTables(), waiting: map[format.ID]*table{}, fresh: map[format.Hash]format.Ref{}}, nil
 }
 
 // ownIndex makes an index that close removes.
@@ -139,57 +141,74 @@ func (x *index) view(f func(*bbolt.Tx) error) error {
 	return guard(x.db.Path(), func() error { return x.db.View(f) })
 }
 
-// update changes the file, and writes what waits before.
+// update changes the file, after what waits was written.
 func (x *index) update(f func(*bbolt.Tx) error) error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.updateLocked(f)
-}
-
-func (x *index) updateLocked(f func(*bbolt.Tx) error) error {
-	err := guard(x.db.Path(), func() error {
-		return x.db.Update(func(tx *bbolt.Tx) error {
-			if err := putTables(tx, slices.Collect(maps.Values(x.waiting))); err != nil {
-				return err
-			}
-			return f(tx)
-		})
-	})
-	if err == nil {
-		x.nothingWaits()
+	if err := x.flush(); err != nil {
+		return err
 	}
-	return err
+	return x.write(f)
 }
 
-func (x *index) nothingWaits() {
-	x.waiting, x.fresh = map[format.ID]*table{}, map[format.Hash]format.Ref{}
-}
-
-// flush writes what waits.
-func (x *index) flush() error {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if len(x.waiting) == 0 {
-		return nil
-	}
-	return x.updateLocked(func(*bbolt.Tx) error { return nil })
+func (x *index) write(f func(*bbolt.Tx) error) error {
+	return guard(x.db.Path(), func() error { return x.db.Update(f) })
 }
 
 // later puts the table of a new pack into the index, and into the file when many wait for that. Where
 // that does not come to pass the pack is one that the index does not know.
 func (x *index) later(t *table) error {
 	x.mu.Lock()
-	defer x.mu.Unlock()
 	x.waiting[t.name.ID] = t
 	for _, s := range t.Segments {
 		if s.Kind == format.Chunk {
 			x.fresh[s.Hash] = format.Ref{Pack: t.name.ID, Segment: s.Number}
 		}
 	}
-	if len(x.fresh) < waitingChunks && len(x.waiting) < waitingChunks/64 {
+	many := len(x.fresh) >= waitingChunks || len(x.waiting) >= waitingChunks/64
+	x.mu.Unlock()
+	if !many {
 		return nil
 	}
-	return x.updateLocked(func(*bbolt.Tx) error { return nil })
+	return x.flush()
+}
+
+// flush writes what waits. Chunks are written in pieces of their order: a change of the file has in
+// memory all pages that it touches, and the tables come last.
+func (x *index) flush() error {
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	x.mu.Lock()
+	waiting := slices.Collect(maps.Values(x.waiting))
+	x.mu.Unlock()
+	if len(waiting) == 0 {
+		return nil
+	}
+	for piece := range slices.Chunk(placesOf(waiting), piecesWritten) {
+		if err := x.write(func(tx *bbolt.Tx) error { return putChunks(tx, piece) }); err != nil {
+			return err
+		}
+	}
+	err := x.write(func(tx *bbolt.Tx) error {
+		for _, t := range waiting {
+			if err := putTable(tx, t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, t := range waiting {
+		delete(x.waiting, t.name.ID)
+		for _, s := range t.Segments {
+			if x.fresh[s.Hash].Pack == t.name.ID {
+				delete(x.fresh, s.Hash)
+			}
+		}
+	}
+	return nil
 }
 
 func openBolt(path string, id format.ID, wait time.Duration) (*bbolt.DB, error) {
@@ -250,40 +269,53 @@ type known struct {
 
 // add puts tables into the index. Those of an older generation of their packs are forgotten.
 func (x *index) add(tables ...*table) error {
-	return x.update(func(tx *bbolt.Tx) error { return putTables(tx, tables) })
+	return x.update(func(tx *bbolt.Tx) error {
+		for _, t := range tables {
+			if err := forget(tx, t.name.ID); err != nil {
+				return err
+			}
+			if err := putTable(tx, t); err != nil {
+				return err
+			}
+		}
+		return putChunks(tx, placesOf(tables))
+	})
 }
 
-// putTables puts tables into the file, and their chunks in the order in which these lie there.
-func putTables(tx *bbolt.Tx, tables []*table) error {
-	type place struct {
-		hash format.Hash
-		at   [20]byte // id of the pack, number of the segment
-	}
-	var chunks []place
+func putTable(tx *bbolt.Tx, t *table) error {
+	value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
+	value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
+	value = append(value, format.EncodeSegments(t.Segments)...)
+	return tx.Bucket(packsBucket).Put(t.name.ID[:], value)
+}
+
+// chunkPlace is a key of the bucket of chunks, and its value.
+type chunkPlace struct {
+	hash  format.Hash
+	place [20]byte // id of the pack, number of the segment
+}
+
+// placesOf returns the chunks of tables in the order in which they lie in the file.
+func placesOf(tables []*table) (all []chunkPlace) {
 	for _, t := range tables {
-		id := t.name.ID
-		if err := forget(tx, id); err != nil {
-			return err
-		}
-		value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
-		value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
-		value = append(value, format.EncodeSegments(t.Segments)...)
-		if err := tx.Bucket(packsBucket).Put(id[:], value); err != nil {
-			return err
-		}
 		for _, s := range t.Segments {
 			if s.Kind != format.Chunk {
 				continue
 			}
-			p := place{hash: s.Hash}
-			copy(p.at[:], id[:])
-			binary.LittleEndian.PutUint32(p.at[len(id):], s.Number)
-			chunks = append(chunks, p)
+			p := chunkPlace{hash: s.Hash}
+			copy(p.place[:], t.name.ID[:])
+			binary.LittleEndian.PutUint32(p.place[len(t.name.ID):], s.Number)
+			all = append(all, p)
 		}
 	}
-	slices.SortFunc(chunks, func(a, b place) int { return bytes.Compare(a.hash[:], b.hash[:]) })
-	for i := range chunks {
-		if err := tx.Bucket(chunksBucket).Put(chunks[i].hash[:], chunks[i].at[:]); err != nil {
+	slices.SortFunc(all, func(a, b chunkPlace) int { return bytes.Compare(a.hash[:], b.hash[:]) })
+	return all
+}
+
+func putChunks(tx *bbolt.Tx, all []chunkPlace) error {
+	chunks := tx.Bucket(chunksBucket)
+	for i := range all {
+		if err := chunks.Put(all[i].hash[:], all[i].place[:]); err != nil {
 			return err
 		}
 	}
