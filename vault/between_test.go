@@ -22,11 +22,11 @@ type between struct {
 	ahead  func(name string) time.Duration
 }
 
-func (b between) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
+func (b between) Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error) {
 	if err := b.before("get", name); err != nil {
 		return nil, err
 	}
-	return b.Store.Get(ctx, name, off, n)
+	return b.Store.Get(ctx, name, off, n, room)
 }
 
 func (b between) List(ctx context.Context, prefix string, each func(store.Info) error) error {

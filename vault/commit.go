@@ -309,7 +309,7 @@ func (w *Writer) oldLeaf(number int64) (format.Leaf, error) {
 	case ref.IsZero():
 		return nil, nil
 	}
-	b, err := w.packs.read(ref, true)
+	b, err := w.packs.page(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -332,8 +332,7 @@ func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
 		if entries < 2 || len(b) == 0 {
 			continue
 		}
-		err := fill(page, b, at, func(e format.Entry, _ []byte) ([]byte, error) { return w.packs.read(e.Ref, false) })
-		if err != nil {
+		if err := fill(page, b, at, w.packs.copy); err != nil {
 			return nil, err
 		}
 		ref, err := w.chunk(b, scratch)

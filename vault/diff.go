@@ -33,7 +33,7 @@ func (d *differ) nodes(ctx context.Context, a, b node) error {
 	}
 	below := map[int][2]node{}
 	for side, t := range []tree{d.a, d.b} {
-		err := t.children(ctx, [2]node{a, b}[side], func(i int, child node) error {
+		err := t.children(ctx, [2]node{a, b}[side], everywhere, func(i int, child node) error {
 			both, ok := below[i]
 			if !ok {
 				both = [2]node{{level: child.level, off: child.off}, {level: child.level, off: child.off}}

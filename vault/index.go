@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"sync"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -23,7 +25,19 @@ type index struct {
 	db     *bbolt.DB
 	remove string // a folder that close removes
 	tables *lru[format.ID, *table]
+
+	writing sync.Mutex // while what waits is written
+	mu      sync.Mutex
+	waiting map[format.ID]*table       // of new packs, which are not in the file yet
+	fresh   map[format.Hash]format.Ref // their chunks
 }
+
+// waitingChunks is how many chunks wait until they are written to the file. Their hashes lie all over
+// it, so that each write of it is one of most of it.
+const waitingChunks = 1 << 12
+
+// piecesWritten is how many of them one change of the file writes.
+const piecesWritten = waitingChunks / 8
 
 // The buckets of the file.
 var (
@@ -89,7 +103,7 @@ func openIndexAt(path string, id format.ID, wait time.Duration) (*index, error) 
 	if err != nil {
 		return nil, fmt.Errorf("vault: cache %s: %w", path, err)
 	}
-	return &index{db: db, tables: newTables()}, nil
+	return &index{db: db, tables: newTables(), waiting: map[format.ID]*table{}, fresh: map[format.Hash]format.Ref{}}, nil
 }
 
 // ownIndex makes an index that close removes.
@@ -127,8 +141,74 @@ func (x *index) view(f func(*bbolt.Tx) error) error {
 	return guard(x.db.Path(), func() error { return x.db.View(f) })
 }
 
+// update changes the file, after what waits was written.
 func (x *index) update(f func(*bbolt.Tx) error) error {
+	if err := x.flush(); err != nil {
+		return err
+	}
+	return x.write(f)
+}
+
+func (x *index) write(f func(*bbolt.Tx) error) error {
 	return guard(x.db.Path(), func() error { return x.db.Update(f) })
+}
+
+// later puts the table of a new pack into the index, and into the file when many wait for that. Where
+// that does not come to pass the pack is one that the index does not know.
+func (x *index) later(t *table) error {
+	x.mu.Lock()
+	x.waiting[t.name.ID] = t
+	for _, s := range t.Segments {
+		if s.Kind == format.Chunk {
+			x.fresh[s.Hash] = format.Ref{Pack: t.name.ID, Segment: s.Number}
+		}
+	}
+	many := len(x.fresh) >= waitingChunks || len(x.waiting) >= waitingChunks/64
+	x.mu.Unlock()
+	if !many {
+		return nil
+	}
+	return x.flush()
+}
+
+// flush writes what waits. Chunks are written in pieces of their order: a change of the file has in
+// memory all pages that it touches, and the tables come last.
+func (x *index) flush() error {
+	x.writing.Lock()
+	defer x.writing.Unlock()
+	x.mu.Lock()
+	waiting := slices.Collect(maps.Values(x.waiting))
+	x.mu.Unlock()
+	if len(waiting) == 0 {
+		return nil
+	}
+	for piece := range slices.Chunk(placesOf(waiting), piecesWritten) {
+		if err := x.write(func(tx *bbolt.Tx) error { return putChunks(tx, piece) }); err != nil {
+			return err
+		}
+	}
+	err := x.write(func(tx *bbolt.Tx) error {
+		for _, t := range waiting {
+			if err := putTable(tx, t); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for _, t := range waiting {
+		delete(x.waiting, t.name.ID)
+		for _, s := range t.Segments {
+			if x.fresh[s.Hash].Pack == t.name.ID {
+				delete(x.fresh, s.Hash)
+			}
+		}
+	}
+	return nil
 }
 
 func openBolt(path string, id format.ID, wait time.Duration) (*bbolt.DB, error) {
@@ -174,7 +254,7 @@ func prepare(db *bbolt.DB, id format.ID) error {
 }
 
 func (x *index) close() error {
-	err := x.db.Close()
+	err := errors.Join(x.flush(), x.db.Close())
 	if x.remove != "" {
 		err = errors.Join(err, os.RemoveAll(x.remove))
 	}
@@ -194,25 +274,52 @@ func (x *index) add(tables ...*table) error {
 			if err := forget(tx, t.name.ID); err != nil {
 				return err
 			}
-			id := t.name.ID
-			value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
-			value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
-			value = append(value, format.EncodeSegments(t.Segments)...)
-			if err := tx.Bucket(packsBucket).Put(id[:], value); err != nil {
+			if err := putTable(tx, t); err != nil {
 				return err
 			}
-			for _, s := range t.Segments {
-				if s.Kind != format.Chunk {
-					continue
-				}
-				place := binary.LittleEndian.AppendUint32(id[:len(id):len(id)], s.Number)
-				if err := tx.Bucket(chunksBucket).Put(s.Hash[:], place); err != nil {
-					return err
-				}
-			}
 		}
-		return nil
+		return putChunks(tx, placesOf(tables))
 	})
+}
+
+func putTable(tx *bbolt.Tx, t *table) error {
+	value := binary.LittleEndian.AppendUint32(nil, t.name.Generation)
+	value = binary.LittleEndian.AppendUint64(value, uint64(t.size))
+	value = append(value, format.EncodeSegments(t.Segments)...)
+	return tx.Bucket(packsBucket).Put(t.name.ID[:], value)
+}
+
+// chunkPlace is a key of the bucket of chunks, and its value.
+type chunkPlace struct {
+	hash  format.Hash
+	place [20]byte // id of the pack, number of the segment
+}
+
+// placesOf returns the chunks of tables in the order in which they lie in the file.
+func placesOf(tables []*table) (all []chunkPlace) {
+	for _, t := range tables {
+		for _, s := range t.Segments {
+			if s.Kind != format.Chunk {
+				continue
+			}
+			p := chunkPlace{hash: s.Hash}
+			copy(p.place[:], t.name.ID[:])
+			binary.LittleEndian.PutUint32(p.place[len(t.name.ID):], s.Number)
+			all = append(all, p)
+		}
+	}
+	slices.SortFunc(all, func(a, b chunkPlace) int { return bytes.Compare(a.hash[:], b.hash[:]) })
+	return all
+}
+
+func putChunks(tx *bbolt.Tx, all []chunkPlace) error {
+	chunks := tx.Bucket(chunksBucket)
+	for i := range all {
+		if err := chunks.Put(all[i].hash[:], all[i].place[:]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // renew puts the table of a pack, as the store has it, into the index, when that has another.
@@ -271,6 +378,12 @@ func forget(tx *bbolt.Tx, id format.ID) error {
 
 // find returns in which segment a chunk lies.
 func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
+	x.mu.Lock()
+	ref, ok = x.fresh[h]
+	x.mu.Unlock()
+	if ok {
+		return ref, true, nil
+	}
 	err = x.view(func(tx *bbolt.Tx) error {
 		if place := tx.Bucket(chunksBucket).Get(h[:]); len(place) == len(ref.Pack)+4 {
 			ref, ok = format.Ref{Pack: format.ID(place), Segment: binary.LittleEndian.Uint32(place[len(ref.Pack):])}, true
@@ -282,6 +395,12 @@ func (x *index) find(h format.Hash) (ref format.Ref, ok bool, err error) {
 
 // table returns the table of a pack, nil where it is not known.
 func (x *index) table(id format.ID) (t *table, err error) {
+	x.mu.Lock()
+	t = x.waiting[id]
+	x.mu.Unlock()
+	if t != nil {
+		return t, nil
+	}
 	err = x.view(func(tx *bbolt.Tx) (err error) {
 		t, err = decodeTable(id, tx.Bucket(packsBucket).Get(id[:]))
 		return err
@@ -307,6 +426,9 @@ func decodeTable(id format.ID, value []byte) (*table, error) {
 // packs returns all packs that the index knows.
 func (x *index) packs() (all map[format.ID]known, err error) {
 	all = map[format.ID]known{}
+	if err := x.flush(); err != nil {
+		return nil, err
+	}
 	err = x.view(func(tx *bbolt.Tx) error {
 		return tx.Bucket(packsBucket).ForEach(func(k, v []byte) error {
 			if len(k) != 16 || len(v) < packValueHead {

@@ -12,7 +12,7 @@ import (
 
 // readHeader reads the object vault of a store.
 func readHeader(ctx context.Context, s store.Store) (h format.Header, raw []byte, err error) {
-	raw, err = s.Get(ctx, format.HeaderName, 0, 4096)
+	raw, err = s.Get(ctx, format.HeaderName, 0, 4096, nil)
 	if errors.Is(err, store.ErrNotExist) {
 		return h, nil, fmt.Errorf("%w in %v: make one with init, or mount what it lies on: %w", ErrNoVault, s, err)
 	} else if err != nil {

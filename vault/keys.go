@@ -77,7 +77,7 @@ func (v *Vault) keyFiles(ctx context.Context) (keys []Key, err error) {
 			continue
 		}
 		k := Key{ID: id}
-		if k.raw, err = v.store.Get(ctx, name, 0, maxKeyFile+1); err == nil {
+		if k.raw, err = v.object(ctx, name, maxKeyFile+1); err == nil {
 			k.Kinds, _ = format.KeyKinds(k.raw) // none tell of the damage
 			keys = append(keys, k)
 		}

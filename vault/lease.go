@@ -130,7 +130,7 @@ func (l *lease) held(ctx context.Context) (bool, error) {
 	l.mu.Lock()
 	name := l.name
 	l.mu.Unlock()
-	_, err := l.v.store.Get(ctx, name, 0, 1)
+	_, err := l.v.store.Get(ctx, name, 0, 1, nil)
 	if errors.Is(err, store.ErrNotExist) {
 		return false, nil
 	}

@@ -3,6 +3,7 @@ package vault
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"tidemark/extent"
 	format "tidemark/format/vault"
@@ -47,8 +48,11 @@ func (n node) orEmpty(root format.Ref) node {
 	return n
 }
 
-// children calls each for the pages below an inner node that are there.
-func (t tree) children(ctx context.Context, n node, each func(i int, child node) error) error {
+// everywhere is an extent that reaches over any disk.
+var everywhere = extent.Extent{Len: math.MaxInt64}
+
+// children calls each for the pages below an inner node that are there, of those that reach into e.
+func (t tree) children(ctx context.Context, n node, e extent.Extent, each func(i int, child node) error) error {
 	switch {
 	case n.empty():
 		return nil
@@ -59,15 +63,16 @@ func (t tree) children(ctx context.Context, n node, each func(i int, child node)
 	if err != nil {
 		return err
 	}
-	for i, ref := range page {
-		if ref.IsZero() {
+	cover := format.Covers(n.level - 1)
+	for i := max(0, (e.Off-n.off)/cover); i < format.Fanout && n.off+i*cover < e.End(); i++ {
+		if page[i].IsZero() {
 			continue
 		}
-		child := node{level: n.level - 1, off: n.off + int64(i)*format.Covers(n.level-1), ref: ref}
+		child := node{level: n.level - 1, off: n.off + i*cover, ref: page[i]}
 		if child.off < n.off || child.off >= t.size {
 			return fmt.Errorf("vault: %v: page %d of a disk of %d bytes: %w", n.ref, i, t.size, format.ErrDamaged)
 		}
-		if err := each(i, child); err != nil {
+		if err := each(int(i), child); err != nil {
 			return err
 		}
 	}
@@ -130,7 +135,7 @@ func (t tree) below(ctx context.Context, n node, e extent.Extent, each func(n no
 	case n.level == 0:
 		return each(n)
 	}
-	return t.children(ctx, n, func(_ int, child node) error { return t.below(ctx, child, e, each) })
+	return t.children(ctx, n, e, func(_ int, child node) error { return t.below(ctx, child, e, each) })
 }
 
 // leaf returns a leaf page, which must not be changed.

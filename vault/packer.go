@@ -60,24 +60,35 @@ func (p *packer) find(h format.Hash) (format.Ref, bool) {
 	return ref, ok
 }
 
-// read returns the plain bytes of a segment that may not be in the store yet.
-func (p *packer) read(ref format.Ref, isPage bool) ([]byte, error) {
-	if b, ok := p.v.segments.get(ref); ok && !isPage {
-		return b, nil
+// page returns a page that may not be in the store yet.
+func (p *packer) page(ref format.Ref) ([]byte, error) {
+	if b, ok, err := p.unsent(ref, nil); ok {
+		return b, err
 	}
-	p.mu.Lock()
-	for _, pack := range []*format.Pack{p.open, p.sent} {
-		if pack != nil && pack.Name().ID == ref.Pack {
-			defer p.mu.Unlock()
-			b, err := pack.Open(p.v.codec, ref.Segment)
-			if err == nil && !isPage {
-				p.v.segments.put(ref, b)
-			}
+	return p.v.segment(p.ctx, ref, true, nil)
+}
+
+// copy copies bytes of a segment that may not be in the store yet, from at on, into b.
+func (p *packer) copy(ref format.Ref, at int64, b []byte) error {
+	return p.v.segments.copy(ref, at, b, func(room []byte) ([]byte, error) {
+		if b, ok, err := p.unsent(ref, room); ok {
 			return b, err
 		}
+		return p.v.segment(p.ctx, ref, false, room)
+	})
+}
+
+// unsent returns the plain bytes of a segment of the packs that are not in the store yet.
+func (p *packer) unsent(ref format.Ref, room []byte) (b []byte, ok bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pack := range []*format.Pack{p.open, p.sent} {
+		if pack != nil && pack.Name().ID == ref.Pack {
+			b, err = pack.Open(p.v.codec, ref.Segment, room)
+			return b, true, err
+		}
 	}
-	p.mu.Unlock()
-	return p.v.segment(p.ctx, ref, isPage, nil)
+	return nil, false, nil
 }
 
 // send begins to put the open pack; or, where another is being put, waits for that. p.mu is held;
@@ -103,7 +114,7 @@ func (p *packer) put(pack *format.Pack, b []byte, done chan struct{}) {
 	k := known{pack.Name(), int64(len(b))}
 	err := p.v.store.Put(p.ctx, k.name.String(), b)
 	if err == nil {
-		err = p.v.index.add(&table{known: k, Table: format.Table{Name: k.name, Segments: pack.Segments()}})
+		err = p.v.index.later(&table{known: k, Table: format.Table{Name: k.name, Segments: pack.Segments()}})
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
 
 	format "tidemark/format/vault"
 	"tidemark/vault/store"
@@ -17,6 +18,14 @@ import (
 type table struct {
 	known
 	format.Table
+	once   sync.Once
+	opener *format.Opener // once it was asked for
+}
+
+// opener returns what opens the segments of a pack: to derive its key takes as long as to open some.
+func (v *Vault) opener(t *table) *format.Opener {
+	t.once.Do(func() { t.opener = v.keys.Opener(t.name.ID) })
+	return t.opener
 }
 
 // object is an object of a store as an io.ReaderAt. It reads more than it is asked for at the
@@ -34,11 +43,11 @@ const tailSize = 64 << 10 // the table of a full pack of chunks is smaller
 func (o *object) ReadAt(p []byte, off int64) (int, error) {
 	from := max(0, o.size-tailSize)
 	if off < from {
-		b, err := o.s.Get(o.ctx, o.name, off, int64(len(p)))
+		b, err := o.s.Get(o.ctx, o.name, off, int64(len(p)), nil)
 		return short(copy(p, b), p, err)
 	}
 	if o.tail == nil {
-		b, err := o.s.Get(o.ctx, o.name, from, o.size-from)
+		b, err := o.s.Get(o.ctx, o.name, from, o.size-from, nil)
 		if err != nil {
 			return 0, err
 		}
@@ -170,12 +179,9 @@ func (v *Vault) learn(ctx context.Context, packs map[format.ID]known) error {
 	return nil
 }
 
-// segment returns the plain bytes of a segment of that kind; they must not be changed. They lie in
-// room where that is as large as they are, or else are kept for the next one who asks.
+// segment returns the plain bytes of a segment of that kind. They lie in room where that is large
+// enough.
 func (v *Vault) segment(ctx context.Context, ref format.Ref, isPage bool, room []byte) ([]byte, error) {
-	if b, ok := v.segments.get(ref); ok && !isPage {
-		return b, nil
-	}
 	b, err := v.readSegment(ctx, ref, isPage, room)
 	if errors.Is(err, store.ErrNotExist) { // the pack has a newer generation
 		v.index.tables.drop(ref.Pack)
@@ -186,9 +192,6 @@ func (v *Vault) segment(ctx context.Context, ref format.Ref, isPage bool, room [
 		if b, err = v.readSegment(ctx, ref, isPage, room); errors.Is(err, store.ErrNotExist) {
 			err = fmt.Errorf("vault: %v: %w: %w", ref, format.ErrDamaged, err)
 		}
-	}
-	if err == nil && !isPage && !lies(b, room) {
-		v.segments.put(ref, b)
 	}
 	return b, err
 }
@@ -208,11 +211,12 @@ func (v *Vault) readSegment(ctx context.Context, ref format.Ref, isPage bool, ro
 	if (s.Kind == format.Page) != isPage {
 		return nil, fmt.Errorf("vault: %v: %w: it is a %v", ref, format.ErrDamaged, s.Kind)
 	}
-	stored, err := v.ahead.read(ctx, t.known, s.Place, s.Stored)
-	if err != nil {
-		return nil, err
-	}
-	return v.keys.Opener(ref.Pack).Open(v.codec, s, stored, room)
+	var plain []byte
+	err = v.ahead.read(ctx, t.known, s.Place, s.Stored, func(stored []byte) (err error) {
+		plain, err = v.opener(t).Open(v.codec, s, stored, room)
+		return err
+	})
+	return plain, err
 }
 
 // otherTable returns that of another generation of a pack, one that has the segment: Prune may have

@@ -171,7 +171,7 @@ func (m *marked) page(ctx context.Context, t tree, n node, broken bool) error {
 	}
 	var err error
 	if n.level > 0 {
-		err = t.children(ctx, n, func(_ int, child node) error { return m.page(ctx, t, child, broken) })
+		err = t.children(ctx, n, everywhere, func(_ int, child node) error { return m.page(ctx, t, child, broken) })
 	} else {
 		var l format.Leaf
 		l, err = t.v.leaf(ctx, n.ref)

@@ -59,53 +59,44 @@ func (r *Reader) readLeaf(p []byte, off int64) error {
 	return fill(l, p, off%format.LeafSize, r.v.getter(r.ctx))
 }
 
-// getter returns what fill gets segments from.
-func (v *Vault) getter(ctx context.Context) func(format.Entry, []byte) ([]byte, error) {
-	return func(e format.Entry, room []byte) ([]byte, error) { return v.segment(ctx, e.Ref, false, room) }
+// getter returns what fill gets parts of segments with.
+func (v *Vault) getter(ctx context.Context) func(ref format.Ref, at int64, p []byte) error {
+	return func(ref format.Ref, at int64, p []byte) error { return v.copySegment(ctx, ref, at, p) }
 }
 
 // fill fills p with what the entries of a leaf page say of the bytes from off on, from the start
-// of the page. Segments come from get, which may put one into room: where it belongs, if all of
-// the entry is wanted.
-func fill(l format.Leaf, p []byte, off int64, get func(e format.Entry, room []byte) ([]byte, error)) error {
+// of the page; get copies those of a segment.
+func fill(l format.Leaf, p []byte, off int64, get func(ref format.Ref, at int64, p []byte) error) error {
 	at, end := off, off+int64(len(p))
-	first := sort.Search(len(l), func(i int) bool { return l[i].Off+l[i].Len > off })
-	for _, e := range l[first:] {
+	for _, e := range reaching(l, off) {
 		if e.Off >= end {
 			break
 		}
 		from, to := max(e.Off, off), min(e.Off+e.Len, end)
 		clear(p[at-off : from-off])
 		at = to
-		part := p[from-off : to-off : to-off]
-		var room []byte
-		if e.At == 0 && e.Len == int64(len(part)) {
-			room = part
-		}
-		plain, err := get(e, room)
-		if err != nil {
+		if err := get(e.Ref, e.At+from-e.Off, p[from-off:to-off:to-off]); err != nil {
 			return err
-		}
-		if e.At+e.Len > int64(len(plain)) {
-			return fmt.Errorf("vault: %v has %d bytes, and the map wants %d from %d on: %w", e.Ref, len(plain), e.Len, e.At, format.ErrDamaged)
-		}
-		if !lies(plain, room) {
-			copy(part, plain[e.At+from-e.Off:])
 		}
 	}
 	clear(p[at-off:])
 	return nil
 }
 
-// lies reports whether b lies at the start of room.
-func lies(b, room []byte) bool { return len(b) > 0 && len(room) > 0 && &b[0] == &room[0] }
+// reaching returns the entries of a page that end behind a byte of it.
+func reaching(l format.Leaf, off int64) format.Leaf {
+	return l[sort.Search(len(l), func(i int) bool { return l[i].Off+l[i].Len > off }):]
+}
 
 // Data returns the parts of e that may hold anything but zeros.
 func (r *Reader) Data(e extent.Extent) (extent.Set, error) {
 	var b extent.Builder
 	err := r.leaves(r.ctx, e, func(n node) error {
 		l, err := r.v.leaf(r.ctx, n.ref)
-		for _, entry := range l {
+		for _, entry := range reaching(l, e.Off-n.off) {
+			if n.off+entry.Off >= e.End() {
+				break
+			}
 			b.Add(extent.Extent{Off: n.off + entry.Off, Len: entry.Len}.Intersect(e))
 		}
 		return err

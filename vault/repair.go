@@ -141,7 +141,7 @@ func (m *mender) aside(ctx context.Context, name string) error {
 		return nil
 	}
 	s := m.c.v.store
-	b, err := s.Get(ctx, name, 0, format.MaxPack+1)
+	b, err := s.Get(ctx, name, 0, format.MaxPack+1, nil)
 	if errors.Is(err, store.ErrUnreadable) {
 		b, err = m.c.v.readable(ctx, name)
 	}

@@ -129,7 +129,7 @@ func (v *Vault) sound(ctx context.Context, t *table, all []format.Segment, each 
 			end = all[n].Place + all[n].Stored
 			n++
 		}
-		b, err := v.store.Get(ctx, t.name.String(), start, end-start)
+		b, err := v.store.Get(ctx, t.name.String(), start, end-start, nil)
 		if err != nil {
 			return err
 		}

@@ -24,9 +24,9 @@ func (t turns) Put(ctx context.Context, name string, data []byte) error {
 	return t.Store.Put(ctx, name, data)
 }
 
-func (t turns) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
+func (t turns) Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error) {
 	t.before()
-	return t.Store.Get(ctx, name, off, n)
+	return t.Store.Get(ctx, name, off, n, room)
 }
 
 func (t turns) List(ctx context.Context, prefix string, each func(store.Info) error) error {

@@ -13,8 +13,8 @@ import (
 // Verify tells of it and goes on, and so does who reads a point.
 type sectors struct{ store.Store }
 
-func (s sectors) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
-	b, err := s.Store.Get(ctx, name, off, n)
+func (s sectors) Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error) {
+	b, err := s.Store.Get(ctx, name, off, n, room)
 	if errors.Is(err, store.ErrUnreadable) {
 		err = fmt.Errorf("%w: %w", format.ErrDamaged, err)
 	}
@@ -25,7 +25,7 @@ func (s sectors) Get(ctx context.Context, name string, off, n int64) ([]byte, er
 func (v *Vault) readable(ctx context.Context, name string) (all []byte, err error) {
 	const piece = 4096 // what a disk cannot read is mostly no more
 	for len(all) <= format.MaxPack {
-		b, err := v.store.Get(ctx, name, int64(len(all)), piece)
+		b, err := v.store.Get(ctx, name, int64(len(all)), piece, nil)
 		switch {
 		case errors.Is(err, store.ErrUnreadable):
 			b = make([]byte, piece)

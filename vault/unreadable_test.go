@@ -17,11 +17,11 @@ type spoilt struct {
 	bad map[string]extent.Extent // by name of an object
 }
 
-func (s spoilt) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
+func (s spoilt) Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error) {
 	if bad, ok := s.bad[name]; ok && !bad.Intersect(extent.Extent{Off: off, Len: n}).Empty() {
 		return nil, fmt.Errorf("%w: injected", store.ErrUnreadable)
 	}
-	return s.Store.Get(ctx, name, off, n)
+	return s.Store.Get(ctx, name, off, n, room)
 }
 
 // A bad sector below the vault costs what lies there: verify tells and goes on, repair keeps all else, and
@@ -63,7 +63,7 @@ func TestABadSectorCostsWhatLiesThere(t *testing.T) {
 	}
 	// A table that cannot be read costs the pack.
 	pack = files(t, s, format.PacksPrefix)[0]
-	b, err := inner.Get(t.Context(), pack, 0, format.MaxPack)
+	b, err := inner.Get(t.Context(), pack, 0, format.MaxPack, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -81,14 +81,14 @@ type Vault struct {
 
 	leaves   *lru[format.Ref, format.Leaf]
 	inners   *lru[format.Ref, *format.Inner]
-	segments *lru[format.Ref, []byte]
+	segments *segments
 	others   *lru[format.ID, *table] // of older generations
 }
 
 // Init makes a vault in a store in which there is none. Its master key goes to the recipients;
 // without any the vault is not encrypted.
 func Init(ctx context.Context, s store.Store, recipients ...age.Recipient) error {
-	if _, err := s.Get(ctx, format.HeaderName, 0, 1); err == nil {
+	if _, err := s.Get(ctx, format.HeaderName, 0, 1, nil); err == nil {
 		return fmt.Errorf("vault: %v: %w: a vault is there already", s, store.ErrExists)
 	} else if !errors.Is(err, store.ErrNotExist) {
 		return err
@@ -187,7 +187,7 @@ func (v *Vault) forgetPages() {
 	v.ahead = newAhead(v.store)
 	v.leaves = newLRU[format.Ref, format.Leaf](leavesKept)
 	v.inners = newLRU[format.Ref, *format.Inner](innersKept)
-	v.segments = newLRU[format.Ref, []byte](segmentsKept)
+	v.segments = new(segments)
 	v.others = newTables()
 }
 
@@ -221,13 +221,19 @@ func (v *Vault) seal(ctx context.Context, name string, content []byte) error {
 	return v.store.Put(ctx, name, b)
 }
 
+// object gets an object, or so many bytes of it. Nearly all are small.
+func (v *Vault) object(ctx context.Context, name string, limit int64) ([]byte, error) {
+	const most = 16 << 10 // bytes, of nearly all
+	b, err := v.store.Get(ctx, name, 0, most, nil)
+	if err == nil && len(b) == most {
+		b, err = v.store.Get(ctx, name, 0, limit, nil)
+	}
+	return b, err
+}
+
 // unseal gets the content of a sealed object.
 func (v *Vault) unseal(ctx context.Context, name string) ([]byte, error) {
-	const most = 16 << 10 // bytes, of nearly all
-	b, err := v.store.Get(ctx, name, 0, most)
-	if err == nil && len(b) == most {
-		b, err = v.store.Get(ctx, name, 0, format.MaxSealed+1)
-	}
+	b, err := v.object(ctx, name, format.MaxSealed+1)
 	if err != nil {
 		return nil, err
 	}

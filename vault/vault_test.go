@@ -751,7 +751,7 @@ func (r replacing) Put(_ context.Context, name string, data []byte) error {
 	return os.WriteFile(r.path(name), data, 0o600)
 }
 
-func (r replacing) Get(_ context.Context, name string, _, _ int64) ([]byte, error) {
+func (r replacing) Get(_ context.Context, name string, _, _ int64, _ []byte) ([]byte, error) {
 	b, err := os.ReadFile(r.path(name))
 	if err != nil {
 		err = fmt.Errorf("%w: %w", store.ErrNotExist, err)

@@ -120,7 +120,9 @@ type verifier struct {
 	tableless []known
 	good      refSet // pages below which all is well
 	needed    map[format.ID]bool
-	sum       Verified
+	// Rooms for a pack, and for what a segment of it expands to.
+	stored, plain []byte
+	sum           Verified
 }
 
 func (c *verifier) damage(d Damage) {
@@ -202,10 +204,19 @@ func (c *verifier) pack(ctx context.Context, k known) error {
 	return nil
 }
 
+// mostPacks is how large most packs are at most, in bytes.
+const mostPacks = 17 << 20
+
 // data reads a whole pack, and where its disk cannot do that what can be read of it.
 func (c *verifier) data(ctx context.Context, t *table) error {
 	name := t.name.String()
-	b, err := c.v.store.Get(ctx, name, 0, t.size+1)
+	if c.plain == nil {
+		c.plain = make([]byte, format.MaxSegment)
+	}
+	if int64(len(c.stored)) <= t.size {
+		c.stored = make([]byte, max(t.size+1, mostPacks))
+	}
+	b, err := c.v.store.Get(ctx, name, 0, t.size+1, c.stored)
 	if errors.Is(err, store.ErrNotExist) { // removed or rewritten meanwhile
 		return nil
 	}
@@ -226,10 +237,10 @@ func (c *verifier) data(ctx context.Context, t *table) error {
 	if err != nil {
 		reason = err.Error()
 	}
-	opener, room := c.v.keys.Opener(t.name.ID), make([]byte, format.MaxSegment)
+	opener := c.v.keys.Opener(t.name.ID)
 	for _, s := range t.Segments { // a checksum can be forged, a seal cannot
 		stored := b[min(s.Place, int64(len(b))):min(s.Place+s.Stored, int64(len(b)))]
-		plain, err := opener.Open(c.v.codec, s, stored, room)
+		plain, err := opener.Open(c.v.codec, s, stored, c.plain)
 		if err == nil && s.Kind == format.Chunk && c.v.keys.Hash(plain) != s.Hash {
 			err = fmt.Errorf("segment %d: %w: it has another hash", s.Number, format.ErrDamaged)
 		}
@@ -297,7 +308,7 @@ func (c *verifier) page(ctx context.Context, t tree, point string, n node) (bool
 
 func (c *verifier) below(ctx context.Context, t tree, point string, n node, well *bool) error {
 	if n.level > 0 {
-		return t.children(ctx, n, func(_ int, child node) error {
+		return t.children(ctx, n, everywhere, func(_ int, child node) error {
 			ok, err := c.page(ctx, t, point, child)
 			*well = *well && ok
 			return err

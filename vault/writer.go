@@ -117,7 +117,7 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 
 // baseIsThere fails when the base was forgotten.
 func (w *Writer) baseIsThere() error {
-	_, err := w.v.store.Get(w.ctx, w.from.Base.Name.String(), 0, 1)
+	_, err := w.v.store.Get(w.ctx, w.from.Base.Name.String(), 0, 1, nil)
 	if errors.Is(err, store.ErrNotExist) {
 		return fmt.Errorf("vault: %w: %w", ErrOvertaken, err)
 	}

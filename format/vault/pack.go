@@ -70,14 +70,15 @@ func (p *Pack) Add(s Segment, body []byte) Ref {
 	return Ref{Pack: p.name.ID, Segment: s.Number}
 }
 
-// Open returns the plain bytes of a segment that was added.
-func (p *Pack) Open(c *Codec, number uint32) ([]byte, error) {
+// Open returns the plain bytes of a segment that was added, in room where that is large enough; nil
+// will do.
+func (p *Pack) Open(c *Codec, number uint32, room []byte) ([]byte, error) {
 	t := Table{Segments: p.table}
 	s, ok := t.Find(number)
 	if !ok {
 		return nil, fmt.Errorf("vault: %v: %w: there is no such segment", Ref{p.name.ID, number}, ErrDamaged)
 	}
-	return p.opener.Open(c, s, p.b[s.Place:s.Place+s.Stored], nil)
+	return p.opener.Open(c, s, p.b[s.Place:s.Place+s.Stored], room)
 }
 
 // Segments returns the table of what was added. It must not be changed.

@@ -95,15 +95,18 @@ func (r *restoration) bringInPlace(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	differs, err := r.compare(ctx, "compare", set)
-	if err != nil {
-		return err
+	differs, how := set, "may differ"
+	if !r.named(set) {
+		how = "differ"
+		if differs, err = r.compare(ctx, "compare", set); err != nil {
+			return err
+		}
 	}
 	what := ""
 	if r.origin {
 		what = "it is what the copy is of: "
 	}
-	r.o.note("%s: %s%s of %s differ", r.rep.Target, what, words.Size(differs.Bytes()), words.Size(r.rep.Size))
+	r.o.note("%s: %s%s of %s %s", r.rep.Target, what, words.Size(differs.Bytes()), words.Size(r.rep.Size), how)
 	if r.o.NoJournal {
 		return r.write(ctx, differs, r.rep.Size)
 	}
@@ -112,6 +115,13 @@ func (r *restoration) bringInPlace(ctx context.Context) error {
 	}
 	r.store.Progress = transfer.Count("restore", differs.Bytes(), r.o.Progress)
 	return r.store.Commit(ctx, differs)
+}
+
+// named reports whether set is brought to the target as it is: it was named by the tracking, so that
+// most of it does differ, and to hold it against a point takes as long as to write it. A journal must
+// have room for all of it.
+func (r *restoration) named(set extent.Set) bool {
+	return r.rep.Tracker != track.KindScan && r.copy.Sealed && (r.o.NoJournal || r.roomFor(set) == nil)
 }
 
 // roomFor refuses a journal that would not fit.

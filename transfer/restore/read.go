@@ -241,12 +241,17 @@ func (s *store) wait(ctx context.Context, n int) error {
 // fetch reads a piece of the copy into buf and returns its blocks that are not what they
 // should be. What is no data is a hole of the image, and not read; without any, buf is nil.
 func (s *store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []extent.Extent, err error) {
-	clear(buf)
 	var lost []extent.Extent
+	end := e.Off
 	for _, d := range data.Extents() {
+		clear(buf[end-e.Off : d.Off-e.Off])
+		end = d.End()
 		if lost, err = s.readAt(d, buf[d.Off-e.Off:][:d.Len], lost); err != nil {
 			return nil, fmt.Errorf("copy: %d bytes at offset %d: %w", d.Len, d.Off, err)
 		}
+	}
+	if buf != nil {
+		clear(buf[end-e.Off:])
 	}
 	if !s.copy.Sealed {
 		if bad, err = s.wrong(e, buf); err != nil {

@@ -25,7 +25,7 @@ func conform(t *testing.T, s Store) {
 		if names := list(t, s, ""); len(names) != 0 {
 			t.Errorf("%v", names)
 		}
-		if _, err := s.Get(ctx, "packs/ab/abc.0", 0, 10); !errors.Is(err, ErrNotExist) {
+		if _, err := s.Get(ctx, "packs/ab/abc.0", 0, 10, nil); !errors.Is(err, ErrNotExist) {
 			t.Error(err)
 		}
 		if err := s.Remove(ctx, "packs/ab/abc.0"); err != nil {
@@ -50,7 +50,7 @@ func conform(t *testing.T, s Store) {
 	t.Run("ranges", func(t *testing.T) {
 		n := int64(len(large))
 		for _, r := range [][2]int64{{0, 1}, {100, 1 << 20}, {n - 5, 5}, {n - 5, 50}, {n, 10}, {n + 100, 10}} {
-			got, err := s.Get(ctx, "packs/ab/abc.0", r[0], r[1])
+			got, err := s.Get(ctx, "packs/ab/abc.0", r[0], r[1], nil)
 			if want := large[min(r[0], n):min(r[0]+r[1], n)]; err != nil || !bytes.Equal(got, want) {
 				t.Errorf("%v: %d bytes, %v", r, len(got), err)
 			}
@@ -67,7 +67,7 @@ func conform(t *testing.T, s Store) {
 	})
 	t.Run("names that lead out", func(t *testing.T) {
 		for _, name := range []string{"", "../x", "a/../b", "/x", "a//b", "x/", "a b", "a\x00"} {
-			_, read := s.Get(ctx, name, 0, 1)
+			_, read := s.Get(ctx, name, 0, 1, nil)
 			if s.Put(ctx, name, nil) == nil || read == nil || s.Remove(ctx, name) == nil {
 				t.Errorf("%q is accepted", name)
 			}
@@ -78,7 +78,7 @@ func conform(t *testing.T, s Store) {
 			if err := s.Remove(ctx, name); err != nil {
 				t.Error(err)
 			}
-			if _, err := s.Get(ctx, name, 0, 1); !errors.Is(err, ErrNotExist) {
+			if _, err := s.Get(ctx, name, 0, 1, nil); !errors.Is(err, ErrNotExist) {
 				t.Error(err)
 			}
 		}
@@ -122,7 +122,7 @@ func race(t *testing.T, s Store) {
 
 func read(t *testing.T, s Store, name string, want []byte) {
 	t.Helper()
-	got, err := s.Get(t.Context(), name, 0, int64(len(want))+1)
+	got, err := s.Get(t.Context(), name, 0, int64(len(want))+1, nil)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%s: %d bytes, %v", name, len(got), err)
 	}

@@ -54,8 +54,8 @@ func (s *shot) Put(ctx context.Context, name string, data []byte) (err error) {
 	return err
 }
 
-func (s *shot) Get(ctx context.Context, name string, off, n int64) (b []byte, err error) {
-	s.under(func() { b, err = s.Store.Get(ctx, name, off, n) })
+func (s *shot) Get(ctx context.Context, name string, off, n int64, room []byte) (b []byte, err error) {
+	s.under(func() { b, err = s.Store.Get(ctx, name, off, n, room) })
 	return b, err
 }
 

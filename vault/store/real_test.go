@@ -364,7 +364,7 @@ func TestRetry(t *testing.T) {
 type failing struct{ fault func() error }
 
 func (f failing) Put(context.Context, string, []byte) error { return f.fault() }
-func (f failing) Get(context.Context, string, int64, int64) ([]byte, error) {
+func (f failing) Get(context.Context, string, int64, int64, []byte) ([]byte, error) {
 	return nil, f.fault()
 }
 func (f failing) List(context.Context, string, func(Info) error) error { return f.fault() }

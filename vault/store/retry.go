@@ -58,9 +58,9 @@ func (r *retry) Put(ctx context.Context, name string, data []byte) error {
 	return r.again(ctx, func() error { return r.Store.Put(ctx, name, data) })
 }
 
-func (r *retry) Get(ctx context.Context, name string, off, n int64) (b []byte, err error) {
+func (r *retry) Get(ctx context.Context, name string, off, n int64, room []byte) (b []byte, err error) {
 	err = r.again(ctx, func() (err error) {
-		b, err = r.Store.Get(ctx, name, off, n)
+		b, err = r.Store.Get(ctx, name, off, n, room)
 		return err
 	})
 	return b, err

@@ -70,7 +70,7 @@ func (b *bucket) Put(ctx context.Context, name string, data []byte) error {
 	return nil
 }
 
-func (b *bucket) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
+func (b *bucket) Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
@@ -84,12 +84,19 @@ func (b *bucket) Get(ctx context.Context, name string, off, n int64) ([]byte, er
 	} else if err != nil {
 		return nil, b.fault("read", name, err)
 	}
-	data := bytes.NewBuffer(make([]byte, 0, n+bytes.MinRead))
-	_, err = data.ReadFrom(io.LimitReader(r, n))
+	data, got := roomFor(n, room), 0
+	for got < len(data) && err == nil {
+		var more int
+		more, err = r.Read(data[got:])
+		got += more
+	}
+	if err == io.EOF { // the object ends before; a connection that is cut is io.ErrUnexpectedEOF
+		err = nil
+	}
 	if err = errors.Join(err, r.Close()); err != nil {
 		return nil, b.fault("read", name, err)
 	}
-	return data.Bytes(), nil
+	return data[:got], nil
 }
 
 func (b *bucket) List(ctx context.Context, prefix string, each func(Info) error) error {

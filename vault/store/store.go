@@ -50,9 +50,10 @@ type Store interface {
 	// no error when the object is there with the same bytes: an earlier try may have succeeded.
 	// Otherwise the error wraps ErrExists, and what is there stays. It does not keep data.
 	Put(ctx context.Context, name string, data []byte) error
-	// Get returns n bytes of an object from off on, or fewer where it ends; it makes room for
-	// n. The error wraps ErrNotExist or ErrUnreadable.
-	Get(ctx context.Context, name string, off, n int64) ([]byte, error)
+	// Get returns n bytes of an object from off on, or fewer where it ends. They lie in room where
+	// that has a capacity of n; nil will do. After an error room may hold anything. The error wraps
+	// ErrNotExist or ErrUnreadable.
+	Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error)
 	// List calls each for the objects whose names begin with prefix, in any order, until it
 	// returns an error. An object is among them once Put has returned nil, until Remove has.
 	List(ctx context.Context, prefix string, each func(Info) error) error
@@ -110,7 +111,7 @@ func same(ctx context.Context, s Store, name string, data []byte, fault error) e
 	if !errors.Is(fault, ErrExists) {
 		return fault
 	}
-	there, err := s.Get(ctx, name, 0, int64(len(data))+1)
+	there, err := s.Get(ctx, name, 0, int64(len(data))+1, nil)
 	switch {
 	case err != nil:
 		return errors.Join(fault, err)

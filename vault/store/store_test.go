@@ -42,7 +42,7 @@ func TestAnObjectIsWholeOrNotThere(t *testing.T) {
 					t.Errorf("seed %d, change %d: again: %v", seed, n, err)
 				}
 				if removed == nil && second == nil {
-					if _, err := s.Get(t.Context(), "packs/ab/y", 0, 1); !errors.Is(err, store.ErrNotExist) {
+					if _, err := s.Get(t.Context(), "packs/ab/y", 0, 1, nil); !errors.Is(err, store.ErrNotExist) {
 						t.Errorf("seed %d, change %d: what was removed: %v", seed, n, err)
 					}
 				}
@@ -53,7 +53,7 @@ func TestAnObjectIsWholeOrNotThere(t *testing.T) {
 
 func whole(t *testing.T, s store.Store, name string, data []byte, must bool) {
 	t.Helper()
-	got, err := s.Get(t.Context(), name, 0, 1<<20)
+	got, err := s.Get(t.Context(), name, 0, 1<<20, nil)
 	switch {
 	case errors.Is(err, store.ErrNotExist) && !must:
 	case err != nil || !bytes.Equal(got, data):

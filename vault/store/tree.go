@@ -148,7 +148,7 @@ func (t *tree) mkdir(dir string) error {
 	return nil
 }
 
-func (t *tree) Get(ctx context.Context, name string, off, n int64) ([]byte, error) {
+func (t *tree) Get(ctx context.Context, name string, off, n int64, room []byte) ([]byte, error) {
 	if err := errors.Join(checkName(name), ctx.Err()); err != nil {
 		return nil, err
 	}
@@ -156,16 +156,23 @@ func (t *tree) Get(ctx context.Context, name string, off, n int64) ([]byte, erro
 	if err != nil {
 		return nil, t.fault("read", name, err)
 	}
-	b, err := readUpTo(f, off, n)
+	b, err := readUpTo(f, off, roomFor(n, room))
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, t.fault("read", name, err)
 	}
 	return b, nil
 }
 
-// readUpTo reads n bytes or up to the end.
-func readUpTo(f io.ReaderAt, off, n int64) ([]byte, error) {
-	b := make([]byte, n)
+// roomFor returns n bytes, in room where that has the capacity.
+func roomFor(n int64, room []byte) []byte {
+	if int64(cap(room)) < n {
+		return make([]byte, n)
+	}
+	return room[:n]
+}
+
+// readUpTo reads b full, or up to the end.
+func readUpTo(f io.ReaderAt, off int64, b []byte) ([]byte, error) {
 	got, err := f.ReadAt(b, off)
 	if errors.Is(err, io.EOF) || got == len(b) {
 		err = nil
