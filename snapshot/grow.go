@@ -160,7 +160,7 @@ func onDevice(extents []fiemap.Extent) extent.Set {
 }
 
 // useMore has the image read as zeros where the store lies, and then the store use all that the record
-// says.
+// says, which counts as changed: from now on all views read it as zeros.
 func (s *Snapshot) useMore(ctx context.Context, ctl *dm.Control, v *Volume) error {
 	for _, d := range []struct {
 		name  string
@@ -174,7 +174,7 @@ func (s *Snapshot) useMore(ctx context.Context, ctl *dm.Control, v *Volume) erro
 			return err
 		}
 	}
-	return nil
+	return s.tell(ctx, ctl, v)
 }
 
 // guard makes the files of stores immutable again, which a growth that was cut off has left open. Where

@@ -259,7 +259,7 @@ func TestBoot2(t *testing.T) {
 	guest.Run(t, "sync")
 	go func() {
 		for {
-			guest.Run(t, "tidemark", "snapshot", "create", "--name", "more", "--size", "1M", "--reserve", "1M", "--max-freeze", "1m", "/dev/mapper/data")
+			guest.Run(t, "tidemark", "snapshot", "create", "--name", "more", "--store", "/run/more", "--size", "1M", "--reserve", "1M", "--max-freeze", "1m", "/dev/mapper/data")
 			guest.Run(t, "tidemark", "snapshot", "destroy", "more")
 		}
 	}()
