@@ -214,7 +214,9 @@ func (m *rebooting) toExt4() {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1)+"tmpfs /var/lib tmpfs defaults 0 0\n")
+		m.disks["lib"] = NewDisk(m.t, "lib", 64<<20)
+		host(m.t, "mkfs.ext4", "-q", "-d", m.in("var/lib"), m.disks["lib"].Path)
+		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1)+"/dev/disk/by-id/virtio-lib /var/lib ext4 defaults 0 0\n")
 		host(m.t, "cp", "-a", m.in(saved), m.in(onRoot))
 		host(m.t, "rm", "-r", m.in("usr/lib/modules/"+m.Release))
 		host(m.t, "cp", "-a", m.second.modules, m.in("usr/lib/modules"))
@@ -232,6 +234,9 @@ func (m *rebooting) boot(end string, want ...string) Result {
 	disks := []Disk{m.disks["root"]}
 	for _, name := range [...]string{"copy-root", "state", "btrfs", "copy-btrfs", "vault", "copy-vault", "secret", "copy-secret"} {
 		disks = append(disks, m.disks[name])
+	}
+	if lib, there := m.disks["lib"]; there {
+		disks = append(disks, lib)
 	}
 	r := Run(t, Config{
 		Kernel: m.kernel, System: &m.system, MemMB: 768, Timeout: bootTimeout, Disks: disks, End: end,
