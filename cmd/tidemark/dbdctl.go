@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"tidemark/boot"
 	"tidemark/format/datto"
@@ -450,13 +452,40 @@ func (d *dbdctl) expand(ctx context.Context, args []string, minor int) error {
 	return s.Grow(ctx, v, v.Store.Size+int64(min(more, 1<<30))<<20)
 }
 
-// autoExpand is reconfigure-auto-expand. The kernel does not do that by itself.
+// autoExpand is reconfigure-auto-expand, in MiB. What grows the COW file is a service, until the snapshot
+// ends or becomes incremental.
 func (d *dbdctl) autoExpand(ctx context.Context, args []string, minor int) error {
 	s, err := d.healthy(ctx, minor, false)
 	if err != nil {
 		return err
 	}
-	return fails(syscall.EOPNOTSUPP, `no driver is there to watch the COW file: have a service run "tidemark snapshot events %s --follow --auto-grow %sM --limit SIZE"`, s.Name, args[0])
+	step, err := digits(args[0])
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat("/run/systemd/system"); err != nil { // see sd_booted(3)
+		return fails(syscall.EOPNOTSUPP, `there is no systemd to run a service that watches the COW file: run "tidemark snapshot events %s --follow --auto-grow %dM --limit SIZE"`, s.Name, step)
+	}
+	var room unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(s.Labels[labelCOW]), &room); err != nil {
+		return fmt.Errorf("%s: %w", s.Labels[labelCOW], err)
+	}
+	limit := (s.Volumes[0].Store.Size+int64(room.Bavail)*room.Bsize)>>20 - int64(min(d.reserved, 1<<30))
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	unit := "tidemark-grow-" + s.Name + ".service"
+	exec.CommandContext(ctx, "systemctl", "stop", unit).Run() //nolint:errcheck // most often there is none
+	if step == 0 {
+		return nil
+	}
+	out, err := exec.CommandContext(ctx, "systemd-run", "--quiet", "--collect", "--unit="+unit, program, "--state-dir="+d.g.stateDir,
+		"snapshot", "events", s.Name, "--follow", fmt.Sprintf("--auto-grow=%dM", min(step, 1<<30)), fmt.Sprintf("--limit=%dM", max(limit, 1))).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemd-run: %w: %s", err, out)
+	}
+	return nil
 }
 
 // knownSnapshot tells what is known of a snapshot device of ours, for cowfiles.Options.

@@ -67,7 +67,7 @@ func newSnapshotEvents(g *globals) *cobra.Command {
 		use: "events NAME", short: "Tell when a store gets full, or the snapshot is lost",
 		long: `Tells what there is to tell of a snapshot: low-space when a store is --low percent full, with the time that is left at the rate of late; lost, with the reason; and with --follow also destroyed, and incremental (see "tidemark snapshot to-incremental"), upon which it ends.
 
-With --auto-grow it makes a store that is a file elsewhere larger by STEP whenever it is low, up to --limit. That works only as long as this command runs: have a service run it. The kernel gives no warning, so that a store is looked at every --interval; keep more room free than is written in that time.`,
+With --auto-grow it makes a store that is a file larger by STEP whenever it is low, up to --limit. That works only as long as this command runs: have a service run it. The kernel gives no warning, so that a store is looked at every --interval; keep more room free than is written in that time.`,
 		example: `tidemark snapshot events snap1
 tidemark snapshot events snap1 --follow --auto-grow 1G --limit 20G`,
 		exits: []exitCode{exitInterrupted, exitTerminated},

@@ -5,6 +5,7 @@
 package adopt_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -152,6 +153,7 @@ func reloaded(t *testing.T, plain string) {
 	}
 	guest.Run(t, "dbdctl", "reload-snapshot", plain, "/.datto1", "0")
 	guest.Run(t, "cmp", "/dev/datto0", backup)
+	autoExpand(t)
 	guest.Run(t, "dbdctl", "transition-to-incremental", "0")
 	// As if another boot had come, over which nothing changed.
 	record := snapshot.EarlyDir + "/datto0.json"
@@ -170,6 +172,35 @@ func reloaded(t *testing.T, plain string) {
 	guest.Run(t, "dbdctl", "destroy", "0")
 	guest.Run(t, "rm", "/srv/changed", backup)
 	guest.Run(t, "tidemark", "boot", "uninstall", "--track", "/dev/mapper/data")
+}
+
+// autoExpand writes more than the COW file holds, which a service makes larger meanwhile.
+func autoExpand(t *testing.T) {
+	t.Helper()
+	guest.Run(t, "dbdctl", "reconfigure-auto-expand", "-r", "1", "2", "0")
+	log := exec.Command("journalctl", "--boot", "--follow", "--output=cat", "--unit=tidemark-grow-datto0")
+	said, err := log.StdoutPipe()
+	if err == nil {
+		err = log.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Wait() //nolint:errcheck // it is killed
+	defer log.Process.Kill()
+	lines := bufio.NewScanner(said)
+	for i := range 3 {
+		guest.Run(t, "dd", "if=/dev/urandom", fmt.Sprint("of=/srv/fill", i), "bs=64k", "count=28", "conv=fsync", "status=none")
+		for i > 0 && lines.Scan() && !strings.Contains(lines.Text(), "grown") { // the second file makes it low
+			if strings.Contains(lines.Text(), "Failed") {
+				t.Fatal(lines.Text())
+			}
+		}
+	}
+	if out := guest.Run(t, "tidemark", "snapshot", "status", "datto0"); strings.Contains(out, "lost") {
+		t.Errorf("the store was not made larger: %s", out)
+	}
+	guest.Run(t, "sh", "-c", "rm /srv/fill*")
 }
 
 // fstabAuto lets the next boot mount /srv.
