@@ -87,10 +87,24 @@ func (v *Vault) at(ctx context.Context, d Disk, when string, now time.Time) (Poi
 	if err != nil {
 		return Point{}, err
 	}
+	var found *Point
 	for _, name := range slices.Backward(all) {
-		if !name.Time.After(last) {
-			return v.Point(ctx, name)
+		if name.Time.After(last) {
+			continue
 		}
+		if found != nil && !name.Time.Equal(found.Name.Time) {
+			break // names tell seconds, in which there may be several
+		}
+		p, err := v.Point(ctx, name)
+		if err != nil {
+			return Point{}, err
+		}
+		if found == nil || p.Moment.After(found.Moment) {
+			found = &p
+		}
+	}
+	if found != nil {
+		return *found, nil
 	}
 	if len(all) == 0 {
 		return Point{}, fmt.Errorf("%w: disk %s has none", ErrNoPoint, d.Name)

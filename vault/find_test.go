@@ -53,6 +53,12 @@ func TestAPointIsFoundByWhatItIsCalled(t *testing.T) {
 			t.Errorf("%s: %v, %v", text, p.Name, err)
 		}
 	}
+	for i := range 8 { // of one second, in the order of which their ids know nothing
+		point("c", "last", now.Add(-time.Hour+time.Duration(i)*time.Millisecond))
+	}
+	if p, _, err := v.Find(t.Context(), "c@-59m", now); err != nil || p.Name != made["last"].Name {
+		t.Errorf("%v, %v", p.Name, err)
+	}
 	for text, want := range map[string]error{
 		"latest": ErrPointName, "": ErrPointName, "x@latest": ErrNoPoint, "a@-1w": ErrNoPoint,
 		"a@-2x": ErrPointName, "a@--2h": ErrPointName, "a@yesterday": ErrPointName, "0123456789abcdef0123": ErrNoPoint, "DISK": ErrPointName,
