@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,9 +71,24 @@ func (t *Table) UseOf(path string) (Use, error) {
 	if u.Swaps, err = t.SwapsOn(devs...); err != nil {
 		return Use{}, err
 	}
-	u.Holders, err = t.holders(d, loops)
-	return u, err
+	if u.Holders, err = t.holders(d, loops); err != nil {
+		return Use{}, err
+	}
+	for tries := 0; u.Claimed && len(u.Filesystems)+len(u.Swaps)+len(u.Holders) == 0 && tries < claimTries; tries++ {
+		time.Sleep(claimPause)
+		if u.Claimed, err = claimed(path); err != nil {
+			return Use{}, err
+		}
+	}
+	return u, nil
 }
+
+// How often a claim of somebody unseen is looked at again, and after how long: another process that
+// looks, as claimed does, holds the device for a moment.
+const (
+	claimTries = 10
+	claimPause = 20 * time.Millisecond
+)
 
 // holders names the devices that are made of d, or of its partitions.
 func (t *Table) holders(d sysfs.Dev, loops []sysfs.Dev) ([]string, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,6 +32,23 @@ func TestUnusedDeviceIsFree(t *testing.T) {
 			t.Errorf("%s: %v (%+v), want free", path, u, u)
 		}
 	}
+}
+
+// Each look holds the device for a moment.
+func TestWhoLooksAtOnceIsNoUser(t *testing.T) {
+	disk, table := mountstest.Disk(t, small), read(t)
+	var looking sync.WaitGroup
+	for range 3 {
+		looking.Go(func() {
+			for range 100 {
+				if u, err := table.UseOf(disk); err != nil || u.InUse() {
+					t.Errorf("%+v, %v", u, err)
+					return
+				}
+			}
+		})
+	}
+	looking.Wait()
 }
 
 func TestMountedPartitionMakesDiskUsedButNotItsSibling(t *testing.T) {
