@@ -438,28 +438,30 @@ func (d *dbdctl) reconfigure(ctx context.Context, _ []string, minor int) error {
 	return nil
 }
 
-// expand is expand-cow-file, by a size in MiB.
-func (d *dbdctl) expand(ctx context.Context, args []string, minor int) error {
+// growing returns a snapshot that has a store, and by how many MiB it is to grow.
+func (d *dbdctl) growing(ctx context.Context, args []string, minor int) (*snapshot.Snapshot, int64, error) {
 	s, err := d.healthy(ctx, minor, false)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	more, err := digits(args[0])
+	return s, int64(min(more, 1<<30)), err
+}
+
+// expand is expand-cow-file.
+func (d *dbdctl) expand(ctx context.Context, args []string, minor int) error {
+	s, more, err := d.growing(ctx, args, minor)
 	if err != nil {
 		return err
 	}
 	v := s.Volumes[0]
-	return s.Grow(ctx, v, v.Store.Size+int64(min(more, 1<<30))<<20)
+	return s.Grow(ctx, v, v.Store.Size+more<<20)
 }
 
-// autoExpand is reconfigure-auto-expand, in MiB. What grows the COW file is a service, until the snapshot
+// autoExpand is reconfigure-auto-expand. What grows the COW file is a service, until the snapshot
 // ends or becomes incremental.
 func (d *dbdctl) autoExpand(ctx context.Context, args []string, minor int) error {
-	s, err := d.healthy(ctx, minor, false)
-	if err != nil {
-		return err
-	}
-	step, err := digits(args[0])
+	s, step, err := d.growing(ctx, args, minor)
 	if err != nil {
 		return err
 	}
@@ -481,7 +483,7 @@ func (d *dbdctl) autoExpand(ctx context.Context, args []string, minor int) error
 		return nil
 	}
 	out, err := exec.CommandContext(ctx, "systemd-run", "--quiet", "--collect", "--unit="+unit, program, "--state-dir="+d.g.stateDir,
-		"snapshot", "events", s.Name, "--follow", fmt.Sprintf("--auto-grow=%dM", min(step, 1<<30)), fmt.Sprintf("--limit=%dM", max(limit, 1))).CombinedOutput()
+		"snapshot", "events", s.Name, "--follow", fmt.Sprintf("--auto-grow=%dM", step), fmt.Sprintf("--limit=%dM", max(limit, 1))).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("systemd-run: %w: %s", err, out)
 	}

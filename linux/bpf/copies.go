@@ -88,6 +88,11 @@ func (f *Facility) loadBio(names []string) error {
 			return err
 		}
 	}
+	return f.keep(coll, names...)
+}
+
+// keep pins programs that more has made, and opens them.
+func (f *Facility) keep(coll *ebpf.Collection, names ...string) error {
 	for _, name := range names {
 		if err := coll.Programs[name].Pin(filepath.Join(f.dir, name)); err != nil {
 			return fmt.Errorf("bpf: pin program %s: %w", name, err)

@@ -42,10 +42,7 @@ func (f *Facility) pinSwap() error {
 		return fmt.Errorf("load %s: %w", progSwap, err)
 	}
 	defer coll.Close()
-	if err := coll.Programs[progSwap].Pin(filepath.Join(f.dir, progSwap)); err != nil {
-		return fmt.Errorf("bpf: pin program %s: %w", progSwap, err)
-	}
-	return f.loadProgram(progSwap)
+	return f.keep(coll, progSwap)
 }
 
 // drop detaches a program and lets go of it. It is no error when it is not there.
