@@ -26,10 +26,9 @@ func many(l *lab) error {
 		return err
 	}
 	l.later(func() error { return os.RemoveAll(disk) })
-	l.vaultSize /= 16
-	fmt.Printf("## Many points, large disks\n\nPrune: %d points of a loop device of %d MiB with ext4 and files of /usr, 1 %% of its blocks changed at random before each, of which %d are kept.\n\n", prunedPoints, l.vaultSize>>20, keptPoints)
+	fmt.Printf("## Many points, large disks\n\nPrune: %d points of a loop device with ext4 and files of /usr, 1 %% of its blocks changed at random before each, of which %d are kept.\n\n", prunedPoints, keptPoints)
 	printVaultHead()
-	for _, measure := range []func(*lab, string) error{pruneMany, sparse16T, listMany} {
+	for _, measure := range []func(*lab, string) error{pruneLarge, pruneMany, sparse16T, listMany} {
 		if err := measure(l, disk); err != nil {
 			return err
 		}
@@ -38,8 +37,24 @@ func many(l *lab) error {
 	return nil
 }
 
-// pruneMany makes points with each program, and has it forget most.
+// pruneLarge measures tidemark alone: the others take a minute for each point of such a disk.
+func pruneLarge(l *lab, dir string) error {
+	return prune(l, filepath.Join(dir, "large"), 1)
+}
+
+// pruneMany measures each program on a disk of a sixteenth.
 func pruneMany(l *lab, dir string) error {
+	size := l.vaultSize
+	l.vaultSize /= 16
+	defer func() { l.vaultSize = size }()
+	return prune(l, filepath.Join(dir, "small"), 3)
+}
+
+// prune makes points with the first of the programs, and has them forget most.
+func prune(l *lab, dir string, programs int) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
 	dev, err := l.realDisk(dir)
 	if err != nil {
 		return err
@@ -48,7 +63,7 @@ func pruneMany(l *lab, dir string) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range depots {
+	for _, d := range depots[:programs] {
 		if err := l.makePoints(dev, d, prunedPoints); err != nil {
 			return err
 		}
@@ -90,7 +105,7 @@ func (l *lab) measurePrune(d depot) error {
 	if err != nil {
 		return err
 	}
-	printVault(fmt.Sprintf("prune of %d points to %d", prunedPoints, keptPoints), d.name, u, fmt.Sprintf("%.1f", float64(after-before)/1e6))
+	printVault(fmt.Sprintf("prune of %d points of %d MiB to %d", prunedPoints, l.vaultSize>>20, keptPoints), d.name, u, fmt.Sprintf("%.1f", float64(after-before)/1e6))
 	return nil
 }
 
