@@ -1,6 +1,7 @@
 package restore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -86,7 +87,7 @@ func (f *follower) holds(e extent.Extent, data []byte) {
 	if err := f.store.Holds(e.Off, data); err != nil {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.failed = errors.Join(f.failed, err)
+		f.failed = cmp.Or(f.failed, err)
 	}
 }
 
