@@ -35,7 +35,7 @@ func newRestore(g *globals) *cobra.Command {
 	f := &restoreFlags{}
 	cmd := command{
 		use: "restore IMAGE|VAULT [POINT] DST", short: "Bring a copy or a point of a vault back to a disk, or to a new image",
-		long: `With two arguments, writes what the mirror IMAGE, an image file or a device, is the copy of to DST; with three, the point POINT of VAULT. DST is a block device (by its path, or UUID=, LABEL=, PARTUUID= or PARTLABEL=) or an image file (made when missing, sparse). DST is no mirror afterwards: nothing is kept of it, and what was known of it as one is forgotten. IMAGE is only read, and may lie on a read-only filesystem.
+		long: `With two arguments, writes what the mirror IMAGE, an image file or a device, is the copy of to DST; with three, the point POINT of VAULT. DST is a block device (by its path, or UUID=, LABEL=, PARTUUID= or PARTLABEL=) or an image file (made when missing, sparse). What was known of DST as a mirror is forgotten. IMAGE is only read, and may lie on a read-only filesystem.
 
 ` + pointWords + `. ` + vaultAddress + `.
 
@@ -48,6 +48,8 @@ Refused, before anything is written: a DST that is mounted or in use, that is IM
 A restore that was cut off goes on when it is run again. Until it has ended, DST is not accepted as the source of a mirror. When DST looks otherwise than that run left it (another program has written to it, or the power was cut), what is there is first held against the checksums.
 
 When DST is the disk that IMAGE or POINT is of, or with --in-place, only what differs is written. On that disk what may differ is told by the tracking of its writes, where that goes back to the copy, or to the newest point of the vault, whose map says where POINT differs: all of that is written from a point, and what differs of it from an IMAGE. Otherwise DST is read and compared. It goes through a journal in the state folder (--state-dir), so that DST is what it was or the copy, whatever crashes; with --no-journal it is written in place. Unmount DST first. Later runs of "tidemark mirror" and "tidemark backup" go on from there.
+
+After IMAGE was restored DST is no mirror. After POINT it is one of the disk that POINT is of, where that is in this machine and its tracking still knows the mark of POINT: "tidemark mirror" goes on from there. That is said, and why not where the mark is lost.
 
 On a larger whole disk the second copy of a GPT is moved to its end. What else there is to be done is told, and not done: to make partitions and filesystems larger, to have other UUIDs beside the original, to boot from it.`,
 		example: `# onto a new disk

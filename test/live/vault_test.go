@@ -11,7 +11,9 @@ import (
 	format "tidemark/format/vault"
 	"tidemark/track/bpf"
 	"tidemark/transfer/backup"
+	"tidemark/transfer/origin"
 	"tidemark/transfer/restore"
+	"tidemark/transfer/target"
 	"tidemark/vault"
 	"tidemark/vault/store"
 )
@@ -40,7 +42,7 @@ func pointsOfABusyFilesystem(t *testing.T, fs string, size int64) {
 		}
 	})
 	v := liveVault(t, filepath.Join(dir, "vault"))
-	disk, err := v.AddDisk(t.Context(), format.Disk{Name: "busy"})
+	disk, err := v.AddDisk(t.Context(), format.Disk{Name: "busy", KnownBy: []string{origin.LastingName(dev)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func pointsOfABusyFilesystem(t *testing.T, fs string, size int64) {
 	image := filepath.Join(dir, "mirror.img")
 	for i, p := range made {
 		_, err := restore.RestorePoint(t.Context(), restore.Point{Vault: v, Address: "vault", Disk: disk, Point: p}, image,
-			restore.Options{StateDir: filepath.Join(dir, "state"), Overwrite: true})
+			restore.Options{StateDir: filepath.Join(dir, "state"), Track: r.track, Overwrite: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,6 +74,11 @@ func pointsOfABusyFilesystem(t *testing.T, fs string, size int64) {
 		}
 		saw[i].compare(t, copied)
 		checkFilesystem(t, fs, image, dir)
+	}
+	// What it was restored to goes on as a mirror.
+	r.image, r.folder = image, image+target.FolderEnd
+	if rep := r.run(t); rep.Mode != "incremental" || rep.Read >= size {
+		t.Errorf("the mirror onto the last point: mode %s, read %d bytes of %d", rep.Mode, rep.Read, size)
 	}
 	if sum, err := v.Verify(t.Context(), vault.VerifyOptions{Data: true}); err != nil || sum.Damages > 0 || sum.Points != *livePoints {
 		t.Errorf("%+v, %v", sum, err)

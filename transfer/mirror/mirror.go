@@ -216,26 +216,29 @@ func (s *Store) Init(size, blockSize int64, source state.Source, foreign bool) (
 		return err
 	}
 	next := state.State{Size: size, BlockSize: blockSize, Source: source, Foreign: foreign}
-	if _, err := rand.Read(next.ID[:]); err != nil {
+	if err := s.createSums(&next); err != nil {
 		return err
 	}
-	f, err := s.folder.Open(sumsFile, true)
-	if err != nil {
-		return err
-	}
-	s.sumsFile = f
-	if s.sums, err = sums.Create(f, next.ID, blockSize); err != nil {
-		return err
-	}
-	if err := s.extendSums(size); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
+	if err := s.sumsFile.Sync(); err != nil {
 		return err
 	}
 	transaction.Reread(s.target) // a foreign target will be compared
 	s.blank = !foreign
 	return s.saveState(next)
+}
+
+// createSums makes the checksums of a target of zeros, under a new id.
+func (s *Store) createSums(next *state.State) (err error) {
+	if _, err = rand.Read(next.ID[:]); err != nil {
+		return err
+	}
+	if s.sumsFile, err = s.folder.Open(sumsFile, true); err != nil {
+		return err
+	}
+	if s.sums, err = sums.Create(s.sumsFile, next.ID, next.BlockSize); err != nil {
+		return err
+	}
+	return s.extendSums(next.Size)
 }
 
 // Discard forgets the update that waits in the folder of a mirror. The target, which it

@@ -10,6 +10,8 @@ package origin
 import (
 	"errors"
 	"fmt"
+	"iter"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -64,6 +66,19 @@ func Same(a, b state.Source) bool {
 		return true
 	}
 	return a.Path == b.Path && (a.Stable == "" || b.Stable == "" || Volatile(a.Stable) || Volatile(b.Stable))
+}
+
+// Devices yields the block devices of this machine, by path, that can be told what they are.
+func Devices() iter.Seq2[string, block.Identity] {
+	return func(yield func(string, block.Identity) bool) {
+		found, _ := os.ReadDir("/sys/class/block") // without any there is none, and that is told
+		for _, n := range found {
+			path := sysfs.DevPath(n.Name())
+			if id, err := block.Identify(path); err == nil && !yield(path, id) {
+				return
+			}
+		}
+	}
 }
 
 // Describe names a source for people.

@@ -66,6 +66,9 @@ func (r *restoration) bringAll(ctx context.Context) error {
 	left := extent.NewSet(whole).Subtract(done)
 	amount := fmt.Sprintf("%s of %s", words.Size(copied), words.Size(whole.Len))
 	if why == "" {
+		if r.follows != nil {
+			r.unfollow(errors.New("checksums of what was restored before it was cut off are not kept"))
+		}
 		r.o.note("%s: going on after %s, where a restore was cut off", r.rep.Target, amount)
 		return r.write(ctx, left, copied)
 	}

@@ -26,7 +26,7 @@ func (r *restoration) finish(ctx context.Context) error {
 		err = r.store.End()
 	}
 	if err == nil {
-		err = r.to.Dissolve()
+		err = r.leave(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("target: %s: %w", r.rep.Target, err)

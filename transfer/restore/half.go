@@ -50,7 +50,7 @@ func Recover(t *target.Target, discard bool) (string, error) {
 		if err := abandon(t.Dir); err != nil {
 			return "", fmt.Errorf("target: %s: %w", t.Path, err)
 		}
-		return "forgot a restore that was cut off: it stays as it is, which may be neither what it was nor the copy", t.Dissolve()
+		return "forgot a restore that was cut off: it stays as it is, which may be neither what it was nor the copy", dissolve(t)
 	}
 	for _, look := range []func() error{func() error { return t.RefuseUsed() }, t.RefuseOpeners, func() error { return t.Open(0) }} {
 		if err := look(); err != nil {
@@ -62,7 +62,7 @@ func Recover(t *target.Target, discard bool) (string, error) {
 		return "", fmt.Errorf("target: %s: %w", t.Path, err)
 	}
 	if told := store.Recovered(); told != "" && !store.Unfinished() {
-		return told, t.Dissolve()
+		return told, dissolve(t)
 	}
 	return "", fmt.Errorf("target: %s: %w", t.Path, ErrHalf)
 }

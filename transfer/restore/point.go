@@ -37,7 +37,8 @@ type Point struct {
 // RestorePoint is to a point of a vault what Restore is to an image. Every piece is held against
 // its seal as it is read. When the target is the disk that the point is of, only what differs is
 // written: its tracker says what was written since the newest point, and the maps of both say
-// where that differs from this one.
+// where that differs from this one. Any other target becomes a mirror of that disk, where its tracking
+// vouches for the mark of the point.
 func RestorePoint(ctx context.Context, p Point, path string, o Options) (Result, error) {
 	r := newRestoration(o, Result{Source: p.Address, Target: path, Point: p.Point.Name.ID.String(), Of: p.Disk.Name, Time: p.Point.Moment})
 	r.point = &p

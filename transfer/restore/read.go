@@ -100,6 +100,9 @@ func (s *store) Compare(ctx context.Context, set extent.Set) (differs extent.Set
 			return fmt.Errorf("target: %d bytes at offset %d: %w", e.Len, e.Off, err)
 		}
 		wrong, err := s.wrong(e, buf)
+		if err == nil {
+			s.holds(e, buf, wrong)
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		all = append(all, wrong...)
@@ -115,6 +118,18 @@ func (s *store) wrong(e extent.Extent, buf []byte) (all []extent.Extent, err err
 		return nil, nil
 	}
 	return s.copy.Sums.Wrong(e, buf)
+}
+
+// holds tells of a piece of the target, but for some blocks.
+func (s *store) holds(e extent.Extent, buf []byte, but []extent.Extent) {
+	if s.Holds == nil || buf == nil {
+		return
+	}
+	for _, part := range extent.NewSet(e).Subtract(extent.NewSet(but...)).Extents() {
+		if data := buf[part.Off-e.Off:][:part.Len]; !block.IsZero(data) {
+			s.Holds(part, data)
+		}
+	}
 }
 
 // window is how much is looked through for holes at once, in bytes.
@@ -259,6 +274,7 @@ func (s *store) fetch(e extent.Extent, buf []byte, data extent.Set) (bad []exten
 		}
 	}
 	bad = append(bad, lost...)
+	s.holds(e, buf, bad)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.read += data.Bytes()

@@ -124,7 +124,9 @@ type restoration struct {
 	sums  transaction.File // nil where there are none
 	to    *target.Target
 	store *store
-	rep   Result
+	// follows is what the target becomes a mirror of, nil where it becomes none.
+	follows *follower
+	rep     Result
 	// origin says that the target is what the image is a copy of.
 	origin bool
 }
@@ -195,6 +197,9 @@ func (r *restoration) restore(ctx context.Context) (err error) {
 	if err := r.openTarget(); err != nil {
 		return err
 	}
+	if err := r.follow(ctx); err != nil {
+		return err
+	}
 	if err := r.bring(ctx); err != nil {
 		return err
 	}
@@ -209,6 +214,9 @@ func (r *restoration) close() error {
 	var errs []error
 	if r.sums != nil {
 		errs = append(errs, r.sums.Close())
+	}
+	if r.follows != nil {
+		errs = append(errs, r.follows.store.Close())
 	}
 	if r.from != nil {
 		errs = append(errs, r.from.Close())

@@ -59,6 +59,9 @@ type store struct {
 	// Progress, if not nil, is told of bytes that are done. It is called by one goroutine
 	// at a time.
 	Progress func(bytes int64)
+	// Holds, if not nil, is told what the target holds in the end, but for zeros: of the
+	// places that were compared or written to. Several goroutines call it.
+	Holds func(e extent.Extent, data []byte)
 	// Limit, if not nil, bounds the bytes of the copy that are read each second.
 	Limit *rate.Limiter
 

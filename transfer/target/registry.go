@@ -13,11 +13,10 @@ import (
 
 	"github.com/zeebo/blake3"
 
-	"tidemark/block"
 	"tidemark/linux/atomicfile"
-	"tidemark/linux/sysfs"
 	"tidemark/transfer/mirror"
 	"tidemark/transfer/names"
+	"tidemark/transfer/origin"
 )
 
 // registryDir is the folder of the state folder that has one file for each mirror that was
@@ -150,11 +149,8 @@ func (e Entry) Current(stateDir string) string {
 	if t, err := Find(e.Path, stateDir); !e.Device || err == nil && names.Absolute(t.Folder) == e.Folder {
 		return e.Path
 	}
-	found, _ := os.ReadDir("/sys/class/block") // without any it is missing, and that is told
-	for _, n := range found {
-		path := sysfs.DevPath(n.Name())
-		id, err := block.Identify(path)
-		if err == nil && names.Absolute(deviceFolder(stateDir, id, path)) == e.Folder {
+	for path, id := range origin.Devices() {
+		if names.Absolute(deviceFolder(stateDir, id, path)) == e.Folder {
 			return path
 		}
 	}
