@@ -6,7 +6,7 @@ MAKEFLAGS   += --no-print-directory
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 TOOL    := go tool -modfile=tools/go.mod
-FUZZTIME ?= 2s
+FUZZTIME ?= 1s
 
 # Folders whose tests run as built for users, one after the other, as they share mounts and start
 # commands by the hundred.

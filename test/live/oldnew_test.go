@@ -37,7 +37,7 @@ func TestKilledWhileCommittingTheTargetIsOldOrNew(t *testing.T) {
 				{name: "journaling or applying", file: "journal", spread: 400 * time.Millisecond},
 				{name: "applying", file: "journal.ready", spread: 60 * time.Millisecond},
 			}
-			for i := range 15 {
+			for i := range 12 {
 				stage := stages[i%len(stages)]
 				before, err := lookAt(m.image)
 				if err != nil {

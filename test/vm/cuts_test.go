@@ -34,7 +34,7 @@ func TestPowerCutInEveryStage(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/faults/cut")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range forFaults() {
+	for _, kernel := range oldestAndNewest() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			seed := uint64(time.Now().UnixNano())

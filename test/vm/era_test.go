@@ -19,7 +19,7 @@ func TestEra(t *testing.T) {
 				NewDisk(t, "other", 34<<20),
 			}
 			// What does not depend on the kernel is done in one.
-			skip := kernel.skipped("^TestCopyUnderWritesIsComplete$", "^TestCreateRefuses|^TestOpenRefuses$")
+			skip := kernel.skipped("^TestCopyUnderWritesIsComplete$|^TestAdopt$|^TestChangesAreThoseOfEraInvalidate$", "^TestCreateRefuses|^TestOpenRefuses$|^TestDiscardsThatAreLetThrough$|^TestABootPastTheDeviceIsNoted$")
 			r := Run(t, Config{
 				Kernel: kernel, Timeout: 6 * time.Minute, Disks: disks, Skip: skip,
 				Files: map[string]string{"/bin/tidemark": command},

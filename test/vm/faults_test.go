@@ -17,7 +17,7 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	program := Build(t, "tidemark/test/vm/guest/faults")
 	command := BuildCommand(t, "tidemark/cmd/tidemark")
-	for _, kernel := range forFaults() {
+	for _, kernel := range oldestAndNewest() {
 		t.Run(string(kernel), func(t *testing.T) {
 			t.Parallel()
 			kind, skip := "image", "^TestLogged$/^device$|^TestUnwritableFolder$|^TestUnwritableDevice$|^TestUnreadableDevice$"

@@ -4,21 +4,13 @@ import "flag"
 
 var allKernels = flag.Bool("all-kernels", false, "run everything on every kernel of the rig; make test-kernels does")
 
-// oldestAndNewest are the kernels for the rig itself, and for mirrors and tracking under load.
+// oldestAndNewest are the kernels for the rig itself, for mirrors and tracking under load, for disks
+// that fail and machines that lose their power.
 func oldestAndNewest() []Kernel {
 	if *allKernels {
 		return Kernels()
 	}
 	return []Kernel{Linux510, Newest}
-}
-
-// forFaults are the kernels for disks that fail and machines that lose their power: the newest one does
-// so in make test-kernels.
-func forFaults() []Kernel {
-	if *allKernels {
-		return Kernels()
-	}
-	return []Kernel{Linux510, Linux612}
 }
 
 // forMapper are the kernels for what depends on device-mapper.

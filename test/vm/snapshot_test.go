@@ -16,10 +16,10 @@ func leftToTheOther(k Kernel) string {
 		"^TestACopyAndTheChangesAreTheNextSnapshot$|^TestTrapsOfDattobd$|^TestKilledChangesOfTheMode$|^TestErrorsOfDbdctl$"+
 			"|^TestStoresOfPartsAndInMemory$|^TestTheExampleOfPackageSnapshot$|^TestMirrorsOfALogicalVolume$|^TestMirrorsByTheViewDM$/^xfs$|^TestSeveralDevicesAndSeveralSnapshots$"+
 			"|^TestImagesAreTheInstant$/^(xfs_inside|ext4,_a_file|btrfs,_a_file)$|^TestAMergeLosesTheMarks$"+
-			"|^TestAStoreInsideGrows$/^ext4,_persistent$",
+			"|^TestAStoreInsideGrows$/^ext4,_persistent$|^TestOverflowAndGrowth$|^TestAnOriginWithLUKS$",
 		"^TestPowerCutAtEveryStep$|^TestKilledCommands$|^TestIncrementalBackupsOfDattobd$|^TestModesAndStores$|^TestAnEraDevice$"+
 			"|^TestMirrorsByTheViewDM$/^ext4$|^TestAnOriginOnALogicalVolume$|^TestImagesAreTheInstant$/^(ext4_inside|xfs,_a_file|ext4,_a_disk)$"+
-			"|^TestAStoreInsideGrows$/^(ext4|xfs)$|^TestAMultipathDevice$")
+			"|^TestAStoreInsideGrows$/^(ext4|xfs)$|^TestAMultipathDevice$|^TestRemounts$|^TestWritesAtEveryEdge$")
 }
 
 // Snapshots of devices in use are what the devices held at the instant, and nothing of them is

@@ -25,7 +25,7 @@ func TestThinPool(t *testing.T) {
 			meta := NewDisk(t, "meta", 8<<20)
 			skip := kernel.skipped(
 				"^TestMirrorsOfABusyThinVolume$/^LVM$|^TestThinRunsThatAreKilled$/^plain$|^TestThinMarksThatAreLost$",
-				"^TestMirrorsOfABusyThinVolume$/^plain$|^TestThinRunsThatAreKilled$/^LVM$")
+				"^TestMirrorsOfABusyThinVolume$/^plain$|^TestThinRunsThatAreKilled$/^LVM$|^TestThinVolumesAreOfOneInstant$/^plain$")
 			if *thinTests != "" {
 				skip = ""
 			}

@@ -6,6 +6,7 @@ package eraplan_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"testing"
 	"time"
@@ -246,12 +247,12 @@ func TestLeastSizesBySearch(t *testing.T) {
 	}
 }
 
-// sizes are 4 MiB to 16 TiB in the tutorial's blocks of 4096 sectors, from 1 GiB on each that it
-// lists; some of them in blocks twice as large, of which a device has as many as one half its size has
+// sizes are 4 MiB to 16 TiB in the tutorial's blocks of 4096 sectors, from 1 or 2 GiB on each second
+// one that it lists; some of them in blocks twice as large, of which a device has as many as one half its size has
 // of the others; and some others.
 func sizes() []size {
 	devices := []int64{4 << 20, 64 << 20, 512 << 20}
-	for device := int64(1 << 30); device <= 16<<40; device *= 2 {
+	for device := int64(1<<30) << rand.IntN(2); device <= 16<<40; device *= 4 {
 		devices = append(devices, device)
 	}
 	var all []size

@@ -113,7 +113,7 @@ func TestKilledRunsLeaveNoSnapshot(t *testing.T) {
 	at, _ := s.mounted(t)
 	defer instant.Load(t, at)()
 	command(t, s)
-	for i := range 4 {
+	for i := range 3 {
 		cmd := exec.Command("tidemark", "mirror", "--force-freeze", "--every", "1ms", "--state-dir", s.stateDir(), s.path(), s.image())
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)

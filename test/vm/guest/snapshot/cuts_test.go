@@ -36,6 +36,16 @@ func part(t *testing.T, name string, from, length int) string {
 	return guest.Mapper(t, name, fmt.Sprintf("0 %d linear %s %d", length/sector, guest.Disk(t, "data"), from/sector))
 }
 
+// asked is how many moments of a snapshot's life the host wants to be tried.
+func asked(t *testing.T) int {
+	t.Helper()
+	n, err := strconv.Atoi(os.Getenv("CUTS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // Whenever the power is cut while a snapshot is made, used and destroyed, the origin is intact after
 // the next boot, and nothing of the snapshot is left after the first command. A persistent one is what
 // it was, or is not there; a rollback to it goes on. Every write is logged, and the disk is made again as
@@ -59,10 +69,7 @@ func TestPowerCutAtEveryStep(t *testing.T) {
 			break
 		}
 	}
-	cuts, err := strconv.Atoi(os.Getenv("CUTS"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	cuts := asked(t)
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("%d moments, of which %d are tried, seed %d", n, min(cuts, n), seed)

@@ -58,7 +58,7 @@ func TestAnEraDevice(t *testing.T) {
 	destroy(t, s)
 	same()
 	refused(t, "dm-era follows what changes", "--track", dev)
-	killed(t, name, at, 4, byCommand)
+	killed(t, name, at, asked(t)/4, byCommand)
 	mirror("incremental")
 	settle(t, name)
 	mirror("incremental")

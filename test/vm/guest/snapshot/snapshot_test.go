@@ -325,7 +325,7 @@ func TestKilledCommands(t *testing.T) {
 	name, at := origin(t, 0, "ext4")
 	stop := instant.Load(t, at)
 	defer stop()
-	killed(t, name, at, 8, byCommand, byLaster)
+	killed(t, name, at, asked(t)/2, byCommand, byLaster)
 	stop()
 	guest.Run(t, "umount", at)
 	killedRollbacks(t, "/dev/mapper/"+name)

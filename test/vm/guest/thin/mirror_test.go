@@ -267,9 +267,9 @@ func TestThinRunsThatAreKilled(t *testing.T) {
 		began := time.Now()
 		mirror(t, "incremental", vol, image)
 		took := time.Since(began)
-		for i := range 12 {
+		for i := range 8 {
 			write(t, rng, vol, 5)
-			ctx, cancel := context.WithTimeout(t.Context(), took/5+took*time.Duration(i)/12*4/5)
+			ctx, cancel := context.WithTimeout(t.Context(), took/5+took*time.Duration(i)/8*4/5)
 			cmd := exec.CommandContext(ctx, "tidemark", "mirror", vol, image)
 			_ = cmd.Run() // killed, or not
 			cancel()
