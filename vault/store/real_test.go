@@ -369,5 +369,11 @@ func (f failing) Get(context.Context, string, int64, int64, []byte) ([]byte, err
 }
 func (f failing) List(context.Context, string, func(Info) error) error { return f.fault() }
 func (f failing) Remove(context.Context, string) error                 { return f.fault() }
+func (f failing) Lockable(context.Context) error                        { return f.fault() }
+func (f failing) LockFor(func(string) time.Duration) error             { return f.fault() }
+func (f failing) Locked(context.Context, string) (time.Time, error)    { return time.Time{}, f.fault() }
+func (f failing) Lock(context.Context, string, time.Time) (time.Time, error) {
+	return time.Time{}, f.fault()
+}
 func (f failing) Close() error                                         { return nil }
 func (f failing) String() string                                       { return "failing" }
