@@ -3,6 +3,8 @@ package store
 import (
 	"cmp"
 	"context"
+	"encoding/xml"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -24,7 +26,7 @@ func (b *bucket) Lockable(ctx context.Context) error {
 		return fmt.Errorf("store: %s: %w: the bucket has no object lock, which must be given when it is made", b, ErrNoLock)
 	case err != nil:
 		return b.fault("look at", "the object lock", err)
-	case byDefault != nil:
+	case byDefault != nil && *byDefault != "":
 		return fmt.Errorf("store: %s: %w: the bucket locks all objects by default, also those that must go: take its default retention away", b, ErrNoLock)
 	}
 	return nil
@@ -72,20 +74,19 @@ func (b *bucket) Locked(ctx context.Context, name string) (time.Time, error) {
 	if err := checkName(name); err != nil {
 		return time.Time{}, err
 	}
-	_, end, err := b.version(ctx, name, "")
+	_, end, err := b.version(ctx, name)
 	if err != nil {
 		return time.Time{}, b.fault("look at", name, err)
 	}
 	return end, nil
 }
 
-// version returns a version of an object, the newest without an id, and until when it is locked.
-func (b *bucket) version(ctx context.Context, name, id string) (string, time.Time, error) {
-	info, err := b.core.Client.StatObject(ctx, b.bucket, b.prefix+name, minio.StatObjectOptions{VersionID: id})
+// version returns the newest version of an object, and until when it is locked.
+func (b *bucket) version(ctx context.Context, name string) (id string, end time.Time, err error) {
+	info, err := b.core.Client.StatObject(ctx, b.bucket, b.prefix+name, minio.StatObjectOptions{})
 	if err != nil {
-		return "", time.Time{}, err
+		return "", end, err
 	}
-	var end time.Time
 	if text := info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date"); text != "" {
 		end, err = time.Parse(time.RFC3339, text)
 	}
@@ -95,7 +96,7 @@ func (b *bucket) version(ctx context.Context, name, id string) (string, time.Tim
 // removeVersion removes the newest version of an object: without its id it would be hidden, and kept. Where
 // somebody has put another one over it the first one is there again.
 func (b *bucket) removeVersion(ctx context.Context, name string) error {
-	id, end, err := b.version(ctx, name, "")
+	id, end, err := b.version(ctx, name)
 	switch {
 	case minio.ToErrorResponse(err).Code == minio.NoSuchKey:
 		return nil
@@ -145,12 +146,11 @@ func Undelete(ctx context.Context, s Store, dryRun bool) (n int, err error) {
 			continue
 		}
 		name := strings.TrimPrefix(key, b.prefix)
-		_, locked, err := b.version(ctx, name, v.first)
-		if err != nil {
+		_, _, err := b.core.Client.GetObjectRetention(ctx, b.bucket, key, v.first)
+		if minio.ToErrorResponse(err).Code == "NoSuchObjectLockConfiguration" {
+			continue // it was never locked
+		} else if err != nil && !errors.As(err, new(xml.UnmarshalError)) { // versitygw gives the answer another name
 			return n, b.fault("look at", name, err)
-		}
-		if locked.IsZero() {
-			continue
 		}
 		for _, id := range v.others {
 			if dryRun {

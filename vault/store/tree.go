@@ -72,8 +72,8 @@ func (t *tree) noLock() error {
 	return fmt.Errorf("store: %s: %w: only a bucket of S3 can do that", t.address, ErrNoLock)
 }
 
-func (t *tree) Lockable(context.Context) error                   { return t.noLock() }
-func (t *tree) LockFor(func(name string) time.Duration) error    { return t.noLock() }
+func (t *tree) Lockable(context.Context) error                    { return t.noLock() }
+func (t *tree) LockFor(func(name string) time.Duration) error     { return t.noLock() }
 func (t *tree) Locked(context.Context, string) (time.Time, error) { return time.Time{}, nil }
 func (t *tree) Lock(context.Context, string, time.Time) (time.Time, error) {
 	return time.Time{}, t.noLock()
