@@ -118,7 +118,7 @@ func (b *bucket) removeVersion(ctx context.Context, name string) error {
 func Undelete(ctx context.Context, s Store, dryRun bool) (n int, err error) {
 	b, ok := s.(*bucket)
 	if !ok {
-		return 0, fmt.Errorf("store: %s: %w: only a bucket of S3 keeps what was removed", s, ErrNoLock)
+		return 0, fmt.Errorf("store: %s: only a bucket of S3 keeps what was removed", s)
 	}
 	type versions struct {
 		first  string

@@ -187,8 +187,10 @@ func TestWhatCannotLockIsRefused(t *testing.T) {
 	if !errors.Is(err, ErrNoLock) || !strings.Contains(err.Error(), "must be given when it is made") {
 		t.Error(err)
 	}
-	_, err = Undelete(t.Context(), files, true)
-	for _, err := range []error{err, files.Lockable(t.Context()), files.LockFor(nil)} {
+	if _, err := Undelete(t.Context(), files, true); err == nil {
+		t.Error("a folder kept what was removed")
+	}
+	for _, err := range []error{files.Lockable(t.Context()), files.LockFor(nil)} {
 		if !errors.Is(err, ErrNoLock) {
 			t.Error(err)
 		}
