@@ -134,6 +134,7 @@ func (b *bucket) Remove(ctx context.Context, name string) error {
 func (b *bucket) fault(what, name string, err error) error {
 	said := minio.ToErrorResponse(err)
 	switch code := said.StatusCode; {
+	case errors.Is(err, ErrLocked): // which is ours
 	case said.Code == minio.NoSuchKey:
 		err = fmt.Errorf("%w: %w", ErrNotExist, err)
 	case code == http.StatusPreconditionFailed:
