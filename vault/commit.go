@@ -71,6 +71,9 @@ func (w *Writer) Publish() (Point, error) {
 	if err := w.look(); err != nil {
 		return Point{}, err
 	}
+	if err := w.lock(); err != nil {
+		return Point{}, err
+	}
 	name := w.sealed.Name.String()
 	err := w.v.store.Put(w.ctx, name, w.manifest)
 	if err != nil { // it may be there all the same: the same bytes may be put again

@@ -183,7 +183,8 @@ func (v *Vault) Point(ctx context.Context, name format.PointName) (Point, error)
 	return Point{Name: name, Point: p}, nil
 }
 
-// Forget removes a point. What only it needs is removed by Prune.
+// Forget removes a point. What only it needs is removed by Prune. The error of one that is locked is a
+// *store.LockedError.
 func (v *Vault) Forget(ctx context.Context, name format.PointName) error {
 	return v.store.Remove(ctx, name.String())
 }

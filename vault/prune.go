@@ -43,6 +43,10 @@ type Pruned struct {
 	Waiting   int   `json:"waiting"`       // packs and generations that go later
 	Later     int64 `json:"bytes_later"`   // of these, and of what was declared
 	Unused    int64 `json:"bytes_unused"`  // in packs that stay, of segments that no point needs
+	// Locked is how many packs and generations would have been removed, and nobody can remove yet.
+	Locked      int        `json:"locked"`
+	LockedBytes int64      `json:"bytes_locked"`           // of these
+	LockedUntil *time.Time `json:"locked_until,omitempty"` // when the lock of the last of these ends
 	// Writers is how many backups and copies are at work. While there is one nothing is declared
 	// dead, and nothing rewritten.
 	Writers int `json:"writers"`
@@ -71,6 +75,8 @@ type Pruned struct {
 // While a backup has a lease nothing is declared, so that a long one does not fail. That all is
 // right does not hang on leases, nor does Now: it declares what is dead, and then looks for
 // others and for new points once more. Who begins after that uses nothing of it.
+//
+// In a vault with a lock what is locked stays, and is dead: a later prune removes it.
 //
 // When any page of a map cannot be read nothing is removed, but for points that Repair knows to have
 // lost something.

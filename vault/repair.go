@@ -25,6 +25,7 @@ type Repaired struct {
 	Verified
 	Aside     int `json:"aside"`        // objects that were set aside
 	Rewritten int `json:"rewritten"`    // packs of which what is sound is kept
+	Locked    int `json:"locked"`       // of Aside, that stay where they are, too: nobody can remove them yet
 	Lost      int `json:"points_lost"`  // points that cannot be read whole; they are marked
 	Whole     int `json:"points_whole"` // points that were marked, and can be read whole again
 }
@@ -151,7 +152,11 @@ func (m *mender) aside(ctx context.Context, name string) error {
 	if err != nil && !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrNotExist) {
 		return err
 	}
-	return s.Remove(ctx, name)
+	if err = s.Remove(ctx, name); errors.Is(err, store.ErrLocked) { // nothing new refers to it
+		m.done.Locked++
+		return nil
+	}
+	return err
 }
 
 // marks marks the points that lost something, and takes the marks of others away.

@@ -114,6 +114,9 @@ func (s Span) before(t time.Time) time.Time {
 	return t.AddDate(-s.Years, -s.Months, -s.Days).Add(-time.Duration(s.Hours) * time.Hour)
 }
 
+// Length returns how long it is until then.
+func (s Span) Length(until time.Time) time.Duration { return until.Sub(s.before(until)) }
+
 // Type implements pflag.Value.
 func (s *Span) Type() string { return "time" }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	format "tidemark/format/vault"
 	"tidemark/vault/store"
@@ -185,7 +186,15 @@ func (s *sweep) busy(g generation) bool {
 
 // remove removes what goes at once.
 func (s *sweep) remove(ctx context.Context) error {
+	locked, err := s.v.lockEnds(ctx, s.gone, s.lease.begun)
+	if err != nil {
+		return err
+	}
 	for _, g := range s.gone {
+		if until, ok := locked[g.name.String()]; ok {
+			s.stays(g, until)
+			continue
+		}
 		for _, name := range []string{g.name.String(), g.name.Dead()} {
 			if err := s.erase(ctx, name); err != nil {
 				return err
@@ -198,6 +207,16 @@ func (s *sweep) remove(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// stays takes a generation that is locked back from what was removed.
+func (s *sweep) stays(g generation, until time.Time) {
+	d := s.done
+	d.Removed, d.Freed = d.Removed-1, d.Freed-g.size
+	d.Locked, d.LockedBytes = d.Locked+1, d.LockedBytes+g.size
+	if d.LockedUntil == nil || d.LockedUntil.Before(until) {
+		d.LockedUntil = &until
+	}
 }
 
 func (s *sweep) erase(ctx context.Context, name string) error {

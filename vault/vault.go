@@ -26,6 +26,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"time"
 
 	"filippo.io/age"
 	"golang.org/x/sync/errgroup"
@@ -78,6 +79,7 @@ type Vault struct {
 	codec  *format.Codec
 	index  *index
 	ahead  *ahead
+	noLock error // why the store does not lock objects, though the vault has a lock
 
 	leaves   *lru[format.Ref, format.Leaf]
 	inners   *lru[format.Ref, *format.Inner]
@@ -88,19 +90,31 @@ type Vault struct {
 // Init makes a vault in a store in which there is none. Its master key goes to the recipients;
 // without any the vault is not encrypted.
 func Init(ctx context.Context, s store.Store, recipients ...age.Recipient) error {
+	return InitLocked(ctx, s, 0, recipients...)
+}
+
+// InitLocked makes a vault in which nobody, whoever it is, can remove a point before that time has passed
+// since it was made, nor what it needs; 0 stands for none. The error wraps store.ErrNoLock where
+// objects cannot be locked.
+func InitLocked(ctx context.Context, s store.Store, lock time.Duration, recipients ...age.Recipient) error {
 	if _, err := s.Get(ctx, format.HeaderName, 0, 1, nil); err == nil {
 		return fmt.Errorf("vault: %v: %w: a vault is there already", s, store.ErrExists)
 	} else if !errors.Is(err, store.ErrNotExist) {
 		return err
 	}
+	if lock != 0 {
+		if err := initLock(ctx, s, lock); err != nil {
+			return err
+		}
+	}
 	if err := probe(ctx, s); err != nil {
 		return err
 	}
-	h, master := format.Header{ID: newID()}, format.Master{}
+	h, master := format.Header{ID: newID(), Lock: lock}, format.Master{}
 	rand.Read(master[:])
 	if len(recipients) == 0 {
 		h.Open = &master
-		return s.Put(ctx, format.HeaderName, h.Encode())
+		return putHeader(ctx, s, h)
 	}
 	key, err := format.WrapKey(master, h.Encode(), recipients...)
 	if err != nil {
@@ -110,10 +124,18 @@ func Init(ctx context.Context, s store.Store, recipients ...age.Recipient) error
 	if err := s.Put(ctx, name, key); err != nil {
 		return err
 	}
-	if err := s.Put(ctx, format.HeaderName, h.Encode()); err != nil {
+	if err := putHeader(ctx, s, h); err != nil {
 		return errors.Join(err, s.Remove(ctx, name))
 	}
 	return nil
+}
+
+func putHeader(ctx context.Context, s store.Store, h format.Header) error {
+	err := s.Put(ctx, format.HeaderName, h.Encode())
+	if err == nil && h.Lock != 0 {
+		err = lockHolds(ctx, s, h.Lock)
+	}
+	return err
 }
 
 // probe refuses a store that replaces objects, as two writers could damage each other's, and one whose
@@ -165,6 +187,9 @@ func Open(ctx context.Context, s store.Store, o Options) (*Vault, error) {
 		return nil, err
 	}
 	v := &Vault{store: sectors{s}, header: h, raw: raw}
+	if h.Lock > 0 {
+		v.noLock = s.LockFor(keepFor(h.Lock))
+	}
 	v.forgetPages()
 	if err := v.unlock(ctx, o.Identities); err != nil {
 		return nil, err

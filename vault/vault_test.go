@@ -737,13 +737,16 @@ func TestWhatCannotBeWrittenIsRefused(t *testing.T) {
 
 // A store that replaces objects cannot hold a vault.
 func TestAStoreThatReplacesIsRefused(t *testing.T) {
-	if err := Init(t.Context(), replacing{t.TempDir()}); err == nil || !strings.Contains(err.Error(), "replaces") {
+	if err := Init(t.Context(), replacing{root: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "replaces") {
 		t.Error(err)
 	}
 }
 
 // replacing is a store that replaces what exists.
-type replacing struct{ root string }
+type replacing struct {
+	store.Store
+	root string
+}
 
 func (r replacing) path(name string) string { return filepath.Join(r.root, filepath.Base(name)) }
 
@@ -761,5 +764,4 @@ func (r replacing) Get(_ context.Context, name string, _, _ int64, _ []byte) ([]
 
 func (r replacing) List(context.Context, string, func(store.Info) error) error { return nil }
 func (r replacing) Remove(_ context.Context, name string) error                { return os.Remove(r.path(name)) }
-func (r replacing) Close() error                                               { return nil }
 func (r replacing) String() string                                             { return r.root }

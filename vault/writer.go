@@ -54,6 +54,7 @@ type Writer struct {
 	base   tree
 	lease  *lease
 	packs  *packer
+	began  time.Time
 	dead   map[format.PackName]bool // when it began
 	looked time.Time                // when all that it needs was there
 	check  time.Duration            // checkAfter
@@ -87,8 +88,12 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 	if from.Size < 0 || from.Disk.IsZero() {
 		return nil, fmt.Errorf("vault: a point of %d bytes of disk %v", from.Size, from.Disk)
 	}
+	if v.noLock != nil {
+		return nil, fmt.Errorf("vault: the vault has a lock of %v, which this place does not keep: %w", v.header.Lock, v.noLock)
+	}
+	now := time.Now()
 	w := &Writer{
-		v: v, ctx: ctx, from: from, base: tree{v: v}, looked: time.Now(), check: checkAfter, edits: map[int64]edits{}, used: refSet{},
+		v: v, ctx: ctx, from: from, base: tree{v: v}, began: now, looked: now, check: checkAfter, edits: map[int64]edits{}, used: refSet{},
 		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
 		pool:  sync.Pool{New: func() any { return new(scratch) }},
 	}

@@ -228,6 +228,8 @@ func vaultClasses() []class {
 		{"vault-foreign", vaultformat.ErrNotVault, exitDamaged, "give the address of a vault"},
 		{"other-disk", pairs.ErrOtherDisk, exitRefused, "name another disk of the vault with --disk; or this one, where it goes on with what is now another source"},
 		{"disk-name", pairs.ErrDiskName, exitUsage, "name one with --disk"},
+		{"vault-locked", store.ErrLocked, exitRefused, "wait for that; nobody can remove it before"},
+		{"no-lock", store.ErrNoLock, exitRefused, "make a bucket of S3 with object lock (aws s3api create-bucket --object-lock-enabled-for-bucket, mc mb --with-lock) for a vault with one, and leave --lock away elsewhere"},
 		{"store-lost", store.ErrLost, exitError, "see that the server can be reached, and run the same command again: it uses what is stored already"},
 	}
 }

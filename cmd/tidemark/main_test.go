@@ -39,6 +39,9 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Setenv("UNITS", units)
+			if err := ownS3(env); err != nil {
+				return err
+			}
 			return ownBPFFS(env)
 		},
 		Cmds:                cmds,

@@ -18,6 +18,7 @@ import (
 	format "tidemark/format/vault"
 	"tidemark/linux/atomicfile"
 	"tidemark/vault"
+	"tidemark/vault/store"
 )
 
 // pointWords is what help says of the argument POINT.
@@ -205,7 +206,7 @@ func newForget() *cobra.Command {
 	var dryRun, asJSON bool
 	cmd := command{
 		use: "forget VAULT POINT...", short: "Remove points from a vault",
-		long: `Removes each POINT from VAULT. No other point is any the less for it. What only these points need stays until "tidemark vault prune" removes it. All are looked up first: where one is not there, none is removed.
+		long: `Removes each POINT from VAULT. No other point is any the less for it. What only these points need stays until "tidemark vault prune" removes it. All are looked up first: where one is not there, or is locked, none is removed.
 
 ` + pointWords + `.
 
@@ -239,6 +240,13 @@ func (v *openVault) forget(ctx context.Context, names []string, dryRun bool) (go
 		}
 		if slices.ContainsFunc(all, func(o vault.Point) bool { return o.Name == p.Name }) {
 			continue
+		}
+		until, err := v.locked(ctx, p.Name)
+		if err == nil && until != nil {
+			err = &store.LockedError{Name: fmt.Sprintf("%v: point %s of %s", v.store, shortID(p.Name.ID.String()), d.Name), Until: *until}
+		}
+		if err != nil {
+			return nil, err
 		}
 		all, gone = append(all, p), append(gone, infoOf(p, d.Name))
 	}

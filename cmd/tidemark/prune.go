@@ -35,6 +35,8 @@ Then frees what no point needs. What can go is declared dead now, and removed by
 
 With --now all that is not needed is removed at once. That is refused while anybody else is at work in the vault, and nobody can begin until it has ended.
 
+In a vault with a lock what is locked stays, points and packs; it is told how much, and until when. A later prune removes it.
+
 "tidemark vault prune" is another name of this command.
 
 ` + vaultAddress + `.`,
@@ -93,8 +95,9 @@ func (f *pruneFlags) check() error {
 // judged is what becomes of a point.
 type judged struct {
 	pointInfo
-	Keep    bool     `json:"keep"`
-	Reasons []string `json:"reasons"`
+	Keep    bool       `json:"keep"`
+	Reasons []string   `json:"reasons"`
+	Locked  *time.Time `json:"locked_until,omitempty"` // of one that is not kept, and stays: nobody can remove it before
 }
 
 // prune forgets what the rules do not keep, and frees what is not needed.
@@ -152,18 +155,33 @@ func (v *openVault) retain(ctx context.Context, w io.Writer, f *pruneFlags) (gon
 		return nil, err
 	}
 	for _, p := range points {
+		var locked *time.Time
 		if kept[p.Name] == nil {
-			gone = append(gone, p.Name)
+			if locked, err = v.locked(ctx, p.Name); err != nil {
+				return nil, err
+			}
+			if locked == nil {
+				gone = append(gone, p.Name)
+			}
 		}
 		name := names[p.Name.Disk]
 		if name == "" {
 			name = shortID(p.Name.Disk.String()) // its object is lost
 		}
-		if err := printJudged(w, judged{infoOf(p, name), kept[p.Name] != nil, append([]string{}, kept[p.Name]...)}, f); err != nil {
+		if err := printJudged(w, judged{infoOf(p, name), kept[p.Name] != nil, append([]string{}, kept[p.Name]...), locked}, f); err != nil {
 			return nil, err
 		}
 	}
 	return gone, nil
+}
+
+// locked returns until when nobody can remove a point, nil where anybody can.
+func (v *openVault) locked(ctx context.Context, name format.PointName) (*time.Time, error) {
+	until, err := v.LockedUntil(ctx, name)
+	if err != nil || !until.After(time.Now()) {
+		return nil, err
+	}
+	return &until, nil
 }
 
 func printJudged(w io.Writer, j judged, f *pruneFlags) error {
@@ -177,6 +195,8 @@ func printJudged(w io.Writer, j judged, f *pruneFlags) error {
 	switch {
 	case j.Keep:
 		what = "would keep (" + strings.Join(j.Reasons, ", ") + ")"
+	case j.Locked != nil:
+		what = "locked until " + stamp(*j.Locked) + ", stays:"
 	case f.dryRun:
 		what = "would forget"
 	}
@@ -195,6 +215,9 @@ func printPruned(w io.Writer, did vault.Pruned, f *pruneFlags) error {
 	text := fmt.Sprintf("%d points need %d packs; %s %s of %d packs", did.Points, did.Needed, freed, size(did.Freed), did.Removed)
 	if did.Rewritten > 0 {
 		text += fmt.Sprintf("; %s %s anew, of %d packs", wrote, size(did.Written), did.Rewritten)
+	}
+	if did.Locked > 0 {
+		text += fmt.Sprintf("; %s in %d packs are locked, the last until %s: a later prune removes them", size(did.LockedBytes), did.Locked, stamp(*did.LockedUntil))
 	}
 	if did.Later > 0 {
 		text += fmt.Sprintf("; %s go with a prune a day later", size(did.Later))

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -67,4 +71,20 @@ func fits(object map[string]any, arg string) bool {
 		}
 	}
 	return !compare || fmt.Sprint(at) == want
+}
+
+// ownS3 tells a script of an S3 server: the program that scripts/s3-server makes, and an address of its own.
+func ownS3(env *testscript.Env) error {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return err
+	}
+	programs, _ := filepath.Glob(filepath.Join(cache, "tidemark/s3/versitygw-*"))
+	env.Setenv("S3SERVER", cmp.Or(strings.Join(programs, " "), "run-scripts/s3-server"))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	env.Setenv("S3ADDR", l.Addr().String())
+	return l.Close()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"time"
 
 	"filippo.io/age"
 	"github.com/spf13/cobra"
@@ -33,6 +34,7 @@ tidemark restore /backup/vault latest vdb1.img`,
 func newVaultInit() *cobra.Command {
 	var f vaultFlags
 	var recipients []string
+	var lock vault.Span
 	var asJSON bool
 	cmd := command{
 		use: "init [VAULT]", short: "Make a vault",
@@ -42,11 +44,16 @@ It is encrypted. Its master key is made now, and stored encrypted: to a passphra
 
 With --no-encryption whoever reads the storage reads the disks. All checksums are kept, but who can write to the storage can alter anything. Each later command must be given --no-encryption as well, so that no other vault can be put in the place of one that is encrypted.
 
+With --lock nobody can remove a point, or anything that it needs, before that time has passed since it was made: no thief of keys, and not you either. It is object lock of S3, in its mode "compliance", which the provider enforces against the owner of the bucket, too; the only way out is to close the account, so begin with few days. The bucket must have been made with object lock, and without a default retention. A vault has one lock, from the beginning.
+
 ` + vaultAddress + `.`,
 		example: `tidemark vault init /backup/vault
 # for keys of two people, and none that a machine knows
 tidemark vault init --recipient age1ph09ad2u4yl44z4svjnkv0v5p53hvr0z605s3a4ffl6zk6ppz4wqkxk09t --recipient ~/.ssh/id_ed25519.pub sftp://backup@nas.example.org/srv/vault
-tidemark vault init --passphrase-file /etc/tidemark/passphrase --endpoint https://s3.example.org s3://bucket/vault`,
+tidemark vault init --passphrase-file /etc/tidemark/passphrase --endpoint https://s3.example.org s3://bucket/vault
+# points that nobody can remove for 30 days
+aws s3api create-bucket --bucket vault-locked --object-lock-enabled-for-bucket
+tidemark vault init --lock 30d s3://vault-locked/web1`,
 		exits: append(interruptible(), exitRefused, exitDamaged),
 		args:  cobra.MaximumNArgs(1),
 		run: func(cmd *cobra.Command, args []string) error {
@@ -54,15 +61,16 @@ tidemark vault init --passphrase-file /etc/tidemark/passphrase --endpoint https:
 			if err != nil {
 				return err
 			}
-			return f.init(cmd, address, recipients, asJSON)
+			return f.init(cmd, address, lock.Length(time.Now().UTC()), recipients, asJSON)
 		},
 	}.build()
 	f.addNew(cmd, &recipients)
+	cmd.Flags().Var(&lock, "lock", "have nobody remove a point for that `time` since it was made: 30d, 6w or 1y; S3 alone can do that")
 	addJSON(cmd, &asJSON, "one object")
 	return cmd
 }
 
-func (f *vaultFlags) init(cmd *cobra.Command, address string, recipients []string, asJSON bool) error {
+func (f *vaultFlags) init(cmd *cobra.Command, address string, lock time.Duration, recipients []string, asJSON bool) error {
 	ctx := cmd.Context()
 	s, err := f.store(ctx, address)
 	if err != nil {
@@ -75,10 +83,10 @@ func (f *vaultFlags) init(cmd *cobra.Command, address string, recipients []strin
 			return err
 		}
 	}
-	if err := vault.Init(ctx, s, to...); err != nil {
+	if err := vault.InitLocked(ctx, s, lock, to...); err != nil {
 		return err
 	}
-	return printVault(cmd.OutOrStdout(), vaultInfo{Vault: s.String(), Encrypted: !f.noEncryption}, "made", asJSON)
+	return printVault(cmd.OutOrStdout(), vaultInfo{Vault: s.String(), Encrypted: !f.noEncryption, Lock: int64(lock.Seconds())}, "made", asJSON)
 }
 
 // vaultInfo is what "vault info" tells.
@@ -86,6 +94,7 @@ type vaultInfo struct {
 	Vault     string `json:"vault"`
 	ID        string `json:"id,omitempty"`
 	Encrypted bool   `json:"encrypted"`
+	Lock      int64  `json:"lock_seconds,omitempty"`
 	Disks     int    `json:"disks"`
 	Points    int    `json:"points"`
 	Keys      int    `json:"keys"`
@@ -99,7 +108,7 @@ func newVaultInfo() *cobra.Command {
 	var asJSON bool
 	cmd := command{
 		use: "info [VAULT]", short: "Tell what a vault has, and how much it stores",
-		long: `Prints the id of the vault, whether it is encrypted, how many disks, points and keys it has, and how much its packs take.
+		long: `Prints the id of the vault, whether it is encrypted, for how long nobody can remove its points, how many disks, points and keys it has, and how much its packs take.
 
 ` + vaultAddress + `.`,
 		example: `tidemark vault info /backup/vault
@@ -122,7 +131,7 @@ tidemark vault info --json --passphrase-file /etc/tidemark/passphrase sftp://bac
 }
 
 func (v *openVault) info(ctx context.Context) (vaultInfo, error) {
-	info := vaultInfo{Vault: v.store.String(), ID: v.ID().String(), Encrypted: v.Encrypted()}
+	info := vaultInfo{Vault: v.store.String(), ID: v.ID().String(), Encrypted: v.Encrypted(), Lock: int64(v.Lock().Seconds())}
 	disks, err := v.Disks(ctx)
 	if err != nil {
 		return info, err
@@ -150,6 +159,9 @@ func printVault(w io.Writer, info vaultInfo, did string, asJSON bool) error {
 	how := "encrypted"
 	if !info.Encrypted {
 		how = "NOT encrypted: who can read it reads the disks"
+	}
+	if info.Lock > 0 {
+		how += ", each point locked for " + ago(time.Duration(info.Lock)*time.Second)
 	}
 	if did != "" {
 		_, err := fmt.Fprintf(w, "%s: %s, %s\n", info.Vault, did, how)

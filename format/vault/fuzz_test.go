@@ -10,6 +10,7 @@ func FuzzHeader(f *testing.F) {
 	all := examples(f)
 	f.Add(all["vault"])
 	f.Add(all["open"])
+	f.Add(all["locked"])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > sumSize {
 			putSum(b)

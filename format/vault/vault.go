@@ -34,15 +34,20 @@
 //	off  size
 //	  0     8  magic "TMVAULT\n"
 //	  8     4  version, 1
-//	 12     4  flags; 1: not encrypted
+//	 12     4  flags; 1: not encrypted; 2: its objects are locked
 //	 16    16  id of the vault, random
 //	 32     4  size of a chunk, 65536
-//	 36     4  zeros
+//	 36     4  of one with flag 2: seconds, at least 1; zeros otherwise
 //	 40    32  the master key when the vault is not encrypted, zeros otherwise
 //	 72    32  checksum of bytes 0 to 71
 //
 // A vault that is not encrypted is one whose master key lies in the open: everything else is
 // as in any other, and all checks are kept.
+//
+// Where objects are locked, the store lets nobody remove or replace an object that a point needs before
+// that time has passed since the point was made. It is the store that knows until when, not
+// the objects. What a point needs is the objects vault, keys/ID and disks/DISK, its manifest, and the
+// newest generations of its packs. All other objects are not locked.
 //
 // # Object keys/ID
 //
@@ -156,6 +161,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
+	"time"
 
 	"github.com/zeebo/blake3"
 )
@@ -178,7 +185,11 @@ const (
 	headerMagic = "TMVAULT\n"
 	headerSize  = 104
 	flagOpen    = 1
+	flagLocked  = 2
 )
+
+// MaxLock is the longest lock of a vault.
+const MaxLock = math.MaxUint32 * time.Second
 
 var (
 	// ErrNotVault says that the bytes are not of a vault.
@@ -204,6 +215,9 @@ type Header struct {
 	ID ID
 	// Open is the master key of a vault that is not encrypted; nil in one that is.
 	Open *Master
+	// Lock is for how long nobody can remove what a point needs, whole seconds up to MaxLock; 0: it
+	// is not locked.
+	Lock time.Duration
 }
 
 // Encode returns the bytes of the object.
@@ -213,10 +227,16 @@ func (h Header) Encode() []byte {
 	binary.LittleEndian.PutUint32(b[8:], version)
 	copy(b[16:], h.ID[:])
 	binary.LittleEndian.PutUint32(b[32:], ChunkSize)
+	flags := uint32(0)
 	if h.Open != nil {
-		binary.LittleEndian.PutUint32(b[12:], flagOpen)
+		flags |= flagOpen
 		copy(b[40:], h.Open[:])
 	}
+	if h.Lock != 0 {
+		flags |= flagLocked
+		binary.LittleEndian.PutUint32(b[36:], uint32(h.Lock/time.Second))
+	}
+	binary.LittleEndian.PutUint32(b[12:], flags)
 	putSum(b)
 	return b
 }
@@ -235,23 +255,25 @@ func parseHeader(b []byte) (h Header, err error) {
 		return h, err
 	}
 	le := binary.LittleEndian
-	flags := le.Uint32(b[12:])
+	flags, lock := le.Uint32(b[12:]), le.Uint32(b[36:])
 	switch {
 	case len(b) != headerSize:
 		return h, fmt.Errorf("%w: %d bytes, want %d", ErrDamaged, len(b), headerSize)
-	case flags&^flagOpen != 0:
-		return h, fmt.Errorf("%w: flags %#x, known are %#x", ErrNewer, flags, flagOpen)
-	case le.Uint32(b[32:]) != ChunkSize || le.Uint32(b[36:]) != 0:
+	case flags&^(flagOpen|flagLocked) != 0:
+		return h, fmt.Errorf("%w: flags %#x, known are %#x", ErrNewer, flags, flagOpen|flagLocked)
+	case le.Uint32(b[32:]) != ChunkSize:
 		return h, fmt.Errorf("%w: chunks of %d bytes", ErrNewer, le.Uint32(b[32:]))
+	case (flags&flagLocked != 0) != (lock != 0):
+		return h, fmt.Errorf("%w: flags %#x, and a lock of %d s", ErrDamaged, flags, lock)
 	}
-	h.ID = ID(b[16:])
+	h.ID, h.Lock = ID(b[16:]), time.Duration(lock)*time.Second
 	key := Master(b[40:])
 	switch {
 	case h.ID.IsZero():
 		return h, fmt.Errorf("%w: it has no id", ErrDamaged)
-	case flags == 0 && key != Master{}:
+	case flags&flagOpen == 0 && key != Master{}:
 		return h, fmt.Errorf("%w: it is encrypted, and its key lies in the open", ErrDamaged)
-	case flags != 0:
+	case flags&flagOpen != 0:
 		h.Open = &key
 	}
 	return h, nil

@@ -116,9 +116,10 @@ func examples(t testing.TB) map[string][]byte {
 	p.Add(Segment{Kind: Chunk, Plain: int64(len(chunk)), Hash: k.Hash(chunk)}, chunk)
 	p.Add(Segment{Kind: Run, Plain: 5}, []byte("a run"))
 	return map[string][]byte{
-		"vault": Header{ID: testID}.Encode(),
-		"open":  Header{ID: testID, Open: &master}.Encode(),
-		"point": point, "leaf": leaf, "inner": inner,
+		"vault":  Header{ID: testID}.Encode(),
+		"open":   Header{ID: testID, Open: &master}.Encode(),
+		"locked": Header{ID: testID, Lock: 30 * 24 * time.Hour}.Encode(),
+		"point":  point, "leaf": leaf, "inner": inner,
 		"pack": p.End(testSalt),
 	}
 }
@@ -134,9 +135,9 @@ func TestTheDumpsAreWhatIsWritten(t *testing.T) {
 func TestWhatIsWrittenIsRead(t *testing.T) {
 	k, c := testKeys(), testCodec(t)
 	all := examples(t)
-	for _, name := range []string{"vault", "open"} {
+	for name, lock := range map[string]time.Duration{"vault": 0, "open": 0, "locked": 30 * 24 * time.Hour} {
 		h, err := ParseHeader(all[name])
-		if err != nil || h.ID != testID || (h.Open != nil) != (name == "open") {
+		if err != nil || h.ID != testID || (h.Open != nil) != (name == "open") || h.Lock != lock {
 			t.Errorf("%s: %+v, %v", name, h, err)
 		}
 	}

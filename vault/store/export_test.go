@@ -9,4 +9,8 @@ var (
 	OpenS3At   = openS3At
 	Patient    = patient
 	AwaitPort  = awaitPort
+
+	LockedBucket = lockedBucket
+	OpenLocked   = openLocked
+	Versions     = versions
 )

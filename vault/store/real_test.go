@@ -200,6 +200,12 @@ func putMany(t *testing.T, s Store, kill func(), times int) {
 // s3Server runs an S3 server over a folder, with a bucket, and returns its address and what
 // kills it; then it comes back.
 func s3Server(t *testing.T) (endpoint string, kill func()) {
+	endpoint, _, kill = s3ServerOver(t)
+	return endpoint, kill
+}
+
+// s3ServerOver returns its folder, too. Older versions of objects lie in another one.
+func s3ServerOver(t *testing.T) (endpoint, root string, kill func()) {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
@@ -209,7 +215,7 @@ func s3Server(t *testing.T) (endpoint string, kill func()) {
 	if len(programs) != 1 {
 		t.Fatalf("no S3 server: run scripts/s3-server (found %v)", programs)
 	}
-	root := t.TempDir()
+	root, versions := t.TempDir(), t.TempDir()
 	if err := os.Mkdir(filepath.Join(root, "bucket"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +230,7 @@ func s3Server(t *testing.T) (endpoint string, kill func()) {
 	t.Setenv("AWS_REGION", "us-east-1")
 	var current atomic.Pointer[exec.Cmd]
 	start := func() {
-		cmd := exec.Command(programs[0], "--access", "key", "--secret", "secret", "--region", "us-east-1", "--port", at, "--quiet", "posix", root)
+		cmd := exec.Command(programs[0], "--access", "key", "--secret", "secret", "--region", "us-east-1", "--port", at, "--quiet", "posix", "--versioning-dir", versions, root)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -239,7 +245,7 @@ func s3Server(t *testing.T) (endpoint string, kill func()) {
 	start()
 	t.Cleanup(stop)
 	awaitPort(t, at)
-	return "http://" + at, func() { stop(); start(); awaitPort(t, at) }
+	return "http://" + at, root, func() { stop(); start(); awaitPort(t, at) }
 }
 
 func awaitPort(t *testing.T, at string) {
@@ -345,7 +351,7 @@ func TestRetry(t *testing.T) {
 	var waited time.Duration
 	calls := 0
 	fault := error(ErrLost)
-	s := &retry{Store: failing{func() error { calls++; return fault }}, pause: func(_ context.Context, d time.Duration) error {
+	s := &retry{Store: failing{fault: func() error { calls++; return fault }}, pause: func(_ context.Context, d time.Duration) error {
 		waited += d
 		return nil
 	}}
@@ -361,13 +367,9 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-type failing struct{ fault func() error }
+type failing struct {
+	Store
+	fault func() error
+}
 
 func (f failing) Put(context.Context, string, []byte) error { return f.fault() }
-func (f failing) Get(context.Context, string, int64, int64, []byte) ([]byte, error) {
-	return nil, f.fault()
-}
-func (f failing) List(context.Context, string, func(Info) error) error { return f.fault() }
-func (f failing) Remove(context.Context, string) error                 { return f.fault() }
-func (f failing) Close() error                                         { return nil }
-func (f failing) String() string                                       { return "failing" }

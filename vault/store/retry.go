@@ -88,3 +88,23 @@ func (r *retry) List(ctx context.Context, prefix string, each func(Info) error) 
 func (r *retry) Remove(ctx context.Context, name string) error {
 	return r.again(ctx, func() error { return r.Store.Remove(ctx, name) })
 }
+
+func (r *retry) Lockable(ctx context.Context) error {
+	return r.again(ctx, func() error { return r.Store.Lockable(ctx) })
+}
+
+func (r *retry) Lock(ctx context.Context, name string, until time.Time) (end time.Time, err error) {
+	err = r.again(ctx, func() (err error) {
+		end, err = r.Store.Lock(ctx, name, until)
+		return err
+	})
+	return end, err
+}
+
+func (r *retry) Locked(ctx context.Context, name string) (end time.Time, err error) {
+	err = r.again(ctx, func() (err error) {
+		end, err = r.Store.Locked(ctx, name)
+		return err
+	})
+	return end, err
+}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -20,6 +21,7 @@ const amazon = "https://s3.amazonaws.com"
 type bucket struct {
 	core           minio.Core
 	bucket, prefix string
+	keep           func(name string) time.Duration // of LockFor; nil: nothing is locked
 }
 
 // openS3 takes keys from where Amazon's tools do: the environment, the profile, the machine.
@@ -63,6 +65,7 @@ func (b *bucket) Put(ctx context.Context, name string, data []byte) error {
 	}
 	o := minio.PutObjectOptions{ContentType: "application/octet-stream", DisableMultipart: true}
 	o.SetMatchETagExcept("*")
+	b.lockPut(name, &o)
 	_, err := b.core.Client.PutObject(ctx, b.bucket, b.prefix+name, bytes.NewReader(data), int64(len(data)), o)
 	if err != nil {
 		return same(ctx, b, name, data, b.fault("write", name, err))
@@ -115,6 +118,9 @@ func (b *bucket) Remove(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
+	if b.keep != nil {
+		return b.removeVersion(ctx, name)
+	}
 	err := b.core.Client.RemoveObject(ctx, b.bucket, b.prefix+name, minio.RemoveObjectOptions{})
 	if minio.ToErrorResponse(err).Code == minio.NoSuchKey {
 		return nil
@@ -128,6 +134,7 @@ func (b *bucket) Remove(ctx context.Context, name string) error {
 func (b *bucket) fault(what, name string, err error) error {
 	said := minio.ToErrorResponse(err)
 	switch code := said.StatusCode; {
+	case errors.Is(err, ErrLocked): // which is ours
 	case said.Code == minio.NoSuchKey:
 		err = fmt.Errorf("%w: %w", ErrNotExist, err)
 	case code == http.StatusPreconditionFailed:

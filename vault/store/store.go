@@ -35,7 +35,24 @@ var (
 	ErrLost = errors.New("the connection to the store was lost")
 	// ErrUnreadable says that the disk below the store cannot read an object, or that part of it.
 	ErrUnreadable = errors.New("the disk below the store cannot read it")
+	// ErrNoLock says that a store cannot lock objects.
+	ErrNoLock = errors.New("no objects can be locked there")
+	// ErrLocked says that nobody can remove an object yet.
+	ErrLocked = errors.New("the object is locked")
 )
+
+// LockedError says until when nobody can remove an object. It wraps ErrLocked.
+type LockedError struct {
+	Name  string // of the object
+	Until time.Time
+}
+
+func (e *LockedError) Error() string {
+	return fmt.Sprintf("%s is locked until %s", e.Name, e.Until.UTC().Format(time.RFC3339))
+}
+
+// Unwrap returns ErrLocked.
+func (e *LockedError) Unwrap() error { return ErrLocked }
 
 // Info is what a store knows of an object.
 type Info struct {
@@ -57,8 +74,21 @@ type Store interface {
 	// List calls each for the objects whose names begin with prefix, in any order, until it
 	// returns an error. An object is among them once Put has returned nil, until Remove has.
 	List(ctx context.Context, prefix string, each func(Info) error) error
-	// Remove removes an object. It is no error when there is none.
+	// Remove removes an object. It is no error when there is none. The error of one that is locked
+	// is a *LockedError, where LockFor was called.
 	Remove(ctx context.Context, name string) error
+	// Lockable tells why objects cannot be locked, with an error that wraps ErrNoLock, or why that
+	// could not be told; nil: they can.
+	Lockable(ctx context.Context) error
+	// LockFor has each object be locked when it is put, for the time that keep returns for its name, and
+	// not at all where that is 0. It is called before others use the store. The error wraps ErrNoLock.
+	LockFor(keep func(name string) time.Duration) error
+	// Lock has nobody, whoever it is, remove an object until then. It returns until when that is so
+	// now: later, where it was. The error wraps ErrNotExist or ErrNoLock.
+	Lock(ctx context.Context, name string, until time.Time) (time.Time, error)
+	// Locked returns until when an object is locked, or was; the zero time stands for never. The
+	// error wraps ErrNotExist.
+	Locked(ctx context.Context, name string) (time.Time, error)
 	// Close lets go of what the store holds.
 	Close() error
 	// String returns the address of the store, without what is secret.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Files is a tree of files that objects can lie in. Names have slashes between, and are
@@ -65,6 +66,18 @@ type tree struct {
 
 func (t *tree) String() string { return t.address }
 func (t *tree) Close() error   { return t.files.Close() }
+
+// noLock is why files cannot be locked: who may write a folder may remove what is in it.
+func (t *tree) noLock() error {
+	return fmt.Errorf("store: %s: %w: only a bucket of S3 can do that", t.address, ErrNoLock)
+}
+
+func (t *tree) Lockable(context.Context) error                    { return t.noLock() }
+func (t *tree) LockFor(func(name string) time.Duration) error     { return t.noLock() }
+func (t *tree) Locked(context.Context, string) (time.Time, error) { return time.Time{}, nil }
+func (t *tree) Lock(context.Context, string, time.Time) (time.Time, error) {
+	return time.Time{}, t.noLock()
+}
 
 func (t *tree) Put(ctx context.Context, name string, data []byte) error {
 	if err := errors.Join(checkName(name), ctx.Err()); err != nil {
