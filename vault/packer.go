@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"tidemark/block"
 	format "tidemark/format/vault"
 )
 
@@ -15,7 +16,8 @@ type packer struct {
 	mu     sync.Mutex
 	open   *format.Pack               // nil where none is begun
 	sent   *format.Pack               // being put; nil where none is
-	room   []byte                     // of one that was put, for the next
+	room   []byte                     // for both
+	second bool                       // the next one lies in the second half of room
 	fresh  map[format.Hash]format.Ref // chunks of both, which the index does not know yet
 	mine   map[format.ID]bool         // packs that were begun
 	stored int64                      // bytes of packs
@@ -24,7 +26,18 @@ type packer struct {
 }
 
 func newPacker(ctx context.Context, v *Vault) *packer {
-	return &packer{v: v, ctx: ctx, fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{}}
+	return &packer{
+		v: v, ctx: ctx, room: block.LargeBuffer(2 * format.PackRoom), fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{},
+	}
+}
+
+// half returns the memory of the next pack. The last but one has been put by then, where it is.
+// p.mu is held.
+func (p *packer) half() []byte {
+	if p.second = !p.second; p.second {
+		return p.room[format.PackRoom:]
+	}
+	return p.room[:format.PackRoom:format.PackRoom]
 }
 
 // add seals a segment of plain bytes.
@@ -42,7 +55,7 @@ func (p *packer) add(kind format.Kind, plain, scratch []byte, h format.Hash) (fo
 		return format.Ref{}, p.err
 	}
 	if p.open == nil {
-		p.open, p.room = p.v.keys.NewPack(newID(), p.room), nil
+		p.open = p.v.keys.NewPack(newID(), p.half())
 		p.mine[p.open.Name().ID] = true
 	}
 	ref := p.open.Add(format.Segment{Kind: kind, Coding: coding, Plain: int64(len(plain)), Hash: h}, body)
@@ -123,7 +136,6 @@ func (p *packer) put(pack *format.Pack, b []byte, done chan struct{}) {
 		p.err = err
 		return
 	}
-	p.room = b
 	for _, s := range pack.Segments() {
 		if s.Kind == format.Chunk && p.fresh[s.Hash].Pack == k.name.ID {
 			delete(p.fresh, s.Hash)
