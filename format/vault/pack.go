@@ -13,13 +13,13 @@ const (
 	packHead   = 32
 	packEnd    = 64
 	leastPack  = packHead + tagSize + 1 + entrySize + tagSize + packEnd
-	// packFull is where a Pack asks to be ended: with a segment more and its table it stays
-	// below MaxPack.
-	packFull = 16 << 20
+	// packFull is where a Pack asks to be ended: with a chunk more and its table it mostly stays within
+	// the large pages of 16 MiB, and always below MaxPack.
+	packFull = 16<<20 - 1<<19
 )
 
 // PackRoom is what most packs have room in: a multiple of the large pages of memory.
-const PackRoom = packFull + 2*MaxSegment
+const PackRoom = 18 << 20
 
 // Pack is one that is being written.
 type Pack struct {

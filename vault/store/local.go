@@ -79,7 +79,11 @@ func (l *local) inside(name string) (fd int, err error) {
 }
 
 func (l *local) Create(name string) (File, error) {
-	return l.file(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	f, err := l.file(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return nil, err
+	}
+	return uncached{f}, nil
 }
 
 func (l *local) Open(name string) (ReadFile, error) { return l.file(name, os.O_RDONLY) }
