@@ -16,7 +16,7 @@ type packer struct {
 	mu     sync.Mutex
 	open   *format.Pack               // nil where none is begun
 	sent   *format.Pack               // being put; nil where none is
-	room   []byte                     // for both
+	room   []byte                     // for both; nil until there is one
 	second bool                       // the next one lies in the second half of room
 	fresh  map[format.Hash]format.Ref // chunks of both, which the index does not know yet
 	mine   map[format.ID]bool         // packs that were begun
@@ -26,14 +26,15 @@ type packer struct {
 }
 
 func newPacker(ctx context.Context, v *Vault) *packer {
-	return &packer{
-		v: v, ctx: ctx, room: block.LargeBuffer(2 * format.PackRoom), fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{},
-	}
+	return &packer{v: v, ctx: ctx, fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{}}
 }
 
 // half returns the memory of the next pack. The last but one has been put by then, where it is.
 // p.mu is held.
 func (p *packer) half() []byte {
+	if p.room == nil {
+		p.room = block.LargeBuffer(2 * format.PackRoom)
+	}
 	if p.second = !p.second; p.second {
 		return p.room[format.PackRoom:]
 	}
