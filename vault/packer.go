@@ -16,8 +16,7 @@ type packer struct {
 	mu     sync.Mutex
 	open   *format.Pack               // nil where none is begun
 	sent   *format.Pack               // being put; nil where none is
-	room   []byte                     // for both; nil until there is one
-	second bool                       // the next one lies in the second half of room
+	rooms  [2][]byte                  // for both; the next one lies in the first
 	fresh  map[format.Hash]format.Ref // chunks of both, which the index does not know yet
 	mine   map[format.ID]bool         // packs that were begun
 	stored int64                      // bytes of packs
@@ -29,16 +28,14 @@ func newPacker(ctx context.Context, v *Vault) *packer {
 	return &packer{v: v, ctx: ctx, fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{}}
 }
 
-// half returns the memory of the next pack. The last but one has been put by then, where it is.
+// nextRoom returns the memory of the next pack. The last but one has been put by then, where it is.
 // p.mu is held.
-func (p *packer) half() []byte {
-	if p.room == nil {
-		p.room = block.LargeBuffer(2 * format.PackRoom)
+func (p *packer) nextRoom() []byte {
+	if p.rooms[0] == nil {
+		p.rooms[0] = block.LargeBuffer(format.PackRoom)
 	}
-	if p.second = !p.second; p.second {
-		return p.room[format.PackRoom:]
-	}
-	return p.room[:format.PackRoom:format.PackRoom]
+	p.rooms[0], p.rooms[1] = p.rooms[1], p.rooms[0]
+	return p.rooms[1]
 }
 
 // add seals a segment of plain bytes.
@@ -56,7 +53,7 @@ func (p *packer) add(kind format.Kind, plain, scratch []byte, h format.Hash) (fo
 		return format.Ref{}, p.err
 	}
 	if p.open == nil {
-		p.open = p.v.keys.NewPack(newID(), p.half())
+		p.open = p.v.keys.NewPack(newID(), p.nextRoom())
 		p.mine[p.open.Name().ID] = true
 	}
 	ref := p.open.Add(format.Segment{Kind: kind, Coding: coding, Plain: int64(len(plain)), Hash: h}, body)
