@@ -251,3 +251,13 @@ func TestOtherFilesAreRefused(t *testing.T) {
 		t.Errorf("file: %v", err)
 	}
 }
+
+func TestALargeBufferIsZerosOfThatLength(t *testing.T) {
+	for _, n := range []int{1, 2 << 20, 5<<20 + 3} {
+		b := block.LargeBuffer(n)
+		if len(b) != n || cap(b) != n || !block.IsZero(b) {
+			t.Errorf("%d bytes, capacity %d, want %d zeros", len(b), cap(b), n)
+		}
+		b[0], b[n-1] = 1, 1
+	}
+}

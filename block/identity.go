@@ -76,7 +76,7 @@ func IdentifyDev(d sysfs.Dev) (Identity, error) {
 
 func identify(path string, d sysfs.Dev) (Identity, error) {
 	id := Identity{Path: path, Major: d.Major, Minor: d.Minor}
-	dir, err := filepath.EvalSymlinks(d.Dir())
+	dir, err := sysfs.Real(d.Dir())
 	if err == nil {
 		err = id.readSysfs(dir)
 	}

@@ -17,7 +17,7 @@ import (
 
 const (
 	// batchBytes and batchExtents bound what one reader takes on at a time.
-	batchBytes   = 1 << 20
+	batchBytes   = 512 << 10
 	batchExtents = 64
 	// holeBytes bounds what it takes on of an image file's holes.
 	holeBytes = 16 << 20

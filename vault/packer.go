@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 
+	"tidemark/block"
 	format "tidemark/format/vault"
 )
 
@@ -15,7 +16,7 @@ type packer struct {
 	mu     sync.Mutex
 	open   *format.Pack               // nil where none is begun
 	sent   *format.Pack               // being put; nil where none is
-	room   []byte                     // of one that was put, for the next
+	rooms  [2][]byte                  // for both; the next one lies in the first
 	fresh  map[format.Hash]format.Ref // chunks of both, which the index does not know yet
 	mine   map[format.ID]bool         // packs that were begun
 	stored int64                      // bytes of packs
@@ -25,6 +26,16 @@ type packer struct {
 
 func newPacker(ctx context.Context, v *Vault) *packer {
 	return &packer{v: v, ctx: ctx, fresh: map[format.Hash]format.Ref{}, mine: map[format.ID]bool{}}
+}
+
+// nextRoom returns the memory of the next pack. The last but one has been put by then, where it is.
+// p.mu is held.
+func (p *packer) nextRoom() []byte {
+	if p.rooms[0] == nil {
+		p.rooms[0] = block.LargeBuffer(format.PackRoom)
+	}
+	p.rooms[0], p.rooms[1] = p.rooms[1], p.rooms[0]
+	return p.rooms[1]
 }
 
 // add seals a segment of plain bytes.
@@ -42,7 +53,7 @@ func (p *packer) add(kind format.Kind, plain, scratch []byte, h format.Hash) (fo
 		return format.Ref{}, p.err
 	}
 	if p.open == nil {
-		p.open, p.room = p.v.keys.NewPack(newID(), p.room), nil
+		p.open = p.v.keys.NewPack(newID(), p.nextRoom())
 		p.mine[p.open.Name().ID] = true
 	}
 	ref := p.open.Add(format.Segment{Kind: kind, Coding: coding, Plain: int64(len(plain)), Hash: h}, body)
@@ -123,7 +134,6 @@ func (p *packer) put(pack *format.Pack, b []byte, done chan struct{}) {
 		p.err = err
 		return
 	}
-	p.room = b
 	for _, s := range pack.Segments() {
 		if s.Kind == format.Chunk && p.fresh[s.Hash].Pack == k.name.ID {
 			delete(p.fresh, s.Hash)

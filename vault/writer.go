@@ -63,6 +63,7 @@ type Writer struct {
 	edits   map[int64]edits // by number of the leaf
 	held    int             // entries in edits
 	run     []byte
+	coded   []byte                 // room for what becomes of it
 	pending []extent.Extent        // of the disk, whose bytes lie in run
 	pages   []map[int64]format.Ref // by level and number: pages that are new; zero: only zeros
 
@@ -355,6 +356,9 @@ func (w *Writer) hold(off int64, data []byte) error {
 			return err
 		}
 	}
+	if w.run == nil {
+		w.run, w.coded = make([]byte, 0, runSize), make([]byte, 0, runSize+runSize/64)
+	}
 	w.run = append(w.run, data...)
 	w.pending = append(w.pending, e)
 	return nil
@@ -369,7 +373,7 @@ func (w *Writer) endRun() error {
 	if len(w.run) == 0 {
 		return nil
 	}
-	ref, err := w.packs.add(format.Run, w.run, nil, format.Hash{})
+	ref, err := w.packs.add(format.Run, w.run, w.coded, format.Hash{})
 	if err != nil {
 		return err
 	}

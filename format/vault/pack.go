@@ -13,12 +13,13 @@ const (
 	packHead   = 32
 	packEnd    = 64
 	leastPack  = packHead + tagSize + 1 + entrySize + tagSize + packEnd
-	// packFull is where a Pack asks to be ended: with a segment more and its table it stays
-	// below MaxPack.
-	packFull = 16 << 20
-	// packRoom is what most packs have room in. What is not used of it is never touched.
-	packRoom = packFull + MaxSegment + 1<<18
+	// packFull is where a Pack asks to be ended: with a chunk more and its table it mostly stays within
+	// the large pages of 16 MiB, and always below MaxPack.
+	packFull = 16<<20 - 1<<19
 )
+
+// PackRoom is what most packs have room in: a multiple of the large pages of memory.
+const PackRoom = 18 << 20
 
 // Pack is one that is being written.
 type Pack struct {
@@ -31,12 +32,12 @@ type Pack struct {
 }
 
 // NewPack begins the first generation of a pack. The id must be random, and of no other pack. It
-// is written into room, which End returned of another pack that is not needed any more; nil will do.
+// is written into room where that has PackRoom, and as far as it has enough; nil will do.
 func (k *Keys) NewPack(id ID, room []byte) *Pack { return k.begin(PackName{ID: id}, room) }
 
 func (k *Keys) begin(name PackName, room []byte) *Pack {
-	if cap(room) < packRoom {
-		room = make([]byte, packRoom)
+	if cap(room) < PackRoom {
+		room = make([]byte, PackRoom)
 	}
 	b := room[:packHead]
 	clear(b)

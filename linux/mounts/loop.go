@@ -25,17 +25,18 @@ type loop struct {
 const deletedSuffix = " (deleted)"
 
 func (s system) readLoops() ([]loop, error) {
-	found, err := filepath.Glob(filepath.Join(escapeGlob(s.sys), "block/loop*/loop/backing_file"))
+	names, err := namesIn(filepath.Join(s.sys, "block"), "loop")
 	if err != nil {
 		return nil, err
 	}
 	var loops []loop
-	for _, p := range found {
-		b, err := os.ReadFile(p)
+	for _, name := range names {
+		dir := filepath.Join(s.sys, "block", name)
+		b, err := os.ReadFile(filepath.Join(dir, "loop/backing_file"))
 		if err != nil {
-			continue // detached in between
+			continue // nothing is attached
 		}
-		n, err := nodeAt(filepath.Dir(filepath.Dir(p)))
+		n, err := nodeAt(dir)
 		if absent(err) {
 			continue
 		}

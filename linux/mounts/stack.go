@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"tidemark/linux/sysfs"
@@ -17,7 +18,7 @@ type node struct {
 }
 
 func (s system) node(d sysfs.Dev) (node, error) {
-	dir, err := filepath.EvalSymlinks(filepath.Join(s.sys, "dev/block", d.String()))
+	dir, err := sysfs.Real(filepath.Join(s.sys, "dev/block", d.String()))
 	if err != nil {
 		return node{}, fmt.Errorf("device %s: %w", d, err)
 	}
@@ -32,7 +33,7 @@ func newNode(d sysfs.Dev, dir string) node {
 func (n node) name() string { return filepath.Base(n.dir) }
 
 func nodeAt(dir string) (node, error) {
-	dir, err := filepath.EvalSymlinks(dir)
+	dir, err := sysfs.Real(dir)
 	if err != nil {
 		return node{}, err
 	}
@@ -55,23 +56,46 @@ func (n node) disk() (node, error) {
 	return nodeAt(filepath.Dir(n.dir))
 }
 
+// partitions returns those of a disk, whose names begin with its own (add_partition in
+// block/partitions/core.c).
 func (n node) partitions() ([]node, error) {
-	found, err := filepath.Glob(filepath.Join(escapeGlob(n.dir), "*", "partition"))
+	names, err := namesIn(n.dir, n.name())
 	if err != nil {
 		return nil, err
 	}
 	var nodes []node
-	for _, p := range found {
-		child, err := nodeAt(filepath.Dir(p))
+	for _, name := range names {
+		child, err := nodeAt(filepath.Join(n.dir, name))
 		if absent(err) {
 			continue // the table was read anew in between
 		}
 		if err != nil {
 			return nil, err
 		}
-		nodes = append(nodes, child)
+		if child.partition {
+			nodes = append(nodes, child)
+		}
 	}
 	return nodes, nil
+}
+
+// namesIn returns what is in a folder whose names begin with prefix, nothing where there is no folder.
+func namesIn(dir, prefix string) ([]string, error) {
+	f, err := os.Open(dir)
+	if absent(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if absent(err) { // taken apart in between
+		err = nil
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return !strings.HasPrefix(name, prefix) })
+	slices.Sort(names)
+	return names, err
 }
 
 // escapeGlob quotes names like "cciss!c0d0" and folders with brackets.

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +51,21 @@ func DiskDir(disk string) string { return filepath.Join("/sys/block", disk) }
 
 // DevPath returns where devtmpfs has the node of the device with that kernel name.
 func DevPath(name string) string { return "/dev/" + strings.ReplaceAll(name, "!", "/") }
+
+// Real returns the folder of a device that path is a link to, or is. What path lies in is no link:
+// this asks the kernel once, where filepath.EvalSymlinks asks for each name of it.
+func Real(path string) (string, error) {
+	to, err := os.Readlink(path)
+	switch {
+	case errors.Is(err, syscall.EINVAL):
+		return path, nil
+	case err != nil:
+		return "", err
+	case filepath.IsAbs(to):
+		return to, nil
+	}
+	return filepath.Join(filepath.Dir(path), to), nil
+}
 
 // Text returns the content of a file without the white space around it.
 func Text(path string) (string, error) {

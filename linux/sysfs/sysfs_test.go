@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -66,5 +67,30 @@ func TestADeviceOfThisMachineIsShown(t *testing.T) {
 	}
 	if id, err := BootID(); err != nil || len(id) != 36 {
 		t.Errorf("boot id %q, %v", id, err)
+	}
+}
+
+func TestALinkIsFollowedOnce(t *testing.T) {
+	dir := t.TempDir()
+	for _, folder := range []string{"devices/vdb", "dev/block"} {
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	device := filepath.Join(dir, "devices/vdb")
+	for name, to := range map[string]string{"relative": "../../devices/vdb", "absolute": device} {
+		link := filepath.Join(dir, "dev/block", name)
+		if err := os.Symlink(to, link); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := Real(link); err != nil || got != device {
+			t.Errorf("%s: %q, %v, want %q", name, got, err, device)
+		}
+	}
+	if got, err := Real(device); err != nil || got != device {
+		t.Errorf("no link: %q, %v", got, err)
+	}
+	if _, err := Real(filepath.Join(dir, "gone")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is gone: %v", err)
 	}
 }

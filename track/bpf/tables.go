@@ -155,7 +155,7 @@ func disksBelow(ctl *dm.Control, name string) ([]string, error) {
 	}
 	var names []string
 	for _, dev := range deps {
-		dir, err := filepath.EvalSymlinks(dev.Dir())
+		dir, err := sysfs.Real(dev.Dir())
 		if err != nil {
 			return nil, fmt.Errorf("track: %w", err)
 		}

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -41,59 +40,43 @@ func (l *local) open() (*os.File, error) {
 	return l.root, nil
 }
 
-// openat opens a name in an open folder. It follows no link.
-func openat(dir int, name string, flags int) (fd int, err error) {
-	for {
-		fd, err = unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
-}
-
-// inside opens a folder below, name by name of its path. The caller closes it.
-func (l *local) inside(name string) (fd int, err error) {
+// at opens a name below the folder. The kernel follows no link, and leads out of the folder by no name.
+func (l *local) at(name string, flags int) (fd int, err error) {
 	root, err := l.open()
 	if err != nil {
 		return -1, err
 	}
-	at := "."
-	fd, err = openat(int(root.Fd()), at, unix.O_DIRECTORY)
-	for part := range strings.SplitSeq(name, "/") {
-		if err != nil {
-			break
-		}
-		parent := fd
-		at = path.Join(at, part)
-		if part == ".." {
-			err = unix.EINVAL // it may lead out of the folder
-		} else {
-			fd, err = openat(parent, part, unix.O_DIRECTORY)
-		}
-		unix.Close(parent)
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	if flags&unix.O_CREAT != 0 {
+		how.Mode = 0o600
 	}
-	if err != nil {
-		return -1, &fs.PathError{Op: "open", Path: filepath.Join(l.folder, at), Err: err}
+	for {
+		if fd, err = unix.Openat2(int(root.Fd()), name, &how); err == nil {
+			return fd, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return -1, &fs.PathError{Op: "open", Path: filepath.Join(l.folder, name), Err: err}
+		}
 	}
-	return fd, nil
 }
 
+// inside opens a folder below. The caller closes it.
+func (l *local) inside(name string) (fd int, err error) { return l.at(name, unix.O_DIRECTORY) }
+
 func (l *local) Create(name string) (File, error) {
-	return l.file(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	f, err := l.file(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return nil, err
+	}
+	return uncached{f}, nil
 }
 
 func (l *local) Open(name string) (ReadFile, error) { return l.file(name, os.O_RDONLY) }
 
-// file opens a file by its folder, which is no link.
 func (l *local) file(name string, flags int) (*os.File, error) {
-	dir, err := l.inside(path.Dir(name))
+	fd, err := l.at(name, flags|unix.O_NONBLOCK)
 	if err != nil {
 		return nil, err
-	}
-	defer unix.Close(dir)
-	fd, err := openat(dir, path.Base(name), flags|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: filepath.Join(l.folder, name), Err: err}
 	}
 	return os.NewFile(uintptr(fd), filepath.Join(l.folder, name)), nil
 }

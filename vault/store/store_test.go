@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
 
+	"tidemark/block"
 	"tidemark/internal/faulttree"
 	"tidemark/vault/store"
 )
@@ -58,5 +60,23 @@ func whole(t *testing.T, s store.Store, name string, data []byte, must bool) {
 	case errors.Is(err, store.ErrNotExist) && !must:
 	case err != nil || !bytes.Equal(got, data):
 		t.Errorf("%s: %d bytes, %v; said to be there: %v", name, len(got), err, must)
+	}
+}
+
+// What is large goes past the page cache, where the address of the bytes allows it, but for its end.
+func TestALargeObjectIsWhatWasPut(t *testing.T) {
+	s := store.OnFiles("folder", store.Local(filepath.Join(t.TempDir(), "vault")))
+	defer s.Close()
+	room := block.AlignedBuffer(3<<20 + 200)
+	rand.NewChaCha8([32]byte{1}).Read(room)
+	for name, data := range map[string][]byte{
+		"whole-pages": room[:2<<20], "with-an-end": room[:3<<20+77], "at-an-odd-address": room[1 : 3<<20], "short-of-direct": room[:1<<20-1],
+	} {
+		if err := s.Put(t.Context(), name, data); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got, err := s.Get(t.Context(), name, 0, 4<<20, nil); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("%s: %d bytes, %v, want %d", name, len(got), err, len(data))
+		}
 	}
 }
