@@ -66,6 +66,7 @@ type Config struct {
 	System    *System           // what is booted in place of the rig's own initramfs; nil: that one
 	End       string            // how the system ends after its tests, one of wire's Ends; "": it reboots
 	Next      *Stage            // what comes after End in the same machine; nil: that ends
+	Counting  bool              // the guest's clock counts instructions, one a nanosecond, beside the time for which it waits
 	NoTests   bool              // the guest is to end by itself without any test; only its console counts
 
 	// OnEvent answers what a guest's test tells the host (guest.Tell). It is called

@@ -76,6 +76,18 @@ func TestBoot(t *testing.T) {
 	}
 }
 
+// TestTimes says when it begins and ends, and how long our units took, by the guest's clock.
+func TestTimes(t *testing.T) {
+	guest.WriteFile(t, "/dev/kmsg", "<2>rig: up")
+	for unit := range strings.Lines(guest.Run(t, "systemctl", "list-units", "--plain", "--no-legend", "tidemark-track*.service")) {
+		unit, _, _ = strings.Cut(unit, " ")
+		t.Log(unit, guest.Run(t, "systemctl", "show", "-P", "ExecMainStartTimestampMonotonic", "-P", "ExecMainExitTimestampMonotonic", unit))
+	}
+	write(t, "/srv", "busy")
+	write(t, "/root", "busy")
+	guest.WriteFile(t, "/dev/kmsg", "<2>rig: down")
+}
+
 func first() bool   { return os.Getenv("BOOT") == "1" }
 func newRoot() bool { return os.Getenv("NEW_ROOT") != "" }
 
