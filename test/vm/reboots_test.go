@@ -163,10 +163,10 @@ func (m *rebooting) lvm2() {
 		host(m.t, "mkdir", "-p", filepath.Dir(m.in(name)))
 		host(m.t, "cp", "--dereference", "--preserve=mode", filepath.Join(m.cache.tree(), name), m.in(name))
 	}
-	// What LVM has activated once it does not activate again, though this unit has deactivated it.
+	// This unit deactivates volumes before user space alone reboots, and no event activates them after that.
 	const dropIn = "/etc/systemd/system/blk-availability.service.d"
 	host(m.t, "mkdir", m.in(dropIn))
-	m.Write(dropIn+"/soft-reboot.conf", "[Service]\nExecStopPost=/bin/rm -rf /run/lvm/pvs_online /run/lvm/vgs_online\n")
+	m.Write(dropIn+"/soft-reboot.conf", "[Service]\nExecStart=/sbin/lvm vgchange -aay\n")
 	host(m.t, "ln", "-s", "/lib/systemd/system/blk-availability.service", m.in("etc/systemd/system/sysinit.target.wants/blk-availability.service"))
 }
 

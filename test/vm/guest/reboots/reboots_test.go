@@ -63,7 +63,7 @@ func TestBoot(t *testing.T) {
 	}
 	status(t, tested)
 	if os.Getenv("KEXEC") != "" {
-		guest.Run(t, "kexec", "--load", "/srv/next", "--initrd=/srv/next-initrd", "--reuse-cmdline", "--no-checks")
+		guest.Run(t, "kexec", "--load", "/srv/next", "--args-linux", "--initrd=/srv/next-initrd", "--reuse-cmdline", "--no-checks")
 	}
 	guest.Run(t, "umount", "/srv")
 	if os.Getenv("SHUTDOWN_ROOT") != "" { // dracut finds its image on this disk
