@@ -163,11 +163,17 @@ func (m *rebooting) lvm2() {
 		host(m.t, "mkdir", "-p", filepath.Dir(m.in(name)))
 		host(m.t, "cp", "--dereference", "--preserve=mode", filepath.Join(m.cache.tree(), name), m.in(name))
 	}
-	// This unit deactivates volumes before user space alone reboots, and no event activates them after that.
+	host(m.t, "ln", "-s", "/lib/systemd/system/blk-availability.service", m.in("etc/systemd/system/sysinit.target.wants/blk-availability.service"))
+}
+
+// newer installs a newer systemd, which can reboot user space alone.
+func (m *rebooting) newer() {
+	m.t.Helper()
+	host(m.t, "cp", "-a", filepath.Join(m.cache.dir, "newer")+"/.", m.Dir)
+	// This unit deactivates volumes before such a reboot, and no event activates them after that.
 	const dropIn = "/etc/systemd/system/blk-availability.service.d"
 	host(m.t, "mkdir", m.in(dropIn))
 	m.Write(dropIn+"/soft-reboot.conf", "[Service]\nExecStart=/sbin/lvm vgchange -aay\n")
-	host(m.t, "ln", "-s", "/lib/systemd/system/blk-availability.service", m.in("etc/systemd/system/sysinit.target.wants/blk-availability.service"))
 }
 
 // writesAtBoth makes a service that writes to all disks, in these folders, as early in a boot and as late
@@ -234,7 +240,7 @@ func (m *rebooting) toExt4() {
 		host(m.t, "mkfs.ext4", "-q", "-d", m.in("var/lib"), m.disks["lib"].Path)
 		m.Write("/etc/fstab", strings.Replace(string(fstab), " / xfs ", " / ext4 ", 1)+"/dev/disk/by-id/virtio-lib /var/lib ext4 defaults 0 0\n")
 		host(m.t, "cp", "-a", m.in(saved), m.in(onRoot))
-		host(m.t, "cp", "-a", filepath.Join(m.cache.dir, "newer")+"/.", m.Dir)
+		m.newer()
 		host(m.t, "rm", "-r", m.in("usr/lib/modules/"+m.Release))
 		host(m.t, "cp", "-a", m.second.modules, m.in("usr/lib/modules"))
 		m.kernel, m.system.Initrd = Linux61, m.second.initrd
