@@ -175,8 +175,11 @@ func mirror(t *testing.T, dev, name, lost string) {
 	t.Helper()
 	args := []string{"--state-dir", "/srv/state", "mirror", "--json", dev, guest.Disk(t, "copy-"+name)}
 	begins := first()
-	if name == "root" && first() || newRoot() && (name == "root" || name == "secret") {
+	switch {
+	case name == "root" && (first() || newRoot()):
 		args, begins = append(args, "--adopt"), true // it begins as a copy
+	case name == "secret" && newRoot():
+		args, begins = append(args, "--force"), true // it is another filesystem
 	}
 	cmd := exec.Command("tidemark", args...)
 	var said strings.Builder
