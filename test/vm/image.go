@@ -160,7 +160,7 @@ func writeJob(file io.Writer, cfg Config, p Program) error {
 }
 
 func job(cfg Config) wire.Job {
-	return wire.Job{
+	j := wire.Job{
 		Args: []string{
 			"-test.v=test2json", "-test.run=" + cfg.Tests, "-test.skip=" + cfg.Skip,
 			"-test.timeout=" + (cfg.Timeout - 5*time.Second).String(),
@@ -170,6 +170,12 @@ func job(cfg Config) wire.Job {
 		Scratch: cfg.ScratchMB > 0,
 		End:     cfg.End,
 	}
+	if next := cfg.Next; next != nil {
+		cfg.Env, cfg.End, cfg.Next = next.Env, next.End, next.Next
+		then := job(cfg)
+		j.Next = &then
+	}
+	return j
 }
 
 func appendFile(w io.Writer, path string) error {

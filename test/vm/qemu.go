@@ -33,7 +33,7 @@ import (
 // that kernel and programs have for processors without them is quicker.
 var machineArgs = [...]string{
 	"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-	"-machine", "pc", "-accel", "tcg,thread=multi", "-smp", "1,maxcpus=2",
+	"-machine", "pc", "-smp", "1,maxcpus=2",
 	"-cpu", "max,-cx16,-erms,-fsrm,-xsave,-mpx,-pku,-avx2,-avx,-sse4.2,-sha-ni",
 }
 
@@ -87,6 +87,11 @@ func (c cache) qemu(dir, image string, cfg Config) *exec.Cmd {
 		"-L", filepath.Join(share, "qemu"), "-L", filepath.Join(share, "seabios"),
 	}
 	args = append(args, machineArgs[:]...)
+	if cfg.Counting {
+		args = append(args, "-accel", "tcg,thread=single", "-icount", "shift=0")
+	} else {
+		args = append(args, "-accel", "tcg,thread=multi")
+	}
 	args = append(args,
 		"-m", fmt.Sprint(cfg.MemMB),
 		"-kernel", filepath.Join(c.kernel(cfg.Kernel), "vmlinux"), "-initrd", image, "-append", cfg.kernelArgs(),

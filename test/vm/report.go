@@ -22,6 +22,8 @@ type event struct {
 	Action string
 	Test   string
 	Output string
+
+	child *node // of action "run"
 }
 
 // exitLine is what the guest's init said last.
@@ -83,7 +85,7 @@ type report struct {
 // node is one test of the guest and what has happened to it but is not yet replayed.
 type node struct {
 	name   string
-	events []event // Action "run": Test is a child's full name
+	events []event // Action "run": of a child
 }
 
 func newReport() *report {
@@ -116,7 +118,8 @@ func (r *report) add(e event) {
 	case e.Action == "run":
 		r.tests++
 		n = r.parent(e.Test)
-		r.nodes[e.Test] = &node{name: e.Test}
+		e.child = &node{name: e.Test} // one of before may have had that name, in another stage
+		r.nodes[e.Test] = e.child
 	case n == nil:
 		n = r.root
 	}
@@ -170,7 +173,7 @@ func (r *report) replay(t *testing.T, n *node, wasCut func() bool) {
 		}
 		switch e.Action {
 		case "run":
-			r.child(t, n, e.Test, wasCut)
+			r.child(t, n, e.child, wasCut)
 		case "output":
 			io.WriteString(t.Output(), output(e.Output)) //nolint:errcheck // it cannot fail
 		case "pass", "fail", "skip":
@@ -190,12 +193,9 @@ func (r *report) replay(t *testing.T, n *node, wasCut func() bool) {
 	t.Error("the guest ended before this test did")
 }
 
-// child replays the test of that full name, below n's.
-func (r *report) child(t *testing.T, n *node, name string, wasCut func() bool) {
-	r.mu.Lock()
-	c := r.nodes[name]
-	r.mu.Unlock()
-	t.Run(strings.TrimPrefix(strings.TrimPrefix(name, n.name), "/"), func(t *testing.T) {
+// child replays a test below n's.
+func (r *report) child(t *testing.T, n, c *node, wasCut func() bool) {
+	t.Run(strings.TrimPrefix(strings.TrimPrefix(c.name, n.name), "/"), func(t *testing.T) {
 		r.replay(t, c, wasCut)
 	})
 }

@@ -65,11 +65,20 @@ type Config struct {
 	Timeout   time.Duration     // of the whole run; 0: 5 minutes
 	System    *System           // what is booted in place of the rig's own initramfs; nil: that one
 	End       string            // how the system ends after its tests, one of wire's Ends; "": it reboots
+	Next      *Stage            // what comes after End in the same machine; nil: that ends
+	Counting  bool              // the guest's clock counts instructions, one a nanosecond, beside the time for which it waits
 	NoTests   bool              // the guest is to end by itself without any test; only its console counts
 
 	// OnEvent answers what a guest's test tells the host (guest.Tell). It is called
 	// from one goroutine, and may cut the power, in which case the answer is void.
 	OnEvent func(m *Machine, event string) (answer string)
+}
+
+// Stage is what a system runs after a reboot that leaves the machine on: the same tests.
+type Stage struct {
+	Env  []string // in place of Config.Env
+	End  string   // as Config.End
+	Next *Stage
 }
 
 // Bus is how a disk is attached.

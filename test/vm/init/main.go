@@ -71,23 +71,28 @@ func run() error {
 			return err
 		}
 	}
-	return work(job)
+	_, err = work(job)
+	return err
 }
 
-// work runs the tests and sends back what is left of them.
-func work(job wire.Job) error {
+// work runs the tests, and sends back what is left of them when no job follows. It returns their exit
+// code.
+func work(job wire.Job) (code int, err error) {
 	port, err := openPort(wire.PortTest)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	code := runTests(job, port)
+	code = runTests(job, port)
+	if code == 0 && job.Next != nil {
+		return 0, errors.Join(port.Close(), next(*job.Next))
+	}
 	if code != 0 {
 		logBlocked()
 	}
 	if _, err := fmt.Fprintf(port, "\n%s%d\n", wire.ExitLine, code); err != nil {
-		return err
+		return code, err
 	}
-	return errors.Join(port.Close(), sendFiles())
+	return code, errors.Join(port.Close(), sendFiles())
 }
 
 // setUp gives the guest the mounts and links that programs expect.

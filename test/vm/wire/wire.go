@@ -33,9 +33,10 @@ const ExitLine = "\x16rig exit "
 
 // Ends of a system, other than a clean reboot.
 const (
-	EndKexec = "kexec" // systemd's shutdown for a jump into another kernel; the rig's kexec resets the machine
-	EndPanic = "c"     // the kernel panics, and resets the machine (SysRq-c)
-	EndReset = "b"     // the kernel resets the machine at once (SysRq-b)
+	EndKexec = "kexec.target"       // a jump into another kernel, which must be loaded by then
+	EndSoft  = "soft-reboot.target" // a reboot of user space alone
+	EndPanic = "c"                  // the kernel panics, and resets the machine (SysRq-c)
+	EndReset = "b"                  // the kernel resets the machine at once (SysRq-b)
 )
 
 // Job is what init does.
@@ -45,4 +46,5 @@ type Job struct {
 	Modules []string // loaded before it starts
 	Scratch bool     // the disk ScratchDisk becomes /tmp, an ext4
 	End     string   // how a system of its own ends after its tests, one of the Ends; "": it reboots
+	Next    *Job     // of what comes after End in the same machine; nil: that ends
 }
