@@ -283,10 +283,14 @@ func (w *Writer) endLeaf(number int64, changed edits) error {
 		return err
 	}
 	page := changed.over(old)
-	if len(page) > scattered {
-		if page, err = w.gather(page, number*format.LeafSize); err != nil {
-			return err
-		}
+	switch {
+	case len(page) > entriesMost:
+		page, err = w.rechunk(page, number*format.LeafSize)
+	case len(page) > scattered:
+		page, err = w.gather(page)
+	}
+	if err != nil {
+		return err
 	}
 	switch {
 	case slices.Equal(page, old):
@@ -317,32 +321,4 @@ func (w *Writer) oldLeaf(number int64) (format.Leaf, error) {
 		return nil, err
 	}
 	return format.DecodeLeaf(b)
-}
-
-// gather writes those chunks of a leaf page anew that have more than one entry.
-func (w *Writer) gather(page format.Leaf, off int64) (format.Leaf, error) {
-	in := make([]int, format.LeafSize/format.ChunkSize)
-	for _, e := range page {
-		for i := e.Off / format.ChunkSize; i <= (e.Off+e.Len-1)/format.ChunkSize; i++ {
-			in[i]++
-		}
-	}
-	var now edits
-	buf, scratch := make([]byte, format.ChunkSize), make([]byte, 0, format.ChunkSize)
-	for i, entries := range in {
-		at := int64(i) * format.ChunkSize
-		b := buf[:max(0, min(format.ChunkSize, w.from.Size-off-at))]
-		if entries < 2 || len(b) == 0 {
-			continue
-		}
-		if err := fill(page, b, at, w.packs.copy); err != nil {
-			return nil, err
-		}
-		ref, err := w.chunk(b, scratch)
-		if err != nil {
-			return nil, err
-		}
-		now = append(now, format.Entry{Off: at, Len: int64(len(b)), Ref: ref})
-	}
-	return now.over(page), nil
 }

@@ -51,9 +51,9 @@ var (
 
 const (
 	segmentsKnown = 1 << 19 // in tables in memory: of 64 bytes each
-	leavesKept    = 32      // of up to 600 KiB, mostly of 20
+	leavesKept    = 32      // of up to 600 KiB, mostly of 20 to 200
 	innersKept    = 64      // of 20 KiB
-	segmentsKept  = 32      // of at most runSize, or ChunkSize
+	segmentsKept  = 256     // of ChunkSize or runSize, which are the same
 )
 
 // requests is how much is asked of a store at once: it may be far.

@@ -21,13 +21,20 @@ import (
 )
 
 const (
-	runSize   = 256 << 10 // plain bytes of a run, at most: what a read of one of them costs
-	blockSize = 4096      // in which zeros are looked for in what is no chunk
+	// runSize is how many plain bytes a run has: what a read of one of them costs. Of a disk that is
+	// read from its start one run of each point is in use at once (segmentsKept).
+	runSize   = format.ChunkSize
+	blockSize = 4096 // in which zeros are looked for in what is no chunk
 	// entriesHeld bounds the entries in memory: of 64 bytes each.
 	entriesHeld = 1 << 18
-	// scattered is how many entries a leaf page may have before parts of it are written anew as
-	// chunks: a block in eight of 4 KiB lies for itself then.
-	scattered = 1024
+	// scattered is how many segments a leaf page may refer to before those are given up of which it
+	// has least, and gathered is how many it refers to then; 256 hold its bytes. What reading a
+	// leaf costs is bounded by the first, at two and a half times its bytes. In the long run a
+	// point of scattered blocks stores half as much again as changed (docs/design/0007).
+	scattered, gathered = 640, 512
+	// entriesMost is how many entries a page may have before parts of it are written anew as
+	// chunks: every block lies for itself then.
+	entriesMost = format.LeafSize / blockSize
 	// pieceSize is what Copy reads at once.
 	pieceSize = 1 << 20
 	// checkAfter is how long a point may take before what it needs is looked for again. It
