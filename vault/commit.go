@@ -284,9 +284,9 @@ func (w *Writer) endLeaf(number int64, changed edits) error {
 	}
 	page := changed.over(old)
 	switch {
-	case len(page) > entriesMost:
+	case len(page) > w.may.entries:
 		page, err = w.rechunk(page, number*format.LeafSize)
-	case len(page) > scattered:
+	case int64(len(page)) > w.may.segments:
 		page, err = w.gather(page)
 	}
 	if err != nil {

@@ -39,7 +39,7 @@ func (w *Writer) rechunk(page format.Leaf, off int64) (format.Leaf, error) {
 // gather writes anew, as runs, what a leaf page has in the segments that it has least of, when it
 // refers to too many: a segment is read, and kept, as a whole for the last block that is needed of it.
 func (w *Writer) gather(page format.Leaf) (format.Leaf, error) {
-	left := sparsest(page)
+	left := w.may.sparsest(page)
 	if len(left) == 0 {
 		return page, nil
 	}
@@ -81,12 +81,12 @@ func (w *Writer) gather(page format.Leaf) (format.Leaf, error) {
 }
 
 // sparsest returns the segments that a page should no longer refer to; none where it may have all.
-func sparsest(page format.Leaf) map[format.Ref]bool {
+func (s scatter) sparsest(page format.Leaf) map[format.Ref]bool {
 	has := map[format.Ref]int64{} // bytes of the page
 	for _, e := range page {
 		has[e.Ref] += e.Len
 	}
-	if len(has) <= scattered {
+	if int64(len(has)) <= s.segments {
 		return nil
 	}
 	type part struct {
@@ -102,7 +102,7 @@ func sparsest(page format.Leaf) map[format.Ref]bool {
 	})
 	left, moved := map[format.Ref]bool{}, int64(0)
 	for _, p := range parts {
-		if p.bytes >= runSize || int64(len(parts)-len(left))+(moved+runSize-1)/runSize <= gathered {
+		if p.bytes >= runSize || int64(len(parts)-len(left))+(moved+runSize-1)/runSize <= s.gathered {
 			break
 		}
 		left[p.ref] = true

@@ -178,6 +178,9 @@ func (m *model) backup() error {
 	if m.impatient || m.rng.IntN(2) == 0 {
 		w.check = 0
 	}
+	if m.rng.IntN(2) == 0 {
+		w.may = scatter{segments: 4, gathered: 3, entries: 64}
+	}
 	m.clock = m.clock.Add(time.Minute)
 	err = m.write(w, set, next)
 	var p Point

@@ -27,20 +27,26 @@ const (
 	blockSize = 4096 // in which zeros are looked for in what is no chunk
 	// entriesHeld bounds the entries in memory: of 64 bytes each.
 	entriesHeld = 1 << 18
-	// scattered is how many segments a leaf page may refer to before those are given up of which it
-	// has least, and gathered is how many it refers to then; 256 hold its bytes. What reading a
-	// leaf costs is bounded by the first, at two and a half times its bytes. In the long run a
-	// point of scattered blocks stores half as much again as changed (docs/design/0007).
-	scattered, gathered = 640, 512
-	// entriesMost is how many entries a page may have before parts of it are written anew as
-	// chunks: every block lies for itself then.
-	entriesMost = format.LeafSize / blockSize
 	// pieceSize is what Copy reads at once.
 	pieceSize = 1 << 20
 	// checkAfter is how long a point may take before what it needs is looked for again. It
 	// is half of the least time after which Prune removes what was declared dead.
 	checkAfter = MinGrace / 2
 )
+
+// scatter bounds how the bytes of a leaf page may lie.
+type scatter struct {
+	// segments is how many a page may refer to before those are given up of which it has least, and
+	// gathered is how many it refers to then.
+	segments, gathered int64
+	// entries is how many a page may have before parts of it are written anew as chunks.
+	entries int
+}
+
+// mayScatter is for pages whose bytes are in 256 segments when they lie together. To read a leaf costs
+// at most two and a half times its bytes. In the long run a point of scattered blocks stores
+// half as much again as changed (docs/design/0007). With more entries not even blocks are whole.
+var mayScatter = scatter{segments: 640, gathered: 512, entries: format.LeafSize / blockSize}
 
 // From says what a new point is made from.
 type From struct {
@@ -65,6 +71,7 @@ type Writer struct {
 	dead   map[format.PackName]bool // when it began
 	looked time.Time                // when all that it needs was there
 	check  time.Duration            // checkAfter
+	may    scatter
 
 	mu      sync.Mutex
 	edits   map[int64]edits // by number of the leaf
@@ -101,7 +108,7 @@ func (v *Vault) Begin(ctx context.Context, from From) (*Writer, error) {
 	}
 	now := time.Now()
 	w := &Writer{
-		v: v, ctx: ctx, from: from, base: tree{v: v}, began: now, looked: now, check: checkAfter, edits: map[int64]edits{}, used: refSet{},
+		v: v, ctx: ctx, from: from, base: tree{v: v}, began: now, looked: now, check: checkAfter, may: mayScatter, edits: map[int64]edits{}, used: refSet{},
 		pages: make([]map[int64]format.Ref, format.Level(from.Size)+1),
 		pool:  sync.Pool{New: func() any { return new(scratch) }},
 	}
