@@ -374,7 +374,7 @@ func (s *Snapshot) prepareStore(ctl *dm.Control, v *Volume) error {
 		return err
 	}
 	if s.Persistent { // what it holds by chance would be taken for a store
-		if err = s.wipe(v); err != nil {
+		if err = s.wipe(ctl, v); err != nil {
 			return err
 		}
 	}

@@ -191,7 +191,7 @@ func (s *Snapshot) takeDown(ctx context.Context, ctl *dm.Control, v *Volume, for
 	}
 	var wiped error
 	if _, ours, err := own(ctl, s.cow(v)); s.Persistent && (ours || err != nil) { // nothing is to bring it up again
-		wiped = errors.Join(err, s.wipe(v))
+		wiped = errors.Join(err, s.wipe(ctl, v))
 	}
 	if !others {
 		if err := s.giveBack(ctx, ctl, v); err != nil {
@@ -230,7 +230,7 @@ func wipe(ctl *dm.Control, name string, store Store) error {
 	if !ours || err != nil {
 		return err
 	}
-	d, err := block.Open(info.Path(), block.Options{Write: true})
+	d, err := block.Open(info.KernelPath(), block.Options{Write: true})
 	if err != nil {
 		return err
 	}

@@ -308,9 +308,17 @@ func (s *Snapshot) drop(ctx context.Context, ctl *dm.Control, v *Volume, why str
 	return err
 }
 
-// wipe takes the header from the store of a volume whose devices are there.
-func (s *Snapshot) wipe(v *Volume) error {
-	d, err := block.Open("/dev/mapper/"+s.cow(v), block.Options{Write: true, Direct: true})
+// wipe takes the header from the store of a volume whose devices are there. A command that was cut off
+// may have left the one of the store before it had a table, or before /dev/mapper had it.
+func (s *Snapshot) wipe(ctl *dm.Control, v *Volume) error {
+	info, err := ctl.Info(s.cow(v))
+	if err != nil {
+		return err
+	}
+	if !info.ActiveTable {
+		return s.unmark(v)
+	}
+	d, err := block.Open(info.KernelPath(), block.Options{Write: true, Direct: true})
 	if err != nil {
 		return err
 	}
@@ -387,6 +395,6 @@ func (s *Snapshot) givenUp(ctl *dm.Control, v *Volume) (bool, error) {
 	if err := s.write(); err != nil {
 		return true, err
 	}
-	_ = s.wipe(v) // the record suffices; and the store that failed may fail again
+	_ = s.wipe(ctl, v) // the record suffices; and the store that failed may fail again
 	return true, nil
 }

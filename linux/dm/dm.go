@@ -93,6 +93,10 @@ func (i Info) Dev() sysfs.Dev { return sysfs.Dev{Major: i.Major, Minor: i.Minor}
 // Path returns where the device's node is, "/dev/mapper/NAME".
 func (i Info) Path() string { return filepath.Join(mapperDir, kernelNameOf(i.Name)) }
 
+// KernelPath returns where the kernel itself keeps the device's node, "/dev/dm-0": it is there from Create on,
+// also while /dev/mapper does not have the device yet.
+func (i Info) KernelPath() string { return sysfs.DevPath(kernelNode(i)) }
+
 // Control is an open connection to device-mapper.
 type Control struct {
 	file    *os.File

@@ -326,6 +326,12 @@ func TestKilledCommands(t *testing.T) {
 	stop := instant.Load(t, at)
 	defer stop()
 	killed(t, name, at, asked(t)/2, byCommand, byLaster)
+	if out, err := byLaster(t.Context(), "/dev/mapper/"+name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	guest.Run(t, "rm", "/dev/mapper/"+name+"+k+cow") // as if it was cut off between the kernel's part and the node
+	guest.Run(t, "tidemark", "snapshot", "destroy", "k")
+	bare(t, at)
 	stop()
 	guest.Run(t, "umount", at)
 	killedRollbacks(t, "/dev/mapper/"+name)
