@@ -60,7 +60,7 @@ func (w *Writer) worthComparing(e extent.Extent) bool {
 	defer w.mu.Unlock()
 	leaf := e.Off / format.LeafSize
 	_, written := w.pages[0][leaf]
-	return !written && !w.overlaps(e) && !slices.ContainsFunc(w.edits[leaf], func(have format.Entry) bool {
+	return !written && !w.run.overlaps(e) && !slices.ContainsFunc(w.edits[leaf], func(have format.Entry) bool {
 		return !extent.Extent{Off: leaf*format.LeafSize + have.Off, Len: have.Len}.Intersect(e).Empty()
 	})
 }

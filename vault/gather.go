@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"slices"
 
+	"tidemark/extent"
 	format "tidemark/format/vault"
 )
 
@@ -44,35 +45,24 @@ func (w *Writer) gather(page format.Leaf) (format.Leaf, error) {
 		return page, nil
 	}
 	var now edits
-	var run []byte
-	var entries []format.Entry // of the run
+	var r run
 	end := func() error {
-		if len(run) == 0 {
-			return nil
-		}
-		ref, err := w.packs.add(format.Run, run, nil, format.Hash{})
-		for _, e := range entries {
-			e.Ref = ref
-			now = append(now, e)
-		}
-		run, entries = run[:0], entries[:0]
+		entries, err := r.end(w.packs)
+		now = append(now, entries...)
 		return err
 	}
 	for _, e := range page {
 		if !left[e.Ref] {
 			continue
 		}
-		if int64(len(run))+e.Len > runSize { // of what is given up no entry is as long as a run
+		if !r.fits(e.Len) { // of what is given up no entry is as long as a run
 			if err := end(); err != nil {
 				return nil, err
 			}
 		}
-		at := int64(len(run))
-		run = slices.Grow(run, int(e.Len))[:at+e.Len]
-		if err := w.packs.copy(e.Ref, e.At, run[at:]); err != nil {
+		if err := w.packs.copy(e.Ref, e.At, r.add(extent.Extent{Off: e.Off, Len: e.Len})); err != nil {
 			return nil, err
 		}
-		entries = append(entries, format.Entry{Off: e.Off, Len: e.Len, At: at})
 	}
 	if err := end(); err != nil {
 		return nil, err

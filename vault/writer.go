@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -73,13 +72,11 @@ type Writer struct {
 	check  time.Duration            // checkAfter
 	may    scatter
 
-	mu      sync.Mutex
-	edits   map[int64]edits // by number of the leaf
-	held    int             // entries in edits
-	run     []byte
-	coded   []byte                 // room for what becomes of it
-	pending []extent.Extent        // of the disk, whose bytes lie in run
-	pages   []map[int64]format.Ref // by level and number: pages that are new; zero: only zeros
+	mu    sync.Mutex
+	edits map[int64]edits        // by number of the leaf
+	held  int                    // entries in edits
+	run   run                    // places of the disk
+	pages []map[int64]format.Ref // by level and number: pages that are new; zero: only zeros
 
 	sealed   *Point // by Seal
 	manifest []byte // the object of that
@@ -254,7 +251,7 @@ func (w *Writer) isHole(e extent.Extent) bool {
 	leaf := e.Off / format.LeafSize
 	_, edited := w.edits[leaf]
 	_, written := w.pages[0][leaf]
-	if edited || written || w.overlaps(e) {
+	if edited || written || w.run.overlaps(e) {
 		return false
 	}
 	n, err := w.base.at(w.ctx, 0, leaf*format.LeafSize)
@@ -365,47 +362,32 @@ func (w *Writer) putRun(off int64, data []byte) (fresh int64, err error) {
 // hold keeps bytes for a run. w.mu is held.
 func (w *Writer) hold(off int64, data []byte) error {
 	e := extent.Extent{Off: off, Len: int64(len(data))}
-	if len(w.run)+len(data) > runSize || w.overlaps(e) {
+	if !w.run.fits(e.Len) || w.run.overlaps(e) {
 		if err := w.endRun(); err != nil {
 			return err
 		}
 	}
-	if w.run == nil {
-		w.run, w.coded = make([]byte, 0, runSize), make([]byte, 0, runSize+runSize/64)
-	}
-	w.run = append(w.run, data...)
-	w.pending = append(w.pending, e)
+	copy(w.run.add(e), data)
 	return nil
-}
-
-func (w *Writer) overlaps(e extent.Extent) bool {
-	return slices.ContainsFunc(w.pending, func(p extent.Extent) bool { return !p.Intersect(e).Empty() })
 }
 
 // endRun stores what is held for a run. w.mu is held.
 func (w *Writer) endRun() error {
-	if len(w.run) == 0 {
-		return nil
-	}
-	ref, err := w.packs.add(format.Run, w.run, w.coded, format.Hash{})
+	entries, err := w.run.end(w.packs)
 	if err != nil {
 		return err
 	}
-	pending := w.pending
-	w.run, w.pending = w.run[:0], nil
-	at := int64(0)
-	for _, e := range pending {
-		if err := w.enter(e.Off, format.Entry{Len: e.Len, Ref: ref, At: at}); err != nil {
+	for _, e := range entries {
+		if err := w.enter(e.Off, e); err != nil {
 			return err
 		}
-		at += e.Len
 	}
 	return nil
 }
 
 // enter notes where the bytes of the disk from off on lie, which are of one leaf page. w.mu is held.
 func (w *Writer) enter(off int64, e format.Entry) error {
-	if len(w.pending) > 0 && w.overlaps(extent.Extent{Off: off, Len: e.Len}) {
+	if w.run.overlaps(extent.Extent{Off: off, Len: e.Len}) {
 		if err := w.endRun(); err != nil {
 			return err
 		}
