@@ -139,16 +139,17 @@ func (t *Table) sourceDevice(path string) (sysfs.Dev, bool) {
 	if n, err := nodeAt(filepath.Join(t.sys.sys, "class/block", filepath.Base(path))); err == nil {
 		return n.dev, true
 	}
-	names, err := filepath.Glob(filepath.Join(escapeGlob(t.sys.sys), "block/dm-*/dm/name"))
+	mappers, err := namesIn(filepath.Join(t.sys.sys, "block"), "dm-")
 	if err != nil {
 		return sysfs.Dev{}, false
 	}
-	for _, p := range names {
-		name, err := sysfs.Text(p)
+	for _, mapper := range mappers {
+		dir := filepath.Join(t.sys.sys, "block", mapper)
+		name, err := sysfs.Text(filepath.Join(dir, "dm/name"))
 		if err != nil || name != filepath.Base(path) {
 			continue
 		}
-		if n, err := nodeAt(filepath.Dir(filepath.Dir(p))); err == nil {
+		if n, err := nodeAt(dir); err == nil {
 			return n.dev, true
 		}
 	}

@@ -140,13 +140,13 @@ func (s spreading) slaves(n node) ([]sysfs.Dev, error) {
 
 // volumes returns what the active volumes of a volume group lie on, but for its own volumes.
 func (s spreading) volumes(group string) ([]sysfs.Dev, error) {
-	dirs, err := filepath.Glob(filepath.Join(escapeGlob(s.sys.sys), "block/dm-*"))
+	names, err := namesIn(filepath.Join(s.sys.sys, "block"), "dm-")
 	if err != nil {
 		return nil, err
 	}
 	var devs []sysfs.Dev
-	for _, dir := range dirs {
-		n, err := nodeAt(dir)
+	for _, name := range names {
+		n, err := nodeAt(filepath.Join(s.sys.sys, "block", name))
 		if err != nil || n.volumeGroup() != group {
 			continue // taken apart in between, or another's
 		}
